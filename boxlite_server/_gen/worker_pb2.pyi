@@ -1,0 +1,423 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class BoxStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BOX_STATUS_UNSPECIFIED: _ClassVar[BoxStatus]
+    BOX_STATUS_CONFIGURED: _ClassVar[BoxStatus]
+    BOX_STATUS_RUNNING: _ClassVar[BoxStatus]
+    BOX_STATUS_STOPPED: _ClassVar[BoxStatus]
+    BOX_STATUS_PAUSED: _ClassVar[BoxStatus]
+    BOX_STATUS_FAILED: _ClassVar[BoxStatus]
+
+class ExecutionStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXECUTION_STATUS_UNSPECIFIED: _ClassVar[ExecutionStatus]
+    EXECUTION_STATUS_RUNNING: _ClassVar[ExecutionStatus]
+    EXECUTION_STATUS_COMPLETED: _ClassVar[ExecutionStatus]
+    EXECUTION_STATUS_KILLED: _ClassVar[ExecutionStatus]
+    EXECUTION_STATUS_TIMED_OUT: _ClassVar[ExecutionStatus]
+
+class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTPUT_STREAM_UNSPECIFIED: _ClassVar[OutputStream]
+    OUTPUT_STREAM_STDOUT: _ClassVar[OutputStream]
+    OUTPUT_STREAM_STDERR: _ClassVar[OutputStream]
+BOX_STATUS_UNSPECIFIED: BoxStatus
+BOX_STATUS_CONFIGURED: BoxStatus
+BOX_STATUS_RUNNING: BoxStatus
+BOX_STATUS_STOPPED: BoxStatus
+BOX_STATUS_PAUSED: BoxStatus
+BOX_STATUS_FAILED: BoxStatus
+EXECUTION_STATUS_UNSPECIFIED: ExecutionStatus
+EXECUTION_STATUS_RUNNING: ExecutionStatus
+EXECUTION_STATUS_COMPLETED: ExecutionStatus
+EXECUTION_STATUS_KILLED: ExecutionStatus
+EXECUTION_STATUS_TIMED_OUT: ExecutionStatus
+OUTPUT_STREAM_UNSPECIFIED: OutputStream
+OUTPUT_STREAM_STDOUT: OutputStream
+OUTPUT_STREAM_STDERR: OutputStream
+
+class Empty(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BoxRef(_message.Message):
+    __slots__ = ("box_id", "generation")
+    BOX_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    box_id: str
+    generation: int
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class BoxSpec(_message.Message):
+    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIR_FIELD_NUMBER: _ClassVar[int]
+    ENTRYPOINT_FIELD_NUMBER: _ClassVar[int]
+    CMD_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_ENABLED_FIELD_NUMBER: _ClassVar[int]
+    TTY_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    cpus: int
+    memory_mib: int
+    env: _containers.ScalarMap[str, str]
+    working_dir: str
+    entrypoint: _containers.RepeatedScalarFieldContainer[str]
+    cmd: _containers.RepeatedScalarFieldContainer[str]
+    user: str
+    network_enabled: bool
+    tty: bool
+    hostname: str
+    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code")
+    BOX_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    box_id: str
+    generation: int
+    status: BoxStatus
+    pid: int
+    exit_code: int
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ...) -> None: ...
+
+class CreateBoxRequest(_message.Message):
+    __slots__ = ("box", "spec")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    spec: BoxSpec
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ...) -> None: ...
+
+class StopBoxRequest(_message.Message):
+    __slots__ = ("box", "timeout_seconds")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    timeout_seconds: float
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class RemoveBoxRequest(_message.Message):
+    __slots__ = ("box", "force")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    force: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class ListBoxesResponse(_message.Message):
+    __slots__ = ("boxes",)
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    boxes: _containers.RepeatedCompositeFieldContainer[Box]
+    def __init__(self, boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+
+class ExecutionRef(_message.Message):
+    __slots__ = ("box_id", "execution_id")
+    BOX_ID_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
+    box_id: str
+    execution_id: str
+    def __init__(self, box_id: _Optional[str] = ..., execution_id: _Optional[str] = ...) -> None: ...
+
+class StartExecutionRequest(_message.Message):
+    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIR_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    TTY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    execution_id: str
+    command: str
+    args: _containers.RepeatedScalarFieldContainer[str]
+    env: _containers.ScalarMap[str, str]
+    working_dir: str
+    user: str
+    tty: bool
+    timeout_seconds: float
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class AttachBoxRequest(_message.Message):
+    __slots__ = ("box",)
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ...) -> None: ...
+
+class Execution(_message.Message):
+    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message")
+    EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    execution_id: str
+    status: ExecutionStatus
+    exit_code: int
+    started_at_ms: int
+    duration_ms: int
+    error_message: str
+    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ...) -> None: ...
+
+class ReadOutputRequest(_message.Message):
+    __slots__ = ("execution", "position")
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    execution: ExecutionRef
+    position: int
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class OutputEvent(_message.Message):
+    __slots__ = ("position", "chunk", "ended", "dropped_bytes")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    chunk: OutputChunk
+    ended: Execution
+    dropped_bytes: int
+    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
+
+class OutputChunk(_message.Message):
+    __slots__ = ("stream", "data")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    stream: OutputStream
+    data: bytes
+    def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WriteInputRequest(_message.Message):
+    __slots__ = ("execution", "data", "close")
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    execution: ExecutionRef
+    data: bytes
+    close: bool
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ...) -> None: ...
+
+class WriteInputResponse(_message.Message):
+    __slots__ = ("accepted",)
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    def __init__(self, accepted: _Optional[int] = ...) -> None: ...
+
+class SignalExecutionRequest(_message.Message):
+    __slots__ = ("execution", "signal")
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    execution: ExecutionRef
+    signal: int
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., signal: _Optional[int] = ...) -> None: ...
+
+class ResizeExecutionRequest(_message.Message):
+    __slots__ = ("execution", "cols", "rows")
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    COLS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    execution: ExecutionRef
+    cols: int
+    rows: int
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
+
+class PutFilesRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PutFilesHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutFilesHeader(_message.Message):
+    __slots__ = ("box", "path", "overwrite", "source_is_dir")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    OVERWRITE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    overwrite: bool
+    source_is_dir: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ...) -> None: ...
+
+class GetFilesRequest(_message.Message):
+    __slots__ = ("box", "path", "follow_symlinks")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_SYMLINKS_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    follow_symlinks: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., follow_symlinks: _Optional[bool] = ...) -> None: ...
+
+class FilesChunk(_message.Message):
+    __slots__ = ("source_is_dir", "data")
+    SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    source_is_dir: bool
+    data: bytes
+    def __init__(self, source_is_dir: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class DataChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class SnapshotRef(_message.Message):
+    __slots__ = ("box", "snapshot_id")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    snapshot_id: str
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., snapshot_id: _Optional[str] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("snapshot_id", "container_disk_bytes", "size_bytes")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    container_disk_bytes: int
+    size_bytes: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., container_disk_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class RestoreSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot", "new_generation")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    NEW_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    snapshot: SnapshotRef
+    new_generation: int
+    def __init__(self, snapshot: _Optional[_Union[SnapshotRef, _Mapping]] = ..., new_generation: _Optional[int] = ...) -> None: ...
+
+class CloneBoxRequest(_message.Message):
+    __slots__ = ("source", "box", "spec")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    source: BoxRef
+    box: BoxRef
+    spec: BoxSpec
+    def __init__(self, source: _Optional[_Union[BoxRef, _Mapping]] = ..., box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ...) -> None: ...
+
+class ImportBoxRequest(_message.Message):
+    __slots__ = ("box", "data")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    data: bytes
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PullImageRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class PullImageEvent(_message.Message):
+    __slots__ = ("progress", "image")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    progress: PullProgress
+    image: Image
+    def __init__(self, progress: _Optional[_Union[PullProgress, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class PullProgress(_message.Message):
+    __slots__ = ("current_bytes", "total_bytes")
+    CURRENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    current_bytes: int
+    total_bytes: int
+    def __init__(self, current_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("reference", "image_id", "cached_at_ms", "size_bytes")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    image_id: str
+    cached_at_ms: int
+    size_bytes: int
+    def __init__(self, reference: _Optional[str] = ..., image_id: _Optional[str] = ..., cached_at_ms: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class ListImagesResponse(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class VolumeRef(_message.Message):
+    __slots__ = ("volume_id",)
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    def __init__(self, volume_id: _Optional[str] = ...) -> None: ...
+
+class Volume(_message.Message):
+    __slots__ = ("volume_id", "created_at_ms")
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    created_at_ms: int
+    def __init__(self, volume_id: _Optional[str] = ..., created_at_ms: _Optional[int] = ...) -> None: ...
+
+class ListVolumesResponse(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
+class BoxMetrics(_message.Message):
+    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received")
+    COMMANDS_EXECUTED_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    commands_executed: int
+    exec_errors: int
+    input_bytes: int
+    output_bytes: int
+    cpu_percent: float
+    memory_bytes: int
+    network_bytes_sent: int
+    network_bytes_received: int
+    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,56 @@
+"""Ids of boxes, workers and executions, and the names of workers.
+
+Ids come from the operating system's entropy and are safe to show, never to trust as a secret;
+secrets have their own function.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import string
+
+BASE62 = string.digits + string.ascii_letters
+ID_LENGTH = 12  # 71 bits; released clients take 12 or 26 alphanumerics and silently replace anything else
+
+_ADJECTIVES = (
+    "amber ancient autumn billowing bitter black blue bold brave breezy bright broad calm clear cold cool "
+    "crimson curly damp dark dawn deep delicate dry dusty early empty fair fancy fast fragrant fresh frosty "
+    "gentle golden green hidden holy icy jolly late lingering little lively long lucky misty morning muddy "
+    "mute nameless noisy odd old orange patient plain polished proud purple quiet rapid red restless rough "
+    "round royal shiny shy silent silver small snowy soft solitary sparkling spring square steep still summer "
+    "sweet swift tall tiny twilight wandering warm white wild winter wispy withered yellow young"
+).split()
+_NOUNS = (
+    "bank bar base bird block boat bonus bread breeze brook bush butterfly cake cell cherry cloud credit "
+    "darkness dawn dew disk dream dust feather field fire firefly flower fog forest frog frost glade glitter "
+    "grass grove hall harbor hat haze heart hill king lab lake leaf limit math meadow mode moon morning "
+    "mountain mouse mud night paper pine poetry pond queen rain recipe resonance rice river salad scene sea "
+    "shadow shape silence sky smoke snow snowflake sound star stone sun sunset surf term thunder tooth tree "
+    "truth union unit violet voice water waterfall wave wildflower wind wood"
+).split()
+
+
+def new_id() -> str:
+    """A box, worker or cluster id: 12 base-62 characters."""
+    return "".join(secrets.choice(BASE62) for _ in range(ID_LENGTH))
+
+
+def execution_id() -> str:
+    """An execution id: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def request_id() -> str:
+    """A request id, as it stands in error bodies, `X-Request-Id` and logs."""
+    return "req_" + secrets.token_hex(10)
+
+
+def worker_name(rng: random.Random) -> str:
+    """A worker name such as ``frosty-meadow-42``; not unique by itself."""
+    return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}-{rng.randrange(100)}"
+
+
+def secret() -> str:
+    """A secret of 256 bits, URL-safe."""
+    return secrets.token_urlsafe(32)

@@ -1,0 +1,101 @@
+"""The errors of `errors.py` on gRPC, both ways, and the secret that every call carries.
+
+The status code is for generic gRPC clients; between our own processes the error's `code` travels as the
+trailing metadatum `boxlite-code`, and its message as the call's details.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from . import errors
+
+CODE_KEY = "boxlite-code"
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024  # of every byte stream
+
+log = logging.getLogger(__name__)
+
+_STATUS: dict[str, grpc.StatusCode] = {
+    "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported": grpc.StatusCode.UNIMPLEMENTED,
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
+    "invalid_state": grpc.StatusCode.FAILED_PRECONDITION,
+    "stopped": grpc.StatusCode.FAILED_PRECONDITION,
+    "session_reaped": grpc.StatusCode.NOT_FOUND,
+    "image_pull_failed": grpc.StatusCode.FAILED_PRECONDITION,
+    "execution_failed": grpc.StatusCode.FAILED_PRECONDITION,
+    "resource_exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "upstream_unavailable": grpc.StatusCode.UNAVAILABLE,
+    "engine_unavailable": grpc.StatusCode.UNAVAILABLE,
+    "timeout": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+
+
+def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
+    """End the call with `error`: the worker's one way out. Never returns."""
+    if not isinstance(error, errors.BoxliteError):
+        log.error("fault in a call", exc_info=error)
+        error = errors.BoxliteError(f"fault in the worker: {type(error).__name__}: {error}")
+    context.set_trailing_metadata(((CODE_KEY, error.code),))
+    context.abort(_STATUS[error.code], error.message)
+
+
+def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.BoxliteError:
+    """The error that a worker's failed call stands for: its own, or that the worker cannot be reached."""
+    details = exc.details() or exc.code().name
+    for key, value in exc.trailing_metadata() or ():
+        if key == CODE_KEY:
+            return errors.from_code(value.decode() if isinstance(value, bytes) else value, details)
+    if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.TimedOutError(f"worker {worker_name} did not answer in time; try again")
+    if exc.code() is grpc.StatusCode.UNAVAILABLE:
+        return errors.UpstreamUnavailableError(f"worker {worker_name} cannot be reached: {details}")
+    if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
+    return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
+
+
+class SecretInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Refuses every call that does not carry the worker's own secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._expected = f"Bearer {secret}".encode()
+
+        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+            abort(context, errors.AuthError("this call does not carry the worker's secret"))
+
+        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        for key, value in handler_call_details.invocation_metadata:
+            if key == "authorization":
+                given = value if isinstance(value, bytes) else value.encode()
+                if hmac.compare_digest(given, self._expected):
+                    return continuation(handler_call_details)
+        return self._refuse
+
+
+def with_secret(secret: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that a call to a worker carries."""
+    return (("authorization", f"Bearer {secret}"),)
+
+
+def chunks(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces that fit one message."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
