@@ -16,7 +16,8 @@
     ├── ResourceExhaustedError         429 resource_exhausted
     ├── UpstreamUnavailableError       503 upstream_unavailable
     ├── EngineError                    503 engine_unavailable
-    └── TimedOutError                  504 timeout
+    ├── TimedOutError                  504 timeout
+    └── DatabaseError                  500 database_error
 
 Each class carries the HTTP status, the `type` and the `code` that released clients dispatch on.
 The message is for the person at the client: it says what happened, to what, and what to do.
@@ -111,6 +112,12 @@ class EngineError(BoxliteError):
 
 class TimedOutError(BoxliteError):
     status, type, code = 504, "TimeoutError", "timeout"
+
+
+class DatabaseError(BoxliteError):
+    """The coordinator's database cannot be read or written."""
+
+    type, code = "DatabaseError", "database_error"
 
 
 def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:

@@ -38,6 +38,7 @@ _STATUS: dict[str, grpc.StatusCode] = {
     "upstream_unavailable": grpc.StatusCode.UNAVAILABLE,
     "engine_unavailable": grpc.StatusCode.UNAVAILABLE,
     "timeout": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "database_error": grpc.StatusCode.INTERNAL,
     "internal": grpc.StatusCode.INTERNAL,
 }
 
@@ -66,7 +67,7 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
 
 
-class SecretInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+class SecretInterceptor(grpc.ServerInterceptor):
     """Refuses every call that does not carry the worker's own secret."""
 
     def __init__(self, secret: str) -> None:
@@ -75,13 +76,13 @@ class SecretInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
         def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
             abort(context, errors.AuthError("this call does not carry the worker's secret"))
 
-        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+        self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(refuse)
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         for key, value in handler_call_details.invocation_metadata:
             if key == "authorization":
                 given = value if isinstance(value, bytes) else value.encode()

@@ -1,0 +1,3 @@
+"""A distributed server for sandbox boxes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,101 @@
+"""A small image for machines that reach no registry: a static busybox and nothing else, about 2 MB."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+from . import engine
+from .errors import EngineError
+
+DIRECTORIES = {
+    "bin": 0o755,
+    "etc": 0o755,
+    "home": 0o755,
+    "home/box": 0o755,
+    "root": 0o700,
+    "tmp": 0o1777,
+    "var": 0o755,
+}
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+box:x:1000:1000:box:/home/box:/bin/sh
+nobody:x:65534:65534:nobody:/:/bin/false
+"""
+GROUP = """\
+root:x:0:
+box:x:1000:
+nogroup:x:65534:
+"""
+
+
+def import_image(docker_host: str, reference: str, *, cmd: Sequence[str] = ("sh",)) -> None:
+    """Make the image `name:tag` on an engine: busybox's commands in /bin, and a user `box` with uid 1000.
+
+    `cmd` is the image's command; empty: it has none.
+    EngineError where no static busybox is to be had: it is downloaded from Debian or Ubuntu only.
+    """
+    name, _, tag = reference.rpartition(":")
+    changes = ["ENV PATH=/bin"] + ([f"CMD {json.dumps(list(cmd))}"] if cmd else [])
+    query = urlencode({"fromSrc": "-", "repo": name, "tag": tag, "changes": changes}, doseq=True)
+    with tempfile.TemporaryDirectory() as directory:
+        archive = _archive(_find(Path(directory)))
+    engine.request(docker_host, "POST", f"/images/create?{query}", archive)
+
+
+def _find(directory: Path) -> Path:
+    """The machine's own busybox when it is static, else Debian's, unpacked below `directory`.
+
+    Debian's is not installed: that would push out a dynamically linked one that the machine may need.
+    """
+    installed = engine.which("busybox")
+    if installed and _is_static(Path(installed)):
+        return Path(installed)
+    if engine.which("apt-get") is None:
+        raise EngineError("a statically linked busybox is missing; install one")
+    download = ("apt-get", "download", "busybox-static")
+    done = engine.run(*download, cwd=directory)
+    if done.returncode != 0 and os.geteuid() == 0:
+        engine.run("apt-get", "update")
+        done = engine.run(*download, cwd=directory)
+    package = next(directory.glob("*.deb"), None)
+    if package is None:
+        raise EngineError(f"apt-get download busybox-static failed: {done.stderr.strip()[-2000:]}")
+    engine.run("dpkg-deb", "--extract", str(package), str(directory / "root"))
+    return next(path for path in directory.glob("root/**/bin/busybox") if path.is_file())
+
+
+def _is_static(program: Path) -> bool:
+    """Whether the program's head names no loader."""
+    with program.open("rb") as opened:
+        return b"/ld-" not in opened.read(4096)
+
+
+def _archive(program: Path) -> bytes:
+    """A root filesystem as a tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+
+        def add(
+            name: str, mode: int, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = ""
+        ) -> None:
+            entry = tarfile.TarInfo(name)
+            entry.mode, entry.type, entry.linkname, entry.size = mode, kind, link, len(data)
+            entry.uid = entry.gid = 1000 if name == "home/box" else 0
+            tar.addfile(entry, io.BytesIO(data))
+
+        for name, mode in DIRECTORIES.items():
+            add(name, mode, kind=tarfile.DIRTYPE)
+        add("bin/busybox", 0o755, program.read_bytes())
+        add("etc/passwd", 0o644, PASSWD.encode())
+        add("etc/group", 0o644, GROUP.encode())
+        for command in engine.run(str(program), "--list").stdout.split():
+            if command != "busybox":
+                add(f"bin/{command}", 0o777, kind=tarfile.SYMTYPE, link="busybox")
+    return archive.getvalue()

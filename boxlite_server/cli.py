@@ -1,0 +1,205 @@
+"""The `boxlite-server` command: coordinator, worker, or both for local use."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from . import __version__, errors
+
+DEFAULT_HOME = Path("~/.boxlite")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code: 0 after a clean end, 1 when it cannot start, 2 for wrong arguments."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    # Libraries that tell each request and each frame, or warn about what the edge has dealt with.
+    for name in ("connexion", "httpcore", "urllib3", "docker", "websockets", "asyncio"):
+        logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
+    try:
+        return int(arguments.run(arguments))
+    except errors.BoxliteError as exc:
+        print(f"boxlite-server: {exc.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run_coordinator(arguments: argparse.Namespace) -> int:
+    from .coordinator.server import CoordinatorConfig, run
+
+    return run(
+        CoordinatorConfig(
+            host=arguments.host,
+            port=arguments.port,
+            db_path=arguments.db_path.expanduser(),
+            api_key=arguments.api_key,
+            no_auth=arguments.no_auth,
+            debug=arguments.debug,
+        )
+    )
+
+
+def _run_worker(arguments: argparse.Namespace) -> int:
+    from .worker.main import WorkerConfig, run
+
+    return run(
+        WorkerConfig(
+            coordinator=arguments.coordinator,
+            host=arguments.host,
+            port=arguments.port,
+            advertise=arguments.advertise,
+            name=arguments.name,
+            labels=dict(arguments.label),
+            home=arguments.home.expanduser(),
+            health_port=arguments.health_port,
+            max_boxes=arguments.max_boxes,
+            api_key=arguments.api_key,
+        )
+    )
+
+
+def _run_dev(arguments: argparse.Namespace) -> int:
+    from .dev import run
+
+    return run(arguments.port, arguments.home.expanduser(), debug=arguments.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="boxlite-server", description="A distributed server for sandbox boxes.")
+    parser.add_argument("--version", action="version", version=f"boxlite-server {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_coordinator(commands)
+    _add_worker(commands)
+    _add_dev(commands)
+    return parser
+
+
+def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "coordinator", help="take client requests and place boxes on workers", formatter_class=_Formatter
+    )
+    parser.set_defaults(run=_run_coordinator)
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
+    parser.add_argument(
+        "--port", type=_port, default=_from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port to serve on"
+    )
+    parser.add_argument(
+        "--db-path",
+        type=Path,
+        default=_from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
+        help="the database file",
+    )
+    _add_api_key(parser, "require this key of clients and workers")
+    parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
+    _add_debug(parser)
+
+
+def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("worker", help="run boxes on this host's Docker Engine", formatter_class=_Formatter)
+    parser.set_defaults(run=_run_worker)
+    coordinator = os.environ.get("BOXLITE_COORDINATOR_URL")
+    parser.add_argument(
+        "--coordinator",
+        metavar="URL",
+        type=_http_url,
+        default=coordinator,
+        required=not coordinator,
+        help="the coordinator's address [BOXLITE_COORDINATOR_URL]",
+    )
+    parser.add_argument(
+        "--host", metavar="ADDR", help="address to serve on (default: loopback if the coordinator is there, else all)"
+    )
+    parser.add_argument(
+        "--port", type=_port, default=_from_env("BOXLITE_WORKER_PORT", "9100"), help="port for the coordinator's calls"
+    )
+    parser.add_argument(
+        "--advertise", metavar="URL", help="address for the coordinator's calls (default: how this host reached it)"
+    )
+    parser.add_argument("--name", default=os.environ.get("BOXLITE_WORKER_NAME"), help="name (default: a made-up one)")
+    parser.add_argument(
+        "--label", metavar="K=V", type=_key_value, action="append", default=[], help="label, repeatable"
+    )
+    parser.add_argument(
+        "--home", metavar="DIR", type=Path, default=_from_env("BOXLITE_HOME", str(DEFAULT_HOME)), help="data directory"
+    )
+    parser.add_argument("--health-port", type=_port, default=9101, help="port of /healthz and /readyz")
+    parser.add_argument("--max-boxes", metavar="N", type=_positive, help="take at most N boxes (default: no limit)")
+    _add_api_key(parser, "the coordinator's API key")
+    _add_debug(parser)
+
+
+def _add_dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "dev", help="a coordinator and one worker in one command, on loopback", formatter_class=_Formatter
+    )
+    parser.set_defaults(run=_run_dev)
+    parser.add_argument(
+        "--port", type=_port, default=_from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port of the coordinator"
+    )
+    parser.add_argument(
+        "--home", metavar="DIR", type=Path, default=_from_env("BOXLITE_HOME", str(DEFAULT_HOME)), help="data directory"
+    )
+    _add_debug(parser)
+
+
+def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--api-key", metavar="KEY", default=os.environ.get("BOXLITE_API_KEY"), help=f"{text} [BOXLITE_API_KEY]"
+    )
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="log more")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows defaults, but never a secret one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
+            return action.help
+        return f"{action.help} (default: %(default)s)" if "default" not in (action.help or "") else action.help
+
+
+def _from_env(variable: str, default: str) -> str:
+    """argparse converts string defaults, so a bad variable is refused like a bad flag."""
+    return os.environ.get(variable) or default
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
+
+
+def _positive(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+
+
+def _http_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text.rstrip("/")
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is no URL of the form http://HOST:PORT")
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key, value
+    raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")

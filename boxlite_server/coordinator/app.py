@@ -1,0 +1,145 @@
+"""The coordinator's ASGI application: openapi.yaml through Connexion, WebSockets beside it, the edge around both."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import yaml
+from connexion import AsyncApp
+from connexion.exceptions import ProblemException
+from connexion.lifecycle import ConnexionRequest, ConnexionResponse
+from connexion.options import SwaggerUIOptions
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+from swagger_ui_bundle import swagger_ui_path
+
+from .. import errors, specs
+from . import http_errors
+from .attach import Attach
+from .core import Core
+from .edge import Edge
+from .handlers import TagResolver
+from .validation import VALIDATORS
+
+_OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
+
+_SWAGGER_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <title>BoxLite server API</title>
+  <link rel="stylesheet" href="swagger-ui.css">
+  <link rel="icon" href="favicon-32x32.png">
+</head>
+<body>
+  <div id="swagger-ui"></div>
+  <script src="swagger-ui-bundle.js"></script>
+  <script>SwaggerUIBundle({url: "../openapi.json", dom_id: "#swagger-ui", deepLinking: true})</script>
+</body>
+</html>
+"""
+
+
+def create_app(core: Core) -> ASGIApp:
+    """The whole application of one coordinator; `core` is closed when it shuts down."""
+    source = specs.read("openapi.yaml")
+    spec = yaml.safe_load(source)
+    http = _http_app(core, source, spec)
+    return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
+
+
+def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
+    app = AsyncApp(
+        __name__,
+        pythonic_params=True,
+        resolver=TagResolver(core),
+        validator_map=VALIDATORS,
+        swagger_ui_options=SwaggerUIOptions(swagger_ui=False),
+    )
+    app.add_api(_without_security(spec))
+    for kind in (errors.BoxliteError, ProblemException, HTTPException, Exception):
+        app.add_error_handler(kind, _answer_error)
+    api: ASGIApp = app
+    return api
+
+
+def _without_security(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec as Connexion gets it: the edge has authenticated every request before it is routed."""
+    spec = copy.deepcopy(spec)
+    spec.pop("security", None)
+    for operation in _operations(spec):
+        operation.pop("security", None)
+    return spec
+
+
+def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The operations of a spec or of one of its path items."""
+    for part in item.get("paths", item).values():
+        if isinstance(part, dict):
+            yield from [part] if "operationId" in part else _operations(part)
+
+
+async def _answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
+    response = http_errors.response(request.scope, exc)
+    return ConnexionResponse(
+        status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
+    )
+
+
+def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
+    """The documents beside the API, made once; everything else goes to the API."""
+    document = json.dumps(spec).encode()
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        await core.close()
+
+    async def openapi_yaml(_: Any) -> Response:
+        return Response(source, media_type="application/yaml")
+
+    async def openapi_json(_: Any) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def swagger_page(_: Any) -> Response:
+        return HTMLResponse(_SWAGGER_PAGE)
+
+    async def to_swagger(_: Any) -> Response:
+        return RedirectResponse("/swagger-ui/")
+
+    return Starlette(
+        routes=[
+            Route("/", to_swagger),
+            Route("/swagger-ui", to_swagger),
+            Route("/openapi.yaml", openapi_yaml),
+            Route("/openapi.json", openapi_json),
+            Route("/swagger-ui/", swagger_page),
+            Mount("/swagger-ui", StaticFiles(directory=swagger_ui_path)),
+            Mount("/", _connexion_app(core, spec)),
+        ],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _answer, Exception: _answer},
+    )
+
+
+async def _answer(request: Request, exc: Exception) -> Response:
+    return http_errors.response(request.scope, exc)
+
+
+def _open_paths(spec: dict[str, Any]) -> set[str]:
+    """Paths that need no credential: our documents, and what the spec marks with an empty `security`."""
+    marked = {
+        path
+        for path, item in spec["paths"].items()
+        if any(operation.get("security") == [] for operation in _operations(item))
+    }
+    return marked | set(_OWN_PATHS)

@@ -1,0 +1,325 @@
+"""The life of a box, as the coordinator leads it.
+
+The row comes first: the id is minted, the row written and the capacity reserved in one transaction, and only
+then is the worker called. Every worker call is idempotent by (box id, generation), so whatever a crash leaves
+behind can be asked about and finished. Operations on one box run one after the other; different boxes do
+not wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from .. import errors, ids
+from .._gen import worker_pb2 as pb
+from . import boxspec, scheduler
+from .fleet import Fleet
+from .scheduler import Candidate, Need
+from .store import RESERVING, Box, Page, Store, Worker
+
+log = logging.getLogger(__name__)
+
+CREATE_SECONDS = 280.0  # an image pull is part of it; released clients give up after 300
+CALL_SECONDS = 60.0
+DEFAULT_STOP_SECONDS = 30.0
+MAX_STOP_SECONDS = 240.0
+
+# What is the worker's trouble and not the box's.
+_TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
+
+_STATUS = {
+    pb.BOX_STATUS_CONFIGURED: "configured",
+    pb.BOX_STATUS_RUNNING: "running",
+    pb.BOX_STATUS_STOPPED: "stopped",
+    pb.BOX_STATUS_PAUSED: "paused",
+    pb.BOX_STATUS_FAILED: "failed",
+}
+
+
+class Boxes:
+    """All boxes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
+
+    def __init__(self, store: Store, fleet: Fleet, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._clock = clock
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # ---- reading --------------------------------------------------------------------------------------
+
+    def get(self, prefix: str, id_or_name: str) -> Box:
+        box = self._store.find_box(prefix, id_or_name)
+        if box is None or box.status == "removing":
+            raise errors.NotFoundError(f"box not found: {id_or_name}")
+        return box
+
+    def list(self, prefix: str, **filters: Any) -> Page:
+        """See `Store.list_boxes`."""
+        return self._store.list_boxes(prefix, **filters)
+
+    def is_busy(self, box_id: str) -> bool:
+        """Whether an operation on the box is under way."""
+        lock = self._locks.get(box_id)
+        return lock is not None and lock.locked()
+
+    # ---- creating -------------------------------------------------------------------------------------
+
+    async def create(self, prefix: str, request: Mapping[str, Any]) -> Box:
+        """Create a box on the least loaded worker that has room; the next one is tried where one cannot.
+
+        Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError,
+        ResourceExhaustedError (no worker has room), UpstreamUnavailableError (no worker answers).
+        """
+        spec = boxspec.normalise(request)
+        box_id = ids.new_id()
+        async with self._alone(box_id):
+            tried: dict[str, str] = {}
+            for generation in itertools.count(1):
+                worker = self._reserve(box_id, prefix, spec, generation, tried)
+                try:
+                    await self._create_on(worker, box_id, generation, spec)
+                    return self._change(box_id, status="configured")
+                except _TRY_ELSEWHERE as exc:
+                    log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
+                    tried[worker.name] = exc.message
+                    self._forget(box_id)
+                except BaseException:
+                    self._forget(box_id)
+                    raise
+            raise AssertionError("every worker was tried, and _reserve did not say so")
+
+    def _reserve(
+        self, box_id: str, prefix: str, spec: dict[str, Any], generation: int, tried: Mapping[str, str]
+    ) -> Worker:
+        """Choose a worker that was not tried yet and write the row, in one step."""
+        with self._store.transaction():
+            candidates = self._fleet.candidates()
+            placement = scheduler.place(
+                Need(spec["cpus"], spec["memory_mib"]), [c for c in candidates if c.worker.name not in tried]
+            )
+            if not placement.workers:
+                if not candidates:
+                    raise errors.UpstreamUnavailableError(
+                        "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
+                    )
+                reasons = _not_placed({**tried, **placement.refusals})
+                raise (errors.UpstreamUnavailableError if tried else errors.ResourceExhaustedError)(reasons)
+            now = self._clock()
+            self._store.insert_box(
+                Box(
+                    id=box_id,
+                    prefix=prefix,
+                    name=spec["name"],
+                    worker_id=placement.workers[0].id,
+                    generation=generation,
+                    status="creating",
+                    spec=spec,
+                    cpus=spec["cpus"],
+                    memory_mib=spec["memory_mib"],
+                    labels=spec["labels"],
+                    pid=None,
+                    exit_code=None,
+                    error=None,
+                    created_at=now,
+                    updated_at=now,
+                    started_at=None,
+                    stopped_at=None,
+                )
+            )
+            return placement.workers[0]
+
+    async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
+        request = pb.CreateBoxRequest(
+            box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
+        )
+        await self._fleet.call(worker.id, "CreateBox", request, timeout=CREATE_SECONDS)
+
+    # ---- operating ------------------------------------------------------------------------------------
+
+    async def start(self, prefix: str, id_or_name: str) -> Box:
+        """Start a box; of a running one the state. Raises ResourceExhaustedError when its worker is full."""
+        async with self._locked(prefix, id_or_name) as box:
+            return await self._start(box)
+
+    async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
+        """The box, started if it does not run. Raises StoppedError where the box forbids that."""
+        box = self.get(prefix, id_or_name)
+        if box.status == "running" and not self.is_busy(box.id):
+            return box
+        async with self._locked(prefix, box.id) as box:
+            if box.status == "running":
+                return box
+            if box.status == "stopped" and not box.spec["auto_resume"]:
+                raise errors.StoppedError(f"box '{id_or_name}' is stopped and does not resume by itself; start it")
+            return await self._start(box)
+
+    async def _start(self, box: Box) -> Box:
+        if box.status not in RESERVING:
+            box = self._reserve_again(box)
+        try:
+            state = await self._fleet.call(box.worker_id, "StartBox", ref(box), timeout=CALL_SECONDS)
+        except errors.BoxliteError:
+            await self._observe(box)
+            raise
+        return self._apply(box, state)
+
+    def _reserve_again(self, box: Box) -> Box:
+        """A stopped box gave its room away; take it again, or say why not."""
+        worker = self._fleet.get(box.worker_id)
+        need, candidate = Need(box.cpus, box.memory_mib), Candidate(worker, self._fleet.load(worker.id), True)
+        if reason := scheduler.no_room(need, candidate):
+            raise errors.ResourceExhaustedError(
+                f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
+            )
+        return self._change(box.id, status="configured")
+
+    async def stop(self, prefix: str, id_or_name: str, timeout_seconds: float | None) -> Box:
+        """Stop a box: SIGTERM, and SIGKILL after the timeout. A box made with auto_remove is gone afterwards;
+        the answer is its last state."""
+        patience = DEFAULT_STOP_SECONDS if timeout_seconds is None else min(timeout_seconds, MAX_STOP_SECONDS)
+        async with self._locked(prefix, id_or_name) as box:
+            if box.status == "running":
+                box = self._change(box.id, status="stopping")
+            try:
+                state = await self._fleet.call(
+                    box.worker_id,
+                    "StopBox",
+                    pb.StopBoxRequest(box=ref(box), timeout_seconds=patience),
+                    timeout=patience + CALL_SECONDS,
+                )
+            except errors.BoxliteError:
+                await self._observe(box)
+                raise
+            stopped = self._apply(box, state)
+            if stopped.spec["auto_remove"] and stopped.status == "stopped":
+                await self._remove(stopped, force=True)
+            return stopped
+
+    async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
+        """Remove a box and all it holds. A running one only with `force`; with `force` the box of a worker
+        that cannot be reached is forgotten too, and cleaned up there when the worker comes back."""
+        async with self._locked(prefix, id_or_name) as box:
+            await self._remove(box, force=force)
+
+    async def _remove(self, box: Box, *, force: bool) -> None:
+        if box.status == "running" and not force:
+            raise errors.InvalidStateError(f"box '{box.name or box.id}' is running; stop it first, or use force")
+        request = pb.RemoveBoxRequest(box=ref(box), force=force)
+        with self._store.transaction():
+            self._store.update_box(box.id, status="removing")
+        try:
+            await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
+        except (errors.UpstreamUnavailableError, errors.TimedOutError):
+            if not force:
+                with self._store.transaction():
+                    self._store.update_box(box.id, status=box.status)
+                raise
+            log.warning("box %s is forgotten; its worker %s cannot be reached", box.id, box.worker_id)
+        except errors.BoxliteError:
+            with self._store.transaction():
+                self._store.update_box(box.id, status=box.status)
+            await self._observe(box)
+            raise
+        self._forget(box.id)
+
+    # ---- observing ------------------------------------------------------------------------------------
+
+    async def refresh(self, box_id: str) -> None:
+        """Ask the worker how the box is and write it down; finishes what a crash left half done."""
+        async with self._alone(box_id):
+            box = self._store.get_box(box_id)
+            if box is not None:
+                await self._observe(box)
+
+    async def _observe(self, box: Box) -> None:
+        """Under the box's lock. A worker that does not answer leaves the row as it is."""
+        try:
+            state = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
+        except errors.NotFoundError:
+            if box.status in ("creating", "removing"):
+                self._forget(box.id)
+            elif box.status != "failed":
+                worker = self._fleet.get(box.worker_id)
+                log.warning("box %s is gone from worker %s", box.id, worker.name)
+                self._change(
+                    box.id,
+                    status="failed",
+                    pid=None,
+                    error=f"its container is gone from worker {worker.name}",
+                )
+            return
+        except errors.BoxliteError as exc:
+            log.warning("box %s cannot be asked about: %s", box.id, exc)
+            return
+        if box.status == "removing":
+            await self._remove(box, force=True)
+            return
+        now = self._apply(box, state)
+        if now.status == "stopped" and now.spec["auto_remove"]:
+            await self._remove(now, force=True)
+
+    async def remove_stray(self, worker_id: str, stray: pb.BoxRef) -> None:
+        """Remove a container of ours that no row stands for."""
+        async with self._alone(stray.box_id):
+            box = self._store.get_box(stray.box_id)
+            if box and (box.worker_id, box.generation) == (worker_id, stray.generation):
+                return
+            request = pb.RemoveBoxRequest(box=stray, force=True)
+            await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
+
+    def _apply(self, box: Box, state: pb.Box) -> Box:
+        """Write the worker's word about a box into its row."""
+        status = _STATUS[state.status]
+        changes: dict[str, Any] = {
+            "status": status,
+            "pid": state.pid if state.HasField("pid") else None,
+            "exit_code": state.exit_code if state.HasField("exit_code") else None,
+            "error": None,
+        }
+        if status == "running" and box.status != "running":
+            changes["started_at"] = self._clock()
+        if status == "stopped" and box.status != "stopped":
+            changes["stopped_at"] = self._clock()
+        return self._change(box.id, **changes)
+
+    # ---- rows and locks -------------------------------------------------------------------------------
+
+    def _change(self, box_id: str, **changes: Any) -> Box:
+        with self._store.transaction():
+            self._store.update_box(box_id, updated_at=self._clock(), **changes)
+        box = self._store.get_box(box_id)
+        assert box is not None, "rows go only under the box's lock"
+        return box
+
+    def _forget(self, box_id: str) -> None:
+        with self._store.transaction():
+            self._store.delete_box(box_id)
+
+    @asynccontextmanager
+    async def _alone(self, box_id: str) -> AsyncIterator[None]:
+        """Operations on one box in turn; the lock lives as long as somebody holds or awaits it."""
+        lock = self._locks.setdefault(box_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    @asynccontextmanager
+    async def _locked(self, prefix: str, id_or_name: str) -> AsyncIterator[Box]:
+        """The box as it is once it is this operation's turn."""
+        box_id = self.get(prefix, id_or_name).id
+        async with self._alone(box_id):
+            yield self.get(prefix, box_id)
+
+
+def ref(box: Box) -> pb.BoxRef:
+    """The box as a worker knows it."""
+    return pb.BoxRef(box_id=box.id, generation=box.generation)
+
+
+def _not_placed(reasons: Mapping[str, str]) -> str:
+    return "no worker can take the box: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())

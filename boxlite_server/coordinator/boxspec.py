@@ -1,0 +1,97 @@
+"""What a client asks for when it creates a box: defaults filled in, and every known field honoured or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import errors
+from .._gen import worker_pb2 as pb
+
+DEFAULT_IMAGE = "alpine:latest"
+DEFAULT_CPUS = 1
+DEFAULT_MEMORY_MIB = 512
+
+# Fields of the contract that this server cannot honour yet, with the values that ask for nothing.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "rootfs_path": (None, ""),
+    "disk_size_gb": (None,),
+    "volumes": (None, []),
+    "ports": (None, []),
+    "secrets": (None, []),
+    "security": (None, "standard"),
+    "auto_stop": (None, 0),
+    "auto_pause": (None, 0),
+    "auto_delete": (None, 0),
+}
+
+
+def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The full spec of a box from a CreateBoxRequest that fits the schema.
+
+    Raises UnsupportedError for a known field that would have to be dropped.
+    """
+    for field, harmless in _REFUSED.items():
+        if request.get(field) not in harmless:
+            raise errors.UnsupportedError(f"'{field}' is not supported by this server; leave it out")
+    _refuse_capabilities(request.get("advanced") or {})
+    return {
+        "name": request.get("name"),
+        "image": request.get("image") or DEFAULT_IMAGE,
+        "cpus": request.get("cpus") or DEFAULT_CPUS,
+        "memory_mib": request.get("memory_mib") or DEFAULT_MEMORY_MIB,
+        "env": request.get("env") or {},
+        "working_dir": request.get("working_dir") or "",
+        "entrypoint": request.get("entrypoint") or [],
+        "cmd": request.get("cmd") or [],
+        "user": request.get("user") or "",
+        "network": _network_mode(request.get("network")),
+        "tty": bool(request.get("tty")),
+        "labels": request.get("labels") or {},
+        "auto_remove": bool(request.get("auto_remove")),
+        "auto_resume": request.get("auto_resume") is not False,
+    }
+
+
+def _network_mode(network: Any) -> str:
+    """``enabled`` or ``disabled``, from any of the three shapes that clients send.
+
+    An inbound policy is accepted as it is: nothing reaches a box from outside before a tunnel is asked for,
+    and that request has its own answer.
+    """
+    if network is None:
+        return "enabled"
+    if isinstance(network, str):
+        return network
+    outbound = network.get("outbound") or network
+    if outbound.get("allow_net"):
+        raise errors.UnsupportedError("'allow_net' is not supported by this server; leave it out")
+    return str(outbound.get("mode") or "enabled")
+
+
+def _refuse_capabilities(advanced: Mapping[str, Any]) -> None:
+    capabilities = advanced.get("capabilities") or {}
+    if capabilities.get("add") or capabilities.get("drop"):
+        raise errors.UnsupportedError("Linux capabilities cannot be chosen on this server; leave them out")
+
+
+def to_proto(spec: Mapping[str, Any], box_id: str) -> pb.BoxSpec:
+    """The spec as its worker gets it."""
+    return pb.BoxSpec(
+        image=spec["image"],
+        cpus=spec["cpus"],
+        memory_mib=spec["memory_mib"],
+        env=spec["env"],
+        working_dir=spec["working_dir"],
+        entrypoint=spec["entrypoint"],
+        cmd=spec["cmd"],
+        user=spec["user"],
+        network_enabled=spec["network"] == "enabled",
+        tty=spec["tty"],
+        hostname=_hostname(spec["name"] or box_id),
+    )
+
+
+def _hostname(name: str) -> str:
+    """A name as a host name: what is not allowed there becomes a hyphen, at most 63 characters."""
+    return "".join(c if c.isalnum() or c == "-" else "-" for c in name)[:63].strip("-") or "box"

@@ -1,0 +1,49 @@
+"""The coordinator's parts, put together once and handed to every handler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .auth import Authenticator
+from .boxes import Boxes
+from .executions import Executions
+from .fleet import Fleet
+from .reconcile import Reconciler
+from .store import Store
+
+
+@dataclass
+class Core:
+    """One coordinator without its HTTP surface."""
+
+    store: Store
+    fleet: Fleet
+    boxes: Boxes
+    executions: Executions
+    reconciler: Reconciler
+    authenticator: Authenticator
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
+
+    @classmethod
+    def open(cls, db_path: Path | str, api_key: str | None, clock: Callable[[], float] = time.time) -> Core:
+        """Open the database and build the parts; raises DatabaseError."""
+        store = Store(db_path)
+        fleet = Fleet(store, clock)
+        boxes = Boxes(store, fleet, clock)
+        return cls(
+            store=store,
+            fleet=fleet,
+            boxes=boxes,
+            executions=Executions(boxes, fleet),
+            reconciler=Reconciler(store, boxes, clock),
+            authenticator=Authenticator(api_key, clock),
+        )
+
+    async def close(self) -> None:
+        await self.reconciler.close()
+        await self.fleet.close()
+        self.store.close()

@@ -1,0 +1,89 @@
+"""What every request passes first, HTTP and WebSocket alike: a request id, who is calling, and the prefix.
+
+Released clients write the box paths in three ways: without a prefix, under ``default``, and under a prefix of
+their own. Here they become one: ``/v1/{prefix}/…``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import errors, ids
+from . import http_errors
+from .auth import Authenticator
+from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
+
+# A first path segment that names a resource and not a prefix: the caller's own prefix is meant.
+_PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
+RESERVED = _PREFIXED | {"admin", "config", "me", "oauth", "health", "local"}
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Edge:
+    """ASGI middleware around `http` and `websocket`. `open_paths` need no credential."""
+
+    def __init__(
+        self, http: ASGIApp, websocket: ASGIApp, authenticator: Authenticator, open_paths: Collection[str]
+    ) -> None:
+        self._apps = {"http": http, "websocket": websocket}
+        self._lifespan = http
+        self._authenticator = authenticator
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        scope = dict(scope)
+        scope[REQUEST_ID] = request_id if _REQUEST_ID.fullmatch(request_id) else ids.request_id()
+        scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
+        send = _with_request_id(send, scope[REQUEST_ID])
+        try:
+            self._admit(scope, headers)
+        except errors.BoxliteError as exc:
+            await http_errors.response(scope, exc)(scope, receive, send)
+            return
+        await self._apps[scope["type"]](scope, receive, send)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Set the principal and the canonical path, or raise."""
+        if not self._is_open(scope["path"]):
+            principal = self._authenticator.authenticate(headers.get("authorization"))
+            scope[PRINCIPAL] = principal
+            scope["path"] = canonical(scope["path"], principal.prefix)
+            scope["raw_path"] = scope["path"].encode()
+        if "idempotency-key" in headers:
+            raise errors.UnsupportedError("'Idempotency-Key' is not supported by this server yet; leave it out")
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith("/swagger-ui/")
+
+
+def canonical(path: str, own_prefix: str) -> str:
+    """The path with its prefix written out; raises NotFoundError where the prefix cannot be one."""
+    if not path.startswith("/v1/"):
+        return path
+    path = path.rstrip("/")
+    root, _, rest = path.removeprefix("/v1/").partition("/")
+    if root in _PREFIXED:
+        return f"/v1/{own_prefix}/{path.removeprefix('/v1/')}"
+    if rest.partition("/")[0] in _PREFIXED and (root in RESERVED or not _PREFIX.fullmatch(root)):
+        raise errors.NotFoundError(f"'{root}' cannot be a prefix")
+    return path
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+            message.setdefault("headers", [])
+            MutableHeaders(scope=message)["X-Request-Id"] = request_id
+        await send(message)
+
+    return send_with_id

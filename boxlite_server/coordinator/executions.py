@@ -1,0 +1,143 @@
+"""Commands in boxes. They live at the box's worker; here is the way to them.
+
+What the coordinator holds is how far each attached client has been served, so that one that lost its
+connection goes on where it stopped, and that one client at a time is attached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from .. import errors, ids, rpc
+from .._gen import worker_pb2 as pb
+from .boxes import Boxes, ref
+from .fleet import Fleet
+from .frames import Utf8Joiner
+from .store import Box
+
+log = logging.getLogger(__name__)
+
+CALL_SECONDS = 30.0
+# A worker keeps trying to hand input to the command for this long before it answers how much was taken.
+INPUT_SECONDS = 20.0
+MAX_CURSORS = 10_000
+
+
+class Cursor:
+    """How far the attached clients of one execution have been served."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.joiner = Utf8Joiner()
+
+
+class Executions:
+    """All executions of all boxes."""
+
+    def __init__(self, boxes: Boxes, fleet: Fleet) -> None:
+        self._boxes = boxes
+        self._fleet = fleet
+        self._attached: set[str] = set()
+        self._cursors: OrderedDict[str, Cursor] = OrderedDict()
+
+    # ---- commands -------------------------------------------------------------------------------------
+
+    async def start(self, prefix: str, id_or_name: str, request: Mapping[str, Any]) -> tuple[Box, pb.Execution]:
+        """Start a command, and the box before it where that is needed.
+
+        Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not stay up.
+        """
+        box = await self._boxes.ensure_running(prefix, id_or_name)
+        execution_id = ids.execution_id()
+        try:
+            return box, await self._start_in(box, execution_id, request)
+        except (errors.StoppedError, errors.NotFoundError):
+            # It ended since it was last seen; what "stopped" means for this box is decided anew.
+            await self._boxes.refresh(box.id)
+            box = await self._boxes.ensure_running(prefix, box.id)
+            return box, await self._start_in(box, execution_id, request)
+
+    async def _start_in(self, box: Box, execution_id: str, request: Mapping[str, Any]) -> pb.Execution:
+        message = pb.StartExecutionRequest(
+            box=ref(box),
+            execution_id=execution_id,
+            command=request["command"],
+            args=request.get("args") or [],
+            env=request.get("env") or {},
+            working_dir=request.get("working_dir") or "",
+            user=request.get("user") or "",
+            tty=bool(request.get("tty")),
+            timeout_seconds=request.get("timeout_seconds") or 0,
+        )
+        execution: pb.Execution = await self._call(box, "StartExecution", message)
+        return execution
+
+    async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
+        """The box's main command as an execution, also before the box is started."""
+        box = self._boxes.get(prefix, id_or_name)
+        return box, await self._call(box, "AttachBox", pb.AttachBoxRequest(box=ref(box)))
+
+    async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
+        """Raises NotFoundError for an unknown one, and for one that ended more than some minutes ago."""
+        box = self._boxes.get(prefix, id_or_name)
+        return box, await self._call(box, "GetExecution", _ref(box, execution_id))
+
+    async def kill(self, box: Box, execution_id: str) -> None:
+        await self._call(box, "KillExecution", _ref(box, execution_id))
+
+    async def signal(self, box: Box, execution_id: str, number: int) -> None:
+        request = pb.SignalExecutionRequest(execution=_ref(box, execution_id), signal=number)
+        await self._call(box, "SignalExecution", request)
+
+    async def resize(self, box: Box, execution_id: str, cols: int, rows: int) -> None:
+        request = pb.ResizeExecutionRequest(execution=_ref(box, execution_id), cols=cols, rows=rows)
+        await self._call(box, "ResizeExecution", request)
+
+    async def write(self, box: Box, execution_id: str, data: bytes) -> None:
+        """Hand all of `data` to the command, for as long as it takes the command to read it. Raises
+        InvalidStateError once the command has ended."""
+        for chunk in rpc.chunks(data):
+            rest = chunk
+            while rest:
+                request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=rest)
+                answer = await self._call(box, "WriteInput", request)
+                rest = rest[answer.accepted :]
+
+    async def close_input(self, box: Box, execution_id: str) -> None:
+        request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)
+        await self._call(box, "WriteInput", request)
+
+    async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
+        """Output from `position` on, and the end as the last event."""
+        request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
+        async with aclosing(self._fleet.stream(box.worker_id, "ReadOutput", request)) as events:
+            async for event in events:
+                yield event
+
+    async def _call(self, box: Box, method: str, request: Any) -> Any:
+        return await self._fleet.call(box.worker_id, method, request, timeout=CALL_SECONDS)
+
+    # ---- attached clients -----------------------------------------------------------------------------
+
+    @contextmanager
+    def attachment(self, execution_id: str) -> Iterator[Cursor]:
+        """Be the one attached client. Raises AlreadyExistsError while there is another."""
+        if execution_id in self._attached:
+            raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
+        self._attached.add(execution_id)
+        cursor = self._cursors.setdefault(execution_id, Cursor())
+        self._cursors.move_to_end(execution_id)
+        while len(self._cursors) > MAX_CURSORS:
+            self._cursors.popitem(last=False)
+        try:
+            yield cursor
+        finally:
+            self._attached.discard(execution_id)
+
+
+def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:
+    return pb.ExecutionRef(box_id=box.id, execution_id=execution_id)

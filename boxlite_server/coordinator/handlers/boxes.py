@@ -1,0 +1,85 @@
+"""Boxes: create, list, get, start, stop, remove."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from ... import errors
+from .. import wire
+from ..core import Core
+
+# `creating` is ours alone and shows as configured, so the filter has to find it too.
+_FILTER = {"configured": ("configured", "creating")}
+
+
+async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
+    box = await core.boxes.create(prefix, body)
+    return wire.box(box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+
+
+async def list_boxes(
+    core: Core,
+    prefix: str,
+    status: str | None = None,
+    name: str | None = None,
+    label: list[str] | None = None,
+    page_size: int | None = None,
+    page_token: str | None = None,
+) -> Any:
+    page = core.boxes.list(
+        prefix,
+        statuses=_FILTER.get(status, (status,)) if status else (),
+        name=name,
+        labels=_labels(label or []),
+        after=_decode_token(page_token) if page_token else None,
+        limit=page_size,
+    )
+    token = _encode_token(page.next_token) if page.next_token else None
+    return {"boxes": [wire.box(box) for box in page.boxes], "next_page_token": token}
+
+
+async def get_box(core: Core, prefix: str, box_id: str) -> Any:
+    return wire.box(core.boxes.get(prefix, box_id))
+
+
+async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
+    core.boxes.get(prefix, box_id)
+    return None, 204
+
+
+async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) -> Any:
+    await core.boxes.remove(prefix, box_id, force=force)
+    return None, 204
+
+
+async def start_box(core: Core, prefix: str, box_id: str) -> Any:
+    return wire.box(await core.boxes.start(prefix, box_id))
+
+
+async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
+    return wire.box(await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise errors.InvalidArgumentError(f"label filter '{pair}' has to be KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _encode_token(position: tuple[float, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
+
+
+def _decode_token(token: str) -> tuple[float, str]:
+    try:
+        created_at, box_id = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+        return float(created_at), str(box_id)
+    except (binascii.Error, ValueError, TypeError):
+        raise errors.InvalidArgumentError("pageToken is none of ours; use next_page_token of the page before") from None

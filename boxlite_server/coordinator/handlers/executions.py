@@ -1,0 +1,121 @@
+"""Executions: start, look at, steer; output and input of the oldest clients. WebSockets are in `attach.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import connexion
+from starlette.responses import StreamingResponse
+
+from ... import errors
+from ..._gen import worker_pb2 as pb
+from .. import frames, wire
+from ..core import Core
+from ..http_errors import UpgradeRequiredError
+from ..store import Box
+
+
+async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    box, execution = await core.executions.start(prefix, box_id, body)
+    location = f"/v1/{prefix}/boxes/{box.id}/executions/{execution.execution_id}"
+    return {"execution_id": execution.execution_id}, 201, {"Location": location}
+
+
+async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
+    _, execution = await core.executions.get(prefix, box_id, execution_id)
+    return wire.execution(execution)
+
+
+async def kill_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
+    await core.executions.kill(core.boxes.get(prefix, box_id), execution_id)
+    return None, 204
+
+
+async def signal_execution(core: Core, prefix: str, box_id: str, execution_id: str, body: dict[str, Any]) -> Any:
+    await core.executions.signal(core.boxes.get(prefix, box_id), execution_id, body["signal"])
+    return None, 204
+
+
+async def resize_execution(core: Core, prefix: str, box_id: str, execution_id: str, body: dict[str, Any]) -> Any:
+    await core.executions.resize(core.boxes.get(prefix, box_id), execution_id, body["cols"], body["rows"])
+    return None, 204
+
+
+async def send_execution_input(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
+    """Input is passed on as it comes in. A command that has ended takes none and needs none: clients say
+    goodbye to it with an end of input."""
+    box, execution = await core.executions.get(prefix, box_id, execution_id)
+    request = connexion.request
+    with contextlib.suppress(errors.InvalidStateError):
+        async for chunk in request.stream():
+            await core.executions.write(box, execution.execution_id, chunk)
+        if request.headers.get("x-close-stdin", "").lower() == "true":
+            await core.executions.close_input(box, execution.execution_id)
+    return None, 204
+
+
+async def stream_execution_output(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
+    """Server-sent events from the start of the output, or from behind ``Last-Event-ID``."""
+    box, _ = await core.executions.get(prefix, box_id, execution_id)
+    last_id = connexion.request.headers.get("last-event-id", "0")
+    if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
+        raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is none of ours")
+    events = _events(core, box, execution_id, int(last_id))
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _events(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
+    joiner = frames.Utf8Joiner()
+    try:
+        async with contextlib.aclosing(core.executions.read(box, execution_id, position)) as output:
+            async for event in _until_stopping(core, output):
+                if event is None:
+                    yield frames.keepalive_event()
+                elif event.HasField("chunk"):
+                    if data := joiner.push(event.chunk.stream, event.chunk.data):
+                        yield frames.output_event(event.chunk.stream, data, event.position)
+                elif event.HasField("ended"):
+                    for stream, data in joiner.flush():
+                        yield frames.output_event(stream, data, event.position)
+                    yield frames.exit_event(event.ended, event.position)
+    except errors.BoxliteError as exc:
+        yield frames.error_event(exc.message)
+
+
+async def _until_stopping(
+    core: Core, output: AsyncGenerator[pb.OutputEvent, None]
+) -> AsyncIterator[pb.OutputEvent | None]:
+    """The events, None where none came for a while, and an early end when the coordinator stops."""
+    stopping = asyncio.create_task(core.stopping.wait())
+    following = asyncio.ensure_future(anext(output, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait(
+                {stopping, following}, timeout=frames.PING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if stopping in done:
+                return
+            if following not in done:
+                yield None
+                continue
+            event = following.result()
+            if event is None:
+                return
+            yield event
+            following = asyncio.ensure_future(anext(output, None))
+    finally:
+        stopping.cancel()
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError, errors.BoxliteError):
+            await following
+
+
+async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
+    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
+
+
+async def attach_box(core: Core, prefix: str, box_id: str) -> Any:
+    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")

@@ -1,0 +1,90 @@
+"""The errors of `errors.py` on HTTP: the one place that turns any failure into the contract's body."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import connexion.exceptions
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from .. import errors
+
+log = logging.getLogger(__name__)
+
+# Keys under which the edge leaves its findings in the ASGI scope.
+REQUEST_ID = "boxlite.request_id"
+INTEGER_CODES = "boxlite.integer_codes"
+PRINCIPAL = "boxlite.principal"
+
+
+class MethodNotAllowedError(errors.UnsupportedError):
+    status = 405
+
+
+class PayloadTooLargeError(errors.InvalidArgumentError):
+    status = 413
+
+
+class UnsupportedMediaTypeError(errors.InvalidArgumentError):
+    status = 415
+
+
+class UpgradeRequiredError(errors.InvalidArgumentError):
+    status = 426
+
+
+def response(scope: Scope, exc: Exception) -> Response:
+    """The answer to a failed request."""
+    error = _translate(scope, exc)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if isinstance(exc, HTTPException) and exc.headers:
+        headers.update({key: value for key, value in exc.headers.items() if key.lower() == "allow"})
+    return Response(
+        json.dumps(body(scope, error)), status_code=error.status, media_type="application/json", headers=headers
+    )
+
+
+def body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
+    """Released clients decode `code` as an integer or as a string, never both; the path says which they are."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "code": error.status if scope.get(INTEGER_CODES) else error.code,
+            "request_id": scope[REQUEST_ID],
+        }
+    }
+
+
+def _translate(scope: Scope, exc: Exception) -> errors.BoxliteError:
+    if isinstance(exc, errors.BoxliteError):
+        if exc.status >= 500:
+            log.warning("%s: %s", scope[REQUEST_ID], exc)
+        return exc
+    if isinstance(exc, connexion.exceptions.ProblemException):
+        return _framework_error(scope, exc.status, exc.detail or exc.title)
+    if isinstance(exc, HTTPException):
+        return _framework_error(scope, exc.status_code, exc.detail)
+    log.error("%s: fault in %s %s", scope[REQUEST_ID], scope.get("method"), scope["path"], exc_info=exc)
+    return errors.BoxliteError(
+        f"the coordinator failed at this request; its log has the cause under {scope[REQUEST_ID]}"
+    )
+
+
+def _framework_error(scope: Scope, status: int, detail: str) -> errors.BoxliteError:
+    request = f"{scope.get('method', 'GET')} {scope['path']}"
+    if status == 404:
+        return errors.NotFoundError(f"no such path: {request}; /swagger-ui/ lists what there is")
+    if status == 405:
+        return MethodNotAllowedError(f"method not allowed: {request}; /swagger-ui/ lists what there is")
+    if status == 413:
+        return PayloadTooLargeError(detail)
+    if status == 415:
+        return UnsupportedMediaTypeError(detail)
+    if 400 <= status < 500:
+        return errors.InvalidArgumentError(detail)
+    return errors.BoxliteError(detail)

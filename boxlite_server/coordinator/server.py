@@ -1,0 +1,124 @@
+"""Running the coordinator: one process, one port."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from .. import errors
+from .app import create_app
+from .core import Core
+from .frames import PING_SECONDS
+
+log = logging.getLogger(__name__)
+
+# A client that acknowledges nothing for this long is gone. The kernel judges that by the pings we send; a
+# deadline for pongs would also end clients whose input the command does not read, because then nobody reads
+# their pongs either.
+DEAD_PEER_MS = 40_000
+GRACE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    db_path: Path
+    host: str = "127.0.0.1"
+    port: int = 8200  # 0: any free one
+    api_key: str | None = None
+    no_auth: bool = False
+    debug: bool = False
+
+
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Pings at once after the upgrade: released clients give up on a socket that is silent for 10 s."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
+
+    def start_keepalive(self) -> None:
+        self.send_keepalive_ping()
+
+
+class _Server(uvicorn.Server):
+    """Tells long answers to end as soon as a signal asks for the end."""
+
+    def __init__(self, config: uvicorn.Config, core: Core) -> None:
+        super().__init__(config)
+        self._core = core
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._core.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def run(config: CoordinatorConfig) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises BoxliteError when it cannot start."""
+    _refuse_open_door(config)
+    listener = _listen(config)
+    core = Core.open(config.db_path, config.api_key)
+    host, port = listener.getsockname()[:2]
+    log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, config.db_path)
+    server = _Server(
+        uvicorn.Config(
+            create_app(core),
+            lifespan="on",
+            ws=_WebSocketProtocol,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            log_config=None,
+            access_log=config.debug,
+            server_header=False,
+        ),
+        core,
+    )
+    server.run(sockets=[listener])
+    return 0
+
+
+def _refuse_open_door(config: CoordinatorConfig) -> None:
+    if config.api_key or config.no_auth or is_loopback(config.host):
+        return
+    raise errors.InvalidArgumentError(
+        f"without an API key the coordinator serves loopback addresses only, and {config.host} is none: "
+        "give --api-key (or BOXLITE_API_KEY), or --no-auth to let everybody in"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether all that `host` stands for is on loopback; a name is looked up."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+def _listen(config: CoordinatorConfig) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.set_inheritable(True)
+    except OSError as exc:
+        raise errors.InvalidArgumentError(f"cannot listen on {config.host}:{config.port}: {exc.strerror}") from exc
+    return listener
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

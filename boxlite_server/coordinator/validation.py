@@ -1,0 +1,141 @@
+"""Request validation where Connexion's own would answer 500, buffer without bound, or print a schema at people."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from connexion.exceptions import BadRequestProblem
+from connexion.json_schema import Draft4RequestValidator
+from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, ParameterValidator
+from jsonschema import Draft4Validator, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.types import Receive, Scope
+
+from .http_errors import PayloadTooLargeError
+
+MAX_JSON_BYTES = 2 * 1024 * 1024
+MAX_SHOWN = 120  # characters of a refused value
+
+
+class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
+    """Reads a JSON body whole, with or without Content-Length, checks it, and hands it on as plain JSON."""
+
+    async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
+        raw = b"".join([chunk async for chunk in _limited(receive)])
+        if not raw:
+            if self._required:
+                raise BadRequestProblem(detail="the request body is missing; it has to be a JSON object")
+            raw = b"{}"
+        self._validate(_loads(raw))
+        scope = dict(scope)
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(raw))
+        scope["headers"] = headers.raw
+        message = {"type": "http.request", "body": raw, "more_body": False}
+        return self._insert_messages(receive, messages=[message]), scope
+
+    def _validate(self, body: Any) -> None:
+        try:
+            _validator(_Schema(self._schema)).validate(body)
+        except ValidationError as exc:
+            raise BadRequestProblem(detail=describe(exc, "body")) from None
+
+
+class Parameters(ParameterValidator):  # type: ignore[misc]
+    """Parameter errors as one line."""
+
+    @staticmethod
+    def validate_parameter(
+        parameter_type: str, value: Any, param: dict[str, Any], param_name: str | None = None
+    ) -> str | None:
+        name = param_name or param["name"]
+        if value is None:
+            return f"{parameter_type} parameter '{name}' is missing" if param.get("required") else None
+        schema = param.get("schema", param)
+        try:
+            _validator(_Schema(schema)).validate(value)
+        except ValidationError as exc:
+            return describe(exc, f"{parameter_type} parameter '{name}'")
+        return None
+
+
+# The JSON content type as clients write it, and nothing else, has our validator.
+VALIDATORS: dict[str, Any] = {
+    "parameter": Parameters,
+    "body": {**VALIDATOR_MAP["body"], "application/json": JSONBody},
+}
+
+
+def describe(exc: ValidationError, where: str) -> str:
+    """A validation error as one line for the person who wrote the request."""
+    path = ".".join(str(part) for part in exc.absolute_path)
+    subject = f"{where}: '{path}'" if path else where
+    if exc.validator in ("anyOf", "oneOf", "allOf", "not"):
+        return f"{subject} has none of the allowed forms: {_shown(exc.instance)}"
+    if exc.validator == "pattern":
+        return f"{subject}: {_shown(exc.instance)} does not match {exc.validator_value}"
+    if exc.validator == "required":
+        return f"{subject}: {exc.message}"
+    message = exc.message.replace(repr(exc.instance), _shown(exc.instance))
+    return f"{subject}: {message}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+async def _limited(receive: Receive) -> AsyncIterator[bytes]:
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequestProblem(detail="the client went away in the middle of the request body")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_JSON_BYTES:
+            raise PayloadTooLargeError(f"the JSON body is larger than {MAX_JSON_BYTES} bytes")
+        more = message.get("more_body", False)
+        yield chunk
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate can be written in JSON, but is no text
+    except UnicodeDecodeError:
+        raise BadRequestProblem(detail="the request body is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise BadRequestProblem(detail="the request body holds a lone surrogate, which is no character") from None
+    except (ValueError, RecursionError) as exc:
+        raise BadRequestProblem(detail=f"the request body is not JSON: {exc}") from None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _Schema:
+    """A schema as a key of a cache: by its identity, for the spec's schemas live as long as the program."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+
+    def __hash__(self) -> int:
+        return id(self.schema)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Schema) and other.schema is self.schema
+
+
+@functools.lru_cache(maxsize=512)
+def _validator(schema: _Schema) -> Draft4Validator:
+    validator: Draft4Validator = Draft4RequestValidator(
+        schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER
+    )
+    return validator

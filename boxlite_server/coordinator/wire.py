@@ -1,0 +1,78 @@
+"""Rows and messages as the JSON of openapi.yaml."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from .._gen import worker_pb2 as pb
+from .fleet import Fleet
+from .store import Box, Load, Worker
+
+_EXECUTION_STATUS = {
+    pb.EXECUTION_STATUS_RUNNING: "running",
+    pb.EXECUTION_STATUS_COMPLETED: "completed",
+    pb.EXECUTION_STATUS_KILLED: "killed",
+    pb.EXECUTION_STATUS_TIMED_OUT: "timed_out",
+}
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """Unix seconds as RFC 3339 in UTC, with milliseconds."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def box(row: Box) -> dict[str, Any]:
+    """A Box. A box under creation shows as configured: whoever looks it up by name must find it."""
+    return {
+        "box_id": row.id,
+        "name": row.name,
+        "status": "configured" if row.status == "creating" else row.status,
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+        "started_at": timestamp(row.started_at),
+        "stopped_at": timestamp(row.stopped_at),
+        "pid": row.pid,
+        "exit_code": row.exit_code,
+        "error_message": row.error,
+        "image": row.spec["image"],
+        "cpus": row.cpus,
+        "memory_mib": row.memory_mib,
+        "labels": row.labels,
+        "auto_remove": row.spec["auto_remove"],
+        "auto_stop": 0,
+        "auto_delete": 0,
+        "auto_resume": row.spec["auto_resume"],
+    }
+
+
+def execution(message: pb.Execution) -> dict[str, Any]:
+    """An ExecutionInfo."""
+    return {
+        "execution_id": message.execution_id,
+        "status": _EXECUTION_STATUS[message.status],
+        "exit_code": message.exit_code if message.HasField("exit_code") else None,
+        "started_at": timestamp(message.started_at_ms / 1000),
+        "duration_ms": message.duration_ms if message.HasField("duration_ms") else None,
+        "error_message": message.error_message or None,
+    }
+
+
+def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
+    """A Worker, without its secret."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "url": row.url,
+        "status": fleet.status(row),
+        "running_boxes": load.running,
+        "last_heartbeat": timestamp(row.last_heartbeat),
+        "registered_at": timestamp(row.registered_at),
+        "labels": row.labels,
+        "capacity": {"cpus": row.cpus, "memory_mib": row.memory_mib, "max_boxes": row.max_boxes},
+        "reserved": {"cpus": load.cpus, "memory_mib": load.memory_mib, "boxes": load.boxes},
+        "version": row.version,
+        "engine_version": row.engine_version,
+    }

@@ -1,0 +1,150 @@
+"""`make run`: an engine, a coordinator and a worker on this machine, one box through its life, then serving.
+
+    python -m boxlite_server.demo [--port 8200] [--once]
+
+Data lies in BOXLITE_HOME (~/.boxlite), that of a private engine included, should one be needed. The exit code
+is 1 when anything fails; whatever was started has then ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import busybox, engine
+from .errors import BoxliteError, ImageError
+
+IMAGE = "alpine:latest"
+LOCAL_IMAGE = "boxlite-busybox:latest"
+READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+def main() -> int:
+    """Run the demo; the exit code."""
+    parser = argparse.ArgumentParser(prog="boxlite_server.demo", description="boxlite-server on this machine")
+    parser.add_argument("--port", type=int, default=8200, help="of the coordinator (default: %(default)s)")
+    parser.add_argument("--once", action="store_true", help="end after the job, instead of serving on")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends with us
+    url = f"http://127.0.0.1:{options.port}"
+    home = Path(os.environ.get("BOXLITE_HOME", "~/.boxlite")).expanduser().absolute()
+    try:
+        with (
+            engine.ensure_engine(home / "engine") as docker_host,
+            _server(options.port, home, docker_host) as server,
+        ):
+            _job(url, _image(docker_host))
+            if options.once:
+                return 0
+            print(f"\nAPI         {url}/v1/\nSwagger UI  {url}/swagger-ui/\nCtrl-C ends it.", flush=True)
+            server.wait()
+            raise BoxliteError(f"the server ended by itself; see {home / 'dev.log'}")
+    except KeyboardInterrupt:
+        return 0
+    except BoxliteError as error:
+        print(f"failed: {error.message}", file=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        print(f"failed: exit code {error.returncode}; see {home / 'dev.log'}", file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`boxlite-server dev`, ready to take boxes."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        raise BoxliteError(f"port {port} is taken; is a coordinator running already?")
+    command = ["dev", "--port", str(port)]
+    print(f"$ boxlite-server {shlex.join(command)} &", flush=True)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "dev.log").open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "boxlite_server", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us: we end it before the engine
+            env={**os.environ, "DOCKER_HOST": docker_host},
+        )
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _is_ready(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                lines = "\n".join((home / "dev.log").read_text(errors="replace").splitlines()[-8:])
+                raise BoxliteError(f"the server did not start; the end of {home / 'dev.log'}:\n{lines}")
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v1/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _image(docker_host: str) -> str:
+    """alpine:latest, or a stand-in where no registry answers."""
+    if engine.has_image(docker_host, IMAGE):
+        return IMAGE
+    print(f"Pulling {IMAGE} …", flush=True)
+    try:
+        engine.pull_image(docker_host, IMAGE)
+    except ImageError as error:
+        print(f"{error.message}\nUsing a small local image instead, {LOCAL_IMAGE}.", flush=True)
+        if not engine.has_image(docker_host, LOCAL_IMAGE):
+            busybox.import_image(docker_host, LOCAL_IMAGE)
+        return LOCAL_IMAGE
+    return IMAGE
+
+
+def _job(url: str, image: str) -> None:
+    """The main job once: a box is created, used and removed."""
+    box = _boxlite(url, "create", image)
+    try:
+        if _boxlite(url, "exec", box, "--", "echo", "hello") != "hello":
+            raise BoxliteError("the box did not say hello")
+    finally:
+        _boxlite(url, "rm", "--force", box)
+
+
+def _boxlite(url: str, *arguments: str) -> str:
+    """What the `boxlite` command prints; CalledProcessError when it fails."""
+    command = ["--url", url, *arguments]
+    print(f"$ boxlite {shlex.join(command)}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "boxlite_server.client", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    print(done.stdout, end="", flush=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""`boxlite-server dev`: a coordinator and one worker, each a process of its own, ended together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20.0
+
+
+def run(port: int, home: Path, *, debug: bool) -> int:
+    """Serve until a signal or until one of the two ends; the exit code is 0 only after a signal."""
+    flags = ["--debug"] if debug else []
+    coordinator = ["coordinator", "--port", str(port), "--db-path", str(home / "coordinator.db"), *flags]
+    worker = ["worker", "--coordinator", f"http://127.0.0.1:{port}", "--home", str(home), *flags]
+    children: list[subprocess.Popen[bytes]] = []
+    signalled = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
+        for child in children:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    for command in (coordinator, worker):
+        # A session of its own: Ctrl-C reaches the children through us, once.
+        children.append(subprocess.Popen([sys.executable, "-m", "boxlite_server", *command], start_new_session=True))
+    _await_first_end()
+    for child in children:
+        child.terminate()
+    for child in children:
+        _end(child)
+    codes = [child.returncode for child in children]
+    if signalled:
+        return 0
+    log.error("one of coordinator and worker ended by itself, exit codes %s", codes)
+    return 1
+
+
+def _await_first_end() -> None:
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,297 @@
+"""Getting a Docker Engine on a machine that may have none, and the few calls to it that setting up takes.
+
+For `make run` and for the tests; the coordinator and the workers only ever use an engine that is there.
+Speaks the Engine API over the standard library's HTTP client, on a Unix or a TCP socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+from .errors import EngineError, ImageError
+
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+START_SECONDS = 60.0  # for a dockerd to answer
+STOP_SECONDS = 30.0  # for a dockerd to end, its containers being dead already
+SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # dockerd and iptables; not in every PATH
+
+log = logging.getLogger(__name__)
+
+
+# ---- The Engine API --------------------------------------------------------------------------------------
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connect(docker_host: str, timeout: float) -> http.client.HTTPConnection:
+    url = urlsplit(docker_host)
+    if url.scheme == "unix":
+        return _UnixConnection(url.path, timeout)
+    if url.scheme in ("tcp", "http") and url.hostname:
+        return http.client.HTTPConnection(url.hostname, url.port or 2375, timeout=timeout)
+    raise EngineError(f"DOCKER_HOST is {docker_host!r}; use unix:///path or tcp://host:port")
+
+
+def request(
+    docker_host: str, method: str, target: str, body: bytes | None = None, *, timeout: float = 60
+) -> bytes:
+    """The body of the answer. EngineError when there is none, when it is late, or when it is not 2xx."""
+    connection = _connect(docker_host, timeout)
+    try:
+        connection.request(method, target, body, {"Content-Type": "application/x-tar"} if body else {})
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as exc:
+        raise EngineError(f"the engine at {docker_host} does not answer: {exc}") from exc
+    finally:
+        connection.close()
+    if response.status >= 300:
+        text = answer.decode(errors="replace").strip()
+        raise EngineError(f"the engine refused {method} {target}: {response.status} {text}")
+    return answer
+
+
+def answers(docker_host: str) -> bool:
+    """Whether an engine answers there."""
+    try:
+        return request(docker_host, "GET", "/_ping", timeout=5) == b"OK"
+    except EngineError:
+        return False
+
+
+def containers(docker_host: str, *labels: str, running_only: bool = False) -> list[str]:
+    """Ids of the containers that carry all `labels`, each a key or `key=value`."""
+    query = {"all": str(not running_only).lower(), "filters": json.dumps({"label": list(labels)})}
+    found = json.loads(request(docker_host, "GET", f"/containers/json?{urlencode(query)}"))
+    return [container["Id"] for container in found]
+
+
+def has_image(docker_host: str, reference: str) -> bool:
+    try:
+        request(docker_host, "GET", f"/images/{quote(reference)}/json")
+    except EngineError:
+        return False
+    return True
+
+
+def pull_image(docker_host: str, reference: str, *, silence_seconds: float = 20) -> None:
+    """Pull `name:tag`. ImageError with the engine's reason, or when no progress comes for that long."""
+    name, _, tag = reference.rpartition(":")
+    connection = _connect(docker_host, silence_seconds)
+    try:
+        connection.request("POST", f"/images/create?{urlencode({'fromImage': name, 'tag': tag})}")
+        response = connection.getresponse()
+        for line in response:  # a line of JSON each step; the status was sent before the first of them
+            event = json.loads(line)
+            if reason := event.get("error") or event.get("message"):
+                raise ImageError(f"{reference} cannot be pulled: {reason}")
+    except TimeoutError as exc:
+        raise ImageError(f"{reference} cannot be pulled: no progress for {silence_seconds:.0f} s") from exc
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        raise EngineError(f"the engine at {docker_host} broke off a pull: {exc}") from exc
+    finally:
+        connection.close()
+
+
+def tag_image(docker_host: str, source: str, reference: str) -> None:
+    """Give the image `source` the further name `name:tag`."""
+    name, _, tag = reference.rpartition(":")
+    request(docker_host, "POST", f"/images/{quote(source)}/tag?{urlencode({'repo': name, 'tag': tag})}")
+
+
+# ---- A private engine ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ensure_engine(directory: Path) -> Iterator[str]:
+    """The DOCKER_HOST of an engine that answers: the user's own, else a private one in `directory`.
+
+    The private one ends with the context. EngineError says what to do where it cannot be had: it takes root,
+    and on anything but Debian and Ubuntu a dockerd that is installed.
+    """
+    named = os.environ.get("DOCKER_HOST")
+    docker_host = named or DEFAULT_SOCKET
+    if not answers(docker_host):
+        if named:  # somebody's choice: not ours to replace
+            raise EngineError(f"no engine answers at DOCKER_HOST={named}; start it, or unset DOCKER_HOST")
+        if os.geteuid() != 0:
+            raise EngineError(
+                f"no Docker Engine answers at {docker_host}; start it, join its group "
+                "(usermod -aG docker USER), set DOCKER_HOST, or run this as root"
+            )
+        if which("dockerd") is None:
+            apt_install("docker.io")
+            _wait_for_service(docker_host)
+    if answers(docker_host):
+        yield docker_host
+        return
+    with private_engine(directory) as docker_host:
+        yield docker_host
+
+
+@contextlib.contextmanager
+def private_engine(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterator[str]:
+    """The DOCKER_HOST of a dockerd with all that it keeps in `directory`; it ends with the context.
+
+    Needs root; installs docker.io and iproute2 by apt where they are missing. Keep the path of `directory`
+    short: a socket's path has at most 107 bytes. EngineError names the log when it does not start.
+    """
+    for command, package in (("dockerd", "docker.io"), ("ip", "iproute2")):
+        if which(command) is None:
+            apt_install(package)
+    directory.mkdir(parents=True, exist_ok=True)
+    docker_host = f"unix://{directory / 'docker.sock'}"
+    if answers(docker_host):
+        raise EngineError(f"an engine runs in {directory} already")
+    # Left by one that was killed; dockerd would take any process that has the number now for itself.
+    (directory / "pid").unlink(missing_ok=True)
+    with _bridge() as bridge:
+        dockerd = _start(directory, docker_host, bridge, extra_args)
+        try:
+            _wait_for(docker_host, dockerd, directory / "log")
+            log.info("started a Docker Engine of our own at %s (log: %s)", docker_host, directory / "log")
+            yield docker_host
+        finally:
+            _stop(dockerd, docker_host, directory)
+
+
+@contextlib.contextmanager
+def _bridge() -> Iterator[str]:
+    """A network bridge for one engine: its interface's name.
+
+    Engines in one network namespace would all take docker0 and give the same addresses to their
+    containers; `--bip` does not help, as it only gives docker0 another address. So each gets an interface of
+    its own. To make it is the atomic step by which two engines that start at once get different numbers, and
+    so different addresses. 198.18.0.0/15 is set aside for tests of networks: no office and no cloud has it.
+    """
+    for number in range(256):
+        name = f"boxlite{number}"
+        made = run("ip", "link", "add", name, "type", "bridge")
+        if made.returncode == 0:
+            break
+        if "exists" not in made.stderr:
+            raise EngineError(f"no network bridge for an engine can be made: {made.stderr.strip()}")
+    else:
+        raise EngineError("256 bridges named boxliteN exist; remove those of dead engines (ip link del NAME)")
+    try:
+        for step in (("address", "add", f"198.18.{number}.1/24"), ("link", "set", "up")):
+            done = run("ip", *step, "dev", name)
+            if done.returncode != 0:
+                raise EngineError(f"bridge {name} cannot be set up: {done.stderr.strip()}")
+        yield name
+    finally:
+        run("ip", "link", "del", name)
+
+
+def _start(
+    directory: Path, docker_host: str, bridge: str, extra_args: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    # Without a file of its own it would read the machine's, whose settings clash with these flags.
+    config = directory / "daemon.json"
+    config.write_text("{}")
+    command = ["dockerd", "--config-file", str(config), "--host", docker_host, "--bridge", bridge]
+    command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
+    command += ["--pidfile", str(directory / "pid"), *extra_args]
+    with (directory / "log").open("wb") as output:
+        return subprocess.Popen(
+            # Ends with us, even if we are killed; but not by the terminal's Ctrl-C, while boxes still run.
+            ["setpriv", "--pdeathsig", "TERM", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(),
+        )
+
+
+def _wait_for(docker_host: str, dockerd: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(docker_host):
+        if dockerd.poll() is not None or time.monotonic() > deadline:
+            lines = "\n".join(output.read_text(errors="replace").splitlines()[-8:])
+            raise EngineError(f"dockerd did not start; the end of {output}:\n{lines}")
+        time.sleep(0.1)
+
+
+def _stop(dockerd: subprocess.Popen[bytes], docker_host: str, directory: Path) -> None:
+    """End dockerd, and what it started."""
+    with contextlib.suppress(EngineError):  # dockerd itself would give each container 10 s
+        for container in containers(docker_host, running_only=True):
+            with contextlib.suppress(EngineError):  # it ended by itself
+                request(docker_host, "POST", f"/containers/{container}/kill")
+    dockerd.terminate()
+    try:
+        dockerd.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("dockerd does not end; killing it (log: %s)", directory / "log")
+        dockerd.kill()
+        dockerd.wait()
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((directory / "exec/containerd/containerd.pid").read_text()), signal.SIGKILL)
+    # The network namespaces of ended containers stay mounted, and hold up the removal of the directory.
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        target = line.split()[1]
+        if target.startswith(f"{directory}/"):
+            run("umount", "--lazy", target)
+
+
+def _wait_for_service(docker_host: str) -> None:
+    """Where an init system runs, apt has asked it to start the engine."""
+    deadline = time.monotonic() + START_SECONDS
+    while Path("/run/systemd/system").exists() and time.monotonic() < deadline and not answers(docker_host):
+        time.sleep(0.2)
+
+
+# ---- The machine -----------------------------------------------------------------------------------------
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"}
+
+
+def which(command: str) -> str | None:
+    """The path of a command, those of the administrator included."""
+    return shutil.which(command, path=_environment()["PATH"])
+
+
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of the system to its end, without input and in plain English."""
+    env = {**_environment(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=cwd, env=env
+    )
+
+
+def apt_install(package: str) -> None:
+    """Install a package of Debian or Ubuntu, as root. EngineError says what to do where that cannot be."""
+    if os.geteuid() != 0 or which("apt-get") is None:
+        raise EngineError(
+            f"{package} is missing; install it (as root on Debian or Ubuntu this is done for you)"
+        )
+    log.info("installing %s …", package)
+    run("apt-get", "update")  # a failure shows in the next step, with a better text
+    wait = "DPkg::Lock::Timeout=300"
+    done = run("apt-get", "-o", wait, "install", "-y", "--no-install-recommends", package)
+    if done.returncode != 0:
+        raise EngineError(f"apt-get install {package} failed: {done.stderr.strip()[-2000:]}")
