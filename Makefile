@@ -1,7 +1,54 @@
+# make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
+# make test   the tests; needs nothing prepared
+# make lint   ruff and mypy
+# make proto  the stubs of worker.proto
+# make bench  the measurements in bench/
+# make clean  all that was made here
+
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TESTS  ?=
 
-.PHONY: proto
+.PHONY: run test lint proto bench clean
+
+run: $(VENV)/.run
+	exec $(BIN)/python -m boxlite_server.demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q --durations=10 $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto
+
+bench: $(VENV)/.dev
+	set -e; for script in $(wildcard bench/*.py); do $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed is stamped, and installed anew only when pyproject.toml changes.
+$(VENV)/.run: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/.run
+
+# Debian and Ubuntu carry venv in a package of its own, and a bare machine may have no Python at all.
+$(BIN)/pip:
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3 python3-venv; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing; install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)

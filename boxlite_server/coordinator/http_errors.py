@@ -62,7 +62,7 @@ def body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
 
 def _translate(scope: Scope, exc: Exception) -> errors.BoxliteError:
     if isinstance(exc, errors.BoxliteError):
-        if exc.status >= 500:
+        if exc.status >= 500 and not isinstance(exc, errors.NotBuiltError):
             log.warning("%s: %s", scope[REQUEST_ID], exc)
         return exc
     if isinstance(exc, connexion.exceptions.ProblemException):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -84,6 +86,9 @@ def run(config: CoordinatorConfig) -> int:
         ),
         core,
     )
+    # uvicorn raises the signal that ended it once more: an orderly end is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     server.run(sockets=[listener])
     return 0
 

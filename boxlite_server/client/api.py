@@ -1,0 +1,195 @@
+"""The REST API as the client sees it: one kept-alive HTTP connection, and addresses for WebSockets.
+
+Every failure is a `BoxliteError`: what the server says comes back as the class of its `code`;
+a server that cannot be reached is `UpstreamUnavailableError`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import time
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from boxlite_server.errors import BoxliteError, InvalidArgumentError, UpstreamUnavailableError, from_code
+
+CONNECT_TIMEOUT = 10.0  # seconds
+ANSWER_TIMEOUT = 300.0  # seconds; a create may pull a large image first
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "DELETE"})
+_CODE_OF_STATUS = {
+    400: "invalid_argument",
+    401: "unauthenticated",
+    403: "permission_denied",
+    404: "not_found",
+    409: "invalid_state",
+    410: "session_reaped",
+    429: "resource_exhausted",
+    501: "unsupported",
+    502: "upstream_unavailable",
+    503: "upstream_unavailable",
+    504: "timeout",
+}
+
+Json = dict[str, Any]
+log = logging.getLogger("boxlite.client")
+
+
+class ApiClient:
+    """Requests to one server, under one path prefix. Not for use by two threads at once."""
+
+    def __init__(self, url: str, *, path_prefix: str = "", api_key: str = "") -> None:
+        """`url` may carry a base path (`http://host/api`); `path_prefix` may hold several segments."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidArgumentError(f"invalid server URL '{url}': want http://HOST[:PORT]")
+        try:
+            self._port = parts.port
+        except ValueError as error:
+            raise InvalidArgumentError(f"invalid server URL '{url}': {error}") from None
+        self.url = url.rstrip("/")
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname
+        self._netloc = parts.netloc
+        self._root = parts.path.rstrip("/") + "/v1"
+        prefix = path_prefix.strip("/")
+        self._base = f"{self._root}/{quote(prefix)}" if prefix else self._root
+        self._connection: http.client.HTTPConnection | None = None
+
+    # Addresses
+
+    def path(self, *segments: str) -> str:
+        """The path of a resource under the prefix; each segment is percent-encoded."""
+        return "/".join([self._base, *(quote(segment, safe="") for segment in segments)])
+
+    def root_path(self, *segments: str) -> str:
+        """The path of a resource that never carries the prefix, such as `health`."""
+        return "/".join([self._root, *segments])
+
+    def websocket_url(self, path: str) -> str:
+        """The `ws://` or `wss://` address of a path made by `path()`."""
+        return f"{'wss' if self._secure else 'ws'}://{self._netloc}{path}"
+
+    # Boxes
+
+    def create_box(self, body: Json) -> Json:
+        return self.post(self.path("boxes"), body)
+
+    def get_box(self, box: str) -> Json:
+        return self.get(self.path("boxes", box))
+
+    def list_boxes(self) -> list[Json]:
+        """All boxes of the prefix, page by page."""
+        boxes: list[Json] = []
+        query = ""
+        while True:
+            page = self.get(self.path("boxes") + query)
+            boxes += page["boxes"]
+            token = page.get("next_page_token")
+            if not token:
+                return boxes
+            query = "?" + urlencode({"pageToken": token})
+
+    def start_box(self, box: str) -> Json:
+        return self.post(self.path("boxes", box, "start"))
+
+    def stop_box(self, box: str, timeout_seconds: float | None = None) -> Json:
+        body = None if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
+        return self.post(self.path("boxes", box, "stop"), body)
+
+    def remove_box(self, box: str, *, force: bool = False) -> None:
+        # Always said: servers differ in what an absent `force` means.
+        self.request("DELETE", self.path("boxes", box) + f"?force={'true' if force else 'false'}")
+
+    # HTTP
+
+    def get(self, path: str) -> Json:
+        return self._json(self.request("GET", path))
+
+    def post(self, path: str, body: Json | None = None) -> Json:
+        return self._json(self.request("POST", path, body))
+
+    def request(self, method: str, path: str, body: Json | None = None) -> bytes:
+        """One request and the body of its 2xx answer. Raises `BoxliteError`."""
+        headers = {"Accept": "application/json", **self.headers}
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        started = time.monotonic()
+        try:
+            status, answer = self._exchange(method, path, payload, headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise unreachable(self.url, error) from error
+        log.debug("%s %s -> %d in %.0f ms", method, path, status, (time.monotonic() - started) * 1e3)
+        if 200 <= status < 300:
+            return answer
+        raise error_from(status, answer)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _exchange(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        reused = self._connection is not None
+        try:
+            return self._exchange_once(method, path, payload, headers)
+        except (ConnectionError, http.client.BadStatusLine):
+            # The server may have closed an idle connection. A POST is not repeated: it may have been done.
+            if not reused or method not in _IDEMPOTENT:
+                raise
+        self.close()
+        return self._exchange_once(method, path, payload, headers)
+
+    def _exchange_once(
+        self, method: str, path: str, payload: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        connection = self._connection or self._connect()
+        connection.request(method, path, payload, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=CONNECT_TIMEOUT)
+        connection.connect()
+        connection.sock.settimeout(ANSWER_TIMEOUT)
+        self._connection = connection
+        return connection
+
+    @staticmethod
+    def _json(answer: bytes) -> Json:
+        try:
+            document = json.loads(answer)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise BoxliteError("the server's answer is not a JSON object; is --url a BoxLite server?")
+        return document
+
+
+def unreachable(url: str, reason: BaseException) -> UpstreamUnavailableError:
+    """The error for a server that does not answer at `url`."""
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return UpstreamUnavailableError(
+        f"cannot reach {url}: {text}; is the coordinator running? set --url or BOXLITE_REST_URL"
+    )
+
+
+def error_from(status: int, body: bytes) -> BoxliteError:
+    """The error that an answer of this status and body means; any body is accepted."""
+    code, message = _CODE_OF_STATUS.get(status, "internal"), ""
+    try:
+        document = json.loads(body)
+        error = document.get("error", document)
+        message = str(error.get("message") or "")
+        # Under the prefix "default" the code is the status again.
+        code = error["code"] if isinstance(error.get("code"), str) else code
+    except (ValueError, AttributeError):
+        message = body.decode(errors="replace").strip().partition("\n")[0][:200]
+    return from_code(code, message or f"the server answered {status} {http.client.responses.get(status, '')}".rstrip())

@@ -1,0 +1,71 @@
+"""What commands print: tables, JSON, and the small part of Go's templates that scripts use."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from boxlite_server.errors import InvalidArgumentError
+
+_ACTION = re.compile(r"\{\{-?\s*(json\s+)?\.([\w.]*)\s*-?\}\}")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, three blanks apart, as docker prints them."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def age(timestamp: str, now: datetime | None = None) -> str:
+    """How long ago an RFC 3339 time was, in one unit: `12 seconds ago`. Other text comes back as it is."""
+    try:
+        then = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return timestamp
+    seconds = int(((now or datetime.now(UTC)) - then.astimezone(UTC)).total_seconds())
+    count, unit = max(seconds, 0), "second"
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count, unit = seconds // size, name
+            break
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def render(template: str, document: Any) -> str:
+    """Fill `{{.Dotted.Path}}` and `{{json .Path}}`. Raises `InvalidArgumentError` for anything else."""
+
+    def fill(action: re.Match[str]) -> str:
+        value = _at(document, action[2])
+        return json.dumps(value, ensure_ascii=False) if action[1] else _plain(value)
+
+    rest = _ACTION.sub("", template)
+    if "{{" in rest or "}}" in rest:
+        raise InvalidArgumentError(f"template '{template}' is not supported: use {{{{.Path}}}} or {{{{json .Path}}}}")
+    return _ACTION.sub(fill, template)
+
+
+def _at(document: Any, path: str) -> Any:
+    value = document
+    for key in filter(None, path.split(".")):
+        if not isinstance(value, dict) or key not in value:
+            raise InvalidArgumentError(f"template: the box has no field '.{path}'")
+        value = value[key]
+    return value
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "<nil>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

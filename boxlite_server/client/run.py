@@ -1,0 +1,77 @@
+"""`run` and `exec`: the commands whose exit code is that of a command in a box."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from contextlib import suppress
+
+from boxlite_server.client import stream, terminal
+from boxlite_server.client.api import ApiClient, Json
+from boxlite_server.client.boxes import create_body, print_error
+from boxlite_server.errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
+
+CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+
+def failure_code(error: BoxliteError) -> int:
+    """The exit code for a command that never ran, after docker: 127 not found, 126 not allowed, 125 ours."""
+    if isinstance(error, ExecutionError):
+        return NOT_EXECUTABLE if "permission denied" in error.message.lower() else NOT_FOUND
+    return CLIENT_FAILED
+
+
+def run(api: ApiClient, args: Namespace) -> int:
+    if args.tty:
+        _need_terminal()
+    body = create_body(args)
+    if args.tty:
+        body["tty"] = True
+    if args.rm and args.detach:
+        body["auto_remove"] = True  # nobody is here to remove it when it stops
+    box = str(api.create_box(body)["box_id"])
+    if args.detach:
+        return _run_detached(api, box, remove_on_failure=args.rm)
+    try:
+        return stream.attach_main(api, box, lambda: api.start_box(box), stdin=args.interactive, tty=args.tty)
+    finally:
+        if args.rm:
+            _remove(api, box)
+
+
+def execute(api: ApiClient, args: Namespace) -> int:
+    interactive = args.interactive or args.tty
+    if args.tty and not args.detach:
+        _need_terminal()
+    body: Json = {"command": args.cmd[0], "args": args.cmd[1:], "tty": args.tty}
+    optional = {"env": dict(args.env), "working_dir": args.workdir, "user": args.user}
+    body |= {key: value for key, value in optional.items() if value}
+    execution = str(api.post(api.path("boxes", args.box, "exec"), body)["execution_id"])
+    if args.detach:
+        return 0
+    return stream.attach_execution(api, args.box, execution, stdin=interactive, tty=args.tty)
+
+
+def _run_detached(api: ApiClient, box: str, *, remove_on_failure: bool) -> int:
+    try:
+        api.start_box(box)
+    except BoxliteError:
+        if remove_on_failure:
+            _remove(api, box)
+        raise
+    print(box)
+    return 0
+
+
+def _remove(api: ApiClient, box: str) -> None:
+    """Remove the box; the exit code of its command stands, whatever becomes of this."""
+    try:
+        with suppress(NotFoundError):
+            api.remove_box(box, force=True)
+    except BoxliteError as error:
+        print_error(f"box {box} was not removed: {error.message}")
+
+
+def _need_terminal() -> None:
+    if not os.isatty(terminal.STDIN):
+        raise InvalidArgumentError("the input device is not a TTY")

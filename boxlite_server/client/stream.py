@@ -1,0 +1,354 @@
+"""An attached execution: its output to our stdout and stderr, our stdin and signals to it, its exit code.
+
+The socket is driven by asyncio, not by threads: with a command such as `cat`, which cannot read on until
+its output is taken, sending and receiving must never wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from boxlite_server.client import terminal
+from boxlite_server.client.api import CONNECT_TIMEOUT, ApiClient, error_from, unreachable
+from boxlite_server.errors import BoxliteError, UnsupportedError, UpstreamUnavailableError
+
+EXECUTION_ID_HEADER = "x-boxlite-execution-id"
+RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one per attempt without any frame
+SILENCE = 45.0  # seconds without a byte, pings included, after which the server is taken for dead
+PING_INTERVAL = 15.0  # seconds
+
+_CHUNK = 65536
+_PATIENCE = 3  # signals that are forwarded before one ends the client itself
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STDOUT_CHANNEL, _STDERR_CHANNEL = 0x01, 0x02
+_DESCRIPTOR = {_STDOUT_CHANNEL: terminal.STDOUT, _STDERR_CHANNEL: terminal.STDERR}
+
+log = logging.getLogger("boxlite.client")
+
+
+def attach_execution(api: ApiClient, box: str, execution: str, *, stdin: bool, tty: bool) -> int:
+    """Stream an execution that exists already until its end; its exit code."""
+    return asyncio.run(_Session(api, box, execution, stdin=stdin, tty=tty).run())
+
+
+def attach_main(api: ApiClient, box: str, start: Callable[[], object], *, stdin: bool, tty: bool) -> int:
+    """Attach to the main command of a box, call `start` (in a thread) and stream until its end; its exit code."""
+    return asyncio.run(_Session(api, box, None, start=start, stdin=stdin, tty=tty).run())
+
+
+class _Connection(ClientConnection):
+    """A connection that knows when it last heard from its server, control frames included."""
+
+    last_heard = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.last_heard = time.monotonic()
+        super().data_received(data)
+
+
+class _Session:
+    def __init__(
+        self,
+        api: ApiClient,
+        box: str,
+        execution: str | None,
+        *,
+        stdin: bool,
+        tty: bool,
+        start: Callable[[], object] | None = None,
+    ) -> None:
+        self._api = api
+        self._box = box
+        self._execution = execution
+        self._start = start
+        self._stdin = stdin
+        self._tty = tty
+        self._raw = tty and stdin
+        self._stdin_ended = not stdin
+        self._stdin_bytes = 0
+        self._pump: threading.Thread | None = None
+        self._started = False
+        self._frames = 0
+        self._server_says = ""
+        self._signals = 0
+        self._leave_with: int | None = None
+        self._socket: _Connection | None = None
+        self._attached = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        main = asyncio.current_task()
+        assert main is not None
+        with self._signals_caught(main):
+            try:
+                return await self._to_the_end()
+            except asyncio.CancelledError:
+                if self._leave_with is None:
+                    raise
+                return self._leave_with
+
+    async def _to_the_end(self) -> int:
+        try:
+            code = await self._attach()
+        except InvalidStatus as error:
+            raise _refusal(error) from error
+        except (OSError, WebSocketException) as error:
+            raise unreachable(self._api.url, error) from error
+        if code is None:
+            code = await self._reattach()
+        return code if 0 <= code <= 255 else 255
+
+    async def _reattach(self) -> int:
+        """Attach again until an exit code comes; the server goes on behind what the dead socket was sent."""
+        failures = 0
+        if self._stdin_bytes:
+            self._notice("the connection broke; the last of the input may not have arrived")
+        while failures < len(RECONNECT_DELAYS):
+            await asyncio.sleep(RECONNECT_DELAYS[failures])
+            frames = self._frames
+            try:
+                code = await self._attach()
+            except InvalidStatus as error:
+                status = error.response.status_code
+                if status in (404, 410):
+                    break
+                if status in (401, 403):
+                    raise _refusal(error) from error
+                log.debug("attach: HTTP %d", status)  # 409: the server still believes in the old socket
+            except (OSError, WebSocketException) as error:
+                log.debug("attach: %s", error)
+            else:
+                if code is not None:
+                    return code
+            failures = 0 if self._frames > frames else failures + 1
+        return await self._final_status()
+
+    async def _final_status(self) -> int:
+        """The exit code as the server recorded it. Raises `UpstreamUnavailableError` when there is none."""
+        reason = self._server_says
+        try:
+            execution = await asyncio.to_thread(self._api.get, self._path())
+        except BoxliteError as error:
+            reason = error.message
+        else:
+            code = execution.get("exit_code")
+            if execution.get("status") != "running" and isinstance(code, int):
+                self._notice("the connection broke; the last of the output is lost")
+                return code
+            reason = execution.get("error_message") or reason
+        raise UpstreamUnavailableError(
+            "lost the connection to the command, which may still be running" + (f": {reason}" if reason else "")
+        )
+
+    # One socket
+
+    async def _attach(self) -> int | None:
+        """Attach once and stream; the exit code, or None when the socket died first.
+
+        Raises `InvalidStatus`, OSError or another WebSocketException when the handshake fails.
+        """
+        path = self._path("attach") if self._execution else self._api.path("boxes", self._box, "attach")
+        async with connect(
+            self._api.websocket_url(path),
+            additional_headers=self._api.headers,
+            create_connection=_Connection,
+            compression=None,
+            proxy=None,
+            open_timeout=CONNECT_TIMEOUT,
+            close_timeout=2,
+            ping_interval=PING_INTERVAL,
+            ping_timeout=None,  # a server that waits for its box to take input may hold back the pong
+            max_size=None,
+        ) as socket:
+            assert isinstance(socket, _Connection)
+            try:
+                await self._begin(socket)
+                with terminal.raw_mode(self._raw):
+                    return await self._receive(socket)
+            except ConnectionClosed as error:
+                log.debug("socket: %s", error)
+                return None
+            finally:
+                self._attached.clear()
+                self._socket = None
+
+    async def _begin(self, socket: _Connection) -> None:
+        """Start what is not started, and say what a fresh socket must be told."""
+        if self._execution is None:
+            assert socket.response is not None
+            self._execution = socket.response.headers.get(EXECUTION_ID_HEADER)
+            if not self._execution:
+                raise UnsupportedError("the server does not name the execution of a box's main command")
+        if not self._started and self._start is not None:
+            await asyncio.to_thread(self._start)
+        self._started = True
+        self._socket = socket
+        # A command that has ended already may have closed the socket; what it wrote is still to be read.
+        with suppress(ConnectionClosed):
+            if self._tty:
+                await self._resize(socket)
+            if self._stdin_ended:
+                await socket.send(_frame("stdin_eof"))
+        self._attached.set()
+        if self._stdin and self._pump is None:
+            loop = asyncio.get_running_loop()
+            # A daemon: a read of stdin cannot be interrupted, and must not keep the command from ending.
+            self._pump = threading.Thread(target=self._pump_stdin, args=(loop,), name="stdin", daemon=True)
+            self._pump.start()
+
+    async def _receive(self, socket: _Connection) -> int | None:
+        while True:
+            try:
+                async with asyncio.timeout(SILENCE):
+                    frame = await socket.recv()
+            except TimeoutError:
+                if time.monotonic() - socket.last_heard < SILENCE:
+                    continue
+                log.debug("socket: silent for %g s", SILENCE)
+                return None
+            self._frames += 1
+            if isinstance(frame, str):
+                message = _parse(frame)
+                if message.get("type") == "exit":
+                    return int(message["exit_code"])
+                if message.get("type") == "error":
+                    self._server_says = str(message.get("message"))
+                    log.debug("server: %s", self._server_says)
+            elif frame[:1] and not await self._write(frame):
+                # What the command would have met here: a pipe whose reader has gone.
+                with suppress(ConnectionClosed):
+                    await socket.send(_frame("signal", sig=int(signal.SIGPIPE)))
+                return 128 + signal.SIGPIPE
+
+    async def _write(self, frame: bytes) -> bool:
+        """Write an output frame; False when nobody reads our output any more."""
+        descriptor = _DESCRIPTOR.get(frame[0])
+        if descriptor is None:
+            return True
+        try:
+            # In a thread, so that pings are answered while a slow reader keeps us waiting.
+            await asyncio.to_thread(terminal.write_all, descriptor, frame[1:])
+        except BrokenPipeError:
+            return False
+        except OSError as error:
+            raise BoxliteError(f"cannot write the output: {error.strerror}") from error
+        return True
+
+    def _path(self, *rest: str) -> str:
+        assert self._execution is not None
+        return self._api.path("boxes", self._box, "executions", self._execution, *rest)
+
+    # Input
+
+    def _pump_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: stdin to the socket, one chunk at a time, as fast as the server takes it."""
+        try:
+            while True:
+                try:
+                    chunk = os.read(terminal.STDIN, _CHUNK)
+                except OSError:  # closed before we came, or a terminal that hung up
+                    chunk = b""
+                asyncio.run_coroutine_threadsafe(self._send_stdin(chunk), loop).result()
+                if not chunk:
+                    return
+        except (CancelledError, RuntimeError):
+            log.debug("stdin: the session ended first")
+
+    async def _send_stdin(self, chunk: bytes) -> None:
+        """Send a chunk over this socket or the next; an empty one is the end of the input."""
+        if not chunk:
+            self._stdin_ended = True
+        while True:
+            await self._attached.wait()
+            socket = self._socket
+            assert socket is not None
+            try:
+                await socket.send(chunk or _frame("stdin_eof"))
+            except ConnectionClosed:
+                if self._socket is socket:
+                    self._attached.clear()
+                continue
+            self._stdin_bytes += len(chunk)
+            return
+
+    async def _resize(self, socket: _Connection) -> None:
+        size = terminal.size()
+        if size is not None:
+            await socket.send(_frame("resize", cols=size[0], rows=size[1]))
+
+    # Signals
+
+    @contextmanager
+    def _signals_caught(self, main: asyncio.Task[Any]) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        # A signal that our parent had ignored, as a shell does for a job in the background, stays ignored.
+        caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in caught:
+            loop.add_signal_handler(number, self._on_signal, number, main)
+        if self._tty:
+            caught.append(signal.SIGWINCH)
+            loop.add_signal_handler(signal.SIGWINCH, self._on_resize)
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: int, main: asyncio.Task[Any]) -> None:
+        self._signals += 1
+        if self._socket is None or self._signals > _PATIENCE:
+            self._leave_with = 128 + number
+            main.cancel()
+        else:
+            self._spawn(self._socket, _frame("signal", sig=int(number)))
+
+    def _on_resize(self) -> None:
+        size = terminal.size()
+        if self._socket is not None and size is not None:
+            self._spawn(self._socket, _frame("resize", cols=size[0], rows=size[1]))
+
+    def _spawn(self, socket: _Connection, frame: str) -> None:
+        async def send() -> None:
+            try:
+                await socket.send(frame)
+            except ConnectionClosed:
+                log.debug("not sent: %s", frame)
+
+        task = asyncio.create_task(send())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _notice(self, text: str) -> None:
+        terminal.write_all(terminal.STDERR, f"boxlite: {text}\n".encode())
+
+
+def _refusal(error: InvalidStatus) -> BoxliteError:
+    return error_from(error.response.status_code, bytes(error.response.body or b""))
+
+
+def _frame(kind: str, **fields: int) -> str:
+    return json.dumps({"type": kind, **fields})
+
+
+def _parse(frame: str) -> dict[str, Any]:
+    try:
+        message = json.loads(frame)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}

@@ -1,0 +1,45 @@
+"""The local terminal: raw mode that always ends, its size, and writing bytes to descriptors."""
+
+from __future__ import annotations
+
+import os
+import select
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+@contextmanager
+def raw_mode(enabled: bool) -> Iterator[None]:
+    """Hand every key to the box unread; the terminal is as before afterwards, whatever happens."""
+    if not enabled:
+        yield
+        return
+    before = termios.tcgetattr(STDIN)
+    try:
+        tty.setraw(STDIN, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(STDIN, termios.TCSADRAIN, before)
+
+
+def size() -> tuple[int, int] | None:
+    """Columns and rows of the terminal at stdin; None where it has none to tell."""
+    try:
+        columns, rows = os.get_terminal_size(STDIN)
+    except OSError:
+        return None
+    return (columns, rows) if columns > 0 and rows > 0 else None
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte, also to a descriptor that somebody made non-blocking. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])

@@ -1,0 +1,306 @@
+"""The commands on boxes: what they send, what they print, how they fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from fake_server import BOX, FakeServer, error
+
+Boxlite = Callable[..., int]
+ID = BOX["box_id"]
+
+
+def test_create_sends_every_flag_and_prints_the_id(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INHERITED", "from here")
+    monkeypatch.delenv("UNSET", raising=False)
+    server.on("POST", "/v1/boxes", (201, BOX))
+    flags = "--name web -e A=1=2 --env INHERITED -e UNSET -w /tmp --entrypoint sh -u 1:2 --cpus 2 --memory 512"
+    more = "--network disabled --label k=v --label empty= --rm"
+    assert boxlite("create", *flags.split(), *more.split(), "alpine:latest", "ls", "-l", "--debug") == 0
+    assert capsys.readouterr().out == f"{ID}\n"
+    assert server.requests[0].body == {
+        "image": "alpine:latest",
+        "network": {"mode": "disabled"},
+        "detach": True,
+        "name": "web",
+        "env": {"A": "1=2", "INHERITED": "from here"},
+        "working_dir": "/tmp",
+        "entrypoint": ["sh"],
+        "user": "1:2",
+        "cpus": 2,
+        "memory_mib": 512,
+        "labels": {"k": "v", "empty": ""},
+        "cmd": ["ls", "-l", "--debug"],
+        "auto_remove": True,
+    }
+
+
+def test_create_of_an_image_alone_sends_nothing_it_was_not_told(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", "alpine:latest") == 0
+    assert server.requests[0].body == {"image": "alpine:latest", "network": {"mode": "enabled"}, "detach": True}
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_global_options_stand_before_or_after_the_command(
+    server: FakeServer, boxlite: Boxlite, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOXLITE_REST_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("BOXLITE_REST_PATH_PREFIX", "overridden")
+    server.on("GET", "/api/v1/us/team%201/boxes", (200, {"boxes": []}))
+    options = ["--url", f"{server.url}/api/", "--path-prefix", "us/team 1"]
+    assert boxlite(*options, "list") == 0 if where == "before" else boxlite("list", *options) == 0
+    assert server.lines == ["GET /api/v1/us/team%201/boxes"]
+
+
+def test_environment_gives_key_and_prefix(
+    server: FakeServer, boxlite: Boxlite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOXLITE_API_KEY", "s3cret")
+    monkeypatch.setenv("BOXLITE_REST_PATH_PREFIX", "acme")
+    server.on("GET", "/v1/acme/boxes", (200, {"boxes": []}))
+    assert boxlite("ls") == 0
+    assert server.requests[0].headers["authorization"] == "Bearer s3cret"
+
+
+def test_without_a_key_nothing_is_authorized(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("GET", "/v1/boxes", (200, {"boxes": []}))
+    assert boxlite("ps") == 0
+    assert "authorization" not in server.requests[0].headers
+
+
+def _boxes() -> dict[str, object]:
+    stopped = BOX | {"box_id": "Stopped12345", "name": None, "status": "stopped", "created_at": "2026-01-03T00:00:00Z"}
+    return {"boxes": [BOX, stopped], "next_page_token": None}
+
+
+def test_list_shows_active_boxes_in_columns(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on("GET", "/v1/boxes", (200, _boxes()))
+    assert boxlite("list") == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ID", "IMAGE", "STATUS", "CREATED", "NAMES"]
+    assert row.split()[:3] == [ID, "alpine:latest", "running"]
+    assert row.endswith(" ago   web")
+    assert header.index("NAMES") == row.index("web")
+
+
+def test_list_all_quiet_prints_ids_newest_first(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on("GET", "/v1/boxes", (200, _boxes()))
+    assert boxlite("ls", "-aq") == 0
+    assert capsys.readouterr().out == f"Stopped12345\n{ID}\n"
+
+
+def test_list_follows_pages_on_one_connection(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on("GET", "/v1/boxes", (200, {"boxes": [BOX], "next_page_token": "a/b"}))
+    server.on("GET", "/v1/boxes?pageToken=a%2Fb", (200, {"boxes": [BOX | {"box_id": "Second"}]}))
+    assert boxlite("list", "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["ID"] for row in rows] == [ID, "Second"]
+    assert rows[0] == {
+        "ID": ID,
+        "Image": "alpine:latest",
+        "Status": "running",
+        "CreatedAt": "2026-01-01T00:00:00Z",
+        "Names": "web",
+    }
+    assert server.connections == 1
+
+
+def test_inspect_prints_what_it_finds_and_reports_the_rest(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    assert boxlite("inspect", "gone", "web") == 1
+    output = capsys.readouterr()
+    (document,) = json.loads(output.out)
+    assert document["Id"] == ID
+    assert document["State"] == {
+        "Status": "running",
+        "Running": True,
+        "Pid": 4242,
+        "ExitCode": 0,
+        "StartedAt": None,
+    }
+    assert document["Memory"] == 512 * 1024 * 1024
+    assert document["Config"]["Labels"] == {"team": "a"}
+    assert output.err == "Error: no such box\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{.State.Status}}", "running"),
+        ("{{ .Name }}={{.ID}}", f"web={ID}"),
+        ("{{json .Config.Labels}}", '{"team": "a"}'),
+        ("{{.memory_mib}} {{.State.Running}} {{.exit_code}}", "512 true <nil>"),
+    ],
+)
+def test_inspect_fills_a_template(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], template: str, text: str
+) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    assert boxlite("inspect", "-f", template, "web") == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+@pytest.mark.parametrize("template", ["{{.Nope}}", "{{range .Config}}", "{{.Name}} }}"])
+def test_inspect_refuses_a_template_it_cannot_fill(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], template: str
+) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    assert boxlite("inspect", "-f", template, "web") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("Error: template")
+
+
+def test_inspect_latest(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("GET", "/v1/boxes", (200, _boxes()), (200, {"boxes": []}))
+    assert boxlite("inspect", "--latest", "--format", "{{.Id}}") == 0
+    assert capsys.readouterr().out == "Stopped12345\n"
+    assert boxlite("inspect", "-l") == 1
+    assert capsys.readouterr().err == "Error: no boxes to inspect\n"
+
+
+def test_every_target_is_tried(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    for box in ("a", "c"):
+        server.on("POST", f"/v1/boxes/{box}/start", (200, BOX))
+    server.on("POST", "/v1/boxes/b/start", (409, error("invalid_state", "box 'b' is being removed")))
+    assert boxlite("start", "a", "b", "c") == 1
+    output = capsys.readouterr()
+    assert output.out == "a\nc\n"
+    assert output.err == "Error: box 'b' is being removed\n"
+
+
+def test_stop_and_restart_pass_the_time_on(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("POST", "/v1/boxes/web/stop", (200, BOX))
+    server.on("POST", "/v1/boxes/web/start", (200, BOX))
+    assert boxlite("stop", "web") == 0
+    assert boxlite("stop", "-t", "1.5", "web") == 0
+    assert boxlite("restart", "--time", "0", "web") == 0
+    assert [seen.body for seen in server.requests] == [None, {"timeout_seconds": 1.5}, {"timeout_seconds": 0}, None]
+    assert server.lines[2:] == ["POST /v1/boxes/web/stop", "POST /v1/boxes/web/start"]
+
+
+def test_restart_does_not_start_what_did_not_stop(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("POST", "/v1/boxes/web/stop", (503, error("upstream_unavailable", "the worker is away")))
+    assert boxlite("restart", "web") == 1
+    assert server.lines == ["POST /v1/boxes/web/stop"]
+
+
+def test_rm_says_force_both_ways(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("DELETE", "/v1/boxes/web?force=false", (204, None))
+    server.on("DELETE", "/v1/boxes/a%2Fb?force=true", (204, None))
+    assert boxlite("rm", "web") == 0
+    assert boxlite("rm", "--force", "a/b") == 0
+    assert capsys.readouterr().out == "web\na/b\n"
+
+
+def test_rm_all_asks_first(server: FakeServer, popen: Callable[..., subprocess.Popen[bytes]]) -> None:
+    server.on("GET", "/v1/boxes", (200, {"boxes": [BOX]}))
+    server.on("DELETE", f"/v1/boxes/{ID}?force=false", (204, None))
+    refused = popen("rm", "--all")
+    assert refused.communicate(b"n\n")[0] == b""
+    assert refused.returncode == 1
+    assert len(server.requests) == 1
+    accepted = popen("rm", "--all")
+    assert accepted.communicate(b"y\n")[0] == f"{ID}\n".encode()
+    assert accepted.returncode == 0
+
+
+def test_rm_all_by_force_asks_nothing(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("GET", "/v1/boxes", (200, {"boxes": [BOX]}))
+    server.on("DELETE", f"/v1/boxes/{ID}?force=true", (204, None))
+    assert boxlite("rm", "-af") == 0
+
+
+def test_info_counts(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("GET", "/v1/boxes", (200, _boxes()))
+    assert boxlite("info") == 0
+    assert "boxesTotal: 2\nboxesRunning: 1\nboxesStopped: 1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "text"),
+    [
+        (409, error("already_exists", "box 'web' already exists"), "box 'web' already exists"),
+        (409, {"error": {"message": "taken", "type": "X", "code": 409}}, "taken"),
+        (400, {"message": "flat,\nin two lines", "code": "invalid_argument"}, "flat, in two lines"),
+        (502, b"<html>\nBad gateway", "<html>"),
+        (500, b"", "the server answered 500 Internal Server Error"),
+        (500, ["?"], '["?"]'),
+        (200, b"hello", "the server's answer is not a JSON object; is --url a BoxLite server?"),
+    ],
+)
+def test_an_error_is_one_line(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], status: int, body: object, text: str
+) -> None:
+    server.on("POST", "/v1/boxes", (status, body))
+    assert boxlite("create", "alpine") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"Error: {text}\n"
+
+
+def test_unreachable_server(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert boxlite("--url", "http://127.0.0.1:1", "ls") == 1
+    assert capsys.readouterr().err == (
+        "Error: cannot reach http://127.0.0.1:1: Connection refused; "
+        "is the coordinator running? set --url or BOXLITE_REST_URL\n"
+    )
+    assert boxlite("--url", "http://127.0.0.1:1", "run", "alpine") == 125
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nonsense",
+        "create",
+        "create --cpus 0 alpine",
+        "create --memory 1g alpine",
+        "create --label nokey alpine",
+        "create --network maybe alpine",
+        "exec web",
+        "exec web --",
+        "exec web -it -- sh",
+        "exec -i -d web -- sh",
+        "run -i -d alpine",
+        "list -q --format json",
+        "list --format xml",
+        "inspect",
+        "inspect --latest web",
+        "inspect -f yaml web",
+        "rm",
+        "rm -a web",
+        "stop -t -1 web",
+        "--url ftp://x ls",
+        "--url http://x:port ls",
+    ],
+)
+def test_wrong_usage_exits_2(server: FakeServer, boxlite: Boxlite, line: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        boxlite(*line.split())
+    assert exit_.value.code == 2
+    assert not server.requests
+
+
+def test_output_into_a_closed_pipe_is_quiet(server: FakeServer, popen: Callable[..., subprocess.Popen[bytes]]) -> None:
+    server.on("GET", "/v1/boxes", (200, {"boxes": [BOX] * 5000}))
+    process = popen("list")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

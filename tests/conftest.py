@@ -1,0 +1,136 @@
+"""What all tests share: engines of their own, small images, and clusters of real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.cluster import Cluster
+
+from boxlite_server import busybox, engine
+
+IMAGE = "boxlite-test:latest"
+BARE_IMAGE = "boxlite-test-bare:latest"
+
+NewCluster = Callable[..., Cluster]
+
+_open_clusters: list[Cluster] = []
+
+
+@contextmanager
+def _engine() -> Iterator[str]:
+    """An engine for the tests alone, with the images they use: nobody's own is touched.
+
+    Without rules of its own in iptables: dockerd would flush those of an engine that the machine runs already.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
+    try:
+        with engine.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
+            _import_images(docker_host)
+            yield docker_host
+    finally:
+        shutil.rmtree(directory)
+
+
+def _import_images(docker_host: str) -> None:
+    busybox.import_image(docker_host, IMAGE)
+    busybox.import_image(docker_host, BARE_IMAGE, cmd=())
+    if not engine.has_image(docker_host, "alpine:latest"):
+        engine.tag_image(docker_host, IMAGE, "alpine:latest")
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """DOCKER_HOST of an engine: a private one; as a normal user, the one that DOCKER_HOST names."""
+    named = os.environ.get("DOCKER_HOST")
+    if os.geteuid() != 0 and named and engine.answers(named):
+        _import_images(named)
+        yield named
+        return
+    with _engine() as docker_host:
+        yield docker_host
+
+
+@pytest.fixture(scope="session")
+def second_docker_host() -> Iterator[str]:
+    """DOCKER_HOST of a second private engine: a second machine, as far as a cluster can tell."""
+    if os.geteuid() != 0:
+        pytest.skip("a second engine takes root")
+    with _engine() as docker_host:
+        yield docker_host
+
+
+@pytest.fixture(scope="session")
+def test_image(docker_host: str) -> str:
+    """An image of busybox with the command `sh` and a user `box`; a private engine's alpine:latest too."""
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def bare_image(docker_host: str) -> str:
+    """The same without any command."""
+    return BARE_IMAGE
+
+
+@contextmanager
+def _clusters(docker_host: str) -> Iterator[NewCluster]:
+    made: list[Cluster] = []
+
+    def new(*, api_key: str | None = None) -> Cluster:
+        cluster = Cluster(Path(tempfile.mkdtemp(prefix="boxlite-")), docker_host, api_key=api_key)
+        made.append(cluster)
+        _open_clusters.append(cluster)
+        return cluster
+
+    failures = []
+    try:
+        yield new
+    finally:
+        for cluster in made:
+            _open_clusters.remove(cluster)
+            try:
+                cluster.close()
+            except AssertionError as error:
+                failures.append(str(error))
+            shutil.rmtree(cluster.directory)
+    assert not failures, "\n".join(failures)
+
+
+@pytest.fixture
+def new_cluster(docker_host: str) -> Iterator[NewCluster]:
+    """Makes clusters with nothing started; at the end of the test each of their processes must end well."""
+    with _clusters(docker_host) as new:
+        yield new
+
+
+@pytest.fixture(scope="session")
+def cluster(docker_host: str) -> Iterator[Cluster]:
+    """A coordinator and one worker that all tests share: leave nothing behind, and end none of its processes."""
+    with _clusters(docker_host) as new:
+        shared = new()
+        shared.start_coordinator()
+        shared.start_worker()
+        yield shared
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the processes logged where a test failed."""
+    report = yield
+    if report.failed:
+        for cluster in _open_clusters:
+            report.sections.append((f"cluster {cluster.url}", cluster.tails()))
+    return report
+
+
+def pytest_sessionstart() -> None:
+    """A terminated run ends its engines and clusters, as an interrupted one does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

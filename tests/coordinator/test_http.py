@@ -1,0 +1,208 @@
+"""The HTTP surface by itself: every refusal has the contract's body, whoever refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.cluster import Cluster
+
+SPEC = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A coordinator without workers."""
+    cluster = Cluster(tmp_path_factory.mktemp("lonely"), docker_host="unix:///nowhere")
+    cluster.start_coordinator()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A coordinator with an API key; requests of this cluster carry it unless told otherwise."""
+    cluster = Cluster(tmp_path_factory.mktemp("locked"), docker_host="unix:///nowhere", api_key="the-key")
+    cluster.start_coordinator()
+    yield cluster
+    cluster.close()
+
+
+def error_of(answer: tuple[int, dict[str, str], Any]) -> tuple[int, str, Any]:
+    """Status, type and code; asserts the whole form on the way."""
+    status, headers, body = answer
+    assert set(body) == {"error"}, body
+    error = body["error"]
+    assert set(error) == {"message", "type", "code", "request_id"}
+    assert error["message"]
+    assert headers["x-request-id"] == error["request_id"]
+    assert headers["content-type"] == "application/json"
+    return status, error["type"], error["code"]
+
+
+BAD_REQUESTS = [
+    ("GET", "/v1/nosuch", None, {}, 404, "not_found"),
+    ("GET", "/nosuch", None, {}, 404, "not_found"),
+    ("GET", "/", None, {"accept": "x"}, 307, None),
+    ("GET", "/swagger-ui/nosuch.js", None, {}, 404, "not_found"),
+    ("GET", "/v1/admin/boxes", None, {}, 404, "not_found"),
+    ("GET", "/v1/a/b/boxes", None, {}, 404, "not_found"),
+    ("GET", "/v1/%00/boxes", None, {}, 404, "not_found"),
+    ("GET", "/%ff%fe", None, {}, 404, "not_found"),
+    ("PATCH", "/v1/boxes", None, {}, 405, "unsupported"),
+    ("BREW", "/v1/boxes", None, {}, 405, "unsupported"),
+    ("POST", "/openapi.yaml", None, {}, 405, "unsupported"),
+    ("GET", "/v1/boxes/nosuch", None, {}, 404, "not_found"),
+    ("GET", "/v1/boxes/%00", None, {}, 404, "not_found"),
+    ("DELETE", "/v1/boxes/nosuch", None, {}, 404, "not_found"),
+    ("POST", "/v1/boxes/nosuch/start", None, {}, 404, "not_found"),
+    ("POST", "/v1/boxes/nosuch/stop", None, {}, 404, "not_found"),
+    ("POST", "/v1/boxes/nosuch/exec", {"command": "ls"}, {}, 404, "not_found"),
+    ("GET", "/v1/boxes/nosuch/executions/x", None, {}, 404, "not_found"),
+    ("GET", "/v1/boxes/nosuch/executions/x/output", None, {}, 404, "not_found"),
+    ("POST", "/v1/boxes/nosuch/executions/x/input", b"abc", {}, 404, "not_found"),
+    ("GET", "/v1/boxes/nosuch/executions/x/attach", None, {}, 426, "invalid_argument"),
+    ("GET", "/v1/admin/workers/nosuch", None, {}, 404, "not_found"),
+    ("GET", "/v1/admin/workers/by-box/nosuch", None, {}, 404, "not_found"),
+    ("POST", "/v1/boxes", b"", JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b"{", JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b"[]", JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b"null", JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b'{"image": NaN}', JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b'{"image": "\xff"}', JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b'{"image": "\\ud800"}', JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b"[" * 100_000, JSON, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", b" " * (3 << 20), JSON, 413, "invalid_argument"),
+    ("POST", "/v1/boxes", b"x=1", {"Content-Type": "text/plain"}, 415, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": 3}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "cpus": 0}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "cpus": 1e400}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "name": "../x"}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "env": {"A": 1}}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "network": {"mode": "sometimes"}}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "network": {"mode": "enabled", "allow_net": ["x"]}}, {}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a", "ports": [{"guest_port": 80}]}, {}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a", "disk_size_gb": 3}, {}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a", "secrets": [{"name": "s", "value": "v"}]}, {}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a"}, {}, 503, "upstream_unavailable"),
+    ("GET", "/v1/boxes?pageSize=0", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?pageSize=many", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?pageToken=nonsense", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?status=sleeping", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?label=novalue", None, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k"}, 400, "unsupported"),
+    ("POST", "/v1/oauth/tokens", b"grant_type=x", {"Content-Type": "application/x-www-form-urlencoded"}, 400, None),
+    ("GET", "/v1/metrics", None, {}, 501, "unsupported"),
+    ("POST", "/v1/boxes/x/clone", {}, {}, 501, "unsupported"),
+    ("POST", "/v1/admin/workers", {"name": "x"}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/admin/workers/nosuch/heartbeat", {"epoch": "000000000000", "boxes": []}, {}, 404, "not_found"),
+    ("PATCH", "/v1/admin/workers/nosuch/status", {"status": "draining"}, {}, 404, "not_found"),
+    ("PATCH", "/v1/admin/workers/nosuch/status", {"status": "asleep"}, {}, 400, "invalid_argument"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), BAD_REQUESTS)
+def test_every_refusal_has_the_contracts_form(
+    lonely: Cluster, method: str, path: str, body: Any, headers: dict[str, str], status: int, code: str | None
+) -> None:
+    if body == {"image": "a", "cpus": 1e400}:
+        body, headers = b'{"image": "a", "cpus": 1e400}', JSON
+    answer = lonely.http(method, path, body, headers=headers)
+    if status == 307:
+        assert (answer[0], answer[1]["location"]) == (307, "/swagger-ui/")
+        return
+    found = error_of(answer)
+    assert found[0] == status
+    if code:
+        assert found[2] == code
+
+
+def test_the_code_is_an_integer_under_the_old_path_and_a_string_elsewhere(lonely: Cluster) -> None:
+    assert error_of(lonely.http("GET", "/v1/default/boxes/x")) == (404, "NotFoundError", 404)
+    assert error_of(lonely.http("GET", "/v1/boxes/x")) == (404, "NotFoundError", "not_found")
+    assert error_of(lonely.http("GET", "/v1/acme/boxes/x")) == (404, "NotFoundError", "not_found")
+
+
+def test_every_operation_answers_without_a_fault(lonely: Cluster) -> None:
+    """Each path and method of the spec, called without a body: whatever the answer, it is no 500."""
+    for path, item in SPEC["paths"].items():
+        concrete = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
+        for method in item.keys() & {"get", "put", "post", "delete", "patch", "head"}:
+            status, _, body = lonely.http(method.upper(), concrete)
+            assert status != 500, (method, path, body)
+            if status >= 400 and method != "head" and not concrete.startswith("/v1/health"):
+                assert "error" in body, (method, path, body)
+
+
+def test_a_json_body_needs_neither_content_type_nor_content_length(lonely: Cluster) -> None:
+    status, _, body = lonely.http("POST", "/v1/boxes", iter([b'{"ima', b'ge": 3}']))
+    assert (status, body["error"]["message"]) == (400, "body: 'image': 3 is not of type 'string'")
+
+
+def test_a_request_id_is_taken_over(lonely: Cluster) -> None:
+    _, headers, body = lonely.http("GET", "/v1/boxes/x", headers={"X-Request-Id": "mine-1"})
+    assert headers["x-request-id"] == body["error"]["request_id"] == "mine-1"
+    _, headers, _ = lonely.http("GET", "/v1/health", headers={"X-Request-Id": 'no"good'})
+    assert headers["x-request-id"].startswith("req_")
+
+
+def test_documents(lonely: Cluster) -> None:
+    status, headers, page = lonely.http("GET", "/swagger-ui/")
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert b"swagger-ui-bundle.js" in page
+    assert lonely.http("GET", "/swagger-ui/swagger-ui-bundle.js")[0] == 200
+    assert yaml.safe_load(lonely.http("GET", "/openapi.yaml")[2]) == SPEC
+    assert lonely.http("GET", "/openapi.json")[2] == json.loads(json.dumps(SPEC))
+
+
+def test_health_and_readiness(lonely: Cluster) -> None:
+    assert lonely.http("GET", "/v1/health")[::2] == (200, {"status": "ok"})
+    status, _, body = lonely.http("GET", "/v1/health/ready")
+    assert (status, body["active_workers"]) == (503, 0)
+
+
+OPEN = ["/v1/config", "/v1/health", "/swagger-ui/", "/swagger-ui/swagger-ui.css", "/openapi.yaml", "/openapi.json"]
+GUARDED = ["/v1/boxes", "/v1/default/boxes", "/v1/acme/boxes", "/v1/me", "/v1/admin/workers", "/v1/nosuch", "/v1/metrics"]
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_some_paths_need_no_key(locked: Cluster, path: str) -> None:
+    assert locked.http("GET", path, headers={"Authorization": ""})[0] == 200
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_everything_else_needs_the_key(locked: Cluster, path: str) -> None:
+    for authorization in ("", "Bearer wrong", "Basic dGhlLWtleQ=="):
+        status, kind, _ = error_of(locked.http("GET", path, headers={"Authorization": authorization}))
+        assert (status, kind) == (401, "AuthError")
+    assert locked.http("GET", path)[0] != 401
+
+
+def test_workers_need_the_key_too(locked: Cluster) -> None:
+    answer = locked.http("POST", "/v1/admin/workers", {}, headers={"Authorization": ""})
+    assert error_of(answer)[0] == 401
+
+
+def test_client_credentials_become_a_token(locked: Cluster) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = b"grant_type=client_credentials&client_id=me&client_secret="
+    status, _, token = locked.http("POST", "/v1/oauth/tokens", body + b"the-key", headers={**form, "Authorization": ""})
+    assert status == 200
+    assert token["token_type"] == "bearer"
+    assert token["expires_in"] == 3600
+    bearer = {"Authorization": f"Bearer {token['access_token']}"}
+    assert locked.http("GET", "/v1/default/boxes", headers=bearer)[0] == 200
+    assert error_of(locked.http("POST", "/v1/oauth/tokens", body + b"wrong", headers=form))[0] == 401
+
+
+def test_me(lonely: Cluster, locked: Cluster) -> None:
+    for cluster, sub in ((lonely, "anonymous"), (locked, "api-key")):
+        status, _, me = cluster.http("GET", "/v1/me")
+        assert (status, me["sub"], me["path_prefix"]) == (200, sub, None)
+        assert "box:exec" in me["scopes"]

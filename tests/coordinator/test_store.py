@@ -1,0 +1,143 @@
+"""The database: what it promises to hold, and to refuse."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from boxlite_server import errors
+from boxlite_server.coordinator.store import Box, Load, Store, Worker
+
+WORKER = Worker("w1", "frosty-meadow-42", "http://h:1", "s", "active", "e", {"zone": "a"}, 2, 4096, None, "", "", 1, 1)
+
+
+def box(number: int, **changes: object) -> Box:
+    row = Box(
+        id=f"box{number}",
+        prefix="default",
+        name=None,
+        worker_id="w1",
+        generation=1,
+        status="configured",
+        spec={"image": "alpine"},
+        cpus=1,
+        memory_mib=256,
+        labels={},
+        pid=None,
+        exit_code=None,
+        error=None,
+        created_at=float(number),
+        updated_at=float(number),
+        started_at=None,
+        stopped_at=None,
+    )
+    return row._replace(**changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "coordinator.db")
+    store.put_worker(WORKER)
+    return store
+
+
+def ids(store: Store, **filters: object) -> list[str]:
+    return [row.id for row in store.list_boxes("default", **filters).boxes]
+
+
+def test_rows_come_back_as_they_went_in(store: Store) -> None:
+    row = box(1, name="web", labels={"a": "1"}, spec={"cmd": ["x"], "env": {"K": "ü"}})
+    store.insert_box(row)
+    assert store.find_box("default", "web") == row == store.find_box("default", "box1")
+    assert store.get_worker("w1") == WORKER
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    first = Store(tmp_path / "c.db")
+    first.put_worker(WORKER)
+    first.insert_box(box(1))
+    cluster = first.cluster_id()
+    first.close()
+    second = Store(tmp_path / "c.db")
+    assert second.cluster_id() == cluster
+    assert second.get_box("box1") == box(1)
+    assert second.list_workers() == [WORKER]
+
+
+def test_a_name_is_unique_in_its_prefix_alone(store: Store) -> None:
+    store.insert_box(box(1, name="web"))
+    store.insert_box(box(2, name="web", prefix="other"))
+    with pytest.raises(errors.AlreadyExistsError, match="'web'"):
+        store.insert_box(box(3, name="web"))
+    assert store.find_box("other", "web").id == "box2"
+    assert store.find_box("third", "web") is None
+
+
+def test_an_id_wins_over_the_same_name(store: Store) -> None:
+    store.insert_box(box(1))
+    store.insert_box(box(2, name="box1"))
+    assert store.find_box("default", "box1").id == "box1"
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.transaction():
+        store.insert_box(box(1))
+        raise RuntimeError
+    assert ids(store) == []
+    with store.transaction():
+        store.insert_box(box(1))
+    assert ids(store) == ["box1"]
+
+
+def test_pages_stay_stable_when_boxes_come_and_go(store: Store) -> None:
+    for number in range(1, 7):
+        store.insert_box(box(number))
+    page = store.list_boxes("default", limit=2)
+    assert [row.id for row in page.boxes] == ["box1", "box2"]
+    store.delete_box("box2")
+    store.delete_box("box3")
+    store.insert_box(box(7))
+    page = store.list_boxes("default", limit=3, after=page.next_token)
+    assert [row.id for row in page.boxes] == ["box4", "box5", "box6"]
+    page = store.list_boxes("default", limit=3, after=page.next_token)
+    assert [row.id for row in page.boxes] == ["box7"]
+    assert page.next_token is None
+
+
+def test_filters(store: Store) -> None:
+    store.insert_box(box(1, status="running", labels={"team": "a", "env": "x"}))
+    store.insert_box(box(2, labels={"team": "a"}, name="web"))
+    store.insert_box(box(3, labels={"team": "b"}))
+    store.insert_box(box(4, status="removing"))
+    assert ids(store) == ["box1", "box2", "box3"]
+    assert ids(store, statuses=("running",)) == ["box1"]
+    assert ids(store, name="web") == ["box2"]
+    assert ids(store, labels={"team": "a"}) == ["box1", "box2"]
+    assert ids(store, labels={"team": "a", "env": "x"}) == ["box1"]
+
+
+def test_loads_count_what_may_run(store: Store) -> None:
+    for number, status in enumerate(("running", "configured", "creating", "stopped", "failed", "paused"), start=1):
+        store.insert_box(box(number, status=status))
+    assert store.loads() == {"w1": Load(cpus=4, memory_mib=1024, boxes=4, running=1)}
+
+
+def test_a_workers_name_is_its_own(store: Store) -> None:
+    store.put_worker(WORKER._replace(url="http://other:1"))
+    assert store.get_worker("w1").url == "http://other:1"
+    with pytest.raises(errors.AlreadyExistsError, match="frosty-meadow-42"):
+        store.put_worker(WORKER._replace(id="w2"))
+
+
+def test_a_database_of_the_future_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "c.db") as db:
+        db.execute("PRAGMA user_version = 999")
+    with pytest.raises(errors.DatabaseError, match="newer"):
+        Store(tmp_path / "c.db")
+
+
+def test_a_path_that_cannot_be_written_is_a_clear_error() -> None:
+    with pytest.raises(errors.DatabaseError, match="/proc/nowhere"):
+        Store(Path("/proc/nowhere/c.db"))

@@ -1,0 +1,247 @@
+"""A coordinator and workers as processes of their own, driven as a user would drive them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from boxlite_server import engine
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+    """Ask again and again; AssertionError when it does not hold in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+class Process:
+    """One `boxlite-server` process, and its log, which goes on through restarts."""
+
+    def __init__(self, name: str, log: Path, ready: tuple[int, str], command: list[str], env: dict[str, str]):
+        self.name = name
+        self.log = log
+        self._ready = ready
+        self._command = command
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, and return when it is ready."""
+        assert not self.running, f"{self.name} runs already"
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "boxlite_server", *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+            )
+        port, path = self._ready
+
+        def ready() -> bool:
+            assert self.running, f"{self.name} ended at once"
+            try:
+                return call(port, "GET", path)[0] == 200
+            except OSError:
+                return False
+
+        try:
+            wait_until(ready, f"{self.name} is ready")
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}\n{self.tail()}") from None
+
+    def stop(self) -> None:
+        """End it by SIGTERM; it must do so in good time and with exit code 0."""
+        assert self.running, f"{self.name} is not running:\n{self.tail()}"
+        os.kill(self.pid, signal.SIGTERM)
+        assert self._process is not None
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.tail()}") from None
+        assert code == 0, f"{self.name} ended with {code}:\n{self.tail()}"
+
+    def kill(self) -> None:
+        """End it by SIGKILL, as a crash would; nothing when it has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Stop it, if it runs, and start it again on the same data and ports."""
+        if self.running:
+            self.stop()
+        self.start()
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of its log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join([f"--- {self.name}: {self.log}", *text.splitlines()[-lines:]])
+
+
+class Worker(Process):
+    """A worker with its own data directory."""
+
+    port: int
+    home: Path
+    docker_host: str
+
+
+class Cluster:
+    """One coordinator and any number of workers, with all their data in `directory`."""
+
+    def __init__(self, directory: Path, docker_host: str, *, api_key: str | None = None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.docker_host = docker_host
+        self.api_key = api_key
+        self.port = free_port()
+        self.coordinator: Process | None = None
+        self.workers: list[Worker] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def processes(self) -> list[Process]:
+        """All, workers first."""
+        return [*self.workers, *([self.coordinator] if self.coordinator else [])]
+
+    def start_coordinator(self, *flags: str) -> Process:
+        """Start the coordinator; it answers when this returns."""
+        command = ["coordinator", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--db-path", str(self.directory / "coordinator.db"), *flags]
+        if self.api_key:
+            command += ["--api-key", self.api_key]
+        log = self.directory / "coordinator.log"
+        self.coordinator = Process("coordinator", log, (self.port, "/v1/health"), command, self._env())
+        self.coordinator.start()
+        return self.coordinator
+
+    def start_worker(
+        self,
+        *flags: str,
+        name: str | None = None,
+        docker_host: str | None = None,
+        home: Path | None = None,
+        labels: Mapping[str, str] | None = None,
+        max_boxes: int | None = None,
+    ) -> Worker:
+        """Start a worker; it is registered when this returns. Without a name it gives itself one."""
+        number = len(self.workers) + 1
+        home = home or self.directory / f"worker-{number}"
+        docker_host = docker_host or self.docker_host
+        port, health_port = free_port(), free_port()
+        command = ["worker", "--coordinator", self.url, "--port", str(port), "--health-port", str(health_port)]
+        command += ["--home", str(home), *flags]
+        if name is not None:
+            command += ["--name", name]
+        for key, value in (labels or {}).items():
+            command += ["--label", f"{key}={value}"]
+        if max_boxes is not None:
+            command += ["--max-boxes", str(max_boxes)]
+        log = self.directory / f"worker-{number}.log"
+        env = {**self._env(), "DOCKER_HOST": docker_host}
+        worker = Worker(name or f"worker {number}", log, (health_port, "/readyz"), command, env)
+        worker.port, worker.home, worker.docker_host = port, home, docker_host
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def http(
+        self, method: str, path: str, json_body: Any = None, *, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, headers with lower-case names, and body: parsed when it is JSON, else bytes."""
+        sent = dict(headers or {})
+        if self.api_key:
+            sent.setdefault("Authorization", f"Bearer {self.api_key}")
+        return call(self.port, method, path, json_body, headers=sent)
+
+    def containers(self, docker_host: str | None = None) -> list[str]:
+        """Ids of this cluster's containers on an engine, running or not."""
+        _, _, workers = self.http("GET", "/v1/admin/workers")
+        mine = {worker["id"] for worker in workers["workers"]}
+        host = docker_host or self.docker_host
+        return [found for worker in mine for found in engine.containers(host, f"boxlite.worker={worker}")]
+
+    def tails(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(process.tail() for process in self.processes)
+
+    def close(self) -> None:
+        """Stop what still runs, workers first; each must end well."""
+        failures = []
+        for process in self.processes:
+            if process.running:
+                try:
+                    process.stop()
+                except AssertionError as error:
+                    failures.append(str(error))
+        assert not failures, "\n".join(failures)
+
+    def _env(self) -> dict[str, str]:
+        """The environment without anybody's settings for this product."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
+        return {**env, "BOXLITE_HOME": str(self.directory)}
+
+
+def call(
+    port: int,
+    method: str,
+    path: str,
+    json_body: Any = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 60,
+) -> tuple[int, dict[str, str], Any]:
+    """One request to this machine. `json_body` may be bytes or an iterator of bytes: they are sent as they are,
+    the iterator without a Content-Length."""
+    sent = dict(headers or {})
+    body = json_body
+    if json_body is not None and not isinstance(json_body, bytes | Iterator):
+        body = json.dumps(json_body).encode()
+        sent.setdefault("Content-Type", "application/json")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, body, sent)
+        response = connection.getresponse()
+        data = response.read()
+    finally:
+        connection.close()
+    answer = {key.lower(): value for key, value in response.getheaders()}
+    is_json = data and "json" in answer.get("content-type", "")
+    return response.status, answer, json.loads(data) if is_json else data

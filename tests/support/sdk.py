@@ -1,0 +1,55 @@
+"""The released SDKs, each in a virtual environment of its own beside that of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+_PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+_DEVELOPMENT: list[str] = _PROJECT["project"]["optional-dependencies"]["dev"]
+NEWEST = next(line.removeprefix("boxlite==") for line in _DEVELOPMENT if line.startswith("boxlite=="))
+
+
+def sdk_python(version: str = NEWEST) -> str:
+    """The Python that has this version of `boxlite`; installed when asked for first."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("boxlite") == version:
+            return sys.executable
+    directory = Path(sys.prefix, "sdk", version)
+    python = str(directory / "bin" / "python")
+    complete = directory / ".complete"
+    if not complete.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"boxlite=={version}"], check=True)
+        complete.touch()
+    return python
+
+
+def run_sdk(
+    version: str,
+    script: Path | str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script, a file or the code itself, against the SDK of that version.
+
+    Its environment is ours without any BOXLITE_ variable, and with `env`. Raises TimeoutExpired.
+    """
+    program = [str(script)] if isinstance(script, Path) else ["-c", script]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
+    return subprocess.run(
+        [sdk_python(version), *program, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**inherited, **(env or {})},
+    )
