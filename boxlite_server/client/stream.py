@@ -26,15 +26,15 @@ from boxlite_server.client.api import CONNECT_TIMEOUT, ApiClient, error_from, un
 from boxlite_server.errors import BoxliteError, UnsupportedError, UpstreamUnavailableError
 
 EXECUTION_ID_HEADER = "x-boxlite-execution-id"
-RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one per attempt without any frame
+RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one per attempt in vain
+STABLE = 15.0  # seconds of life after which a socket counts as having worked; more than a failed attempt takes
 SILENCE = 45.0  # seconds without a byte, pings included, after which the server is taken for dead
 PING_INTERVAL = 15.0  # seconds
 
 _CHUNK = 65536
 _PATIENCE = 3  # signals that are forwarded before one ends the client itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STDOUT_CHANNEL, _STDERR_CHANNEL = 0x01, 0x02
-_DESCRIPTOR = {_STDOUT_CHANNEL: terminal.STDOUT, _STDERR_CHANNEL: terminal.STDERR}
+_DESCRIPTOR = {b"\x01": terminal.STDOUT, b"\x02": terminal.STDERR}  # by the first byte of a frame
 
 log = logging.getLogger("boxlite.client")
 
@@ -81,7 +81,8 @@ class _Session:
         self._stdin_bytes = 0
         self._pump: threading.Thread | None = None
         self._started = False
-        self._frames = 0
+        self._outputs = 0
+        self._last_heard = 0.0
         self._server_says = ""
         self._signals = 0
         self._leave_with: int | None = None
@@ -106,7 +107,9 @@ class _Session:
         except InvalidStatus as error:
             raise _refusal(error) from error
         except (OSError, WebSocketException) as error:
-            raise unreachable(self._api.url, error) from error
+            if self._execution is None:
+                raise unreachable(self._api.url, error) from error
+            code = None  # the command runs already
         if code is None:
             code = await self._reattach()
         return code if 0 <= code <= 255 else 255
@@ -118,7 +121,7 @@ class _Session:
             self._notice("the connection broke; the last of the input may not have arrived")
         while failures < len(RECONNECT_DELAYS):
             await asyncio.sleep(RECONNECT_DELAYS[failures])
-            frames = self._frames
+            began, outputs = time.monotonic(), self._outputs
             try:
                 code = await self._attach()
             except InvalidStatus as error:
@@ -133,7 +136,8 @@ class _Session:
             else:
                 if code is not None:
                     return code
-            failures = 0 if self._frames > frames else failures + 1
+            worked = self._outputs > outputs or self._last_heard - began >= STABLE
+            failures = 0 if worked else failures + 1
         return await self._final_status()
 
     async def _final_status(self) -> int:
@@ -184,6 +188,7 @@ class _Session:
             finally:
                 self._attached.clear()
                 self._socket = None
+                self._last_heard = socket.last_heard
 
     async def _begin(self, socket: _Connection) -> None:
         """Start what is not started, and say what a fresh socket must be told."""
@@ -219,15 +224,16 @@ class _Session:
                     continue
                 log.debug("socket: silent for %g s", SILENCE)
                 return None
-            self._frames += 1
             if isinstance(frame, str):
                 message = _parse(frame)
                 if message.get("type") == "exit":
-                    return int(message["exit_code"])
+                    return int(message.get("exit_code", 255))
                 if message.get("type") == "error":
                     self._server_says = str(message.get("message"))
-                    log.debug("server: %s", self._server_says)
-            elif frame[:1] and not await self._write(frame):
+                    self._notice(self._server_says)
+                continue
+            self._outputs += 1
+            if not await self._write(frame):
                 # What the command would have met here: a pipe whose reader has gone.
                 with suppress(ConnectionClosed):
                     await socket.send(_frame("signal", sig=int(signal.SIGPIPE)))
@@ -235,7 +241,7 @@ class _Session:
 
     async def _write(self, frame: bytes) -> bool:
         """Write an output frame; False when nobody reads our output any more."""
-        descriptor = _DESCRIPTOR.get(frame[0])
+        descriptor = _DESCRIPTOR.get(frame[:1])
         if descriptor is None:
             return True
         try:
@@ -335,7 +341,9 @@ class _Session:
         task.add_done_callback(self._tasks.discard)
 
     def _notice(self, text: str) -> None:
-        terminal.write_all(terminal.STDERR, f"boxlite: {text}\n".encode())
+        end = "\r\n" if self._raw else "\n"
+        with suppress(OSError):
+            terminal.write_all(terminal.STDERR, f"boxlite: {text}{end}".encode())
 
 
 def _refusal(error: InvalidStatus) -> BoxliteError:

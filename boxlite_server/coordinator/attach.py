@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 _EXECUTION = re.compile(r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)/executions/(?P<execution>[^/]+)/attach")
 _MAIN = re.compile(r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)/attach")
 
+# In the scope's state: an asyncio.Event that the server sets when the connection is lost. A session that hands
+# input to a command which does not read is not receiving, and would not hear of it otherwise.
+CONNECTION_LOST = "connection_lost"
+
 CLOSE_NORMAL = 1000
 CLOSE_TRY_AGAIN = 1013
 
@@ -74,9 +78,8 @@ class _Session:
 
     async def run(self) -> None:
         """Ends with the output's end or the client's, whichever comes first."""
-        output = asyncio.create_task(self._send_output())
-        received = asyncio.create_task(self._receive())
-        done, rest = await asyncio.wait({output, received}, return_when=asyncio.FIRST_COMPLETED)
+        parts = self._send_output(), self._receive(), self._socket.scope["state"][CONNECTION_LOST].wait()
+        done, rest = await asyncio.wait(map(asyncio.ensure_future, parts), return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)

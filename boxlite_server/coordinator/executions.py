@@ -22,8 +22,6 @@ from .store import Box
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 30.0
-# A worker keeps trying to hand input to the command for this long before it answers how much was taken.
-INPUT_SECONDS = 20.0
 MAX_CURSORS = 10_000
 
 
@@ -97,15 +95,21 @@ class Executions:
         request = pb.ResizeExecutionRequest(execution=_ref(box, execution_id), cols=cols, rows=rows)
         await self._call(box, "ResizeExecution", request)
 
-    async def write(self, box: Box, execution_id: str, data: bytes) -> None:
-        """Hand all of `data` to the command, for as long as it takes the command to read it. Raises
-        InvalidStateError once the command has ended."""
+    async def write(self, box: Box, execution_id: str, data: bytes, *, tries: int | None = None) -> None:
+        """Hand all of `data` to the command, for as long as it takes the command to read it.
+
+        Raises InvalidStateError once the command has ended, and TimedOutError when it has read nothing while
+        the worker tried `tries` times; each try has the worker's own patience.
+        """
         for chunk in rpc.chunks(data):
-            rest = chunk
+            rest, idle = chunk, 0
             while rest:
                 request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=rest)
                 answer = await self._call(box, "WriteInput", request)
                 rest = rest[answer.accepted :]
+                idle = 0 if answer.accepted else idle + 1
+                if idle == tries:
+                    raise errors.TimedOutError(f"the command does not read its input; {len(rest)} bytes are left")
 
     async def close_input(self, box: Box, execution_id: str) -> None:
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -17,6 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from .. import errors
 from .app import create_app
+from .attach import CONNECTION_LOST
 from .core import Core
 from .frames import PING_SECONDS
 
@@ -40,13 +42,19 @@ class CoordinatorConfig:
 
 
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Pings at once after the upgrade: released clients give up on a socket that is silent for 10 s."""
+    """Pings at once after the upgrade, because released clients give up on a socket that is silent for 10 s;
+    and tells the application of a lost connection also while it is not receiving."""
 
     def connection_made(self, transport: Any) -> None:
+        self.app_state = {**self.app_state, CONNECTION_LOST: asyncio.Event()}
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.app_state[CONNECTION_LOST].set()
+        super().connection_lost(exc)
 
     def start_keepalive(self) -> None:
         self.send_keepalive_ping()

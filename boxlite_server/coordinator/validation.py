@@ -135,7 +135,5 @@ class _Schema:
 
 @functools.lru_cache(maxsize=512)
 def _validator(schema: _Schema) -> Draft4Validator:
-    validator: Draft4Validator = Draft4RequestValidator(
-        schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER
-    )
+    validator: Draft4Validator = Draft4RequestValidator(schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER)
     return validator

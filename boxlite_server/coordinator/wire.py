@@ -24,7 +24,7 @@ def timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def box(row: Box) -> dict[str, Any]:
+def box(row: Box, worker_name: str | None) -> dict[str, Any]:
     """A Box. A box under creation shows as configured: whoever looks it up by name must find it."""
     return {
         "box_id": row.id,
@@ -45,6 +45,7 @@ def box(row: Box) -> dict[str, Any]:
         "auto_stop": 0,
         "auto_delete": 0,
         "auto_resume": row.spec["auto_resume"],
+        "worker": worker_name,
     }
 
 

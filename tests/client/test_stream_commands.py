@@ -40,7 +40,7 @@ def test_exec_sends_the_command_and_keeps_the_streams_apart(
         socket.stdout(b"out\xff\x00\n")
         socket.stderr(b"err\n")
         socket.binary(b"\x09of an unknown channel")
-        socket.text(type="error", message="for information")
+        socket.text(type="error", message="9 bytes are lost")
         socket.stdout(b"more")
         socket.exit(3)
 
@@ -55,7 +55,7 @@ def test_exec_sends_the_command_and_keeps_the_streams_apart(
         "user": "me",
     }
     assert first == [EOF]
-    assert capfdbinary.readouterr() == (b"out\xff\x00\nmore", b"err\n")
+    assert capfdbinary.readouterr() == (b"out\xff\x00\nmore", b"err\nboxlite: 9 bytes are lost\n")
 
 
 def test_exec_passes_flags_of_the_command_on(server: FakeServer, boxlite: Boxlite) -> None:
@@ -123,6 +123,19 @@ def test_run_attaches_before_it_starts(server: FakeServer, boxlite: Boxlite, cap
     assert (body["name"], body["cmd"], body["detach"]) == ("web", ["echo", "hello"], False)
     assert "tty" not in body
     assert capfd.readouterr() == ("hello\n", "")
+
+
+def test_a_command_that_ends_at_once_loses_nothing(server: FakeServer, boxlite: Boxlite, capfd: Capture) -> None:
+    """Output, exit and close all come before the client has said a word."""
+
+    def command(socket: Socket) -> None:
+        for number in range(100):
+            socket.stdout(b"%d\n" % number)
+        socket.exit(4)
+
+    server.on_run(command)
+    assert boxlite("run", "alpine", "seq", "100") == 4
+    assert capfd.readouterr().out.split() == [str(number) for number in range(100)]
 
 
 def test_run_rm_removes_the_box(server: FakeServer, boxlite: Boxlite) -> None:
@@ -211,6 +224,19 @@ def test_without_i_stdin_is_left_alone(server: FakeServer, popen: Popen) -> None
 def test_an_open_stdin_does_not_keep_the_client(server: FakeServer, popen: Popen) -> None:
     server.on_exec(ends_with(5))
     assert popen("exec", "-i", "web", "true").wait(WAIT) == 5
+
+
+def test_endless_input_does_not_keep_the_client(server: FakeServer, popen: Popen) -> None:
+    def command(socket: Socket) -> None:
+        socket.receive()
+        socket.stdout(b"enough")
+        socket.exit(5)
+
+    server.on_exec(command)
+    with Path("/dev/zero").open("rb") as endless:
+        process = popen("exec", "-i", "web", "true", stdin=endless)
+        output, _ = process.communicate(timeout=WAIT)
+    assert (process.returncode, output) == (5, b"enough")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

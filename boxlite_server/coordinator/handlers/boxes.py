@@ -10,6 +10,7 @@ from typing import Any
 from ... import errors
 from .. import wire
 from ..core import Core
+from ..store import Box
 
 # `creating` is ours alone and shows as configured, so the filter has to find it too.
 _FILTER = {"configured": ("configured", "creating")}
@@ -17,7 +18,7 @@ _FILTER = {"configured": ("configured", "creating")}
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     box = await core.boxes.create(prefix, body)
-    return wire.box(box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
 async def list_boxes(
@@ -38,11 +39,12 @@ async def list_boxes(
         limit=page_size,
     )
     token = _encode_token(page.next_token) if page.next_token else None
-    return {"boxes": [wire.box(box) for box in page.boxes], "next_page_token": token}
+    names = {worker.id: worker.name for worker in core.store.list_workers()}
+    return {"boxes": [wire.box(box, names.get(box.worker_id)) for box in page.boxes], "next_page_token": token}
 
 
 async def get_box(core: Core, prefix: str, box_id: str) -> Any:
-    return wire.box(core.boxes.get(prefix, box_id))
+    return _shown(core, core.boxes.get(prefix, box_id))
 
 
 async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
@@ -56,11 +58,16 @@ async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) 
 
 
 async def start_box(core: Core, prefix: str, box_id: str) -> Any:
-    return wire.box(await core.boxes.start(prefix, box_id))
+    return _shown(core, await core.boxes.start(prefix, box_id))
 
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
-    return wire.box(await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+    return _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+
+
+def _shown(core: Core, box: Box) -> dict[str, Any]:
+    worker = core.store.get_worker(box.worker_id)
+    return wire.box(box, worker.name if worker else None)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

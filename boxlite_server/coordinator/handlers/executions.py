@@ -17,6 +17,8 @@ from ..core import Core
 from ..http_errors import UpgradeRequiredError
 from ..store import Box
 
+INPUT_TRIES = 10  # by then the client of one request has given up
+
 
 async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
     box, execution = await core.executions.start(prefix, box_id, body)
@@ -51,7 +53,7 @@ async def send_execution_input(core: Core, prefix: str, box_id: str, execution_i
     request = connexion.request
     with contextlib.suppress(errors.InvalidStateError):
         async for chunk in request.stream():
-            await core.executions.write(box, execution.execution_id, chunk)
+            await core.executions.write(box, execution.execution_id, chunk, tries=INPUT_TRIES)
         if request.headers.get("x-close-stdin", "").lower() == "true":
             await core.executions.close_input(box, execution.execution_id)
     return None, 204

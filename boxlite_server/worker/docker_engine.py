@@ -1,0 +1,237 @@
+"""The connection to Docker Engine: client, errors, pulls, and raw streams.
+
+With `docker_process.py` and `docker_runtime.py` the only code that knows docker.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import docker
+import docker.errors
+import docker.utils
+
+from ..errors import (
+    BoxliteError,
+    EngineError,
+    ImageError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+)
+from .runtime import STDERR, STDOUT
+
+CALL_TIMEOUT = 60.0  # seconds, of every engine call but a pull
+PULL_TIMEOUT = 900.0
+_POOL = 64  # connections kept; more are opened when needed
+_RECEIVE = 256 * 1024
+
+log = logging.getLogger(__name__)
+
+
+def reason(exc: Exception) -> str:
+    """What the engine itself says, without the client library's decoration."""
+    if isinstance(exc, docker.errors.APIError) and exc.explanation:
+        text = exc.explanation
+        return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    return str(exc)
+
+
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turns the engine's and the client library's exceptions into ours; `what` names the attempt."""
+    try:
+        yield
+    except docker.errors.APIError as exc:
+        text = f"{what}: {reason(exc)}"
+        match exc.status_code:
+            case 400:
+                raise InvalidArgumentError(text) from exc
+            case 404:
+                raise NotFoundError(text) from exc
+            case 409:
+                raise InvalidStateError(text) from exc
+            case _:
+                raise EngineError(text) from exc
+    # The HTTP library's exceptions are OSErrors, as are the socket's own.
+    except (docker.errors.DockerException, OSError) as exc:
+        raise EngineError(f"{what}: the container engine does not answer: {exc}") from exc
+
+
+class Engine:
+    """Docker Engine as DOCKER_HOST and its companions name it, or at `url`. Connects at first use."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self._url = url
+        self._client: docker.APIClient | None = None
+        self._lock = threading.Lock()
+        self._pulls: dict[str, Future[None]] = {}
+
+    @property
+    def api(self) -> docker.APIClient:
+        """The client; raises `EngineError` while the engine cannot be reached."""
+        with self._lock:
+            if self._client is None:
+                with engine_errors("cannot reach the container engine"):
+                    self._client = self._connect()
+            return self._client
+
+    def close(self) -> None:
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+    def _connect(self) -> docker.APIClient:
+        options: dict[str, Any] = {"base_url": self._url} if self._url else docker.utils.kwargs_from_env()
+        if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
+            raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
+        return docker.APIClient(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
+
+    # ---- images ----
+
+    def image(self, reference: str) -> dict[str, Any]:
+        """The image's description; pulled when missing. Raises `ImageError` when it cannot be had."""
+        try:
+            return self._inspect_image(reference)
+        except NotFoundError:
+            self.pull(reference)
+        try:
+            return self._inspect_image(reference)
+        except NotFoundError as exc:
+            raise ImageError(f"image {reference!r} is not there after its pull") from exc
+
+    def _inspect_image(self, reference: str) -> dict[str, Any]:
+        try:
+            with engine_errors(f"image {reference!r}"):
+                return dict(self.api.inspect_image(reference))
+        except (InvalidArgumentError, InvalidStateError) as exc:
+            raise ImageError(exc.message) from exc
+
+    def pull(self, reference: str) -> None:
+        """Fetch the image; of several callers one pulls and the others join it."""
+        with self._lock:
+            pull = self._pulls.get(reference)
+            if pull is None:
+                pull = self._pulls[reference] = Future()
+                # Its own thread, so that the pull outlives a caller who gives up.
+                threading.Thread(
+                    target=self._pull, args=(reference, pull), name=f"pull {reference}", daemon=True
+                ).start()
+        try:
+            pull.result(PULL_TIMEOUT)
+        except FutureTimeoutError as exc:
+            raise ImageError(f"image {reference!r} cannot be pulled: not done in {PULL_TIMEOUT:.0f} s") from exc
+
+    def _pull(self, reference: str, done: Future[None]) -> None:
+        log.info("pulling image %s", reference)
+        error: BoxliteError | None = None
+        try:
+            for line in self.api.pull(reference, stream=True, decode=True):
+                if "error" in line:
+                    error = ImageError(f"image {reference!r} cannot be pulled: {line['error']}")
+        except docker.errors.APIError as exc:
+            error = ImageError(f"image {reference!r} cannot be pulled: {reason(exc)}")
+        except Exception as exc:
+            error = EngineError(f"image {reference!r} cannot be pulled: {exc}")
+        with self._lock:
+            del self._pulls[reference]
+        if error is None:
+            done.set_result(None)
+        else:
+            log.warning("%s", error)
+            done.set_exception(error)
+
+
+class Stream:
+    """A connection that the engine has handed over: a command's output and input.
+
+    `framed`: output comes in frames of 8 header bytes (stream, 3 zeros, length); else plain (a terminal).
+    """
+
+    def __init__(self, handed_over: Any, framed: bool) -> None:
+        # The response must stay referenced: its collection would close the socket. Its reader may hold
+        # the first bytes, received together with the HTTP header.
+        self._response = handed_over._response
+        self._socket: socket.socket = handed_over._sock
+        reader = self._response.raw._fp.fp
+        self._socket.settimeout(0)
+        self._buffer: bytes = reader.read(len(reader.peek())) or b""
+        self._socket.settimeout(None)
+        self._framed = framed
+        self._source = STDOUT
+        self._left = 0  # of the current frame
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The next piece as (STDOUT or STDERR, data); blocks. None at the end."""
+        if not self._framed:
+            return (STDOUT, self._take()) if self._fill(1) else None
+        while not self._left:
+            if not self._fill(8):
+                return None
+            header, self._buffer = self._buffer[:8], self._buffer[8:]
+            self._source = STDOUT if header[0] == 1 else STDERR
+            self._left = int.from_bytes(header[4:], "big")
+        if not self._fill(1):
+            return None
+        data = self._take(self._left)
+        self._left -= len(data)
+        return self._source, data
+
+    def _take(self, limit: int = _RECEIVE) -> bytes:
+        data, self._buffer = self._buffer[:limit], self._buffer[limit:]
+        return data
+
+    def _fill(self, size: int) -> bool:
+        """Have at least `size` bytes in the buffer; False when they do not come any more."""
+        while len(self._buffer) < size:
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except OSError:
+                return False
+            if not data:
+                return False
+            self._buffer += data
+        return True
+
+    def readable(self, timeout: float) -> bool:
+        """Whether output (or its end) has come, waiting at most `timeout` seconds."""
+        if self._buffer:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+
+    def write(self, data: bytes, timeout: float) -> int:
+        """Send for at most `timeout` seconds; the bytes sent. Raises OSError when the other end is gone."""
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        view = memoryview(data)
+        sent = 0
+        while sent < len(data):
+            try:
+                sent += self._socket.send(view[sent:], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    break
+        return sent
+
+    def close_write(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Ends a blocked `read`, too. The descriptor itself goes with the last reference, so that no
+        other thread can ever use its number for something else."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)

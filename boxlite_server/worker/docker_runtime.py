@@ -1,0 +1,362 @@
+"""Boxes as containers of Docker Engine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    EngineError,
+    ExecutionError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+)
+from .docker_engine import Engine, engine_errors
+from .docker_process import ExecProcess, MainProcess
+from .runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+
+CLUSTER_LABEL = "boxlite.cluster"
+WORKER_LABEL = "boxlite.worker"
+BOX_LABEL = "boxlite.box"
+GENERATION_LABEL = "boxlite.generation"
+
+MIB = 1024 * 1024
+_PIDS_LIMIT = 4096
+_KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
+_SPAWN_PATIENCE = 0.5  # seconds; the init process needs milliseconds
+_INIT_NAMES = ("docker-init", "tini")
+_RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0
+
+log = logging.getLogger(__name__)
+
+
+class DockerRuntime:
+    """The `BoxRuntime` of Docker Engine.
+
+    `owner` is asked at every call, since a worker learns its cluster only when it registers; it may raise.
+    """
+
+    def __init__(self, owner: Callable[[], Owner], url: str | None = None) -> None:
+        self._owner = owner
+        self._engine = Engine(url)
+        self._states = _States()
+
+    # ---- the engine ----
+
+    def ping(self) -> None:
+        with engine_errors("ping"):
+            self._engine.api.ping()
+
+    def capacity(self) -> Capacity:
+        with engine_errors("cannot ask the engine for its capacity"):
+            info = self._engine.api.info()
+        return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
+
+    def close(self) -> None:
+        self._engine.close()
+
+    # ---- boxes ----
+
+    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        older = []
+        for found in self._generations(box.box_id):
+            if found.generation > box.generation:
+                raise _stale(box, found.generation)
+            if found.generation == box.generation:
+                return self.inspect(box)
+            older.append(found)
+        image = self._engine.image(spec.image)
+        # Only now, so that a pull that fails costs the box nothing.
+        for found in older:
+            self._delete(found, force=True)
+        self._create_container(box, spec, image)
+        return self.inspect(box)
+
+    def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
+        api = self._engine.api
+        defaults = image.get("Config") or {}
+        owner = self._owner()
+        command = list(spec.cmd)
+        if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
+            command = _KEEP_ALIVE
+        host = api.create_host_config(
+            init=True,
+            nano_cpus=spec.cpus * 1_000_000_000 or None,
+            mem_limit=spec.memory_mib * MIB or None,
+            memswap_limit=spec.memory_mib * MIB or None,
+            pids_limit=_PIDS_LIMIT,
+            network_mode="bridge" if spec.network_enabled else "none",
+            log_config={"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
+        )
+        config = api.create_container_config(
+            spec.image,
+            command or None,
+            entrypoint=list(spec.entrypoint) or None,
+            environment=dict(spec.env),
+            working_dir=spec.working_dir or None,
+            user=spec.user or None,
+            hostname=spec.hostname or None,
+            tty=spec.tty,
+            # Open input keeps a box whose command is a shell alive. The one who feeds it ends it: `once`
+            # is what makes the engine pass on an end of input at all.
+            stdin_open=True,
+            host_config=host,
+            labels={
+                CLUSTER_LABEL: owner.cluster_id,
+                WORKER_LABEL: owner.worker_id,
+                BOX_LABEL: box.box_id,
+                GENERATION_LABEL: str(box.generation),
+            },
+        )
+        config["StdinOnce"] = True
+        with _refusals(), engine_errors(f"box {box.box_id} cannot be created"):
+            api.create_container_from_config(config, _name(box))
+
+    def start(self, box: BoxRef) -> BoxState:
+        state = self.inspect(box)
+        if state.status is BoxStatus.RUNNING:
+            return state
+        if state.status is BoxStatus.PAUSED:
+            raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
+        began = int(time.time())
+        with _refusals(), engine_errors(f"box {box.box_id} cannot be started"):
+            self._engine.api.start(_name(box))
+        state = self._settled(box)
+        if state.exit_code in (126, 127):
+            # Either the command said so itself, or the init process could not execute it.
+            text = self._init_failure(box, began)
+            if text:
+                kind = "not found in the box: " if "No such file" in text else "cannot be executed: "
+                raise ExecutionError(f"the main command of box {box.box_id} was {kind}{text}")
+        return state
+
+    def _settled(self, box: BoxRef) -> BoxState:
+        """The state once the init process has executed the main command, or could not."""
+        deadline = time.monotonic() + _SPAWN_PATIENCE
+        while True:
+            state = self.inspect(box)
+            if state.pid is None or _has_executed(state.pid) or time.monotonic() > deadline:
+                return state
+            time.sleep(0.01)
+
+    def _init_failure(self, box: BoxRef, since: int) -> str:
+        with engine_errors("cannot read the log"):
+            said = self._engine.api.logs(_name(box), tail=5, since=since)
+        lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
+        return lines[-1].partition("] ")[2].strip() if lines else ""
+
+    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+        state = self.inspect(box)
+        if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
+            with engine_errors(f"box {box.box_id} cannot be stopped"):
+                self._engine.api.stop(_name(box), timeout=math.ceil(max(timeout, 0)))
+            state = self.inspect(box)
+        return state
+
+    def remove(self, box: BoxRef, force: bool) -> None:
+        generations = self._generations(box.box_id)
+        for found in generations:
+            if found.generation > box.generation:
+                raise _stale(box, found.generation)
+        for found in generations:
+            self._delete(found, force)
+
+    def inspect(self, box: BoxRef) -> BoxState:
+        return _state(box, self._container(box))
+
+    def list(self) -> list[BoxState]:
+        states = []
+        for entry in self._ours():
+            box = BoxRef(entry["Labels"][BOX_LABEL], int(entry["Labels"][GENERATION_LABEL]))
+            state = self._states.known(entry["Id"])
+            if state is None:
+                marker = self._states.marker()
+                try:
+                    state = self.inspect(box)
+                except NotFoundError:
+                    continue  # gone between the two questions
+                self._states.remember(entry["Id"], state, marker)
+            states.append(state)
+        return states
+
+    def _container(self, box: BoxRef) -> dict[str, Any]:
+        """The engine's description of the box's container; refuses what is stale or not ours."""
+        try:
+            with engine_errors("cannot inspect the box"):
+                container = dict(self._engine.api.inspect_container(_name(box)))
+        except NotFoundError:
+            container = None
+        if container is not None:
+            owner, labels = self._owner(), container["Config"]["Labels"] or {}
+            if (labels.get(CLUSTER_LABEL), labels.get(WORKER_LABEL)) == (owner.cluster_id, owner.worker_id):
+                return container
+        for found in self._generations(box.box_id):
+            if found.generation > box.generation:
+                raise _stale(box, found.generation)
+        raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+
+    def _generations(self, box_id: str) -> list[BoxRef]:
+        return [BoxRef(box_id, int(entry["Labels"][GENERATION_LABEL])) for entry in self._ours(f"{BOX_LABEL}={box_id}")]
+
+    def _ours(self, *labels: str) -> list[dict[str, Any]]:
+        owner = self._owner()
+        mine = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}", *labels]
+        with engine_errors("cannot list the boxes"):
+            return list(self._engine.api.containers(all=True, filters={"label": mine}))
+
+    def _delete(self, box: BoxRef, force: bool) -> None:
+        try:
+            with engine_errors(f"box {box.box_id} cannot be removed"):
+                self._engine.api.remove_container(_name(box), v=True, force=force)
+        except NotFoundError:
+            pass
+        except InvalidStateError as exc:
+            if "already in progress" not in exc.message:
+                raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
+            self._await_absence(box)
+
+    def _await_absence(self, box: BoxRef) -> None:
+        for _ in range(100):
+            if box not in self._generations(box.box_id):
+                return
+            time.sleep(0.1)
+        raise EngineError(f"box {box.box_id} is still being removed; try again")
+
+    # ---- commands ----
+
+    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+        container = self._container(box)
+        return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
+
+    def attach_main(self, box: BoxRef) -> Process:
+        container = self._container(box)
+        if container["State"]["Paused"]:
+            raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
+        return MainProcess(self._engine, container)
+
+    # ---- changes ----
+
+    def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
+        pause = _RECONNECT_FIRST
+        while not stopping.is_set():
+            try:
+                owner = self._owner()
+                filters = {
+                    "type": "container",
+                    "label": [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}"],
+                }
+                with engine_errors("cannot watch the engine"):
+                    events = self._engine.api.events(filters=filters, decode=True)
+                    self._states.begin()
+                    on_change()  # whatever happened while nobody watched
+                    pause = _RECONNECT_FIRST
+                    for event in events:
+                        # Commands in a box change nothing about the box.
+                        if not event["Action"].startswith("exec_"):
+                            self._states.forget(event["Actor"]["ID"])
+                            on_change()
+                        if stopping.is_set():
+                            return
+            except Exception as exc:
+                log.debug("watching the engine: %s", exc)
+            finally:
+                self._states.end()
+            if stopping.wait(pause):
+                return
+            pause = min(pause * 2, _RECONNECT_LAST)
+
+
+class _States:
+    """States of containers, trusted only while the engine's events are being heard.
+
+    Spares the heartbeat one question per box. A state is remembered only if no event of its container
+    came between the question and the answer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listening = False
+        self._events = 0
+        self._states: dict[str, BoxState] = {}
+
+    def begin(self) -> None:
+        with self._lock:
+            self._listening = True
+
+    def end(self) -> None:
+        with self._lock:
+            self._listening = False
+            self._events += 1
+            self._states.clear()
+
+    def forget(self, container_id: str) -> None:
+        with self._lock:
+            self._events += 1
+            self._states.pop(container_id, None)
+
+    def known(self, container_id: str) -> BoxState | None:
+        with self._lock:
+            return self._states.get(container_id)
+
+    def marker(self) -> int:
+        with self._lock:
+            return self._events
+
+    def remember(self, container_id: str, state: BoxState, marker: int) -> None:
+        with self._lock:
+            if self._listening and self._events == marker:
+                self._states[container_id] = state
+
+
+def _name(box: BoxRef) -> str:
+    return f"boxlite-{box.box_id}-{box.generation}"
+
+
+def _stale(box: BoxRef, newest: int) -> InvalidStateError:
+    return InvalidStateError(
+        f"box {box.box_id}: generation {box.generation} is over, the worker holds generation {newest}"
+    )
+
+
+def _state(box: BoxRef, container: dict[str, Any]) -> BoxState:
+    state = container["State"]
+    if state["Paused"]:
+        return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None)
+    if state["Running"] or state["Restarting"]:
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None)
+    if state["Status"] == "created":
+        if state["Error"]:
+            return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])
+        return BoxState(box, BoxStatus.CONFIGURED)
+    if state["Dead"]:
+        return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])
+    return BoxState(box, BoxStatus.STOPPED, exit_code=state["ExitCode"])
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """The engine reports a bad user or directory as a fault of its own; it is the user's."""
+    try:
+        yield
+    except EngineError as exc:
+        texts = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
+        if any(text in exc.message.lower() for text in texts):
+            raise InvalidArgumentError(exc.message) from exc
+        raise
+
+
+def _has_executed(init_pid: int) -> bool:
+    """Whether the child of a container's init process runs the command, not init's own program any more."""
+    try:
+        children = Path(f"/proc/{init_pid}/task/{init_pid}/children").read_text().split()
+        names = [Path(f"/proc/{child}/comm").read_text().strip() for child in children]
+    except OSError:
+        return False  # not readable here, or gone meanwhile: the next look at the state tells
+    return bool(names) and names[0] not in _INIT_NAMES

@@ -1,0 +1,183 @@
+"""The seam between the worker and whatever runs its boxes.
+
+`BoxRuntime` keeps boxes, `Process` is one command in a box. Both are blocking and safe to call from many
+threads. Nothing here knows an engine: a second implementation needs this module and nothing else.
+
+Every verb about a box names it by `BoxRef`. A generation lower than the one that the runtime holds is
+refused with `InvalidStateError`; a box that the runtime does not hold is a `NotFoundError`. A runtime sees
+and touches only the boxes of its own owner. An engine that does not answer is an `EngineError`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+STDOUT = 1  # with a pseudo-terminal: everything
+STDERR = 2
+
+GONE_EXIT_CODE = 137  # of a command whose real exit code went with its box
+
+
+class BoxStatus(StrEnum):
+    """What the engine says of a box; the values are those of the REST contract."""
+
+    CONFIGURED = "configured"  # created, never started
+    RUNNING = "running"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    FAILED = "failed"  # the engine holds it and could not run it
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose boxes a runtime keeps: one worker of one cluster."""
+
+    cluster_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoxRef:
+    """One life of a box's container. Generations count from 1."""
+
+    box_id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSpec:
+    """What a box is made of. Empty strings and tuples mean: as the image has it."""
+
+    image: str
+    cpus: int = 1
+    memory_mib: int = 512
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    user: str = ""
+    network_enabled: bool = True
+    tty: bool = False
+    hostname: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxState:
+    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over."""
+
+    box: BoxRef
+    status: BoxStatus
+    pid: int | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A command to run in a box. Empty `working_dir` and `user` mean: the box's."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+    user: str = ""
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    cpus: int
+    memory_mib: int
+    engine_version: str
+
+
+class Process(Protocol):
+    """One command in a box, from spawn to exit code.
+
+    One thread reads and then waits; other threads may call the rest at any time. Verbs other than
+    `kill` and `close` on a command that has ended raise `InvalidStateError`.
+    """
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The next piece of output as (STDOUT or STDERR, data); blocks. None: the output has ended."""
+
+    def write(self, data: bytes, timeout: float) -> int:
+        """Hand input to the command for at most `timeout` seconds. Returns the bytes taken."""
+
+    def close_input(self) -> None:
+        """End of input: the command reads to its end what was taken, then EOF. Repeating it is harmless."""
+
+    def signal(self, number: int) -> None:
+        """Send the POSIX signal `number` to the command."""
+
+    def kill(self) -> None:
+        """SIGKILL to the command and its process group. Of an ended command: nothing."""
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Set the size of the command's pseudo-terminal."""
+
+    def wait(self) -> int:
+        """The exit code, 128 + n after signal n; blocks. Called after the end of output."""
+
+    def close(self) -> None:
+        """Let go of the command: a blocked `read` and `wait` return soon. Kills nothing."""
+
+
+class BoxRuntime(Protocol):
+    """Keeps boxes. Each verb is idempotent: repeated, it finds its work done."""
+
+    def ping(self) -> None:
+        """Returns when the engine answers; raises `EngineError` otherwise."""
+
+    def capacity(self) -> Capacity:
+        """What the engine's host has, whoever uses it."""
+
+    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        """Make the box, not started; of an existing one: its state. Older generations are removed first.
+
+        The image is fetched when missing. Raises `ImageError` when it cannot be had and
+        `InvalidArgumentError` when the engine refuses the spec.
+        """
+
+    def start(self, box: BoxRef) -> BoxState:
+        """Run the main command; of a running box: its state.
+
+        Returns only once the command is spawned. Raises `ExecutionError` when it cannot be; the box can
+        then be started again or removed.
+        """
+
+    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+        """SIGTERM, SIGKILL after `timeout` seconds; returns once stopped. Of a box at rest: its state."""
+
+    def remove(self, box: BoxRef, force: bool) -> None:
+        """Remove the box and its older generations; nothing when there is none.
+
+        Raises `InvalidStateError` when it runs and `force` is not given.
+        """
+
+    def inspect(self, box: BoxRef) -> BoxState:
+        """The state of the box, from the engine."""
+
+    def list(self) -> list[BoxState]:
+        """All boxes of this owner."""
+
+    def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
+        """Call `on_change` whenever a box's state may have changed; blocks until `stopping` or `close`.
+
+        Survives an engine that goes away and comes back, and reports that as a change.
+        """
+
+    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+        """Start a command in a running box. Returns only once it is spawned.
+
+        Raises `ExecutionError` when it cannot be ("... not found ..." when that is the reason),
+        `StoppedError` when the box does not run, `InvalidStateError` when it is paused.
+        """
+
+    def attach_main(self, box: BoxRef) -> Process:
+        """The box's main command; of a box at rest: its next run, which begins with `start`."""
+
+    def close(self) -> None:
+        """Let go of the engine. Boxes stay as they are."""

@@ -1,0 +1,117 @@
+"""The documented command lines, as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.cluster import Cluster, free_port
+
+BIN = Path(sys.executable).parent
+
+
+def boxlite(cluster: Cluster, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "boxlite_server.client", "--url", cluster.url, *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def output(done: subprocess.CompletedProcess[bytes]) -> str:
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def box(cluster: Cluster, test_image: str):
+    name = f"box-{os.urandom(4).hex()}"
+    output(boxlite(cluster, "create", "--name", name, "--memory", "128", test_image))
+    yield name
+    boxlite(cluster, "rm", "-f", name)
+
+
+def test_a_boxs_whole_life(cluster: Cluster, test_image: str) -> None:
+    box_id = output(boxlite(cluster, "create", "--name", "life", test_image)).strip()
+    assert len(box_id) == 12
+    assert output(boxlite(cluster, "start", "life"))
+    assert "life" in output(boxlite(cluster, "list"))
+    assert output(boxlite(cluster, "exec", "life", "--", "echo", "hello")) == "hello\n"
+    assert output(boxlite(cluster, "inspect", "--format", "{{.State.Status}}", "life")).strip() == "running"
+    assert output(boxlite(cluster, "stop", "life"))
+    assert "life" not in output(boxlite(cluster, "ps"))
+    assert "life" in output(boxlite(cluster, "ls", "-a"))
+    assert output(boxlite(cluster, "rm", "life"))
+    assert boxlite(cluster, "inspect", "life").returncode == 1
+    assert cluster.containers() == []
+
+
+@pytest.mark.parametrize("code", [0, 3, 255])
+def test_the_exit_code_is_the_commands(cluster: Cluster, test_image: str, box: str, code: int) -> None:
+    done = boxlite(cluster, "exec", box, "--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"out\n", b"err\n")
+    done = boxlite(cluster, "run", "--rm", test_image, "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"out\n", b"err\n")
+
+
+def test_a_command_that_is_not_there(cluster: Cluster, box: str) -> None:
+    done = boxlite(cluster, "exec", box, "--", "nosuchcommand")
+    assert done.returncode == 127
+    assert b"not found" in done.stderr
+
+
+def test_bytes_pass_unchanged_in_both_directions(cluster: Cluster, box: str) -> None:
+    data = os.urandom(1 << 20) * 10
+    done = boxlite(cluster, "exec", "-i", box, "--", "cat", stdin=data)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == data
+
+
+def test_run_leaves_the_box_stopped_unless_told_otherwise(cluster: Cluster, test_image: str) -> None:
+    assert output(boxlite(cluster, "run", "--name", "job", test_image, "echo", "done")) == "done\n"
+    box = cluster.http("GET", "/v1/boxes/job")[2]
+    assert (box["status"], box["exit_code"]) == ("stopped", 0)
+    output(boxlite(cluster, "rm", "job"))
+    assert cluster.containers() == []
+
+
+def test_the_usage_lines(tmp_path: Path, docker_host: str, test_image: str) -> None:
+    """Both spellings of the server's command."""
+    port, worker_port, health_port = free_port(), free_port(), free_port()
+    env = {**os.environ, "DOCKER_HOST": docker_host, "HOME": str(tmp_path)}
+    url = f"http://127.0.0.1:{port}"
+    python = [sys.executable, "-m", "boxlite_server"]
+    processes = [
+        subprocess.Popen([*python, "coordinator", "--port", str(port)], env=env),
+        subprocess.Popen(
+            [str(BIN / "boxlite-server"), "worker", "--coordinator", url, "--port", str(worker_port)]
+            + ["--health-port", str(health_port)],
+            env=env,
+        ),
+    ]
+    cluster = Cluster(tmp_path, docker_host)
+    cluster.port = port
+    try:
+        from support.cluster import call, wait_until
+
+        def ready() -> bool:
+            try:
+                return call(health_port, "GET", "/readyz")[0] == 200
+            except OSError:
+                return False
+
+        wait_until(ready, "the worker is ready")
+        done = subprocess.run(
+            [str(BIN / "boxlite"), "--url", url, "create", "alpine:latest"], capture_output=True, text=True, check=True
+        )
+        box_id = done.stdout.strip()
+        assert cluster.http("DELETE", f"/v1/boxes/{box_id}")[0] == 204
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        assert [process.wait(30) for process in processes] == [0, 0]

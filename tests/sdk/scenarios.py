@@ -1,0 +1,215 @@
+"""What users do with the released SDK, in every generation alike: `python scenarios.py NAME IMAGE`.
+
+Run by the Python that has the SDK, with the cluster in the environment. It ends with exit code 0, or with
+the assertion that failed.
+"""
+
+import asyncio
+import sys
+import time
+import uuid
+
+from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
+
+IMAGE = sys.argv[2] if len(sys.argv) > 2 else "alpine:latest"
+
+
+def runtime():
+    return Boxlite.rest(BoxliteRestOptions.from_env())
+
+
+def options(**changes):
+    return BoxOptions(**{"image": IMAGE, "cpus": 1, "memory_mib": 128, "auto_remove": False, **changes})
+
+
+def unique(word):
+    return f"{word}-{uuid.uuid4().hex[:8]}"
+
+
+class Running:
+    """A started box that is removed at the end."""
+
+    def __init__(self, **changes):
+        self.runtime = runtime()
+        self.options = options(**changes)
+
+    async def __aenter__(self):
+        self.box = await self.runtime.create(self.options, name=unique("box"))
+        await self.box.start()
+        return self.box
+
+    async def __aexit__(self, *exc):
+        await self.runtime.remove(self.box.id, force=True)
+
+
+async def text(stream):
+    parts = []
+    if stream is not None:
+        async for part in stream:
+            parts.append(part.decode("utf-8", "replace") if isinstance(part, bytes) else part)
+    return "".join(parts)
+
+
+async def outcome(execution):
+    """Exit code, stdout, stderr."""
+    out, err = await asyncio.gather(text(execution.stdout()), text(execution.stderr()))
+    return (await execution.wait()).exit_code, out, err
+
+
+async def refused(awaitable):
+    """The message of the error that it must raise."""
+    try:
+        await awaitable
+    except Exception as exc:
+        return str(exc)
+    raise AssertionError("it was not refused")
+
+
+def status(info):
+    state = getattr(info, "state", None)
+    return str(getattr(state, "status", state)).lower()
+
+
+async def lifecycle():
+    rt, name = runtime(), unique("web")
+    box = await rt.create(options(), name=name)
+    assert len(box.id) == 12, box.id
+    assert (await rt.get(name)).id == box.id
+    assert (await rt.get(box.id)).id == box.id
+    assert await rt.get("nosuch") is None
+    assert await rt.get_info("nosuch") is None
+    info = await rt.get_info(name)
+    assert (info.id, info.name, info.image, info.cpus, info.memory_mib) == (box.id, name, IMAGE, 1, 128)
+    assert "configured" in status(info), status(info)
+    assert box.id in [one.id for one in await rt.list_info()]
+    await box.start()
+    await box.start()
+    assert "running" in status(await rt.get_info(name))
+    assert "exists" in await refused(rt.create(options(), name=name))
+    assert "running" in await refused(rt.remove(name))
+    await box.stop()
+    assert "stopped" in status(await rt.get_info(name))
+    again = await rt.get(name)
+    await again.start()
+    assert "running" in status(await rt.get_info(name))
+    await again.stop()
+    await rt.remove(name)
+    assert await rt.get(name) is None
+    assert box.id not in [one.id for one in await rt.list_info()]
+
+
+async def output():
+    async with Running(env=[("GREETING", "hello")]) as box:
+        assert await outcome(await box.exec("echo", ["hello"])) == (0, "hello\n", "")
+        script = "echo out; echo err >&2; exit 3"
+        assert await outcome(await box.exec("sh", ["-c", script])) == (3, "out\n", "err\n")
+        assert await outcome(await box.exec("sh", ["-c", "echo $GREETING $X; pwd"], [("X", "y")], cwd="/tmp")) == (
+            0,
+            "hello y\n/tmp\n",
+            "",
+        )
+        message = await refused(box.exec("nosuchcommand"))
+        assert "not found" in message, message
+
+
+async def implied_start():
+    rt = runtime()
+    box = await rt.create(options(), name=unique("lazy"))
+    try:
+        assert await outcome(await box.exec("echo", ["up"])) == (0, "up\n", "")
+        assert "running" in status(await rt.get_info(box.id))
+    finally:
+        await rt.remove(box.id, force=True)
+
+
+async def large_output():
+    async with Running() as box:
+        code, out, _ = await outcome(await box.exec("sh", ["-c", "yes 0123456789abcde | head -c 10485760"]))
+        assert code == 0
+        assert len(out) == 10485760, len(out)
+        assert out == "0123456789abcde\n" * 655360
+
+
+async def late_reader():
+    """Output and exit of a command that ended long before anybody looked."""
+    async with Running() as box:
+        execution = await box.exec("sh", ["-c", "echo early; exit 7"])
+        await (await box.exec("sleep", ["1"])).wait()
+        assert await outcome(execution) == (7, "early\n", "")
+
+
+async def stdin():
+    async with Running() as box:
+        execution = await box.exec("cat")
+        pipe = execution.stdin()
+        await pipe.send_input(b"one\n")
+        await pipe.send_input("zwölf\n".encode())
+        await pipe.close()
+        assert await outcome(execution) == (0, "one\nzwölf\n", "")
+
+
+async def kill():
+    async with Running() as box:
+        execution = await box.exec("sleep", ["600"])
+        await execution.kill()
+        code, _, _ = await outcome(execution)
+        assert code != 0, code
+
+
+async def timeout():
+    async with Running() as box:
+        begun = time.monotonic()
+        code, out, _ = await outcome(await box.exec("sh", ["-c", "echo begun; sleep 600"], timeout_secs=1.0))
+        assert code != 0, code
+        assert out == "begun\n", out
+        assert time.monotonic() - begun < 60
+
+
+async def silence():
+    """Without a ping right after the upgrade this takes a reconnect, 25 seconds in all."""
+    async with Running() as box:
+        begun = time.monotonic()
+        code, out, _ = await outcome(await box.exec("sh", ["-c", "sleep 13; echo woke"]))
+        took = time.monotonic() - begun
+        assert (code, out) == (0, "woke\n"), (code, out)
+        assert took < 20, took
+
+
+async def auto_remove():
+    rt = runtime()
+    box = await rt.create(options(auto_remove=True), name=unique("gone"))
+    await box.start()
+    await box.stop()
+    if "auto_remove" in sys.argv[3:]:  # only the older generations say so to the server
+        assert await rt.get(box.id) is None
+    else:
+        await rt.remove(box.id, force=True)
+
+
+async def bad_image():
+    message = await refused(runtime().create(options(image="127.0.0.1:9/nosuch:never"), name=unique("bad")))
+    assert "127.0.0.1:9/nosuch:never" in message or "images error" in message, message
+
+
+async def spec():
+    """What is asked for is what the box gets."""
+    async with Running(user="box", working_dir="/tmp") as box:
+        assert await outcome(await box.exec("sh", ["-c", "id -un; pwd"])) == (0, "box\n/tmp\n", "")
+    async with Running(entrypoint=["sh", "-c"], cmd=["echo main > /tmp/main; sleep 600"]) as box:
+        script = "while ! test -s /tmp/main; do :; done; cat /tmp/main"
+        assert await outcome(await box.exec("sh", ["-c", script], timeout_secs=20.0)) == (0, "main\n", "")
+
+
+async def interleaved():
+    """Twenty commands at once in one box, each with its own output."""
+    async with Running() as box:
+
+        async def one(number):
+            return await outcome(await box.exec("sh", ["-c", f"echo {number}; exit {number}"]))
+
+        results = await asyncio.gather(*(one(number) for number in range(20)))
+        assert results == [(number, f"{number}\n", "") for number in range(20)]
+
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[1]]())

@@ -1,0 +1,64 @@
+"""What is generated or written down twice is current."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import yaml
+from grpc_tools import protoc
+
+from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server._gen import worker_pb2_grpc
+from boxlite_server.coordinator import handlers
+from boxlite_server.worker.service import WorkerService
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("get", "head", "put", "post", "patch", "delete")
+SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+OPERATIONS = {
+    operation["operationId"]: operation["tags"][0]
+    for item in SPEC["paths"].values()
+    for method, operation in item.items()
+    if method in METHODS
+}
+
+
+def test_the_stubs_are_those_of_worker_proto(tmp_path: Path) -> None:
+    """Where this fails: make proto."""
+    code = protoc.main(
+        ["protoc", f"-Iboxlite_server/_gen={ROOT}"]
+        + [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "pyi")]
+        + [str(ROOT / "worker.proto")]
+    )
+    assert code == 0
+    made = {path.name: path.read_text() for path in (tmp_path / "boxlite_server" / "_gen").iterdir()}
+    assert len(made) == 3
+    checked_in = {name: (ROOT / "boxlite_server" / "_gen" / name).read_text() for name in made}
+    assert made == checked_in
+
+
+def test_every_handler_serves_an_operation_of_the_spec() -> None:
+    served = {handler for name, tag in OPERATIONS.items() if (handler := handlers.find(tag, name))}
+    for module_info in pkgutil.iter_modules(handlers.__path__):
+        module = importlib.import_module(f"{handlers.__name__}.{module_info.name}")
+        for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                assert function in served, f"{module.__name__}.{name} serves no operation"
+
+
+def test_the_readme_names_what_is_not_built() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Not built yet")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z][A-Za-z]+)`", section))
+    assert named == {name for name, tag in OPERATIONS.items() if handlers.find(tag, name) is None}
+
+
+def test_the_worker_serves_only_calls_of_the_proto() -> None:
+    calls = {method.name for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods}
+    served = {name for name in vars(WorkerService) if name[0].isupper()}
+    assert served <= calls
+    assert issubclass(WorkerService, worker_pb2_grpc.WorkerServiceServicer)
