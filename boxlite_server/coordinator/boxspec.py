@@ -40,7 +40,7 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
         "image": request.get("image") or DEFAULT_IMAGE,
         "cpus": request.get("cpus") or DEFAULT_CPUS,
         "memory_mib": request.get("memory_mib") or DEFAULT_MEMORY_MIB,
-        "env": request.get("env") or {},
+        "env": checked_env(request.get("env")),
         "working_dir": request.get("working_dir") or "",
         "entrypoint": request.get("entrypoint") or [],
         "cmd": request.get("cmd") or [],
@@ -53,6 +53,14 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Environment variables whose names can be ones; a schema cannot say that of the keys of a map."""
+    for name in env or {}:
+        if not name or "=" in name or "\0" in name:
+            raise errors.InvalidArgumentError(f"env: {name!r} cannot be the name of an environment variable")
+    return dict(env or {})
+
+
 def _network_mode(network: Any) -> str:
     """``enabled`` or ``disabled``, from any of the three shapes that clients send.
 
@@ -63,6 +71,8 @@ def _network_mode(network: Any) -> str:
         return "enabled"
     if isinstance(network, str):
         return network
+    if network.get("outbound") and (network.get("mode") or network.get("allow_net")):
+        raise errors.InvalidArgumentError("network: give either 'outbound' or the older 'mode' and 'allow_net'")
     outbound = network.get("outbound") or network
     if outbound.get("allow_net"):
         raise errors.UnsupportedError("'allow_net' is not supported by this server; leave it out")

@@ -15,6 +15,7 @@ from typing import Any
 from .. import errors, ids, rpc
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
+from .boxspec import checked_env
 from .fleet import Fleet
 from .frames import Utf8Joiner
 from .store import Box
@@ -65,7 +66,7 @@ class Executions:
             execution_id=execution_id,
             command=request["command"],
             args=request.get("args") or [],
-            env=request.get("env") or {},
+            env=checked_env(request.get("env")),
             working_dir=request.get("working_dir") or "",
             user=request.get("user") or "",
             tty=bool(request.get("tty")),

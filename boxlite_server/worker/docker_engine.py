@@ -77,8 +77,8 @@ class Engine:
         self._pulls: dict[str, Future[None]] = {}
 
     @property
-    def api(self) -> docker.APIClient:
-        """The client; raises `EngineError` while the engine cannot be reached."""
+    def api(self) -> Any:  # its published types are incomplete
+        """The `docker.APIClient`; raises `EngineError` while the engine cannot be reached."""
         with self._lock:
             if self._client is None:
                 with engine_errors("cannot reach the container engine"):
@@ -91,7 +91,7 @@ class Engine:
                 self._client.close()
 
     def _connect(self) -> docker.APIClient:
-        options: dict[str, Any] = {"base_url": self._url} if self._url else docker.utils.kwargs_from_env()
+        options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
         return docker.APIClient(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]

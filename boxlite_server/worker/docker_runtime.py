@@ -171,7 +171,7 @@ class DockerRuntime:
     def inspect(self, box: BoxRef) -> BoxState:
         return _state(box, self._container(box))
 
-    def list(self) -> list[BoxState]:
+    def list_boxes(self) -> list[BoxState]:
         states = []
         for entry in self._ours():
             box = BoxRef(entry["Labels"][BOX_LABEL], int(entry["Labels"][GENERATION_LABEL]))

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -237,9 +238,10 @@ class Executions:
                     del self._entries[execution_id]
                 entry.set_exception(exc)
                 raise
-            execution = self._begin(execution_id, box, process, entry, is_main=False)
+            self._begin(execution_id, box, process, entry, is_main=False)
             if timeout > 0:
-                self._alarm(timeout, lambda: self._end(execution, ExecutionStatus.TIMED_OUT))
+                # By id, so that the alarm does not keep what is long forgotten.
+                self._alarm(timeout, lambda: self._time_out(box.box_id, execution_id))
         execution = entry.result()
         if execution.box.box_id != box.box_id:
             raise InvalidStateError(f"execution {execution_id} belongs to another box")
@@ -358,7 +360,7 @@ class Executions:
         suspects: set[str] = set()
         if live:
             try:
-                boxes = {state.box: state for state in self._runtime.list()}
+                boxes = {state.box: state for state in self._runtime.list_boxes()}
             except BoxliteError as exc:
                 log.debug("sweep: %s", exc)
                 return
@@ -372,6 +374,10 @@ class Executions:
                         log.warning("execution %s outlived its box; ending it", execution.execution_id)
                         execution.give_up()
         self._suspects = suspects
+
+    def _time_out(self, box_id: str, execution_id: str) -> None:
+        with suppress(NotFoundError):
+            self._end(self.find(box_id, execution_id), ExecutionStatus.TIMED_OUT)
 
     def _end(self, execution: Execution, status: ExecutionStatus) -> None:
         try:
@@ -400,12 +406,11 @@ class Executions:
         entry: Future[Execution],
         *,
         is_main: bool,
-    ) -> Execution:
+    ) -> None:
         output = OutputLog(self._spool, self._log_capacity)
         execution = Execution(execution_id, box, process, output, self._clock, is_main=is_main)
         threading.Thread(target=self._run, args=(execution,), name=f"execution {execution_id}", daemon=True).start()
         entry.set_result(execution)
-        return execution
 
     def _run(self, execution: Execution) -> None:
         execution.run()

@@ -160,7 +160,7 @@ class BoxRuntime(Protocol):
     def inspect(self, box: BoxRef) -> BoxState:
         """The state of the box, from the engine."""
 
-    def list(self) -> list[BoxState]:
+    def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:

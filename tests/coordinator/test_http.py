@@ -83,7 +83,9 @@ BAD_REQUESTS = [
     ("POST", "/v1/boxes", {"image": "a", "cpus": 0}, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a", "cpus": 1e400}, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a", "name": "../x"}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "name": "web\n"}, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a", "env": {"A": 1}}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes", {"image": "a", "env": {"A=B": "1"}}, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a", "network": {"mode": "sometimes"}}, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a", "network": {"mode": "enabled", "allow_net": ["x"]}}, {}, 400, "unsupported"),
     ("POST", "/v1/boxes", {"image": "a", "ports": [{"guest_port": 80}]}, {}, 400, "unsupported"),
@@ -168,7 +170,15 @@ def test_health_and_readiness(lonely: Cluster) -> None:
 
 
 OPEN = ["/v1/config", "/v1/health", "/swagger-ui/", "/swagger-ui/swagger-ui.css", "/openapi.yaml", "/openapi.json"]
-GUARDED = ["/v1/boxes", "/v1/default/boxes", "/v1/acme/boxes", "/v1/me", "/v1/admin/workers", "/v1/nosuch", "/v1/metrics"]
+GUARDED = [
+    "/v1/boxes",
+    "/v1/default/boxes",
+    "/v1/acme/boxes",
+    "/v1/me",
+    "/v1/admin/workers",
+    "/v1/nosuch",
+    "/v1/metrics",
+]
 
 
 @pytest.mark.parametrize("path", OPEN)

@@ -1,0 +1,311 @@
+"""The gRPC face of the worker: messages to calls and back. What it decides itself is the order of calls
+about one box, and that the calls of a former generation come too late."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from .. import rpc
+from .._gen import worker_pb2 as pb
+from .._gen import worker_pb2_grpc as pb_grpc
+from ..errors import (
+    InvalidArgumentError,
+    InvalidStateError,
+    NotBuiltError,
+    ResourceExhaustedError,
+)
+from .executions import Ended, Executions, ExecutionState, ExecutionStatus
+from .output_log import Chunk, Dropped
+from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
+
+MAX_CALLS = 512
+MAX_READERS = 400  # of MAX_CALLS: a reader holds its thread, and other calls must always find one
+INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
+_KNOWN_BOXES = 10_000
+
+_BOX_STATUS = {
+    BoxStatus.CONFIGURED: pb.BOX_STATUS_CONFIGURED,
+    BoxStatus.RUNNING: pb.BOX_STATUS_RUNNING,
+    BoxStatus.STOPPED: pb.BOX_STATUS_STOPPED,
+    BoxStatus.PAUSED: pb.BOX_STATUS_PAUSED,
+    BoxStatus.FAILED: pb.BOX_STATUS_FAILED,
+}
+_EXECUTION_STATUS = {
+    ExecutionStatus.RUNNING: pb.EXECUTION_STATUS_RUNNING,
+    ExecutionStatus.COMPLETED: pb.EXECUTION_STATUS_COMPLETED,
+    ExecutionStatus.KILLED: pb.EXECUTION_STATUS_KILLED,
+    ExecutionStatus.TIMED_OUT: pb.EXECUTION_STATUS_TIMED_OUT,
+}
+_STREAM = {STDOUT: pb.OUTPUT_STREAM_STDOUT, STDERR: pb.OUTPUT_STREAM_STDERR}
+
+
+class BoxOrder:
+    """Calls about one box one after the other, calls about different boxes at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[str, tuple[threading.Lock, int]] = {}
+        self._newest: OrderedDict[str, int] = OrderedDict()
+
+    @contextmanager
+    def turn(self, box: BoxRef) -> Iterator[None]:
+        """Waits until no other call about the box is under way. Raises `InvalidStateError` when a call of
+        a later generation has been seen before."""
+        with self._lock:
+            mine, waiting = self._turns.get(box.box_id, (threading.Lock(), 0))
+            self._turns[box.box_id] = (mine, waiting + 1)
+        try:
+            with mine:
+                self._check(box)
+                yield
+        finally:
+            with self._lock:
+                mine, waiting = self._turns[box.box_id]
+                if waiting == 1:
+                    del self._turns[box.box_id]
+                else:
+                    self._turns[box.box_id] = (mine, waiting - 1)
+
+    def _check(self, box: BoxRef) -> None:
+        with self._lock:
+            newest = self._newest.get(box.box_id, 0)
+            if box.generation < newest:
+                raise InvalidStateError(
+                    f"box {box.box_id}: generation {box.generation} is over, generation {newest} has begun"
+                )
+            self._newest[box.box_id] = box.generation
+            self._newest.move_to_end(box.box_id)
+            while len(self._newest) > _KNOWN_BOXES:
+                self._newest.popitem(last=False)
+
+
+def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends a call that raises with that error; of plain and of streaming calls alike."""
+    if inspect.isgeneratorfunction(method):
+
+        @functools.wraps(method)
+        def stream(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                yield from method(self, request, context)
+            except Exception as exc:
+                rpc.abort(context, exc)
+
+        return stream
+
+    @functools.wraps(method)
+    def call(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except Exception as exc:
+            rpc.abort(context, exc)
+
+    return call
+
+
+class WorkerService(pb_grpc.WorkerServiceServicer):
+    """The servicer. Calls that are not built answer UNIMPLEMENTED."""
+
+    def __init__(self, runtime: BoxRuntime, executions: Executions) -> None:
+        self._runtime = runtime
+        self._executions = executions
+        self._order = BoxOrder()
+        self._reader_slots = threading.BoundedSemaphore(MAX_READERS)
+
+    # ---- boxes ----
+
+    @_answers
+    def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = _ref(request.box)
+        with self._order.turn(box):
+            return _box(self._runtime.create(box, _spec(request.spec)))
+
+    @_answers
+    def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
+        box = _ref(request)
+        with self._order.turn(box):
+            return _box(self._runtime.start(box))
+
+    @_answers
+    def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = _ref(request.box)
+        with self._order.turn(box):
+            return _box(self._runtime.stop(box, request.timeout_seconds))
+
+    @_answers
+    def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
+        box = _ref(request.box)
+        with self._order.turn(box):
+            self._runtime.remove(box, request.force)
+        return pb.Empty()
+
+    @_answers
+    def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
+        return _box(self._runtime.inspect(_ref(request)))
+
+    @_answers
+    def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
+        return pb.ListBoxesResponse(boxes=[_box(state) for state in self._runtime.list_boxes()])
+
+    # ---- executions ----
+
+    @_answers
+    def StartExecution(self, request: pb.StartExecutionRequest, context: grpc.ServicerContext) -> pb.Execution:
+        if not request.execution_id:
+            raise InvalidArgumentError("an execution needs an id")
+        if not request.command:
+            raise InvalidArgumentError("an execution needs a command")
+        spec = ExecSpec(
+            command=(request.command, *request.args),
+            env=dict(request.env),
+            working_dir=request.working_dir,
+            user=request.user,
+            tty=request.tty,
+        )
+        return _execution(
+            self._executions.start(request.execution_id, _ref(request.box), spec, request.timeout_seconds)
+        )
+
+    @_answers
+    def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
+        return _execution(self._executions.attach_box(_ref(request.box)))
+
+    @_answers
+    def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
+        return _execution(self._executions.get(request.box_id, request.execution_id))
+
+    @_answers
+    def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
+        if not self._reader_slots.acquire(blocking=False):
+            raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
+        try:
+            ref = request.execution
+            for event in self._executions.read_output(
+                ref.box_id, ref.execution_id, request.position, context.add_callback
+            ):
+                yield _output_event(event)
+        finally:
+            self._reader_slots.release()
+
+    @_answers
+    def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        # Answer before the caller's own deadline, or it would not learn what has been taken.
+        patience = min(INPUT_PATIENCE, (context.time_remaining() or INPUT_PATIENCE * 2) / 2)
+        return pb.WriteInputResponse(accepted=execution.write(request.data, request.close, patience))
+
+    @_answers
+    def SignalExecution(self, request: pb.SignalExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        execution.signal(request.signal)
+        return pb.Empty()
+
+    @_answers
+    def ResizeExecution(self, request: pb.ResizeExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        execution.resize(request.cols, request.rows)
+        return pb.Empty()
+
+    @_answers
+    def KillExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Empty:
+        self._executions.kill(request.box_id, request.execution_id)
+        return pb.Empty()
+
+
+def _not_built(name: str) -> Callable[..., Any]:
+    def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+        rpc.abort(context, NotBuiltError(f"{name} is not built in this worker yet"))
+
+    return method
+
+
+for _method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
+    if _method.name not in vars(WorkerService):
+        setattr(WorkerService, _method.name, _not_built(_method.name))
+
+
+def make_server(service: WorkerService, secret: str) -> grpc.Server:
+    """A server for `service`, not bound and not started, that answers only calls with `secret`."""
+    server = grpc.server(
+        ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
+        interceptors=[rpc.SecretInterceptor(secret)],
+        maximum_concurrent_rpcs=MAX_CALLS,
+        options=[
+            ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ],
+    )
+    pb_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return server
+
+
+# ---- messages --------------------------------------------------------------------------------------------
+
+
+def _ref(message: pb.BoxRef) -> BoxRef:
+    if not message.box_id or not message.generation:
+        raise InvalidArgumentError("a box is named by its id and its generation, counted from 1")
+    return BoxRef(message.box_id, message.generation)
+
+
+def _spec(message: pb.BoxSpec) -> BoxSpec:
+    if not message.image:
+        raise InvalidArgumentError("a box needs an image")
+    return BoxSpec(
+        image=message.image,
+        cpus=message.cpus,
+        memory_mib=message.memory_mib,
+        env=dict(message.env),
+        working_dir=message.working_dir,
+        entrypoint=tuple(message.entrypoint),
+        cmd=tuple(message.cmd),
+        user=message.user,
+        network_enabled=message.network_enabled,
+        tty=message.tty,
+        hostname=message.hostname,
+    )
+
+
+def _box(state: BoxState) -> pb.Box:
+    return pb.Box(
+        box_id=state.box.box_id,
+        generation=state.box.generation,
+        status=_BOX_STATUS[state.status],
+        pid=state.pid,
+        exit_code=state.exit_code,
+    )
+
+
+def _execution(state: ExecutionState) -> pb.Execution:
+    return pb.Execution(
+        execution_id=state.execution_id,
+        status=_EXECUTION_STATUS[state.status],
+        exit_code=state.exit_code,
+        started_at_ms=state.started_at_ms,
+        duration_ms=state.duration_ms,
+        error_message=state.error_message,
+    )
+
+
+def _output_event(event: Chunk | Dropped | Ended) -> pb.OutputEvent:
+    match event:
+        case Chunk():
+            stream = pb.OutputStream.ValueType(event.stream)
+            return pb.OutputEvent(position=event.position, chunk=pb.OutputChunk(stream=stream, data=event.data))
+        case Dropped():
+            return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
+        case Ended():
+            return pb.OutputEvent(position=event.position, ended=_execution(event.state))
