@@ -135,7 +135,16 @@ class _Schema:
         return isinstance(other, _Schema) and other.schema is self.schema
 
 
+def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+    """As in ECMA 262, where `$` is the end and not also what stands before a last line break."""
+    if isinstance(instance, str) and not re.search(re.sub(r"(?<!\\)\$$", r"\\Z", pattern), instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_RequestValidator = jsonschema.validators.extend(Draft4RequestValidator, {"pattern": _pattern})
+
+
 @functools.lru_cache(maxsize=512)
 def _validator(schema: _Schema) -> Draft4Validator:
-    validator: Draft4Validator = Draft4RequestValidator(schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER)
+    validator: Draft4Validator = _RequestValidator(schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER)
     return validator

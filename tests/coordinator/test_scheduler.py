@@ -6,9 +6,13 @@ from boxlite_server.coordinator.scheduler import Candidate, Need, place
 from boxlite_server.coordinator.store import Load, Worker
 
 
+NO_LOAD = Load()
+SMALL = Need(1, 512)
+
+
 def candidate(
     name: str,
-    load: Load = Load(),
+    load: Load = NO_LOAD,
     *,
     cpus: int = 4,
     memory_mib: int = 8192,
@@ -20,7 +24,7 @@ def candidate(
     return Candidate(worker, load, reachable)
 
 
-def names(candidates: list[Candidate], need: Need = Need(1, 512)) -> list[str]:
+def names(candidates: list[Candidate], need: Need = SMALL) -> list[str]:
     return [worker.name for worker in place(need, candidates).workers]
 
 
