@@ -141,7 +141,9 @@ def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Validatio
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-_RequestValidator = jsonschema.validators.extend(Draft4RequestValidator, {"pattern": _pattern})
+_RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    Draft4RequestValidator, {"pattern": _pattern}
+)
 
 
 @functools.lru_cache(maxsize=512)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.cluster import Cluster, free_port
+from support.cluster import Cluster, call, free_port, wait_until
 
 BIN = Path(sys.executable).parent
 
@@ -86,18 +86,13 @@ def test_the_usage_lines(tmp_path: Path, docker_host: str, test_image: str) -> N
     env = {**os.environ, "DOCKER_HOST": docker_host, "HOME": str(tmp_path)}
     url = f"http://127.0.0.1:{port}"
     python = [sys.executable, "-m", "boxlite_server"]
-    processes = [
-        subprocess.Popen([*python, "coordinator", "--port", str(port)], env=env),
-        subprocess.Popen(
-            [str(BIN / "boxlite-server"), "worker", "--coordinator", url, "--port", str(worker_port)]
-            + ["--health-port", str(health_port)],
-            env=env,
-        ),
-    ]
+    coordinator = [*python, "coordinator", "--port", str(port)]
+    worker = [str(BIN / "boxlite-server"), "worker", "--coordinator", url, "--port", str(worker_port)]
+    worker += ["--health-port", str(health_port)]
+    processes = [subprocess.Popen(command, env=env) for command in (coordinator, worker)]
     cluster = Cluster(tmp_path, docker_host)
     cluster.port = port
     try:
-        from support.cluster import call, wait_until
 
         def ready() -> bool:
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from boxlite_server.coordinator.scheduler import Candidate, Need, place
 from boxlite_server.coordinator.store import Load, Worker
 
-
 NO_LOAD = Load()
 SMALL = Need(1, 512)
 
