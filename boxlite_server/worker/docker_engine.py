@@ -86,9 +86,14 @@ class Engine:
             return self._client
 
     def close(self) -> None:
+        """Drop the connections; callers who wait for a pull are told so."""
         with self._lock:
+            waiting = list(self._pulls.values())
+            self._pulls.clear()
             if self._client is not None:
                 self._client.close()
+        for pull in waiting:
+            pull.set_exception(EngineError("the worker is shutting down"))
 
     def _connect(self) -> docker.APIClient:
         options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
@@ -143,7 +148,8 @@ class Engine:
         except Exception as exc:
             error = EngineError(f"image {reference!r} cannot be pulled: {exc}")
         with self._lock:
-            del self._pulls[reference]
+            if self._pulls.pop(reference, None) is None:
+                return  # closed meanwhile
         if error is None:
             done.set_result(None)
         else:

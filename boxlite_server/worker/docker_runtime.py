@@ -247,11 +247,8 @@ class DockerRuntime:
         pause = _RECONNECT_FIRST
         while not stopping.is_set():
             try:
-                owner = self._owner()
-                filters = {
-                    "type": "container",
-                    "label": [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}"],
-                }
+                # Of every cluster that this worker has been in: the present one may change meanwhile.
+                filters = {"type": "container", "label": f"{WORKER_LABEL}={self._owner().worker_id}"}
                 with engine_errors("cannot watch the engine"):
                     events = self._engine.api.events(filters=filters, decode=True)
                     self._states.begin()

@@ -1,0 +1,226 @@
+"""The worker's process: start, serve, and an orderly end. Boxes live on without it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import random
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from urllib.parse import SplitResult
+
+import grpc
+
+from .. import ids
+from ..errors import BoxliteError
+from .docker_runtime import DockerRuntime
+from .executions import Executions
+from .health import HealthServer
+from .identity import Identity, locked_home
+from .registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
+from .service import WorkerService, make_server
+
+STOP_GRACE = 3.0  # seconds for calls under way; streams would stay for ever
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """How a worker is started. `port` and `health_port` 0: any free one. `host` None: see `bind_host`."""
+
+    coordinator: str
+    home: Path
+    host: str | None = None
+    port: int = 9100
+    advertise: str | None = None
+    name: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    health_port: int = 9101
+    max_boxes: int | None = None
+    api_key: str | None = None
+
+
+def run(config: WorkerConfig) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises `BoxliteError` when it cannot start."""
+    stopping = threading.Event()
+    with locked_home(config.home), _signals(stopping):
+        worker = Worker(config, stopping)
+        try:
+            worker.start()
+            worker.serve()
+        finally:
+            worker.shutdown()
+    return 0
+
+
+class Worker:
+    """The parts of a worker, put together."""
+
+    def __init__(self, config: WorkerConfig, stopping: threading.Event) -> None:
+        self._config = config
+        self._stopping = stopping
+        self._coordinator = split_url(config.coordinator)
+        self._rng = random.Random()
+        self._identity = Identity.load(config.home, config.name, self._rng)
+        self._runtime = DockerRuntime(self._identity.owner)
+        self._executions = Executions(self._runtime, _spool(config.home))
+        service = WorkerService(self._runtime, self._executions)
+        self._server = make_server(service, self._identity.secret)
+        self._host = bind_host(config, self._coordinator)
+        self._registration: Registration | None = None
+        self._health = HealthServer(self._host, config.health_port, self._not_ready)
+
+    def start(self) -> None:
+        """Listen first, then register: a coordinator may call as soon as it has heard of us."""
+        _raise_file_limit()
+        port = _bind(self._server, self._host, self._config.port)
+        self._server.start()
+        self._health.start()
+        _thread("keeper", lambda: self._executions.keep(self._stopping))
+        url = self._config.advertise or self._advertised_url(port)
+        self._registration = Registration(
+            client=CoordinatorClient(self._config.coordinator, self._config.api_key),
+            identity=self._identity,
+            runtime=self._runtime,
+            url=url,
+            epoch=ids.new_id(),
+            labels=self._config.labels,
+            max_boxes=self._config.max_boxes,
+            rng=self._rng,
+        )
+        _thread("registration", self._register)
+        _thread("watch", self._watch)
+        log.info(
+            "worker %s serves at %s (health on port %d) for coordinator %s",
+            self._identity.name,
+            url,
+            self._health.port,
+            self._config.coordinator,
+        )
+
+    def serve(self) -> None:
+        """Until a signal, or until registration ends for good; then its reason is raised."""
+        self._stopping.wait()
+        if self._registration is not None and self._registration.fatal is not None:
+            raise self._registration.fatal
+
+    def shutdown(self) -> None:
+        """In the order of `start`, backwards. Boxes are left as they are."""
+        self._stopping.set()
+        log.info("worker %s is shutting down", self._identity.name)
+        if self._registration is not None:
+            self._registration.stop()
+        self._executions.wake()
+        self._server.stop(STOP_GRACE).wait()
+        # Frees the threads of cancelled calls that still wait for a pull; they would hold the process.
+        self._runtime.close()
+        self._health.stop()
+
+    def _register(self) -> None:
+        assert self._registration is not None
+        self._registration.run()
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        assert self._registration is not None
+        # Whose boxes to watch is known only after the first registration.
+        while not self._registration.registered.wait(1.0):
+            if self._stopping.is_set():
+                return
+        self._runtime.watch(self._registration.report_change, self._stopping)
+
+    def _advertised_url(self, port: int) -> str:
+        host = self._host
+        if ipaddress.ip_address(host).is_unspecified:
+            while True:
+                try:
+                    host = local_address(self._coordinator)
+                    break
+                except OSError as exc:
+                    log.warning("cannot find the way to the coordinator, trying again: %s", exc)
+                    if self._stopping.wait(self._rng.uniform(1, 5)):
+                        raise BoxliteError("stopped before the coordinator's address was known") from exc
+        return f"http://{_bracketed(host)}:{port}"
+
+    def _not_ready(self) -> str | None:
+        if self._stopping.is_set():
+            return "shutting down"
+        try:
+            self._runtime.ping()
+        except BoxliteError as exc:
+            return exc.message
+        if self._registration is None or not self._registration.registered.is_set():
+            return "not registered with the coordinator"
+        return None
+
+
+def bind_host(config: WorkerConfig, coordinator: SplitResult) -> str:
+    """The address to serve on: `--host`, else loopback when the coordinator is there, else all."""
+    name, port = coordinator_address(coordinator)
+    with contextlib.suppress(OSError):
+        if config.host:
+            return str(socket.getaddrinfo(config.host, 0, type=socket.SOCK_STREAM)[0][4][0])
+        found = [entry[4][0] for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
+        loopback = [str(address) for address in found if ipaddress.ip_address(address).is_loopback]
+        if loopback and len(loopback) == len(found):
+            return next((address for address in loopback if "." in address), loopback[0])
+    if config.host:
+        raise BoxliteError(f"{config.host!r} is not an address of this host")
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+
+
+def _bind(server: grpc.Server, host: str, port: int) -> int:
+    try:
+        bound = server.add_insecure_port(f"{_bracketed(host)}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise BoxliteError(f"cannot serve on {_bracketed(host)}:{port}: the port is taken or the address not ours")
+    return int(bound)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _spool(home: Path) -> Path:
+    spool = home / "spool"
+    spool.mkdir(mode=0o700, exist_ok=True)
+    return spool
+
+
+def _raise_file_limit() -> None:
+    """Each execution holds a connection and a file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _thread(name: str, target: Callable[[], None]) -> None:
+    threading.Thread(target=target, name=name, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stopping`, where signals can be had: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

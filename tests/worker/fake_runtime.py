@@ -1,0 +1,426 @@
+"""A `BoxRuntime` without an engine: a box is a directory, its commands are processes of this host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import pwd
+import queue
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from boxlite_server.errors import (
+    EngineError,
+    ExecutionError,
+    ImageError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    StoppedError,
+)
+from boxlite_server.worker.runtime import (
+    STDERR,
+    STDOUT,
+    BoxRef,
+    BoxSpec,
+    BoxState,
+    BoxStatus,
+    Capacity,
+    ExecSpec,
+    Process,
+)
+
+IMAGE = "fake:latest"
+BARE_IMAGE = "fake-bare:latest"
+
+
+class FakeProcess:
+    """A process of this host, in its own session."""
+
+    def __init__(self, spec: ExecSpec, directory: Path, env: dict[str, str]) -> None:
+        self._master: int | None = None
+        command, self._tty = list(spec.command), spec.tty
+        cwd = spec.working_dir or str(directory)
+        if not Path(cwd).is_dir():
+            raise ExecutionError(f"working directory {cwd!r} not found in the box")
+        if spec.user and not _user_exists(spec.user):
+            raise ExecutionError(f"user {spec.user!r} not found in the box")
+        slave = subprocess.PIPE
+        if spec.tty:
+            self._master, slave = pty.openpty()
+        try:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                cwd=cwd,
+                env={"PATH": os.environ["PATH"], **env, **spec.env},
+                start_new_session=True,
+                user=spec.user or None,
+            )
+        except FileNotFoundError as exc:
+            raise ExecutionError(f"command {command[0]!r} not found in the box") from exc
+        except PermissionError as exc:
+            raise ExecutionError(f"command {command[0]!r} cannot be executed: permission denied") from exc
+        finally:
+            if self._master is not None:
+                os.close(slave)
+        if self._master is not None:
+            self._streams, self._stdin = {self._master: STDOUT}, self._master
+        else:
+            assert self._popen.stdin and self._popen.stdout and self._popen.stderr
+            self._streams = {self._popen.stdout.fileno(): STDOUT, self._popen.stderr.fileno(): STDERR}
+            self._stdin = self._popen.stdin.fileno()
+        os.set_blocking(self._stdin, False)
+        self._wake_read, self._wake_write = os.pipe()
+        self._closed = threading.Event()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        code = self._popen.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def read(self) -> tuple[int, bytes] | None:
+        while self._streams:
+            ready, _, _ = select.select([*self._streams, self._wake_read], [], [])
+            if self._wake_read in ready:
+                return None
+            for fd in ready:
+                data = b""
+                with contextlib.suppress(OSError):  # EIO: the terminal's other end is closed
+                    data = os.read(fd, 65536)
+                if data:
+                    return self._streams[fd], data
+                del self._streams[fd]
+        return None
+
+    def write(self, data: bytes, timeout: float) -> int:
+        self._refuse_when_over()
+        deadline, sent = time.monotonic() + timeout, 0
+        poll = select.poll()
+        poll.register(self._stdin, select.POLLOUT)
+        while sent < len(data):
+            try:
+                sent += os.write(self._stdin, data[sent:])
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    break
+            except OSError as exc:
+                raise InvalidStateError("the command takes no more input") from exc
+        return sent
+
+    def close_input(self) -> None:
+        if self._tty:
+            os.write(self._stdin, b"\x04")
+        elif self._popen.stdin:
+            self._popen.stdin.close()
+
+    def signal(self, number: int) -> None:
+        if not 1 <= number <= 64:
+            raise InvalidArgumentError(f"{number} is not a signal number")
+        self._refuse_when_over()
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        if self._popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def resize(self, cols: int, rows: int) -> None:
+        self._refuse_when_over()
+
+    def wait(self) -> int:
+        while (code := self.exit_code) is None:
+            if self._closed.wait(0.01):
+                return 137
+        return code
+
+    def close(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            os.write(self._wake_write, b"x")
+
+    def _refuse_when_over(self) -> None:
+        if self._popen.poll() is not None:
+            raise InvalidStateError("the command has ended")
+
+
+@dataclass
+class FakeBox:
+    ref: BoxRef
+    spec: BoxSpec
+    directory: Path
+    status: BoxStatus = BoxStatus.CONFIGURED
+    main: FakeProcess | None = None
+    exit_code: int | None = None
+    said: list[tuple[int, bytes]] = field(default_factory=list)
+    attached: list[FakeMain] = field(default_factory=list)
+
+    @property
+    def state(self) -> BoxState:
+        if self.status is BoxStatus.RUNNING and self.main is not None:
+            return BoxState(self.ref, self.status, pid=self.main.pid)
+        return BoxState(self.ref, self.status, exit_code=self.exit_code)
+
+
+class FakeMain:
+    """The main command of a box, in its present or next run."""
+
+    def __init__(self, box: FakeBox) -> None:
+        self.box = box
+        self.process = box.main
+        self.pieces: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
+        self.code: int | None = None
+        self._early = b""
+        self._early_close = False
+
+    def begin(self, process: FakeProcess) -> None:
+        self.process = process
+        if self._early:
+            process.write(self._early, 5)
+        if self._early_close:
+            process.close_input()
+
+    def read(self) -> tuple[int, bytes] | None:
+        return self.pieces.get()
+
+    def write(self, data: bytes, timeout: float) -> int:
+        if self.process is None:
+            self._early += data
+            return len(data)
+        return self.process.write(data, timeout)
+
+    def close_input(self) -> None:
+        if self.process is None:
+            self._early_close = True
+        else:
+            self.process.close_input()
+
+    def signal(self, number: int) -> None:
+        self._running().signal(number)
+
+    def kill(self) -> None:
+        if self.process is None or self.code is not None:
+            self.close()
+        else:
+            self.process.kill()
+
+    def resize(self, cols: int, rows: int) -> None:
+        self._running().resize(cols, rows)
+
+    def wait(self) -> int:
+        return 137 if self.code is None else self.code
+
+    def close(self) -> None:
+        self.pieces.put(None)
+
+    def _running(self) -> FakeProcess:
+        if self.process is None:
+            raise InvalidStateError("the main command does not run")
+        return self.process
+
+
+class FakeRuntime:
+    """As strict as an engine. `down` makes every verb fail as an engine that does not answer."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = Path(directory or tempfile.mkdtemp(prefix="fake-boxes-"))
+        self._boxes: dict[str, FakeBox] = {}
+        self._commands: dict[str, list[FakeProcess]] = {}
+        self._lock = threading.RLock()
+        self._changes: queue.Queue[None] = queue.Queue()
+        self.down = False
+
+    def ping(self) -> None:
+        if self.down:
+            raise EngineError("ping: the container engine does not answer")
+
+    def capacity(self) -> Capacity:
+        self.ping()
+        return Capacity(cpus=os.cpu_count() or 1, memory_mib=4096, engine_version="fake")
+
+    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        self.ping()
+        with self._lock:
+            found = self._boxes.get(box.box_id)
+            if found is not None:
+                self._refuse_stale(box, found)
+                if found.ref == box:
+                    return found.state
+            if spec.image not in (IMAGE, BARE_IMAGE):
+                raise ImageError(f"image {spec.image!r} cannot be pulled: there is no registry")
+            if spec.cpus > (os.cpu_count() or 1):
+                raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {os.cpu_count()}")
+            if found is not None:
+                self._delete(found)
+            directory = Path(tempfile.mkdtemp(dir=self._directory))
+            directory.chmod(0o777)
+            self._boxes[box.box_id] = FakeBox(box, spec, directory)
+            self._commands[box.box_id] = []
+            self._changes.put(None)
+            return self._boxes[box.box_id].state
+
+    def start(self, box: BoxRef) -> BoxState:
+        with self._lock:
+            found = self._find(box)
+            if found.status is BoxStatus.RUNNING:
+                return found.state
+            spec = found.spec
+            default = ("sh",) if spec.image == IMAGE else ("tail", "-f", "/dev/null")
+            command = (*spec.entrypoint, *spec.cmd) or default
+            found.said = []
+            exec_spec = ExecSpec(command, spec.env, spec.working_dir, spec.user, spec.tty)
+            try:
+                process = FakeProcess(exec_spec, found.directory, {})
+            except ExecutionError as exc:
+                found.status, found.exit_code = BoxStatus.FAILED, 127
+                for main in found.attached:
+                    main.code = 127
+                    main.close()
+                found.attached = []
+                raise ExecutionError(f"the main command of box {box.box_id}: {exc.message}") from exc
+            found.main, found.status, found.exit_code = process, BoxStatus.RUNNING, None
+            for main in found.attached:
+                main.begin(process)
+            threading.Thread(target=self._run, args=(found, process), daemon=True).start()
+            self._changes.put(None)
+            return found.state
+
+    def _run(self, box: FakeBox, process: FakeProcess) -> None:
+        while (piece := process.read()) is not None:
+            with self._lock:
+                box.said.append(piece)
+                for main in box.attached:
+                    main.pieces.put(piece)
+        code = process.wait()
+        with self._lock:
+            for command in self._commands[box.ref.box_id]:
+                command.kill()
+            box.status, box.exit_code = BoxStatus.STOPPED, code
+            for main in box.attached:
+                main.code = code
+                main.close()
+            box.attached, box.main = [], None
+        self._changes.put(None)
+
+    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+        with self._lock:
+            found = self._find(box)
+            main = found.main
+        if main is not None:
+            with contextlib.suppress(InvalidStateError):
+                main.signal(signal.SIGTERM)
+            try:
+                main._popen.wait(timeout)
+            except subprocess.TimeoutExpired:
+                main.kill()
+            self._await_rest(found)
+        return found.state
+
+    def remove(self, box: BoxRef, force: bool) -> None:
+        with self._lock:
+            found = self._boxes.get(box.box_id)
+            if found is None:
+                return
+            self._refuse_stale(box, found)
+            if found.status is BoxStatus.RUNNING and not force:
+                raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force")
+        self._delete(found)
+
+    def _delete(self, box: FakeBox) -> None:
+        if box.main is not None:
+            box.main.kill()
+            self._await_rest(box)
+        with self._lock:
+            for main in box.attached:
+                main.close()
+            del self._boxes[box.ref.box_id]
+        shutil.rmtree(box.directory)
+        self._changes.put(None)
+
+    def _await_rest(self, box: FakeBox) -> None:
+        # The lock may be held by this thread; the runner needs it to record the end.
+        while box.main is not None:
+            code = box.main.exit_code
+            if code is not None and self._lock.acquire(timeout=0.01):
+                self._lock.release()
+            time.sleep(0.005)
+
+    def inspect(self, box: BoxRef) -> BoxState:
+        with self._lock:
+            return self._find(box).state
+
+    def list_boxes(self) -> list[BoxState]:
+        self.ping()
+        with self._lock:
+            return [box.state for box in self._boxes.values()]
+
+    def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._changes.get(timeout=0.05)
+                on_change()
+
+    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+        with self._lock:
+            found = self._find(box)
+            if found.status is not BoxStatus.RUNNING:
+                raise StoppedError(f"box {box.box_id} is not running; start it first")
+            own = found.spec
+            full = ExecSpec(
+                spec.command, spec.env, spec.working_dir or own.working_dir, spec.user or own.user, spec.tty
+            )
+            process = FakeProcess(full, found.directory, dict(own.env))
+            self._commands[box.box_id].append(process)
+            return process
+
+    def attach_main(self, box: BoxRef) -> Process:
+        with self._lock:
+            found = self._find(box)
+            main = FakeMain(found)
+            if found.status is BoxStatus.RUNNING:
+                for piece in found.said:
+                    main.pieces.put(piece)
+            found.attached.append(main)
+            return main
+
+    def close(self) -> None:
+        for box in list(self._boxes.values()):
+            self._delete(box)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _find(self, box: BoxRef) -> FakeBox:
+        self.ping()
+        found = self._boxes.get(box.box_id)
+        if found is None or found.ref.generation < box.generation:
+            raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+        self._refuse_stale(box, found)
+        return found
+
+    @staticmethod
+    def _refuse_stale(box: BoxRef, found: FakeBox) -> None:
+        if box.generation < found.ref.generation:
+            raise InvalidStateError(f"box {box.box_id}: generation {box.generation} is over")
+
+
+def _user_exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
