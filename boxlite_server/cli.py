@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     # Libraries that tell each request and each frame, or warn about what the edge has dealt with.
-    for name in ("connexion", "httpcore", "urllib3", "docker", "websockets", "asyncio"):
+    for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
     try:
         return int(arguments.run(arguments))

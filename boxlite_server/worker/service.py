@@ -303,8 +303,8 @@ def _execution(state: ExecutionState) -> pb.Execution:
 def _output_event(event: Chunk | Dropped | Ended) -> pb.OutputEvent:
     match event:
         case Chunk():
-            stream = pb.OutputStream.ValueType(event.stream)
-            return pb.OutputEvent(position=event.position, chunk=pb.OutputChunk(stream=stream, data=event.data))
+            chunk = pb.OutputChunk(stream=_STREAM[event.stream], data=event.data)
+            return pb.OutputEvent(position=event.position, chunk=chunk)
         case Dropped():
             return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
         case Ended():

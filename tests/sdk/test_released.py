@@ -32,8 +32,8 @@ NAMES = [
 def test_scenario(cluster: Cluster, test_image: str, version: str, scenario: str) -> None:
     env = {
         "BOXLITE_REST_URL": cluster.url,
-        "BOXLITE_CLIENT_ID": "anybody",
-        "BOXLITE_CLIENT_SECRET": "anything",
+        "BOXLITE_REST_CLIENT_ID": "anybody",
+        "BOXLITE_REST_CLIENT_SECRET": "anything",
     }
     said_to_the_server = ["auto_remove"] if version == OLDEST else []
     done = run_sdk(version, SCENARIOS, scenario, test_image, *said_to_the_server, env=env, timeout=180)
@@ -44,7 +44,7 @@ def test_scenario(cluster: Cluster, test_image: str, version: str, scenario: str
 @pytest.mark.parametrize(
     ("version", "env"),
     [
-        (OLDEST, {"BOXLITE_CLIENT_ID": "me", "BOXLITE_CLIENT_SECRET": "the-key"}),
+        (OLDEST, {"BOXLITE_REST_CLIENT_ID": "me", "BOXLITE_REST_CLIENT_SECRET": "the-key"}),
         (NEWEST, {"BOXLITE_API_KEY": "the-key"}),
     ],
 )

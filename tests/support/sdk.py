@@ -15,6 +15,30 @@ _PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").re
 _DEVELOPMENT: list[str] = _PROJECT["project"]["optional-dependencies"]["dev"]
 NEWEST = next(line.removeprefix("boxlite==") for line in _DEVELOPMENT if line.startswith("boxlite=="))
 
+# The SDKs' own threads may still hold Python objects when the interpreter is taken down, and then abort the
+# process: about every other run. So a script that has ended leaves without that.
+_LAUNCHER = """
+import os, runpy, sys, traceback
+del sys.argv[0]
+code = 0
+try:
+    if sys.argv[0] == "-c":
+        exec(compile(sys.argv.pop(1), "<script>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as exit:
+    code = exit.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+except BaseException:
+    traceback.print_exc()
+    code = 1
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
+"""
+
 
 def sdk_python(version: str = NEWEST) -> str:
     """The Python that has this version of `boxlite`; installed when asked for first."""
@@ -43,6 +67,7 @@ def run_sdk(
     Its environment is ours without any BOXLITE_ variable, and with `env`. Raises TimeoutExpired.
     """
     program = [str(script)] if isinstance(script, Path) else ["-c", script]
+    program = ["-c", _LAUNCHER, *program]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
     return subprocess.run(
         [sdk_python(version), *program, *arguments],

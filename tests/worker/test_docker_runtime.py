@@ -1,0 +1,224 @@
+"""What only the runtime on Docker Engine can show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from conftest import Site, collect, docker_site
+
+from boxlite_server import ids
+from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
+from boxlite_server.worker import docker_engine, docker_process
+from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec, Owner
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    yield from docker_site(request)
+
+
+@pytest.fixture(scope="module")
+def api(docker_host: str) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=docker_host, version="auto")
+    yield client
+    client.close()
+
+
+def run(site: Site, box: BoxRef, *command: str, **fields: Any) -> bytes:
+    return collect(site.runtime.spawn(box, ExecSpec(command, **fields)))[0]
+
+
+def name(box: BoxRef) -> str:
+    return f"boxlite-{box.box_id}-{box.generation}"
+
+
+def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> None:
+    box = site.running_box(
+        cpus=1, memory_mib=64, env={"A": "b"}, working_dir="/made/up", user="box", hostname="web"
+    )
+    assert run(site, box, "sh", "-c", "id -un; pwd; hostname; ls /sys/class/net") == b"box\n/made/up\nweb\nlo\n"
+    host = api.inspect_container(name(box))["HostConfig"]
+    assert host["NanoCpus"] == 1_000_000_000
+    assert host["Memory"] == host["MemorySwap"] == 64 * 1024 * 1024
+    assert host["PidsLimit"] == 4096
+    assert host["Init"] is True
+    site.runtime.remove(box, force=True)
+
+
+def test_network(site: Site) -> None:
+    box = site.running_box(network_enabled=True)
+    assert b"eth0" in run(site, box, "ls", "/sys/class/net")
+    site.runtime.remove(box, force=True)
+
+
+def test_an_unknown_user_of_the_box_is_refused(site: Site) -> None:
+    box = site.new_box(user="ghost")
+    with pytest.raises(InvalidArgumentError, match="unable to find user ghost"):
+        site.runtime.start(box)
+    state = site.runtime.inspect(box)
+    assert state.status is BoxStatus.FAILED
+    assert state.exit_code
+    site.runtime.remove(box, force=False)
+
+
+def test_a_relative_working_directory_is_refused(site: Site) -> None:
+    with pytest.raises(InvalidArgumentError, match="absolute path"):
+        site.new_box(working_dir="relative")
+
+
+def test_a_paused_box(site: Site, api: docker.APIClient) -> None:
+    box = site.running_box()
+    api.pause(name(box))
+    assert site.runtime.inspect(box).status is BoxStatus.PAUSED
+    for verb in (
+        lambda: site.runtime.spawn(box, ExecSpec(("true",))),
+        lambda: site.runtime.attach_main(box),
+        lambda: site.runtime.start(box),
+    ):
+        with pytest.raises(InvalidStateError, match="paused"):
+            verb()
+    assert site.runtime.stop(box, 1).status is BoxStatus.STOPPED
+    site.runtime.remove(box, force=False)
+
+
+def test_containers_of_others_are_neither_seen_nor_touched(site: Site, docker_host: str) -> None:
+    box = site.running_box()
+    for owner in (Owner(ids.new_id(), ids.new_id()), Owner("", "")):
+        stranger = DockerRuntime(lambda owner=owner: owner, docker_host)  # type: ignore[misc]
+        assert stranger.list_boxes() == []
+        for verb in (stranger.inspect, stranger.start, lambda box, of=stranger: of.stop(box, 0)):
+            with pytest.raises(NotFoundError):
+                verb(box)
+        stranger.remove(box, force=True)
+        with pytest.raises(InvalidStateError):
+            stranger.create(box, site.spec())
+        stranger.close()
+    assert site.runtime.inspect(box).status is BoxStatus.RUNNING
+    site.runtime.remove(box, force=True)
+
+
+def test_a_container_that_vanishes_by_other_hands(site: Site, api: docker.APIClient) -> None:
+    box = site.running_box()
+    process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+    main = site.runtime.attach_main(box)
+    api.remove_container(name(box), force=True)
+    assert collect(process)[2] == 137
+    assert collect(main)[2] == 137
+    assert site.runtime.list_boxes() == []
+    site.runtime.remove(box, force=False)
+
+
+def test_signals_of_a_worker_without_root_go_through_the_box(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(docker_process.signal, "pidfd_send_signal", refuse)
+    monkeypatch.setattr(docker_process.os, "killpg", refuse)
+    box = site.running_box(user="box")
+    process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+    process.signal(signal.SIGTERM)
+    assert collect(process)[2] == 143
+    process = site.runtime.spawn(box, ExecSpec(("sh", "-c", "sleep 1000 & wait")))
+    process.kill()
+    assert collect(process)[2] == 137
+    site.runtime.remove(box, force=True)
+
+
+def test_a_pid_that_is_not_in_the_container_is_never_signalled(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = site.running_box()
+    process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+    assert isinstance(process, docker_process.ExecProcess)
+    # As with an engine on another host: the pid means somebody else here.
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_live_pid", os.getpid)
+        with pytest.raises(Exception, match="own host"):
+            process.signal(signal.SIGTERM)
+    process.kill()
+    assert collect(process)[2] == 137
+    site.runtime.remove(box, force=True)
+
+
+def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = docker_engine.Engine("unix:///nowhere")
+    release, calls = threading.Event(), []
+
+    class Api:
+        def pull(self, reference: str, stream: bool, decode: bool) -> list[dict[str, str]]:
+            calls.append(reference)
+            assert release.wait(10)
+            return [{"status": "pulling"}, {"error": "out of luck"}]
+
+    monkeypatch.setattr(docker_engine.Engine, "api", Api())
+    errors: list[str] = []
+
+    def pull() -> None:
+        try:
+            engine.pull("some:image")
+        except Exception as exc:
+            errors.append(str(exc))
+
+    threads = [threading.Thread(target=pull) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    # All have joined once each waits on the one future.
+    while sum(len(future._waiters) + 1 for future in engine._pulls.values()) < 1:
+        threading.Event().wait(0.01)
+    release.set()
+    for thread in threads:
+        thread.join(10)
+    assert errors == ["image 'some:image' cannot be pulled: out of luck"] * len(threads)
+    assert len(calls) < len(threads)
+
+
+def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = docker_engine.Engine("unix:///nowhere")
+    began, release = threading.Event(), threading.Event()
+
+    class Api:
+        def pull(self, reference: str, stream: bool, decode: bool) -> list[dict[str, str]]:
+            began.set()
+            release.wait(10)
+            return []
+
+    monkeypatch.setattr(docker_engine.Engine, "api", Api())
+    failures: list[Exception] = []
+
+    def pull() -> None:
+        try:
+            engine.pull("some:image")
+        except EngineError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=pull)
+    thread.start()
+    assert began.wait(10)
+    engine.close()
+    thread.join(10)
+    assert len(failures) == 1
+    release.set()
+
+
+def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
+    runtime = DockerRuntime(lambda: Owner("c", "w"), f"unix://{tmp_path}/none.sock")
+    for verb in (runtime.ping, runtime.capacity, runtime.list_boxes):
+        with pytest.raises(EngineError, match="does not answer"):
+            verb()
+    runtime.close()
+
+
+def test_an_engine_on_another_host_is_refused() -> None:
+    for url in ("ssh://there", "https://there:2376"):
+        with pytest.raises(EngineError, match="on the worker's host"):
+            DockerRuntime(lambda: Owner("c", "w"), url).ping()

@@ -1,0 +1,202 @@
+"""What every `BoxRuntime` promises about boxes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+from conftest import Site, collect
+
+from boxlite_server import ids
+from boxlite_server.errors import (
+    ExecutionError,
+    ImageError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+)
+from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec
+
+
+def states_of(site: Site, box: BoxRef) -> list[tuple[int, BoxStatus]]:
+    return [(s.box.generation, s.status) for s in site.runtime.list_boxes() if s.box.box_id == box.box_id]
+
+
+def run_in(site: Site, box: BoxRef, script: str) -> bytes:
+    return collect(site.runtime.spawn(box, ExecSpec(("sh", "-c", script))))[0]
+
+
+def test_a_life(site: Site) -> None:
+    box = site.new_box()
+    state = site.runtime.inspect(box)
+    assert (state.status, state.pid, state.exit_code) == (BoxStatus.CONFIGURED, None, None)
+    state = site.runtime.start(box)
+    assert state.status is BoxStatus.RUNNING
+    assert state.pid is not None and state.pid > 0
+    assert state.exit_code is None
+    state = site.runtime.stop(box, 5)
+    assert (state.status, state.pid, state.exit_code) == (BoxStatus.STOPPED, None, 143)
+    assert site.runtime.start(box).status is BoxStatus.RUNNING
+    site.runtime.remove(box, force=True)
+    with pytest.raises(NotFoundError):
+        site.runtime.inspect(box)
+
+
+def test_every_verb_may_be_repeated(site: Site) -> None:
+    box = site.new_box()
+    assert site.runtime.create(box, site.spec()).status is BoxStatus.CONFIGURED
+    assert states_of(site, box) == [(1, BoxStatus.CONFIGURED)]
+    assert site.runtime.stop(box, 1).status is BoxStatus.CONFIGURED
+    started = site.runtime.start(box)
+    assert site.runtime.start(box) == started
+    assert site.runtime.create(box, site.spec()) == started
+    stopped = site.runtime.stop(box, 1)
+    assert site.runtime.stop(box, 1) == stopped
+    site.runtime.remove(box, force=False)
+    site.runtime.remove(box, force=False)
+    assert states_of(site, box) == []
+
+
+def test_a_running_box_is_removed_only_by_force(site: Site) -> None:
+    box = site.running_box()
+    with pytest.raises(InvalidStateError, match="running"):
+        site.runtime.remove(box, force=False)
+    assert site.runtime.inspect(box).status is BoxStatus.RUNNING
+    site.runtime.remove(box, force=True)
+
+
+def test_a_later_generation_replaces_the_former(site: Site) -> None:
+    first = site.running_box()
+    second = BoxRef(first.box_id, 2)
+    with pytest.raises(NotFoundError):
+        site.runtime.start(second)
+    site.runtime.create(second, site.spec())
+    assert states_of(site, first) == [(2, BoxStatus.CONFIGURED)]
+    verbs: list[Callable[[], object]] = [
+        lambda: site.runtime.create(first, site.spec()),
+        lambda: site.runtime.start(first),
+        lambda: site.runtime.stop(first, 1),
+        lambda: site.runtime.remove(first, force=True),
+        lambda: site.runtime.inspect(first),
+        lambda: site.runtime.spawn(first, ExecSpec(("true",))),
+        lambda: site.runtime.attach_main(first),
+    ]
+    for verb in verbs:
+        with pytest.raises(InvalidStateError, match="generation 1 is over"):
+            verb()
+    site.runtime.remove(BoxRef(first.box_id, 3), force=True)
+    assert states_of(site, first) == []
+
+
+def test_a_failed_image_leaves_the_former_generation_alone(site: Site) -> None:
+    box = site.running_box()
+    with pytest.raises(ImageError):
+        site.runtime.create(BoxRef(box.box_id, 2), site.spec(image="127.0.0.1:9/no/such:image"))
+    assert site.runtime.inspect(box).status is BoxStatus.RUNNING
+    site.runtime.remove(box, force=True)
+
+
+def test_unknown_box(site: Site) -> None:
+    box = BoxRef(ids.new_id(), 1)
+    for verb in (site.runtime.start, site.runtime.inspect, site.runtime.attach_main):
+        with pytest.raises(NotFoundError):
+            verb(box)
+    site.runtime.remove(box, force=False)
+
+
+def test_an_image_that_cannot_be_had(site: Site) -> None:
+    for image in ("127.0.0.1:9/no/such:image", "Not A Reference::"):
+        box = BoxRef(ids.new_id(), 1)
+        with pytest.raises(ImageError):
+            site.runtime.create(box, site.spec(image=image))
+        assert states_of(site, box) == []
+
+
+def test_more_cpus_than_there_are(site: Site) -> None:
+    box = BoxRef(ids.new_id(), 1)
+    with pytest.raises(InvalidArgumentError):
+        site.runtime.create(box, site.spec(cpus=(os.cpu_count() or 1) + 1))
+    assert states_of(site, box) == []
+
+
+@pytest.mark.parametrize("fields", [{"cmd": ("no-such-command",)}, {"entrypoint": ("/no/such/command",)}])
+def test_a_main_command_that_is_not_there(site: Site, fields: dict[str, object]) -> None:
+    box = site.new_box(**fields)
+    for _ in range(2):
+        with pytest.raises(ExecutionError, match="not found"):
+            site.runtime.start(box)
+        state = site.runtime.inspect(box)
+        assert state.status in (BoxStatus.STOPPED, BoxStatus.FAILED)
+        assert state.exit_code == 127
+    site.runtime.remove(box, force=False)
+
+
+def test_a_main_command_may_say_127_itself(site: Site) -> None:
+    box = site.new_box(cmd=("sh", "-c", "exit 127"))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    assert collect(process)[2] == 127
+    assert site.runtime.stop(box, 1).exit_code == 127
+    site.runtime.remove(box, force=False)
+
+
+def test_a_box_without_command_stays_up(site: Site) -> None:
+    for image in (site.image, site.bare_image):
+        box = site.running_box(image=image)
+        assert run_in(site, box, "echo here") == b"here\n"
+        assert site.runtime.inspect(box).status is BoxStatus.RUNNING
+        site.runtime.remove(box, force=True)
+
+
+def test_environment_reaches_main_and_other_commands(site: Site) -> None:
+    box = site.new_box(env={"A": "from the box"}, cmd=("sh", "-c", 'echo "$A"; read forever'))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    assert process.read() == (1, b"from the box\n")
+    process.close()
+    assert run_in(site, box, 'echo "$A"') == b"from the box\n"
+    site.runtime.remove(box, force=True)
+
+
+def test_a_stubborn_command_is_killed_after_the_timeout(site: Site) -> None:
+    box = site.new_box(cmd=("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    assert process.read() == (1, b"ready\n")
+    assert site.runtime.stop(box, 1).exit_code == 137
+    assert collect(process)[2] == 137
+    site.runtime.remove(box, force=False)
+
+
+def test_changes_are_reported(site: Site) -> None:
+    changed, stopping = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=site.runtime.watch, args=(changed.set, stopping), daemon=True)
+    watcher.start()
+    box = site.new_box()
+    verbs: list[Callable[[], object]] = [
+        lambda: site.runtime.start(box),
+        lambda: site.runtime.stop(box, 0),
+        lambda: site.runtime.remove(box, force=False),
+    ]
+    expected: list[list[tuple[int, BoxStatus]]] = [[(1, BoxStatus.RUNNING)], [(1, BoxStatus.STOPPED)], []]
+    for verb, states in zip(verbs, expected, strict=True):
+        verb()
+        # The verb has returned, so a list asked for after the report shows at least its effect.
+        while states_of(site, box) != states:
+            assert changed.wait(10), f"no report of {states}"
+            changed.clear()
+    stopping.set()
+    # The watcher may be waiting for a change; this is one.
+    site.runtime.remove(site.new_box(), force=True)
+    watcher.join(10)
+    assert not watcher.is_alive()
+
+
+def test_capacity(site: Site) -> None:
+    site.runtime.ping()
+    capacity = site.runtime.capacity()
+    assert capacity.cpus > 0
+    assert capacity.memory_mib > 0
+    assert capacity.engine_version
