@@ -82,9 +82,7 @@ def _archive(program: Path) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
 
-        def add(
-            name: str, mode: int, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = ""
-        ) -> None:
+        def add(name: str, mode: int, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
             entry = tarfile.TarInfo(name)
             entry.mode, entry.type, entry.linkname, entry.size = mode, kind, link, len(data)
             entry.uid = entry.gid = 1000 if name == "home/box" else 0

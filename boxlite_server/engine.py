@@ -53,9 +53,7 @@ def _connect(docker_host: str, timeout: float) -> http.client.HTTPConnection:
     raise EngineError(f"DOCKER_HOST is {docker_host!r}; use unix:///path or tcp://host:port")
 
 
-def request(
-    docker_host: str, method: str, target: str, body: bytes | None = None, *, timeout: float = 60
-) -> bytes:
+def request(docker_host: str, method: str, target: str, body: bytes | None = None, *, timeout: float = 60) -> bytes:
     """The body of the answer. EngineError when there is none, when it is late, or when it is not 2xx."""
     connection = _connect(docker_host, timeout)
     try:
@@ -204,9 +202,7 @@ def _bridge() -> Iterator[str]:
         run("ip", "link", "del", name)
 
 
-def _start(
-    directory: Path, docker_host: str, bridge: str, extra_args: Sequence[str]
-) -> subprocess.Popen[bytes]:
+def _start(directory: Path, docker_host: str, bridge: str, extra_args: Sequence[str]) -> subprocess.Popen[bytes]:
     # Without a file of its own it would read the machine's, whose settings clash with these flags.
     config = directory / "daemon.json"
     config.write_text("{}")
@@ -286,9 +282,7 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 def apt_install(package: str) -> None:
     """Install a package of Debian or Ubuntu, as root. EngineError says what to do where that cannot be."""
     if os.geteuid() != 0 or which("apt-get") is None:
-        raise EngineError(
-            f"{package} is missing; install it (as root on Debian or Ubuntu this is done for you)"
-        )
+        raise EngineError(f"{package} is missing; install it (as root on Debian or Ubuntu this is done for you)")
     log.info("installing %s …", package)
     run("apt-get", "update")  # a failure shows in the next step, with a better text
     wait = "DPkg::Lock::Timeout=300"

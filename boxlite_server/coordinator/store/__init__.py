@@ -1,0 +1,12 @@
+"""The coordinator's database: the only place for SQL. A module for each table, one facade for all."""
+
+from __future__ import annotations
+
+from .boxes import Box, Boxes, Page
+from .workers import RESERVING, Load, Worker, Workers
+
+__all__ = ["RESERVING", "Box", "Load", "Page", "Store", "Worker"]
+
+
+class Store(Workers, Boxes):
+    """Everything the coordinator keeps. See `Database` for how it is opened and written."""
