@@ -19,7 +19,9 @@ def run(port: int, home: Path, *, debug: bool) -> int:
     """Serve until a signal or until one of the two ends; the exit code is 0 only after a signal."""
     flags = ["--debug"] if debug else []
     coordinator = ["coordinator", "--port", str(port), "--db-path", str(home / "coordinator.db"), *flags]
+    # Any free ports: nobody but our coordinator has to find this worker.
     worker = ["worker", "--coordinator", f"http://127.0.0.1:{port}", "--home", str(home), *flags]
+    worker += ["--port", "0", "--health-port", "0"]
     children: list[subprocess.Popen[bytes]] = []
     signalled = False
 

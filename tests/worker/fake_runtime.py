@@ -266,8 +266,10 @@ class FakeRuntime:
                 raise ImageError(f"image {spec.image!r} cannot be pulled: there is no registry")
             if spec.cpus > (os.cpu_count() or 1):
                 raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {os.cpu_count()}")
-            if found is not None:
-                self._delete(found)
+        # Without the lock: the box's end is recorded by another thread.
+        if found is not None:
+            self._delete(found)
+        with self._lock:
             directory = Path(tempfile.mkdtemp(dir=self._directory))
             directory.chmod(0o777)
             self._boxes[box.box_id] = FakeBox(box, spec, directory)
@@ -354,11 +356,8 @@ class FakeRuntime:
         self._changes.put(None)
 
     def _await_rest(self, box: FakeBox) -> None:
-        # The lock may be held by this thread; the runner needs it to record the end.
+        """Until the thread that follows the main command has recorded its end. Not with the lock held."""
         while box.main is not None:
-            code = box.main.exit_code
-            if code is not None and self._lock.acquire(timeout=0.01):
-                self._lock.release()
             time.sleep(0.005)
 
     def inspect(self, box: BoxRef) -> BoxState:
