@@ -254,8 +254,8 @@ def test_events_and_input(box: Box) -> None:
 def test_frames(box: Box) -> None:
     execution = box.exec("sh", "-c", "echo out; echo err >&2; cat; exit 4")
     with box.attach(execution) as socket:
-        with pytest.raises(InvalidStatus) as second:
-            box.attach(execution)
+        with pytest.raises(InvalidStatus) as second, box.attach(execution):
+            pass
         assert second.value.response.status_code == 409
         assert json.loads(second.value.response.body)["error"]["code"] == "already_exists"
         socket.send(b"in")
@@ -295,10 +295,10 @@ def test_an_attach_that_comes_back_goes_on_where_it_was(box: Box) -> None:
 
 def _attachable(box: Box, execution: str) -> bool:
     try:
-        box.attach(execution).close()
+        with box.attach(execution):
+            return True
     except InvalidStatus:
         return False
-    return True
 
 
 def test_the_first_frame_is_a_ping(box: Box) -> None:
@@ -324,8 +324,8 @@ def test_the_first_frame_is_a_ping(box: Box) -> None:
 
 def test_attach_refusals_come_before_the_upgrade(box: Box) -> None:
     for execution in ("/executions/nosuch", "/nosuch"):
-        with pytest.raises(InvalidStatus) as refused:
-            box.attach(execution)
+        with pytest.raises(InvalidStatus) as refused, box.attach(execution):
+            pass
         assert refused.value.response.status_code == 404
         assert json.loads(refused.value.response.body)["error"]["code"] == "not_found"
 
