@@ -170,6 +170,7 @@ class FakeBox:
     exit_code: int | None = None
     said: list[tuple[int, bytes]] = field(default_factory=list)
     attached: list[FakeMain] = field(default_factory=list)
+    at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
 
     @property
     def state(self) -> BoxState:
@@ -296,6 +297,7 @@ class FakeRuntime:
                     main.close()
                 found.attached = []
                 raise ExecutionError(f"the main command of box {box.box_id}: {exc.message}") from exc
+            found.at_rest.clear()
             found.main, found.status, found.exit_code = process, BoxStatus.RUNNING, None
             for main in found.attached:
                 main.begin(process)
@@ -318,6 +320,7 @@ class FakeRuntime:
                 main.code = code
                 main.close()
             box.attached, box.main = [], None
+            box.at_rest.set()
         self._changes.put(None)
 
     def stop(self, box: BoxRef, timeout: float) -> BoxState:
@@ -331,7 +334,7 @@ class FakeRuntime:
                 main._popen.wait(timeout)
             except subprocess.TimeoutExpired:
                 main.kill()
-            self._await_rest(found)
+            found.at_rest.wait()
         return found.state
 
     def remove(self, box: BoxRef, force: bool) -> None:
@@ -347,18 +350,13 @@ class FakeRuntime:
     def _delete(self, box: FakeBox) -> None:
         if box.main is not None:
             box.main.kill()
-            self._await_rest(box)
+            box.at_rest.wait()
         with self._lock:
             for main in box.attached:
                 main.close()
             del self._boxes[box.ref.box_id]
         shutil.rmtree(box.directory)
         self._changes.put(None)
-
-    def _await_rest(self, box: FakeBox) -> None:
-        """Until the thread that follows the main command has recorded its end. Not with the lock held."""
-        while box.main is not None:
-            time.sleep(0.005)
 
     def inspect(self, box: BoxRef) -> BoxState:
         with self._lock:

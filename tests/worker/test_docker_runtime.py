@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,7 @@ def name(box: BoxRef) -> str:
 
 
 def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> None:
-    box = site.running_box(
-        cpus=1, memory_mib=64, env={"A": "b"}, working_dir="/made/up", user="box", hostname="web"
-    )
+    box = site.running_box(cpus=1, memory_mib=64, env={"A": "b"}, working_dir="/made/up", user="box", hostname="web")
     assert run(site, box, "sh", "-c", "id -un; pwd; hostname; ls /sys/class/net") == b"box\n/made/up\nweb\nlo\n"
     host = api.inspect_container(name(box))["HostConfig"]
     assert host["NanoCpus"] == 1_000_000_000
@@ -116,9 +115,7 @@ def test_a_container_that_vanishes_by_other_hands(site: Site, api: docker.APICli
     site.runtime.remove(box, force=False)
 
 
-def test_signals_of_a_worker_without_root_go_through_the_box(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signals_of_a_worker_without_root_go_through_the_box(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise PermissionError
 
@@ -134,9 +131,7 @@ def test_signals_of_a_worker_without_root_go_through_the_box(
     site.runtime.remove(box, force=True)
 
 
-def test_a_pid_that_is_not_in_the_container_is_never_signalled(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pid_that_is_not_in_the_container_is_never_signalled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     box = site.running_box()
     process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
     assert isinstance(process, docker_process.ExecProcess)
@@ -151,8 +146,7 @@ def test_a_pid_that_is_not_in_the_container_is_never_signalled(
 
 
 def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = docker_engine.Engine("unix:///nowhere")
-    release, calls = threading.Event(), []
+    release, joined, calls = threading.Event(), threading.Semaphore(0), []
 
     class Api:
         def pull(self, reference: str, stream: bool, decode: bool) -> list[dict[str, str]]:
@@ -160,26 +154,22 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
             assert release.wait(10)
             return [{"status": "pulling"}, {"error": "out of luck"}]
 
+    class CountedFuture(Future[None]):
+        def result(self, timeout: float | None = None) -> None:
+            joined.release()
+            return super().result(timeout)
+
     monkeypatch.setattr(docker_engine.Engine, "api", Api())
-    errors: list[str] = []
-
-    def pull() -> None:
-        try:
-            engine.pull("some:image")
-        except Exception as exc:
-            errors.append(str(exc))
-
-    threads = [threading.Thread(target=pull) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    # All have joined once each waits on the one future.
-    while sum(len(future._waiters) + 1 for future in engine._pulls.values()) < 1:
-        threading.Event().wait(0.01)
-    release.set()
-    for thread in threads:
-        thread.join(10)
-    assert errors == ["image 'some:image' cannot be pulled: out of luck"] * len(threads)
-    assert len(calls) < len(threads)
+    monkeypatch.setattr(docker_engine, "Future", CountedFuture)
+    engine = docker_engine.Engine("unix:///nowhere")
+    with ThreadPoolExecutor() as pool:
+        pulls = [pool.submit(engine.pull, "some:image") for _ in range(5)]
+        for _ in pulls:
+            assert joined.acquire(timeout=10)
+        release.set()
+        for pull in pulls:
+            assert str(pull.exception(10)) == "image 'some:image' cannot be pulled: out of luck"
+    assert calls == ["some:image"]
 
 
 def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Site, in_thread
+
+from boxlite_server import ids
+from boxlite_server.errors import BoxliteError, EngineError, ExecutionError, InvalidStateError, NotFoundError
+from boxlite_server.worker.executions import (
+    KEEP_FINISHED,
+    KILL_GRACE,
+    Ended,
+    Executions,
+    ExecutionState,
+    ExecutionStatus,
+)
+from boxlite_server.worker.output_log import Chunk, Dropped
+from boxlite_server.worker.runtime import BoxRef, ExecSpec, Process
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def executions(site: Site, tmp_path: Path) -> Executions:
+    return Executions(site.runtime, tmp_path)
+
+
+def start(executions: Executions, box: BoxRef, *command: str, timeout: float = 0) -> str:
+    execution_id = ids.execution_id()
+    state = executions.start(execution_id, box, ExecSpec(command), timeout)
+    assert state.execution_id == execution_id
+    return execution_id
+
+
+def shell(executions: Executions, box: BoxRef, script: str, timeout: float = 0) -> str:
+    return start(executions, box, "sh", "-c", script, timeout=timeout)
+
+
+def read(
+    executions: Executions, box: BoxRef, execution_id: str, position: int = 0
+) -> tuple[bytes, bytes, ExecutionState]:
+    """Stdout, stderr and the end, which must come last and once."""
+    output = {1: b"", 2: b""}
+    events = list(executions.read_output(box.box_id, execution_id, position))
+    for event in events[:-1]:
+        assert isinstance(event, Chunk)
+        output[event.stream] += event.data
+    assert isinstance(events[-1], Ended)
+    return output[1], output[2], events[-1].state
+
+
+def test_a_late_reader_and_a_second_one_miss_nothing(executions: Executions, box: BoxRef) -> None:
+    execution = shell(executions, box, "echo out; echo err >&2; exit 3")
+    first = read(executions, box, execution)
+    assert first[:2] == (b"out\n", b"err\n")
+    assert (first[2].status, first[2].exit_code) == (ExecutionStatus.COMPLETED, 3)
+    assert first[2].duration_ms is not None
+    assert read(executions, box, execution) == first
+    assert executions.get(box.box_id, execution) == first[2]
+
+
+def test_a_reader_goes_on_where_it_was(executions: Executions, box: BoxRef) -> None:
+    execution = shell(executions, box, "echo one; read line; echo two")
+    stream = executions.read_output(box.box_id, execution)
+    event = next(stream)
+    assert isinstance(event, Chunk)
+    assert event.data == b"one\n"
+    stream.close()  # type: ignore[attr-defined]
+    executions.find(box.box_id, execution).write(b"\n", False, 5)
+    assert read(executions, box, execution, event.position)[0] == b"two\n"
+
+
+def test_ten_megabytes_arrive_whole_in_bounded_chunks(executions: Executions, box: BoxRef) -> None:
+    execution = shell(executions, box, "head -c 10000000 /dev/zero; echo end >&2")
+    events = list(executions.read_output(box.box_id, execution))
+    chunks = [event for event in events if isinstance(event, Chunk)]
+    assert sum(len(chunk.data) for chunk in chunks) == 10_000_004
+    assert max(len(chunk.data) for chunk in chunks) <= 256 * 1024
+    assert isinstance(events[-1], Ended)
+    assert events[-1].state.exit_code == 0
+
+
+def test_input_and_its_end(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "cat")
+    found = executions.find(box.box_id, execution)
+    assert found.write(b"hel", False, 5) == 3
+    assert found.write(b"lo", True, 5) == 2
+    assert read(executions, box, execution)[0] == b"hello"
+    assert found.write(b"", True, 5) == 0
+    with pytest.raises(InvalidStateError):
+        found.write(b"more", False, 5)
+
+
+def test_input_after_its_end_is_refused(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "sleep", "1000")
+    found = executions.find(box.box_id, execution)
+    found.write(b"", True, 5)
+    with pytest.raises(InvalidStateError, match="end of its input"):
+        found.write(b"more", False, 5)
+    executions.kill(box.box_id, execution)
+    read(executions, box, execution)
+
+
+def test_end_of_input_waits_for_all_of_the_data(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "sleep", "1000")
+    found = executions.find(box.box_id, execution)
+    assert found.write(b"x" * 3_000_000, True, 0.1) < 3_000_000
+    assert found.write(b"", False, 0.1) == 0  # not refused: the input is open
+    executions.kill(box.box_id, execution)
+    read(executions, box, execution)
+
+
+def test_kill(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "sleep", "1000")
+    executions.kill(box.box_id, execution)
+    state = read(executions, box, execution)[2]
+    assert (state.status, state.exit_code) == (ExecutionStatus.KILLED, 137)
+    executions.kill(box.box_id, execution)
+    with pytest.raises(InvalidStateError):
+        executions.find(box.box_id, execution).signal(15)
+
+
+def test_a_signal_is_no_kill(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "sleep", "1000")
+    executions.find(box.box_id, execution).signal(15)
+    state = read(executions, box, execution)[2]
+    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 143)
+
+
+def test_time_limit(executions: Executions, box: BoxRef) -> None:
+    stopping = threading.Event()
+    keeper = in_thread(lambda: executions.keep(stopping))
+    execution = shell(executions, box, "echo begun; sleep 1000", timeout=0.3)
+    out, _, state = read(executions, box, execution)
+    assert (out, state.status, state.exit_code) == (b"begun\n", ExecutionStatus.TIMED_OUT, 137)
+    assert "time limit" in state.error_message
+    stopping.set()
+    executions.wake()
+    keeper.join(10)
+    assert not keeper.is_alive()
+
+
+def test_spawn_failure_says_so_and_frees_the_id(executions: Executions, box: BoxRef) -> None:
+    execution = ids.execution_id()
+    with pytest.raises(ExecutionError, match="not found"):
+        executions.start(execution, box, ExecSpec(("no-such-command",)))
+    with pytest.raises(NotFoundError):
+        executions.get(box.box_id, execution)
+    executions.start(execution, box, ExecSpec(("true",)))
+    assert read(executions, box, execution)[2].exit_code == 0
+
+
+def test_a_repeated_start_starts_nothing(executions: Executions, box: BoxRef) -> None:
+    execution = ids.execution_id()
+    spec = ExecSpec(("sh", "-c", "echo once"))
+    threads = [in_thread(lambda: executions.start(execution, box, spec)) for _ in range(4)]
+    for thread in threads:
+        thread.join(10)
+    assert read(executions, box, execution)[0] == b"once\n"
+    assert executions.start(execution, box, spec).exit_code == 0
+    with pytest.raises(InvalidStateError):
+        executions.start(execution, BoxRef("another", 1), spec)
+
+
+def test_an_unknown_execution(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "true")
+    for box_id, execution_id in [(box.box_id, "unknown"), ("other", execution)]:
+        with pytest.raises(NotFoundError, match="not found"):
+            executions.get(box_id, execution_id)
+        with pytest.raises(NotFoundError):
+            list(executions.read_output(box_id, execution_id))
+
+
+def test_finished_executions_are_forgotten_after_a_while(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    clock = Clock()
+    executions = Executions(site.runtime, tmp_path, clock)
+    execution = start(executions, box, "echo", "kept")
+    assert read(executions, box, execution)[0] == b"kept\n"
+    await_finished(executions)
+    clock.now += KEEP_FINISHED - 1
+    executions.tick()
+    assert read(executions, box, execution)[0] == b"kept\n"
+    late = executions.read_output(box.box_id, execution)
+    assert isinstance(next(late), Chunk)
+    clock.now += 1
+    with pytest.raises(NotFoundError, match="5 minutes"):
+        executions.get(box.box_id, execution)
+    assert isinstance(next(late), Ended), "a reader that is in the midst of it reads to the end"
+
+
+def await_finished(executions: Executions) -> None:
+    """Until the threads of the ended executions have done their last step."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("execution "):
+            thread.join(10)
+
+
+def test_a_reader_that_goes_away_is_let_go(executions: Executions, box: BoxRef) -> None:
+    execution = start(executions, box, "sleep", "1000")
+    leave: list[Callable[[], None]] = []
+    registered, left = threading.Event(), threading.Event()
+
+    def on_leaving(callback: Callable[[], None]) -> bool:
+        leave.append(callback)
+        registered.set()
+        return True
+
+    def reader() -> None:
+        assert list(executions.read_output(box.box_id, execution, 0, on_leaving)) == []
+        left.set()
+
+    in_thread(reader)
+    assert registered.wait(10)
+    leave[0]()
+    assert left.wait(10)
+    assert list(executions.read_output(box.box_id, execution, 0, lambda leave: False)) == []
+    executions.kill(box.box_id, execution)
+    read(executions, box, execution)
+
+
+def test_a_slow_reader_slows_the_command_and_loses_nothing(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    executions = Executions(site.runtime, tmp_path, log_capacity=300_000)
+    execution = start(executions, box, "sh", "-c", "read line; head -c 3000000 /dev/zero")
+    stream = executions.read_output(box.box_id, execution)
+    executions.find(box.box_id, execution).write(b"\n", False, 5)
+    assert not any(isinstance(event, Dropped) for event in stream)
+
+
+def test_without_a_reader_the_command_goes_on_and_the_loss_is_told(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    executions = Executions(site.runtime, tmp_path, log_capacity=300_000)
+    execution = start(executions, box, "head", "-c", "3000000", "/dev/zero")
+    await_finished(executions)
+    dropped, *chunks, ended = executions.read_output(box.box_id, execution)
+    assert isinstance(dropped, Dropped)
+    assert dropped.byte_count + sum(len(c.data) for c in chunks if isinstance(c, Chunk)) == 3_000_000
+    assert isinstance(ended, Ended)
+
+
+def test_stopping_the_box_ends_its_executions(site: Site, executions: Executions) -> None:
+    box = site.running_box()
+    execution = start(executions, box, "sleep", "1000")
+    site.runtime.stop(box, 0)
+    assert read(executions, box, execution)[2].exit_code == 137
+    site.runtime.remove(box, force=True)
+
+
+class TestMain:
+    def test_one_execution_per_run(self, site: Site, executions: Executions) -> None:
+        box = site.new_box(cmd=("sh", "-c", "echo hello; read line; exit 7"))
+        first = executions.attach_box(box)
+        assert first.status is ExecutionStatus.RUNNING
+        site.runtime.start(box)
+        assert executions.attach_box(box).execution_id == first.execution_id
+        executions.find(box.box_id, first.execution_id).write(b"\n", False, 5)
+        out, _, state = read(executions, box, first.execution_id)
+        assert (out, state.exit_code, state.status) == (b"hello\n", 7, ExecutionStatus.COMPLETED)
+        second = executions.attach_box(box)
+        assert second.execution_id != first.execution_id
+        executions.kill(box.box_id, second.execution_id)
+        assert read(executions, box, second.execution_id)[2].status is ExecutionStatus.KILLED
+        site.runtime.remove(box, force=True)
+
+    def test_attaching_to_an_unknown_box(self, executions: Executions) -> None:
+        for _ in range(2):
+            with pytest.raises(NotFoundError):
+                executions.attach_box(BoxRef(ids.new_id(), 1))
+
+
+class StuckProcess:
+    """A command of which the engine says nothing any more. Ends only when let go."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self.kills = 0
+        self.kill_error: BoxliteError | None = None
+        self.killed = threading.Event()
+
+    def read(self) -> tuple[int, bytes] | None:
+        self.closed.wait()
+        return None
+
+    def kill(self) -> None:
+        self.kills += 1
+        self.killed.set()
+        if self.kill_error is not None:
+            error, self.kill_error = self.kill_error, None
+            raise error
+
+    def wait(self) -> int:
+        self.closed.wait()
+        return 137
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def write(self, data: bytes, timeout: float) -> int:
+        return 0
+
+    def close_input(self) -> None: ...
+
+    def signal(self, number: int) -> None: ...
+
+    def resize(self, cols: int, rows: int) -> None: ...
+
+
+class TestHostileEngine:
+    @pytest.fixture
+    def stuck(self, fake_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[StuckProcess]:
+        process = StuckProcess()
+
+        def spawn(box: BoxRef, spec: ExecSpec) -> Process:
+            return process
+
+        monkeypatch.setattr(fake_site.runtime, "spawn", spawn)
+        monkeypatch.setattr(fake_site.runtime, "attach_main", lambda box: process)
+        yield process
+        process.close()
+
+    def test_an_execution_without_end_of_output_ends_with_its_box(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path
+    ) -> None:
+        executions = Executions(fake_site.runtime, tmp_path)
+        box = fake_site.running_box()
+        execution = start(executions, box, "anything")
+        executions.sweep()
+        executions.sweep()
+        assert executions.get(box.box_id, execution).status is ExecutionStatus.RUNNING
+        fake_site.runtime.remove(box, force=True)
+        executions.sweep()
+        assert not stuck.closed.is_set(), "one sweep is not enough"
+        executions.sweep()
+        assert read(executions, box, execution)[2].exit_code == 137
+
+    def test_a_main_command_that_waits_for_its_start_is_left_alone(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path
+    ) -> None:
+        executions = Executions(fake_site.runtime, tmp_path)
+        box = fake_site.new_box()
+        execution = executions.attach_box(box).execution_id
+        for _ in range(3):
+            executions.sweep()
+        assert executions.get(box.box_id, execution).status is ExecutionStatus.RUNNING
+        fake_site.runtime.start(box)
+        executions.sweep()
+        fake_site.runtime.stop(box, 0)
+        executions.sweep()
+        executions.sweep()
+        assert read(executions, box, execution)[2].exit_code == 137
+        fake_site.runtime.remove(box, force=True)
+
+    def test_an_engine_that_is_down_ends_nothing(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        executions = Executions(fake_site.runtime, tmp_path)
+        box = fake_site.running_box()
+        execution = start(executions, box, "anything")
+        monkeypatch.setattr(fake_site.runtime, "down", True)
+        for _ in range(3):
+            executions.sweep()
+        assert executions.get(box.box_id, execution).status is ExecutionStatus.RUNNING
+        monkeypatch.undo()
+        fake_site.runtime.remove(box, force=True)
+
+    def test_a_kill_that_shows_no_effect_is_given_up(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path
+    ) -> None:
+        clock = Clock()
+        executions = Executions(fake_site.runtime, tmp_path, clock)
+        box = fake_site.running_box()
+        execution = start(executions, box, "anything")
+        executions.kill(box.box_id, execution)
+        assert executions.get(box.box_id, execution).status is ExecutionStatus.RUNNING
+        clock.now += KILL_GRACE
+        executions.tick()
+        state = read(executions, box, execution)[2]
+        assert (state.status, state.exit_code) == (ExecutionStatus.KILLED, 137)
+        fake_site.runtime.remove(box, force=True)
+
+    def test_a_time_limit_is_enforced_again_when_the_engine_failed(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path
+    ) -> None:
+        clock = Clock()
+        executions = Executions(fake_site.runtime, tmp_path, clock)
+        box = fake_site.running_box()
+        stuck.kill_error = EngineError("down")
+        execution = start(executions, box, "anything", timeout=2)
+        executions.tick()
+        assert stuck.kills == 0
+        clock.now += 2
+        executions.tick()
+        assert stuck.killed.wait(10)
+        stuck.killed.clear()
+        while not stuck.killed.is_set():
+            clock.now += 1
+            executions.tick()
+            stuck.killed.wait(0.01)
+        stuck.close()
+        assert read(executions, box, execution)[2].status is ExecutionStatus.TIMED_OUT
+        fake_site.runtime.remove(box, force=True)
+
+    def test_a_log_that_cannot_be_written_ends_the_command(self, fake_site: Site, tmp_path: Path) -> None:
+        executions = Executions(fake_site.runtime, tmp_path / "missing")
+        box = fake_site.running_box()
+        execution = shell(executions, box, "echo lost; sleep 1000")
+        state = read(executions, box, execution)[2]
+        assert state.exit_code == 137
+        assert "output was lost" in state.error_message
+        fake_site.runtime.remove(box, force=True)

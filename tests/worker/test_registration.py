@@ -1,0 +1,259 @@
+"""Registration and heartbeats against a small coordinator that answers as told."""
+
+from __future__ import annotations
+
+import json
+import queue
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Site, in_thread
+
+from boxlite_server.errors import AlreadyExistsError, InvalidArgumentError
+from boxlite_server.worker.identity import Identity
+from boxlite_server.worker.registration import CoordinatorClient, Registration, local_address, split_url
+
+Answer = tuple[int, dict[str, Any]]
+
+REGISTERED: Answer = (
+    200,
+    {"id": "w", "name": "n", "cluster_id": "cluster12345", "heartbeat_interval_seconds": 3600},
+)
+BEAT: Answer = (200, {"heartbeat_interval_seconds": 3600})
+
+
+def error(status: int, kind: str) -> Answer:
+    return status, {"error": {"message": "because", "type": kind, "code": "x"}}
+
+
+@dataclass
+class Call:
+    path: str
+    body: dict[str, Any]
+    authorization: str | None
+
+
+@dataclass
+class Coordinator:
+    """Answers with what `answers` holds for the path, then with success."""
+
+    server: ThreadingHTTPServer
+    calls: queue.Queue[Call] = field(default_factory=queue.Queue)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/base/"
+
+    def next(self) -> Call:
+        return self.calls.get(timeout=10)
+
+
+@pytest.fixture
+def coordinator() -> Iterator[Coordinator]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            kind = "heartbeat" if self.path.endswith("/heartbeat") else "register"
+            told = stub.answers.get(kind)
+            status, answer = told.pop(0) if told else (BEAT if kind == "heartbeat" else REGISTERED)
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            stub.calls.put(Call(self.path, body, self.headers["Authorization"]))
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stub = Coordinator(server)
+    in_thread(server.serve_forever)
+    yield stub
+    server.shutdown()
+    server.server_close()
+
+
+NewRegistration = Callable[..., Registration]
+
+
+class NoWaiting(random.Random):
+    """Jitter that never waits before another attempt, and never shortens a heartbeat's interval."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return 0.0 if a == 0 else b
+
+
+@pytest.fixture
+def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) -> Iterator[NewRegistration]:
+    """Makes a registration and runs it; all are stopped, and must then end."""
+    made: list[tuple[Registration, threading.Thread]] = []
+
+    def new(*, name: str | None = None, url: str | None = None, api_key: str | None = None) -> Registration:
+        registration = Registration(
+            client=CoordinatorClient(url or coordinator.url, api_key),
+            identity=Identity.load(tmp_path, name, random.Random(3)),
+            runtime=fake_site.runtime,
+            url="http://10.0.0.5:9100",
+            epoch="epoch",
+            labels={"k": "v"},
+            max_boxes=None,
+            rng=NoWaiting(),
+        )
+        made.append((registration, in_thread(registration.run)))
+        return registration
+
+    yield new
+    for registration, thread in made:
+        registration.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not registration.registered.is_set()
+
+
+def test_introduction_and_first_heartbeat(new_registration: NewRegistration, coordinator: Coordinator) -> None:
+    registration = new_registration(api_key="key")
+    call = coordinator.next()
+    identity = registration.identity
+    assert (call.path, call.authorization) == ("/base/v1/admin/workers", "Bearer key")
+    capacity = call.body.pop("capacity")
+    assert capacity["cpus"] > 0
+    assert capacity["memory_mib"] > 0
+    assert capacity["max_boxes"] is None
+    assert call.body.pop("version")
+    assert call.body == {
+        "id": identity.id,
+        "name": identity.name,
+        "url": "http://10.0.0.5:9100",
+        "secret": identity.secret,
+        "epoch": "epoch",
+        "labels": {"k": "v"},
+        "engine_version": "fake",
+        "boxes": [],
+    }
+    beat = coordinator.next()
+    assert beat.path == f"/base/v1/admin/workers/{identity.id}/heartbeat"
+    assert beat.body == {"epoch": "epoch", "boxes": []}
+    assert registration.registered.is_set()
+    assert identity.cluster_id == "cluster12345"
+
+
+def test_a_change_is_reported_at_once(
+    new_registration: NewRegistration, coordinator: Coordinator, fake_site: Site
+) -> None:
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    box = fake_site.running_box()
+    registration.report_change()
+    (entry,) = coordinator.next().body["boxes"]
+    assert entry.pop("pid") > 0
+    assert entry == {"box_id": box.box_id, "generation": 1, "status": "running", "exit_code": None}
+    fake_site.runtime.stop(box, 5)
+    registration.report_change()
+    (entry,) = coordinator.next().body["boxes"]
+    assert (entry["status"], entry["pid"], entry["exit_code"]) == ("stopped", None, 143)
+    fake_site.runtime.remove(box, force=True)
+
+
+def test_it_tries_until_the_coordinator_is_there(new_registration: NewRegistration, coordinator: Coordinator) -> None:
+    coordinator.answers["register"] = [
+        error(500, "InternalError"),
+        error(401, "AuthError"),
+        error(403, "AuthError"),
+        (502, {}),
+    ]
+    registration = new_registration()
+    for _ in range(5):
+        assert coordinator.next().path == "/base/v1/admin/workers"
+    assert registration.registered.wait(10)
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_it_registers_again_when_told(new_registration: NewRegistration, coordinator: Coordinator, status: int) -> None:
+    coordinator.answers["heartbeat"] = [error(status, "NotFoundError")]
+    new_registration()
+    kinds = [coordinator.next().path.rpartition("/")[2] for _ in range(4)]
+    assert kinds == ["workers", "heartbeat", "workers", "heartbeat"]
+
+
+def test_a_failing_heartbeat_is_no_reason_to_register_again(
+    new_registration: NewRegistration, coordinator: Coordinator
+) -> None:
+    coordinator.answers["heartbeat"] = [error(500, "InternalError"), error(401, "AuthError")]
+    registration = new_registration()
+    coordinator.next()
+    for _ in range(3):
+        assert coordinator.next().path.endswith("/heartbeat")
+        registration.report_change()
+
+
+def test_a_generated_name_that_is_taken_is_replaced(
+    new_registration: NewRegistration, coordinator: Coordinator
+) -> None:
+    coordinator.answers["register"] = [error(409, "AlreadyExistsError")]
+    registration = new_registration()
+    first, second = coordinator.next().body, coordinator.next().body
+    assert first["name"] != second["name"]
+    assert first["id"] == second["id"]
+    assert registration.identity.name == second["name"]
+
+
+def test_a_given_name_that_is_taken_ends_the_worker(
+    new_registration: NewRegistration, coordinator: Coordinator
+) -> None:
+    coordinator.answers["register"] = [error(409, "AlreadyExistsError")]
+    registration = new_registration(name="mine")
+    assert registration.ended.wait(10)
+    assert isinstance(registration.fatal, AlreadyExistsError)
+    assert "mine" in registration.fatal.message
+
+
+def test_without_the_engine_there_is_no_word_of_boxes(
+    new_registration: NewRegistration,
+    coordinator: Coordinator,
+    fake_site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    box = fake_site.running_box()
+    beats = threading.Semaphore(0)
+    inventory = registration._inventory
+
+    def counted() -> list[dict[str, Any]]:
+        beats.release()
+        return inventory()
+
+    monkeypatch.setattr(registration, "_inventory", counted)
+    monkeypatch.setattr(fake_site.runtime, "down", True)
+    for _ in range(2):
+        registration.report_change()
+        assert beats.acquire(timeout=10)
+    monkeypatch.setattr(fake_site.runtime, "down", False)
+    registration.report_change()
+    # An empty inventory in between would have come first.
+    assert [entry["box_id"] for entry in coordinator.next().body["boxes"]] == [box.box_id]
+    fake_site.runtime.remove(box, force=True)
+
+
+def test_stop_does_not_wait_for_a_coordinator_that_is_away(new_registration: NewRegistration) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        new_registration(url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_local_address() -> None:
+    assert local_address(split_url("http://127.0.0.1:1")) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("url", ["", "coordinator:8200", "ftp://x", "http://", "http://x:0", "http://x:99999"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="coordinator's address"):
+        split_url(url)

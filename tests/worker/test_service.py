@@ -1,0 +1,272 @@
+"""The worker over real gRPC, with the fake runtime behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import Site, in_thread
+
+from boxlite_server import ids, rpc
+from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server._gen import worker_pb2_grpc as pb_grpc
+from boxlite_server.errors import InvalidStateError
+from boxlite_server.worker import service as service_module
+from boxlite_server.worker.executions import Executions
+from boxlite_server.worker.runtime import BoxRef
+from boxlite_server.worker.service import BoxOrder, WorkerService, make_server
+
+SECRET = "a secret"
+
+
+class Client:
+    """The stub's calls, each with the secret and a deadline."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = pb_grpc.WorkerServiceStub(self.channel)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.stub, name)
+        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=20)
+
+
+@pytest.fixture(scope="module")
+def client(fake_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    executions = Executions(fake_site.runtime, tmp_path_factory.mktemp("spool"))
+    server = make_server(WorkerService(fake_site.runtime, executions), SECRET)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(f"127.0.0.1:{port}")
+    yield client
+    client.channel.close()
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def box(fake_site: Site, client: Client) -> Iterator[pb.BoxRef]:
+    """A running box."""
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    client.CreateBox(create_request(fake_site, ref))
+    client.StartBox(ref)
+    yield ref
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
+
+
+def create_request(site: Site, box: pb.BoxRef, **fields: Any) -> pb.CreateBoxRequest:
+    return pb.CreateBoxRequest(box=box, spec=pb.BoxSpec(image=site.image, cpus=1, memory_mib=64, **fields))
+
+
+def execute(client: Client, box: pb.BoxRef, *command: str, **fields: Any) -> pb.ExecutionRef:
+    ref = pb.ExecutionRef(box_id=box.box_id, execution_id=ids.execution_id())
+    state = client.StartExecution(
+        pb.StartExecutionRequest(box=box, execution_id=ref.execution_id, command=command[0], args=command[1:], **fields)
+    )
+    assert state.execution_id == ref.execution_id
+    return ref
+
+
+def refusal(call: Any, *args: Any) -> tuple[grpc.StatusCode, str, str]:
+    """Status, our code and text of a call that fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        answer = call(*args)
+        list(answer)
+    error: Any = caught.value
+    codes = [value for key, value in error.trailing_metadata() or () if key == rpc.CODE_KEY]
+    return error.code(), codes[0] if codes else "", error.details()
+
+
+def test_calls_without_the_secret_are_refused(client: Client) -> None:
+    request = pb.ReadOutputRequest()
+    for metadata in (None, rpc.with_secret("another"), (("authorization", SECRET),)):
+        for method, message in ((client.stub.ListBoxes, pb.Empty()), (client.stub.ReadOutput, request)):
+            status, code, _ = refusal(lambda m=method, q=message, of=metadata: m(q, metadata=of, timeout=20))
+            assert (status, code) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
+
+
+def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    created = client.CreateBox(create_request(fake_site, ref))
+    assert (created.box_id, created.generation, created.status) == (ref.box_id, 1, pb.BOX_STATUS_CONFIGURED)
+    assert not created.HasField("pid")
+    assert client.CreateBox(create_request(fake_site, ref)) == created
+    started = client.StartBox(ref)
+    assert started.status == pb.BOX_STATUS_RUNNING
+    assert started.pid > 0
+    assert not started.HasField("exit_code")
+    assert client.GetBox(ref) == started
+    assert started in client.ListBoxes(pb.Empty()).boxes
+    stopped = client.StopBox(pb.StopBoxRequest(box=ref, timeout_seconds=5))
+    assert (stopped.status, stopped.exit_code) == (pb.BOX_STATUS_STOPPED, 143)
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+    assert refusal(client.GetBox, ref)[:2] == (grpc.StatusCode.NOT_FOUND, "not_found")
+
+
+def test_a_call_of_a_former_generation_is_refused_even_after_removal(fake_site: Site, client: Client) -> None:
+    former, later = (pb.BoxRef(box_id="a-box-of-two-lives", generation=n) for n in (1, 2))
+    client.CreateBox(create_request(fake_site, later))
+    client.RemoveBox(pb.RemoveBoxRequest(box=later))
+    status, code, _ = refusal(client.CreateBox, create_request(fake_site, former))
+    assert (status, code) == (grpc.StatusCode.FAILED_PRECONDITION, "invalid_state")
+
+
+def test_unnamed_things_are_refused(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    for call, request in [
+        (client.GetBox, pb.BoxRef(box_id="x")),
+        (client.GetBox, pb.BoxRef(generation=1)),
+        (client.CreateBox, pb.CreateBoxRequest(box=pb.BoxRef(box_id="x", generation=1))),
+        (client.StartExecution, pb.StartExecutionRequest(box=box, execution_id="x")),
+        (client.StartExecution, pb.StartExecutionRequest(box=box, command="x")),
+    ]:
+        assert refusal(call, request)[1] == "invalid_argument"
+
+
+def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    other = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    request = create_request(fake_site, other)
+    request.spec.image = "no-such-image"
+    assert refusal(client.CreateBox, request)[1] == "image_pull_failed"
+    execution = pb.StartExecutionRequest(box=box, execution_id="x", command="no-such-command")
+    status, code, text = refusal(client.StartExecution, execution)
+    assert (status, code) == (grpc.StatusCode.FAILED_PRECONDITION, "execution_failed")
+    assert "'no-such-command' not found" in text
+    client.StopBox(pb.StopBoxRequest(box=box))
+    assert refusal(client.StartExecution, execution)[1] == "stopped"
+    unknown = pb.ExecutionRef(box_id=box.box_id, execution_id="unknown")
+    for call, message in [
+        (client.GetExecution, unknown),
+        (client.KillExecution, unknown),
+        (client.ReadOutput, pb.ReadOutputRequest(execution=unknown)),
+        (client.WriteInput, pb.WriteInputRequest(execution=unknown)),
+    ]:
+        status, code, text = refusal(call, message)
+        assert (status, code) == (grpc.StatusCode.NOT_FOUND, "not_found")
+        assert "execution unknown not found" in text
+
+
+def test_what_is_not_built_says_so(client: Client) -> None:
+    for call, request in [
+        (client.GetFiles, pb.GetFilesRequest()),
+        (client.PutFiles, iter([pb.PutFilesRequest()])),
+        (client.ListImages, pb.Empty()),
+    ]:
+        status, code, text = refusal(call, request)
+        assert (status, code) == (grpc.StatusCode.UNIMPLEMENTED, "unsupported")
+        assert "not built" in text
+
+
+def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "sh", "-c", "cat; echo $A >&2; exit 3", env={"A": "b"})
+    stream = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    answer = client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"hello", close=True))
+    assert answer.accepted == 5
+    *events, last = stream
+    output = {
+        of: b"".join(e.chunk.data for e in events if e.chunk.stream == of)
+        for of in (pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR)
+    }
+    assert output == {pb.OUTPUT_STREAM_STDOUT: b"hello", pb.OUTPUT_STREAM_STDERR: b"b\n"}
+    assert last.WhichOneof("event") == "ended"
+    assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 3)
+    assert client.GetExecution(ref) == last.ended
+    again = list(client.ReadOutput(pb.ReadOutputRequest(execution=ref, position=events[-1].position)))
+    assert again == [last]
+
+
+def test_signal_and_kill(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "sleep", "1000")
+    client.SignalExecution(pb.SignalExecutionRequest(execution=ref, signal=15))
+    (last,) = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    assert last.ended.exit_code == 143
+    ref = execute(client, box, "sleep", "1000")
+    client.KillExecution(ref)
+    (last,) = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_KILLED, 137)
+
+
+def test_input_that_is_not_taken_is_told_within_the_deadline(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "sleep", "1000")
+    request = pb.WriteInputRequest(execution=ref, data=b"x" * 3_000_000)
+    answer = client.stub.WriteInput(request, metadata=rpc.with_secret(SECRET), timeout=2)
+    assert answer.accepted < 3_000_000
+    client.KillExecution(ref)
+
+
+def test_attach_box(fake_site: Site, client: Client) -> None:
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    client.CreateBox(create_request(fake_site, ref, cmd=["sh", "-c", "echo hi; exit 4"]))
+    execution = client.AttachBox(pb.AttachBoxRequest(box=ref))
+    client.StartBox(ref)
+    request = pb.ReadOutputRequest(execution=pb.ExecutionRef(box_id=ref.box_id, execution_id=execution.execution_id))
+    chunk, last = client.ReadOutput(request)
+    assert chunk.chunk.data == b"hi\n"
+    assert last.ended.exit_code == 4
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+
+
+def test_readers_are_limited_and_other_calls_go_on(
+    fake_site: Site, box: pb.BoxRef, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "MAX_READERS", 2)
+    server = make_server(WorkerService(fake_site.runtime, Executions(fake_site.runtime, tmp_path)), SECRET)
+    limited = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    ref = execute(limited, box, "sh", "-c", "echo x; sleep 1000")
+    request = pb.ReadOutputRequest(execution=ref)
+    streams = [limited.ReadOutput(request) for _ in range(2)]
+    for stream in streams:
+        assert next(stream).chunk.data == b"x\n"
+    status, code, _ = refusal(limited.ReadOutput, request)
+    assert (status, code) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "resource_exhausted")
+    assert limited.GetExecution(ref).status == pb.EXECUTION_STATUS_RUNNING
+    streams[0].cancel()
+    while True:  # the place is free once the server has noticed
+        try:
+            assert next(limited.ReadOutput(request)).chunk.data == b"x\n"
+            break
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    limited.KillExecution(ref)
+    assert [event.WhichOneof("event") for event in streams[1]] == ["ended"]
+    limited.channel.close()
+    server.stop(0).wait()
+
+
+class TestBoxOrder:
+    def test_one_box_one_call(self) -> None:
+        order, inside, most = BoxOrder(), [0], [0]
+        lock = threading.Lock()
+
+        def call(_: int) -> None:
+            with order.turn(BoxRef("one", 1)):
+                with lock:
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                with lock:
+                    inside[0] -= 1
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(call, range(200)))
+        assert most[0] == 1
+
+    def test_another_box_does_not_wait(self) -> None:
+        order = BoxOrder()
+        with order.turn(BoxRef("one", 1)):
+            thread = in_thread(lambda: order.turn(BoxRef("two", 1)).__enter__())
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def test_a_waiting_call_of_a_former_generation_is_refused(self) -> None:
+        order = BoxOrder()
+        with order.turn(BoxRef("one", 2)):
+            pass
+        with pytest.raises(InvalidStateError), order.turn(BoxRef("one", 1)):
+            pytest.fail("entered")
+        with order.turn(BoxRef("one", 2)):
+            pass
