@@ -108,7 +108,10 @@ class Worker:
 
     def serve(self) -> None:
         """Until a signal, or until registration ends for good; then its reason is raised."""
-        self._stopping.wait()
+        # Not for ever at once: a signal that comes just before the wait, or to another thread, does not
+        # interrupt it, and its handler runs only when this thread does.
+        while not self._stopping.wait(1.0):
+            pass
         if self._registration is not None and self._registration.fatal is not None:
             raise self._registration.fatal
 

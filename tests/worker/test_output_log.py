@@ -19,6 +19,11 @@ def read_all(reader: Reader) -> list[Chunk | Dropped]:
     return events
 
 
+def append_all(log: OutputLog, data: list[bytes]) -> None:
+    for piece in data:
+        log.append(STDOUT, piece)
+
+
 def pieces(events: list[Chunk | Dropped]) -> list[tuple[int, bytes]]:
     return [(event.stream, event.data) for event in events if isinstance(event, Chunk)]
 
@@ -106,12 +111,12 @@ def test_without_readers_the_oldest_gives_way_and_a_late_reader_is_told(tmp_path
 def test_an_attached_reader_makes_the_writer_wait_and_loses_nothing(tmp_path: Path) -> None:
     log = OutputLog(tmp_path, capacity=100)
     with log.reader() as reader:
-        writer = in_thread(lambda: [log.append(STDOUT, b"%05d" % number) for number in range(500)])
-        writer.join(0.05)
-        assert writer.is_alive(), "the writer did not wait"
+        writer = in_thread(lambda: append_all(log, [b"%05d" % number for number in range(500)]))
         data = b""
         while len(data) < 2500:
-            data += b"".join(part for _, part in pieces(reader.read(10)))
+            events = reader.read(10)
+            assert not any(isinstance(event, Dropped) for event in events), "the writer did not wait"
+            data += b"".join(part for _, part in pieces(events))
     writer.join(10)
     assert data == b"".join(b"%05d" % number for number in range(500))
 
@@ -119,7 +124,7 @@ def test_an_attached_reader_makes_the_writer_wait_and_loses_nothing(tmp_path: Pa
 def test_a_reader_that_leaves_frees_the_writer(tmp_path: Path) -> None:
     log = OutputLog(tmp_path, capacity=100)
     reader = log.reader()
-    writer = in_thread(lambda: [log.append(STDOUT, b"x" * 20) for _ in range(50)])
+    writer = in_thread(lambda: append_all(log, [b"x" * 20] * 50))
     reader.close()
     writer.join(10)
     assert not writer.is_alive()
@@ -128,7 +133,7 @@ def test_a_reader_that_leaves_frees_the_writer(tmp_path: Path) -> None:
 def test_release_frees_the_writer_and_the_slow_reader_is_told(tmp_path: Path) -> None:
     log = OutputLog(tmp_path, capacity=100)
     with log.reader() as reader:
-        writer = in_thread(lambda: [log.append(STDOUT, b"x" * 20) for _ in range(50)])
+        writer = in_thread(lambda: append_all(log, [b"x" * 20] * 50))
         log.release()
         writer.join(10)
         assert not writer.is_alive()

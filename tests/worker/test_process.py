@@ -121,7 +121,7 @@ def test_signal_after_the_end_is_refused_and_kill_does_nothing(site: Site, box: 
 
 
 def test_close_ends_a_blocked_read_and_kills_nothing(site: Site, box: BoxRef) -> None:
-    process = shell(site, box, "echo $$; sleep 1000")
+    process = shell(site, box, "echo $$; exec sleep 1000")
     piece = process.read()
     assert piece is not None
     reader = in_thread(process.read)

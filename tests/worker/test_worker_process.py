@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Site
 
 from boxlite_server.errors import BoxliteError
 from boxlite_server.worker.health import HealthServer
@@ -68,7 +67,7 @@ class WorkerProcess:
     def __init__(self, home: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "boxlite_server", "worker", "--coordinator", "http://127.0.0.1:9"]
         command += ["--home", str(home), "--port", "0", "--health-port", "0", *flags]
-        env = {**os.environ, "DOCKER_HOST": f"unix://{home}/none.sock"}
+        env = {**os.environ, "DOCKER_HOST": f"unix://{home}/none.sock", "PYTHONFAULTHANDLER": "1"}
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
 
     def line(self, pattern: str) -> re.Match[str]:
@@ -79,6 +78,15 @@ class WorkerProcess:
             if match := re.search(pattern, line):
                 return match
         pytest.fail(f"no line like {pattern!r} in {seen}")
+
+    def exit(self) -> tuple[int, str]:
+        """Exit code and the rest of the log, once it has ended; where it hangs, if it does."""
+        try:
+            _, log = self.popen.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGABRT)
+            pytest.fail(f"the worker hangs:\n{self.popen.communicate()[1]}")
+        return self.popen.returncode, log
 
     def end(self) -> None:
         self.popen.kill()
@@ -109,16 +117,14 @@ def test_it_serves_without_coordinator_and_engine_and_ends_in_order(
     assert "does not answer" in body["reason"]
     socket.create_connection(("127.0.0.1", int(port)), 10).close()
     workers[0].popen.send_signal(number)
-    _, log = workers[0].popen.communicate(timeout=20)
-    assert workers[0].popen.returncode == 0
+    code, log = workers[0].exit()
+    assert code == 0
     assert "shutting down" in log
     assert "Traceback" not in log
     assert Identity.load(tmp_path, None, random.Random()).name == "mine"
 
 
-def test_what_cannot_be_served_is_said_in_one_line(
-    tmp_path: Path, workers: list[WorkerProcess], fake_site: Site
-) -> None:
+def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, workers: list[WorkerProcess]) -> None:
     workers.append(WorkerProcess(tmp_path))
     port = workers[0].line(SERVES).group(2)
     other = tmp_path / "other"
@@ -128,8 +134,8 @@ def test_what_cannot_be_served_is_said_in_one_line(
         (other, ["--health-port", port], "cannot serve health"),
         (other, ["--host", "192.0.2.1"], "cannot serve"),
     ]:
-        failed = WorkerProcess(home, *flags)
-        _, log = failed.popen.communicate(timeout=20)
-        assert failed.popen.returncode != 0
+        workers.append(WorkerProcess(home, *flags))
+        code, log = workers[-1].exit()
+        assert code == 1
         assert expected in log
         assert "Traceback" not in log
