@@ -55,7 +55,7 @@ class Boxes:
 
     def get(self, prefix: str, id_or_name: str) -> Box:
         box = self._store.find_box(prefix, id_or_name)
-        if box is None or box.status == "removing":
+        if box is None:
             raise errors.NotFoundError(f"box not found: {id_or_name}")
         return box
 
@@ -204,7 +204,7 @@ class Boxes:
     async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
         """Remove a box and all it holds. A running one only with `force`; with `force` the box of a worker
         that cannot be reached is forgotten too, and cleaned up there when the worker comes back."""
-        async with self._locked(prefix, id_or_name) as box:
+        async with self._locked(prefix, id_or_name, removing=True) as box:
             await self._remove(box, force=force)
 
     async def _remove(self, box: Box, *, force: bool) -> None:
@@ -309,11 +309,15 @@ class Boxes:
             yield
 
     @asynccontextmanager
-    async def _locked(self, prefix: str, id_or_name: str) -> AsyncIterator[Box]:
-        """The box as it is once it is this operation's turn."""
+    async def _locked(self, prefix: str, id_or_name: str, *, removing: bool = False) -> AsyncIterator[Box]:
+        """The box as it is once it is this operation's turn. One whose removal was begun, and broken off by
+        a crash, is for `removing` alone."""
         box_id = self.get(prefix, id_or_name).id
         async with self._alone(box_id):
-            yield self.get(prefix, box_id)
+            box = self.get(prefix, box_id)
+            if box.status == "removing" and not removing:
+                raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
+            yield box
 
 
 def ref(box: Box) -> pb.BoxRef:

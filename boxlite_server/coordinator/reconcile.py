@@ -40,9 +40,11 @@ class Reconciler:
         self._clock = clock
         self._stray_grace = stray_grace
         self._strays: dict[_Stray, float] = {}  # since when
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by box id: one question per box at a time
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by box id
+        self._again: set[str] = set()
 
     async def close(self) -> None:
+        self._again.clear()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -76,12 +78,20 @@ class Reconciler:
                 self._ask(box_id, self._boxes.remove_stray(worker_id, stray))
 
     def _ask(self, box_id: str, question: Coroutine[Any, Any, None]) -> None:
-        if box_id in self._tasks or self._boxes.is_busy(box_id):
+        """One question per box at a time. What is reported meanwhile may be news to it: then once more."""
+        if box_id in self._tasks:
             question.close()
+            self._again.add(box_id)
             return
         task = asyncio.create_task(_logged(box_id, question))
         self._tasks[box_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(box_id))
+        task.add_done_callback(lambda _: self._answered(box_id))
+
+    def _answered(self, box_id: str) -> None:
+        del self._tasks[box_id]
+        if box_id in self._again:
+            self._again.discard(box_id)
+            self._ask(box_id, self._boxes.refresh(box_id))
 
 
 def _contradicts(box: Box, reported: Mapping[str, Any]) -> bool:

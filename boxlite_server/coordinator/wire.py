@@ -24,12 +24,16 @@ def timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+# States of ours alone, as clients know them: a box shows from the reservation of its name to its release.
+_BOX_STATUS = {"creating": "configured", "removing": "stopping"}
+
+
 def box(row: Box, worker_name: str | None) -> dict[str, Any]:
-    """A Box. A box under creation shows as configured: whoever looks it up by name must find it."""
+    """A Box."""
     return {
         "box_id": row.id,
         "name": row.name,
-        "status": "configured" if row.status == "creating" else row.status,
+        "status": _BOX_STATUS.get(row.status, row.status),
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "started_at": timestamp(row.started_at),

@@ -110,7 +110,6 @@ def test_filters(store: Store) -> None:
     store.insert_box(box(1, status="running", labels={"team": "a", "env": "x"}))
     store.insert_box(box(2, labels={"team": "a"}, name="web"))
     store.insert_box(box(3, labels={"team": "b"}))
-    store.insert_box(box(4, status="removing"))
     assert ids(store) == ["box1", "box2", "box3"]
     assert ids(store, statuses=("running",)) == ["box1"]
     assert ids(store, name="web") == ["box2"]

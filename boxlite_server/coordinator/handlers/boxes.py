@@ -12,8 +12,8 @@ from .. import wire
 from ..core import Core
 from ..store import Box
 
-# `creating` is ours alone and shows as configured, so the filter has to find it too.
-_FILTER = {"configured": ("configured", "creating")}
+# States of ours alone, found under the state that they show as.
+_FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "removing")}
 
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:

@@ -76,9 +76,9 @@ class Boxes(Database):
         after: tuple[float, str] | None = None,
         limit: int | None = None,
     ) -> Page:
-        """Boxes of a prefix that are not about to go, oldest first. `after` is the token of the page before;
+        """Boxes of a prefix, oldest first. `after` is the token of the page before;
         it stays good when boxes come and go. Without `limit` the page holds all."""
-        clauses: list[str] = ["prefix = ?", "status != 'removing'"]
+        clauses: list[str] = ["prefix = ?"]
         parameters: list[Any] = [prefix]
         if statuses:
             clauses.append(f"status IN ({', '.join('?' * len(statuses))})")
