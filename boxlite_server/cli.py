@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -44,6 +45,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             db_path=arguments.db_path.expanduser(),
             api_key=arguments.api_key,
             no_auth=arguments.no_auth,
+            reconnect_grace=arguments.reconnect_grace,
             debug=arguments.debug,
         )
     )
@@ -100,6 +102,13 @@ def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help="the database file",
     )
     _add_api_key(parser, "require this key of clients and workers")
+    parser.add_argument(
+        "--reconnect-grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=_from_env("BOXLITE_RECONNECT_GRACE", "300"),
+        help="a terminal whose client is gone gets SIGHUP after this long; 0: never",
+    )
     parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
     _add_debug(parser)
 
@@ -186,6 +195,13 @@ def _positive(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) >= 1:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
 
 
 def _http_url(text: str) -> str:

@@ -142,7 +142,7 @@ class ExecutionRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., execution_id: _Optional[str] = ...) -> None: ...
 
 class StartExecutionRequest(_message.Message):
-    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds")
+    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds", "hangup_seconds", "expects_reader")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,8 @@ class StartExecutionRequest(_message.Message):
     USER_FIELD_NUMBER: _ClassVar[int]
     TTY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HANGUP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTS_READER_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     execution_id: str
     command: str
@@ -168,29 +170,45 @@ class StartExecutionRequest(_message.Message):
     user: str
     tty: bool
     timeout_seconds: float
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+    hangup_seconds: float
+    expects_reader: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ...) -> None: ...
 
 class AttachBoxRequest(_message.Message):
-    __slots__ = ("box",)
+    __slots__ = ("box", "hangup_seconds")
     BOX_FIELD_NUMBER: _ClassVar[int]
+    HANGUP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ...) -> None: ...
+    hangup_seconds: float
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., hangup_seconds: _Optional[float] = ...) -> None: ...
 
 class Execution(_message.Message):
-    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message")
+    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered")
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
     execution_id: str
     status: ExecutionStatus
     exit_code: int
     started_at_ms: int
     duration_ms: int
     error_message: str
-    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ...) -> None: ...
+    delivered: Delivered
+    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ...) -> None: ...
+
+class Delivered(_message.Message):
+    __slots__ = ("bytes", "position", "bytes_at_position")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_AT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    position: int
+    bytes_at_position: int
+    def __init__(self, bytes: _Optional[int] = ..., position: _Optional[int] = ..., bytes_at_position: _Optional[int] = ...) -> None: ...
 
 class ReadOutputRequest(_message.Message):
     __slots__ = ("execution", "position")
@@ -219,6 +237,14 @@ class OutputChunk(_message.Message):
     stream: OutputStream
     data: bytes
     def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ConfirmOutputRequest(_message.Message):
+    __slots__ = ("execution", "delivered")
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    execution: ExecutionRef
+    delivered: Delivered
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ...) -> None: ...
 
 class WriteInputRequest(_message.Message):
     __slots__ = ("execution", "data", "close")

@@ -84,6 +84,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
                 _registered_method=True)
+        self.ConfirmOutput = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/ConfirmOutput',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ConfirmOutputRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+                _registered_method=True)
         self.WriteInput = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/WriteInput',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.WriteInputRequest.SerializeToString,
@@ -243,6 +248,13 @@ class WorkerServiceServicer:
 
     def ReadOutput(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmOutput(self, request, context):
+        """kept for whoever asks for the execution next
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -412,6 +424,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.SerializeToString,
+            ),
+            'ConfirmOutput': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmOutput,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ConfirmOutputRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
             ),
             'WriteInput': grpc.unary_unary_rpc_method_handler(
                     servicer.WriteInput,
@@ -774,6 +791,33 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/ReadOutput',
             boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmOutput(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ConfirmOutput',
+            boxlite__server_dot___gen_dot_worker__pb2.ConfirmOutputRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,162 +1,118 @@
-"""WebSockets: one client's stdin, stdout, stderr and control of one execution.
+"""The WebSocket paths: attach to an execution, to a box's main command, or to a new terminal.
 
-The frames are described at `attachExecution` in openapi.yaml. Connexion does not route WebSockets, so the two
-paths stand here; everything that can be refused is refused before the upgrade, as a plain HTTP answer.
+The frames are described at `attachExecution` and `openTerminal` in openapi.yaml. Connexion does not route
+WebSockets, so the paths stand here; everything that can be refused is refused before the upgrade, as a plain
+HTTP answer.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .. import errors
 from .._gen import worker_pb2 as pb
-from . import frames, http_errors
+from . import http_errors
 from .core import Core
-from .executions import Cursor
+from .sessions import Manner, Session, is_size
 from .store import Box
 
-log = logging.getLogger(__name__)
+_BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
+_EXECUTION = re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach")
+_MAIN = re.compile(_BOX + r"/attach")
+_TERMINAL = re.compile(_BOX + r"/exec/tty")
 
-_EXECUTION = re.compile(r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)/executions/(?P<execution>[^/]+)/attach")
-_MAIN = re.compile(r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)/attach")
+EXECUTION_ID_HEADER = b"x-boxlite-execution-id"
+DEFAULT_COMMAND = "bash"
+MAX_ARGUMENT = 4096  # characters of the command; openapi.yaml says the same
+MAX_ARGUMENTS = 4096
 
-# In the scope's state: an asyncio.Event that the server sets when the connection is lost. A session that hands
-# input to a command which does not read is not receiving, and would not hear of it otherwise.
-CONNECTION_LOST = "connection_lost"
 
-CLOSE_NORMAL = 1000
-CLOSE_TRY_AGAIN = 1013
+class Attachment(NamedTuple):
+    """What a client asked to be attached to. `named`: it knows the execution's id already."""
+
+    box: Box
+    execution: pb.Execution
+    manner: Manner
+    named: bool = False
 
 
 class Attach:
     """The ASGI application of all WebSocket paths."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        self._executions = core.executions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         socket = WebSocket(scope, receive, send)
         try:
-            box, execution, main = await self._find(scope)
-            with self._core.executions.attachment(execution.execution_id) as cursor:
-                headers = [(b"x-boxlite-execution-id", execution.execution_id.encode())] if main else []
+            found = await self._find(scope)
+            with self._executions.attachment(found.execution.execution_id):
+                # Asked for anew once it is ours: whoever left just now has had more since.
+                execution = await self._executions.state(found.box, found.execution.execution_id)
+                headers = [] if found.named else [(EXECUTION_ID_HEADER, execution.execution_id.encode())]
+                session = Session(self._executions, socket, found.box, execution, found.manner)
                 await socket.accept(headers=headers)
-                await _Session(self._core, socket, box, execution.execution_id, cursor).run()
+                await session.run()
         except WebSocketDisconnect:
             return
         except Exception as exc:
             await socket.send_denial_response(http_errors.response(scope, exc))
 
-    async def _find(self, scope: Scope) -> tuple[Box, pb.Execution, bool]:
-        path, executions = scope["path"], self._core.executions
+    async def _find(self, scope: Scope) -> Attachment:
+        path = scope["path"]
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if match := _EXECUTION.fullmatch(path):
-            box, execution = await executions.get(match["prefix"], match["box"], match["execution"])
-            return box, execution, False
+            manner = _manner(query)
+            box, execution = await self._executions.get(match["prefix"], match["box"], match["execution"])
+            return Attachment(box, execution, manner, named=True)
         if match := _MAIN.fullmatch(path):
-            box, execution = await executions.attach_box(match["prefix"], match["box"])
-            return box, execution, True
+            manner = _manner(query)
+            box, execution = await self._executions.attach_box(match["prefix"], match["box"])
+            return Attachment(box, execution, manner)
+        if match := _TERMINAL.fullmatch(path):
+            return await self._open_terminal(match["prefix"], match["box"], query)
         raise errors.NotFoundError(f"no such WebSocket path: {path}")
 
-
-class _Session:
-    """One attached client, from the upgrade to the exit frame or the loss of the connection."""
-
-    def __init__(self, core: Core, socket: WebSocket, box: Box, execution_id: str, cursor: Cursor) -> None:
-        self._executions = core.executions
-        self._socket = socket
-        self._box = box
-        self._id = execution_id
-        self._cursor = cursor
-
-    async def run(self) -> None:
-        """Ends with the output's end or the client's, whichever comes first."""
-        parts = self._send_output(), self._receive(), self._socket.scope["state"][CONNECTION_LOST].wait()
-        done, rest = await asyncio.wait(map(asyncio.ensure_future, parts), return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        for task in done:
-            if (exc := task.exception()) and not isinstance(exc, WebSocketDisconnect):
-                log.error("fault in an attached session", exc_info=exc)
-
-    # ---- to the client --------------------------------------------------------------------------------
-
-    async def _send_output(self) -> None:
-        try:
-            async with aclosing(self._executions.read(self._box, self._id, self._cursor.position)) as events:
-                async for event in events:
-                    await self._send(event)
-        except errors.BoxliteError as exc:
-            await self._socket.send_text(frames.error_frame(exc.message))
-            await self._socket.close(CLOSE_TRY_AGAIN)
-
-    async def _send(self, event: pb.OutputEvent) -> None:
-        if event.HasField("chunk"):
-            if data := self._cursor.joiner.push(event.chunk.stream, event.chunk.data):
-                await self._socket.send_bytes(frames.output_frame(event.chunk.stream, data))
-        elif event.HasField("dropped_bytes"):
-            text = f"{event.dropped_bytes} bytes of earlier output are lost: nobody read them in time"
-            await self._socket.send_text(frames.error_frame(text))
-        else:
-            for stream, data in self._cursor.joiner.flush():
-                await self._socket.send_bytes(frames.output_frame(stream, data))
-            await self._socket.send_text(frames.exit_frame(event.ended))
-            await self._socket.close(CLOSE_NORMAL)
-        self._cursor.position = event.position
-
-    # ---- from the client ------------------------------------------------------------------------------
-
-    async def _receive(self) -> None:
-        while True:
-            message = await self._socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            with self._refusals_as_frames() as refused:
-                if message.get("bytes") is not None:
-                    await self._executions.write(self._box, self._id, message["bytes"])
-                else:
-                    await self._control(message["text"])
-            if refused:
-                await self._socket.send_text(frames.error_frame(refused[0]))
-
-    @contextmanager
-    def _refusals_as_frames(self) -> Iterator[list[str]]:
-        """Collect the text of a refusal. What comes after the command's end is no fault: the exit frame is
-        on its way."""
-        refused: list[str] = []
-        try:
-            yield refused
-        except (errors.InvalidStateError, errors.NotFoundError):
-            pass
-        except errors.BoxliteError as exc:
-            refused.append(exc.message)
-
-    async def _control(self, text: str) -> None:
-        try:
-            frame = json.loads(text)
-        except ValueError:
-            frame = None
-        match frame:
-            case {"type": "stdin_eof"}:
-                await self._executions.close_input(self._box, self._id)
-            case {"type": "resize", "cols": int(cols), "rows": int(rows)} if _is_size(cols, rows):
-                await self._executions.resize(self._box, self._id, cols, rows)
-            case {"type": "signal", "sig": int(number)} if 1 <= number <= 64:
-                await self._executions.signal(self._box, self._id, number)
-            case _:
-                raise errors.InvalidArgumentError(
-                    'unknown control frame; known are {"type":"stdin_eof"}, '
-                    '{"type":"resize","cols":N,"rows":N} and {"type":"signal","sig":N}'
-                )
+    async def _open_terminal(self, prefix: str, id_or_name: str, query: dict[str, list[str]]) -> Attachment:
+        command, args = _last(query, "command") or DEFAULT_COMMAND, query.get("args", [])
+        if len(args) > MAX_ARGUMENTS or len(command) > MAX_ARGUMENT or any("\0" in word for word in (command, *args)):
+            raise errors.InvalidArgumentError("'command' and 'args' are no command line: too long, or with NUL in it")
+        cols, rows = _size(query, "cols", 80), _size(query, "rows", 24)
+        request = {"command": command, "args": args, "tty": True}
+        box, execution = await self._executions.start(prefix, id_or_name, request, expects_reader=True)
+        with suppress(errors.InvalidStateError):  # it has ended already; its output and exit are to be seen
+            await self._executions.resize(box, execution.execution_id, cols, rows)
+        return Attachment(box, execution, Manner(channels=False))
 
 
-def _is_size(cols: int, rows: int) -> bool:
-    return 1 <= cols <= 65535 and 1 <= rows <= 65535
+def _manner(query: dict[str, list[str]]) -> Manner:
+    stdin, received = _last(query, "stdin") or "1", _last(query, "received")
+    if stdin not in ("0", "1"):
+        raise errors.InvalidArgumentError(f"stdin: '{stdin}' is neither 0 nor 1")
+    if received is None:
+        return Manner(takes_input=stdin == "1")
+    return Manner(takes_input=stdin == "1", received=_number("received", received, 2**63 - 1))
+
+
+def _size(query: dict[str, list[str]], name: str, default: int) -> int:
+    text = _last(query, name)
+    number = default if text is None else _number(name, text, 65535)
+    if not is_size(number):
+        raise errors.InvalidArgumentError(f"{name}: {number} is not between 1 and 65535")
+    return number
+
+
+def _number(name: str, text: str, maximum: int) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= maximum:
+        return int(text)
+    raise errors.InvalidArgumentError(f"{name}: '{text}' is not a number from 0 to {maximum}")
+
+
+def _last(query: dict[str, list[str]], name: str) -> str | None:
+    return query[name][-1] if name in query else None

@@ -48,6 +48,7 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
         "network": _network_mode(request.get("network")),
         "tty": bool(request.get("tty")),
         "labels": request.get("labels") or {},
+        "detach": request.get("detach") is not False,
         "auto_remove": bool(request.get("auto_remove")),
         "auto_resume": request.get("auto_resume") is not False,
     }

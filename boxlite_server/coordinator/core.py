@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .auth import Authenticator
 from .boxes import Boxes
-from .executions import Executions
+from .executions import RECONNECT_GRACE, Executions
 from .fleet import Fleet
 from .reconcile import Reconciler
 from .store import Store
@@ -29,7 +29,14 @@ class Core:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
 
     @classmethod
-    def open(cls, db_path: Path | str, api_key: str | None, clock: Callable[[], float] = time.time) -> Core:
+    def open(
+        cls,
+        db_path: Path | str,
+        api_key: str | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        reconnect_grace: float = RECONNECT_GRACE,
+    ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = Store(db_path)
         fleet = Fleet(store, clock)
@@ -38,7 +45,7 @@ class Core:
             store=store,
             fleet=fleet,
             boxes=boxes,
-            executions=Executions(boxes, fleet),
+            executions=Executions(boxes, fleet, reconnect_grace),
             reconciler=Reconciler(store, boxes, clock),
             authenticator=Authenticator(api_key, clock),
         )

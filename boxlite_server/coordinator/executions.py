@@ -1,13 +1,12 @@
 """Commands in boxes. They live at the box's worker; here is the way to them.
 
-What the coordinator holds is how far each attached client has been served, so that one that lost its
-connection goes on where it stopped, and that one client at a time is attached.
+What the coordinator holds is that one client at a time is attached. How far that client has been served is
+kept by the worker with the execution, so that a client goes on where it stopped, whichever side was restarted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -17,50 +16,50 @@ from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .boxspec import checked_env
 from .fleet import Fleet
-from .frames import Utf8Joiner
 from .store import Box
 
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 30.0
-MAX_CURSORS = 10_000
-
-
-class Cursor:
-    """How far the attached clients of one execution have been served."""
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.joiner = Utf8Joiner()
+RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants
 
 
 class Executions:
-    """All executions of all boxes."""
+    """All executions of all boxes.
 
-    def __init__(self, boxes: Boxes, fleet: Fleet) -> None:
+    `reconnect_grace`: seconds from the loss of a terminal's client to the SIGHUP; 0: none.
+    """
+
+    def __init__(self, boxes: Boxes, fleet: Fleet, reconnect_grace: float = RECONNECT_GRACE) -> None:
         self._boxes = boxes
         self._fleet = fleet
+        self._grace = reconnect_grace
         self._attached: set[str] = set()
-        self._cursors: OrderedDict[str, Cursor] = OrderedDict()
 
     # ---- commands -------------------------------------------------------------------------------------
 
-    async def start(self, prefix: str, id_or_name: str, request: Mapping[str, Any]) -> tuple[Box, pb.Execution]:
-        """Start a command, and the box before it where that is needed.
+    async def start(
+        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, expects_reader: bool = False
+    ) -> tuple[Box, pb.Execution]:
+        """Start a command, and the box before it where that is needed. `expects_reader`: a terminal is hung up
+        also when nobody ever attaches to it.
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not stay up.
         """
         box = await self._boxes.ensure_running(prefix, id_or_name)
         execution_id = ids.execution_id()
         try:
-            return box, await self._start_in(box, execution_id, request)
+            return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError):
             # It ended since it was last seen; what "stopped" means for this box is decided anew.
             await self._boxes.refresh(box.id)
             box = await self._boxes.ensure_running(prefix, box.id)
-            return box, await self._start_in(box, execution_id, request)
+            return box, await self._start_in(box, execution_id, request, expects_reader)
 
-    async def _start_in(self, box: Box, execution_id: str, request: Mapping[str, Any]) -> pb.Execution:
+    async def _start_in(
+        self, box: Box, execution_id: str, request: Mapping[str, Any], expects_reader: bool
+    ) -> pb.Execution:
+        tty = bool(request.get("tty"))
         message = pb.StartExecutionRequest(
             box=ref(box),
             execution_id=execution_id,
@@ -69,8 +68,10 @@ class Executions:
             env=checked_env(request.get("env")),
             working_dir=request.get("working_dir") or "",
             user=request.get("user") or "",
-            tty=bool(request.get("tty")),
+            tty=tty,
             timeout_seconds=request.get("timeout_seconds") or 0,
+            hangup_seconds=self._grace if tty else 0,
+            expects_reader=expects_reader,
         )
         execution: pb.Execution = await self._call(box, "StartExecution", message)
         return execution
@@ -78,12 +79,19 @@ class Executions:
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""
         box = self._boxes.get(prefix, id_or_name)
-        return box, await self._call(box, "AttachBox", pb.AttachBoxRequest(box=ref(box)))
+        # The main command is the box's life: it is hung up only where the box belongs to its client.
+        tied = box.spec["tty"] and not box.spec.get("detach", True)
+        request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
+        return box, await self._call(box, "AttachBox", request)
 
     async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
         """Raises NotFoundError for an unknown one, and for one that ended more than some minutes ago."""
         box = self._boxes.get(prefix, id_or_name)
-        return box, await self._call(box, "GetExecution", _ref(box, execution_id))
+        return box, await self.state(box, execution_id)
+
+    async def state(self, box: Box, execution_id: str) -> pb.Execution:
+        execution: pb.Execution = await self._call(box, "GetExecution", _ref(box, execution_id))
+        return execution
 
     async def kill(self, box: Box, execution_id: str) -> None:
         await self._call(box, "KillExecution", _ref(box, execution_id))
@@ -123,23 +131,24 @@ class Executions:
             async for event in events:
                 yield event
 
+    async def confirm(self, box: Box, execution_id: str, delivered: pb.Delivered) -> None:
+        """Have the worker remember what the attached client has."""
+        request = pb.ConfirmOutputRequest(execution=_ref(box, execution_id), delivered=delivered)
+        await self._call(box, "ConfirmOutput", request)
+
     async def _call(self, box: Box, method: str, request: Any) -> Any:
         return await self._fleet.call(box.worker_id, method, request, timeout=CALL_SECONDS)
 
     # ---- attached clients -----------------------------------------------------------------------------
 
     @contextmanager
-    def attachment(self, execution_id: str) -> Iterator[Cursor]:
+    def attachment(self, execution_id: str) -> Iterator[None]:
         """Be the one attached client. Raises AlreadyExistsError while there is another."""
         if execution_id in self._attached:
             raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
         self._attached.add(execution_id)
-        cursor = self._cursors.setdefault(execution_id, Cursor())
-        self._cursors.move_to_end(execution_id)
-        while len(self._cursors) > MAX_CURSORS:
-            self._cursors.popitem(last=False)
         try:
-            yield cursor
+            yield
         finally:
             self._attached.discard(execution_id)
 

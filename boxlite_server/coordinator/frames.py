@@ -29,6 +29,11 @@ class Utf8Joiner:
             self._held[stream] = data[cut:]
         return data[:cut]
 
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._held)
+
     def flush(self) -> list[tuple[int, bytes]]:
         """What is still held, per stream."""
         rest, self._held = list(self._held.items()), {}
@@ -58,8 +63,8 @@ def exit_frame(ended: pb.Execution) -> str:
     return json.dumps({"type": "exit", "exit_code": ended.exit_code})
 
 
-def error_frame(message: str) -> str:
-    return json.dumps({"type": "error", "message": message})
+def error_frame(message: str, **more: int) -> str:
+    return json.dumps({"type": "error", "message": message, **more})
 
 
 # ---- server-sent events ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import signal
@@ -11,23 +10,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from .. import errors
 from .app import create_app
-from .attach import CONNECTION_LOST
 from .core import Core
+from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
+from .websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
 
-# A client that acknowledges nothing for this long is gone. The kernel judges that by the pings we send; a
-# deadline for pongs would also end clients whose input the command does not read, because then nobody reads
-# their pongs either.
-DEAD_PEER_MS = 40_000
 GRACE_SECONDS = 10
 
 
@@ -39,25 +33,7 @@ class CoordinatorConfig:
     api_key: str | None = None
     no_auth: bool = False
     debug: bool = False
-
-
-class _WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Pings at once after the upgrade, because released clients give up on a socket that is silent for 10 s;
-    and tells the application of a lost connection also while it is not receiving."""
-
-    def connection_made(self, transport: Any) -> None:
-        self.app_state = {**self.app_state, CONNECTION_LOST: asyncio.Event()}
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.app_state[CONNECTION_LOST].set()
-        super().connection_lost(exc)
-
-    def start_keepalive(self) -> None:
-        self.send_keepalive_ping()
+    reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
 
 
 class _Server(uvicorn.Server):
@@ -76,14 +52,14 @@ def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises BoxliteError when it cannot start."""
     _refuse_open_door(config)
     listener = _listen(config)
-    core = Core.open(config.db_path, config.api_key)
+    core = Core.open(config.db_path, config.api_key, reconnect_grace=config.reconnect_grace)
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, config.db_path)
     server = _Server(
         uvicorn.Config(
             create_app(core),
             lifespan="on",
-            ws=_WebSocketProtocol,
+            ws=WebSocketProtocol,
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=None,
             ws_per_message_deflate=False,

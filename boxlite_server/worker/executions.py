@@ -16,14 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from .. import ids
 from ..errors import BoxliteError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from .execution import Ended, Execution, ExecutionState, ExecutionStatus
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, OutputLog
-from .runtime import GONE_EXIT_CODE, BoxRef, BoxRuntime, BoxStatus, ExecSpec, Process
+from .runtime import BoxRef, BoxRuntime, BoxStatus, ExecSpec, Process
 
 KEEP_FINISHED = 300.0  # seconds
 MAX_LIVE = 2000  # each costs a thread and a connection to the engine
@@ -31,163 +30,6 @@ KILL_GRACE = 10.0  # seconds from a kill to giving up on the end of output
 SWEEP_INTERVAL = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class ExecutionStatus(StrEnum):
-    RUNNING = "running"
-    COMPLETED = "completed"
-    KILLED = "killed"  # by our `kill`
-    TIMED_OUT = "timed_out"
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutionState:
-    """`exit_code` and `duration_ms` are set once the execution is over. Times in Unix milliseconds."""
-
-    execution_id: str
-    status: ExecutionStatus
-    started_at_ms: int
-    exit_code: int | None = None
-    duration_ms: int | None = None
-    error_message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last event of an execution's output."""
-
-    position: int
-    state: ExecutionState
-
-
-class Execution:
-    """One command, its output and its end."""
-
-    def __init__(
-        self,
-        execution_id: str,
-        box: BoxRef,
-        process: Process,
-        output: OutputLog,
-        clock: Callable[[], float],
-        *,
-        is_main: bool,
-    ) -> None:
-        self.execution_id = execution_id
-        self.box = box
-        self.is_main = is_main
-        self.output = output
-        self.has_run = not is_main  # a main command may be attached to before it starts
-        self._process = process
-        self._clock = clock
-        self._started = clock()
-        self._started_at_ms = int(time.time() * 1000)
-        self._lock = threading.Lock()
-        self._input = threading.Lock()
-        self._input_closed = False
-        self._ending: ExecutionStatus | None = None
-        self._error = ""
-        self._final: ExecutionState | None = None
-
-    @property
-    def state(self) -> ExecutionState:
-        with self._lock:
-            return self._final or ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self._started_at_ms)
-
-    @property
-    def is_over(self) -> bool:
-        return self._final is not None
-
-    # ---- for clients ----
-
-    def write(self, data: bytes, close: bool, timeout: float) -> int:
-        """Input for the command, for at most `timeout` seconds; the bytes taken. `close` counts once all
-        are. Raises `InvalidStateError` for data to a command that has ended or whose input is closed."""
-        deadline = self._clock() + timeout
-        if not self._input.acquire(timeout=max(timeout, 0)):
-            return 0
-        try:
-            if self.is_over or self._input_closed:
-                if data:
-                    what = "has ended" if self.is_over else "has had the end of its input"
-                    raise InvalidStateError(f"execution {self.execution_id} {what}")
-                return 0
-            taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
-            if close and taken == len(data):
-                self._input_closed = True
-                self._process.close_input()
-            return taken
-        finally:
-            self._input.release()
-
-    def signal(self, number: int) -> None:
-        self._refuse_when_over()
-        self._process.signal(number)
-
-    def resize(self, cols: int, rows: int) -> None:
-        self._refuse_when_over()
-        self._process.resize(cols, rows)
-
-    def end(self, status: ExecutionStatus) -> bool:
-        """Kill the command; it is then `status`, unless it ended by itself first. False: it is over."""
-        with self._lock:
-            if self._final is not None:
-                return False
-            self._ending = self._ending or status
-        self._process.kill()
-        return True
-
-    def give_up(self) -> None:
-        """End without waiting for the command's output or for slow readers any longer."""
-        self.output.release()
-        self._process.close()
-
-    # ---- the pump ----
-
-    def run(self) -> None:
-        """Move output to the log until it ends, then collect the exit code. In its own thread."""
-        try:
-            while (piece := self._process.read()) is not None:
-                self.has_run = True
-                self.output.append(*piece)
-        except Exception as exc:
-            # Nobody would ever read on: without a log the command must not run for ever.
-            log.exception("output of execution %s is lost", self.execution_id)
-            self._error = f"output was lost: {exc}"
-            try:
-                self._process.kill()
-            except BoxliteError as failure:
-                log.warning("cannot kill execution %s: %s", self.execution_id, failure)
-        try:
-            exit_code = self._process.wait()
-        except Exception as exc:
-            log.exception("exit code of execution %s is lost", self.execution_id)
-            self._error = self._error or f"exit code was lost: {exc}"
-            exit_code = GONE_EXIT_CODE
-        finally:
-            self._process.close()
-        self._finish(exit_code)
-        self.output.close()
-
-    def _finish(self, exit_code: int) -> None:
-        with self._lock:
-            # Exit code 0 cannot come from a kill: the command was faster.
-            killed = self._ending if exit_code else None
-            message = self._error
-            if not message and killed is ExecutionStatus.TIMED_OUT:
-                message = "the command ran into its time limit and was killed"
-            self._final = ExecutionState(
-                self.execution_id,
-                killed or ExecutionStatus.COMPLETED,
-                self._started_at_ms,
-                exit_code,
-                int((self._clock() - self._started) * 1000),
-                message,
-            )
-
-    def _refuse_when_over(self) -> None:
-        if self.is_over:
-            raise InvalidStateError(f"execution {self.execution_id} has ended")
 
 
 class Executions:
@@ -218,10 +60,20 @@ class Executions:
 
     # ---- verbs ----
 
-    def start(self, execution_id: str, box: BoxRef, spec: ExecSpec, timeout: float = 0) -> ExecutionState:
+    def start(
+        self,
+        execution_id: str,
+        box: BoxRef,
+        spec: ExecSpec,
+        timeout: float = 0,
+        *,
+        hangup: float = 0,
+        expects_reader: bool = False,
+    ) -> ExecutionState:
         """Run a command in a running box; of a known id: its state. `timeout` in seconds, 0: none.
 
-        Raises what `BoxRuntime.spawn` raises; then the id is free again.
+        `hangup`: SIGHUP when the last reader has been gone for so many seconds, or, where one is expected,
+        none has come; 0: never. Raises what `BoxRuntime.spawn` raises; then the id is free again.
         """
         with self._changed:
             self._forget_old()
@@ -238,7 +90,9 @@ class Executions:
                     del self._entries[execution_id]
                 entry.set_exception(exc)
                 raise
-            self._begin(execution_id, box, process, entry, is_main=False)
+            self._begin(execution_id, box, process, entry, is_main=False, hangup=hangup)
+            if expects_reader:
+                self._hang_up_later(entry.result(), 0)
             if timeout > 0:
                 # By id, so that the alarm does not keep what is long forgotten.
                 self._alarm(timeout, lambda: self._time_out(box.box_id, execution_id))
@@ -247,8 +101,9 @@ class Executions:
             raise InvalidStateError(f"execution {execution_id} belongs to another box")
         return execution.state
 
-    def attach_box(self, box: BoxRef) -> ExecutionState:
-        """The main command of the box as an execution: the same one as long as it lives."""
+    def attach_box(self, box: BoxRef, hangup: float = 0) -> ExecutionState:
+        """The main command of the box as an execution: the same one as long as it lives. `hangup` as in
+        `start`; it counts where this is the first call for this run."""
         with self._changed:
             self._forget_old()
             entry = self._mains.get(box)
@@ -268,7 +123,7 @@ class Executions:
             execution_id = ids.execution_id()
             with self._changed:
                 self._entries[execution_id] = entry
-            self._begin(execution_id, box, process, entry, is_main=True)
+            self._begin(execution_id, box, process, entry, is_main=True, hangup=hangup)
         return entry.result().state
 
     def get(self, box_id: str, execution_id: str) -> ExecutionState:
@@ -305,7 +160,13 @@ class Executions:
         already has. The iterator then ends without `Ended`.
         """
         execution = self.find(box_id, execution_id)
-        with execution.output.reader(position) as reader:
+
+        def deserted(visits: int) -> None:
+            # A main command that has not begun has no terminal to hang up.
+            if execution.has_run and not execution.is_over:
+                self._hang_up_later(execution, visits)
+
+        with execution.visit(deserted), execution.output.reader(position) as reader:
             if not on_leaving(reader.close):
                 return
             while events := reader.read():
@@ -391,6 +252,21 @@ class Executions:
             return
         self._alarm(KILL_GRACE, lambda: None if execution.is_over else execution.give_up())
 
+    def _hang_up_later(self, execution: Execution, visits: int) -> None:
+        if execution.hangup <= 0:
+            return
+        box_id, execution_id = execution.box.box_id, execution.execution_id
+
+        def ring() -> None:
+            try:
+                self.find(box_id, execution_id).hang_up(visits)
+            except (NotFoundError, InvalidStateError):
+                pass  # it has ended
+            except BoxliteError as exc:
+                log.warning("cannot hang up execution %s: %s", execution_id, exc)
+
+        self._alarm(execution.hangup, ring)
+
     def _alarm(self, delay: float, ring: Callable[[], None]) -> None:
         with self._changed:
             heapq.heappush(self._alarms, (self._clock() + delay, next(self._sequence), ring))
@@ -406,9 +282,10 @@ class Executions:
         entry: Future[Execution],
         *,
         is_main: bool,
+        hangup: float,
     ) -> None:
         output = OutputLog(self._spool, self._log_capacity)
-        execution = Execution(execution_id, box, process, output, self._clock, is_main=is_main)
+        execution = Execution(execution_id, box, process, output, self._clock, is_main=is_main, hangup=hangup)
         threading.Thread(target=self._run, args=(execution,), name=f"execution {execution_id}", daemon=True).start()
         entry.set_result(execution)
 

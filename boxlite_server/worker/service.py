@@ -23,7 +23,8 @@ from ..errors import (
     NotBuiltError,
     ResourceExhaustedError,
 )
-from .executions import Ended, Executions, ExecutionState, ExecutionStatus
+from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
+from .executions import Executions
 from .output_log import Chunk, Dropped
 from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
 
@@ -171,12 +172,19 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             tty=request.tty,
         )
         return _execution(
-            self._executions.start(request.execution_id, _ref(request.box), spec, request.timeout_seconds)
+            self._executions.start(
+                request.execution_id,
+                _ref(request.box),
+                spec,
+                request.timeout_seconds,
+                hangup=request.hangup_seconds,
+                expects_reader=request.expects_reader,
+            )
         )
 
     @_answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
-        return _execution(self._executions.attach_box(_ref(request.box)))
+        return _execution(self._executions.attach_box(_ref(request.box), request.hangup_seconds))
 
     @_answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
@@ -194,6 +202,13 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                 yield _output_event(event)
         finally:
             self._reader_slots.release()
+
+    @_answers
+    def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        done = request.delivered
+        execution.confirm(Delivered(done.bytes, done.position, done.bytes_at_position))
+        return pb.Empty()
 
     @_answers
     def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
@@ -297,6 +312,11 @@ def _execution(state: ExecutionState) -> pb.Execution:
         started_at_ms=state.started_at_ms,
         duration_ms=state.duration_ms,
         error_message=state.error_message,
+        delivered=pb.Delivered(
+            bytes=state.delivered.total,
+            position=state.delivered.position,
+            bytes_at_position=state.delivered.at_position,
+        ),
     )
 
 

@@ -119,5 +119,17 @@ async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: s
     raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
 
 
+async def open_terminal(
+    core: Core,
+    prefix: str,
+    box_id: str,
+    command: str = "",
+    args: list[str] | None = None,
+    cols: int = 0,
+    rows: int = 0,
+) -> Any:
+    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
+
+
 async def attach_box(core: Core, prefix: str, box_id: str) -> Any:
     raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")

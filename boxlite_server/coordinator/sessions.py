@@ -1,0 +1,278 @@
+"""One attached client of one execution: what it is sent, what it has confirmed, and what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from .. import errors
+from .._gen import worker_pb2 as pb
+from . import frames
+from .executions import Executions
+from .store import Box
+from .websocket import PEER, WebSocketProtocol
+
+log = logging.getLogger(__name__)
+
+INPUT_BYTES = 1024 * 1024  # of input that wait for the command; behind them nothing more is received
+INPUT_PIECE = 256 * 1024
+CONFIRM_SECONDS = 1.0  # between two words to the worker
+LAST_CONFIRM_SECONDS = 5.0
+MAX_PLACES = 1000
+
+CLOSE_NORMAL = 1000
+CLOSE_TRY_AGAIN = 1013
+
+_END = None  # of the input, in its queue
+
+
+class Progress:
+    """How far a client has been served, in bytes of output, and what of it has certainly arrived.
+
+    A position in the log fits a count of bytes only where no beginning of a character is held back. The last
+    such place that the client has confirmed is where reading starts when it comes back; `skip` bytes from
+    there it has already.
+    """
+
+    def __init__(self, delivered: pb.Delivered, received: int | None) -> None:
+        """`received`: what the client itself says it has; it knows better than `delivered`."""
+        self.sent = delivered.bytes if received is None else received
+        place = (delivered.bytes_at_position, delivered.position)
+        if self.sent < place[0]:
+            place = (0, 0)
+        self.start_position = place[1]
+        self.skip = self.sent - place[0]
+        self._confirmed = delivered
+        self._places = deque([place])
+
+    def passes(self, data: bytes) -> bytes:
+        """What of the output the client does not have yet; counted as sent."""
+        rest = data[self.skip :]
+        self.skip -= len(data) - len(rest)
+        self.sent += len(rest)
+        return rest
+
+    def lost(self, byte_count: int) -> int:
+        """Output is gone; how much of it the client never had. Counted as sent: it is told."""
+        missed = max(byte_count - self.skip, 0)
+        self.skip = max(self.skip - byte_count, 0)
+        self.sent += missed
+        return missed
+
+    def place(self, position: int) -> None:
+        """All output before `position` is sent, and nothing behind it."""
+        if self.skip:
+            return
+        if len(self._places) == MAX_PLACES:
+            self._places.pop()  # fewer will do: what lies between a place and what is confirmed is skipped
+        self._places.append((self.sent, position))
+
+    def confirm(self, count: int) -> pb.Delivered:
+        """The client has `count` bytes; all that is known of what it has."""
+        count = min(count, self.sent)
+        # Before the skipped part is over, it is only the client's word that there is so much.
+        if count > self._confirmed.bytes and not self.skip:
+            while len(self._places) > 1 and self._places[1][0] <= count:
+                self._places.popleft()
+            at_position, position = self._places[0]
+            self._confirmed = pb.Delivered(bytes=count, position=position, bytes_at_position=at_position)
+        return self._confirmed
+
+
+class InputQueue:
+    """Input on its way to the command, bounded in bytes."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | None] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    async def put(self, piece: bytes | None) -> None:
+        """Waits for room."""
+        await self._has_room.wait()
+        self._pieces.append(piece)
+        self._bytes += len(piece or b"")
+        if self._bytes >= INPUT_BYTES:
+            self._has_room.clear()
+        self._filled.set()
+
+    async def get(self) -> bytes | None:
+        """The next piece, small ones joined; None for the end of the input."""
+        await self._filled.wait()
+        joined = [self._pieces.popleft()]
+        size = len(joined[0] or b"")
+        while joined[0] is not _END and self._pieces and (piece := self._pieces[0]) is not _END:
+            if size + len(piece) > INPUT_PIECE:
+                break
+            joined.append(self._pieces.popleft())
+            size += len(piece)
+        if not self._pieces:
+            self._filled.clear()
+        self._bytes -= size
+        if self._bytes < INPUT_BYTES:
+            self._has_room.set()
+        return _END if joined[0] is _END else b"".join(piece for piece in joined if piece)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a client is attached. `channels`: output frames begin with a byte that names the stream."""
+
+    takes_input: bool = True
+    channels: bool = True
+    received: int | None = None
+
+
+class Session:
+    """From the upgrade to the exit frame or the loss of the connection."""
+
+    def __init__(
+        self, executions: Executions, socket: WebSocket, box: Box, execution: pb.Execution, manner: Manner
+    ) -> None:
+        self._executions = executions
+        self._socket = socket
+        self._peer: WebSocketProtocol = socket.scope["state"][PEER]
+        self._box = box
+        self._id = execution.execution_id
+        self._manner = manner
+        self._progress = Progress(execution.delivered, manner.received)
+        self._reported = execution.delivered.bytes
+        self._joiner = frames.Utf8Joiner()
+        self._input = InputQueue()
+
+    async def run(self) -> None:
+        """Ends with the output's end or the client's, whichever comes first."""
+        ends = [asyncio.ensure_future(part) for part in (self._send_output(), self._receive(), self._peer.lost.wait())]
+        helpers = [asyncio.ensure_future(part) for part in (self._feed(), self._report())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*ends, *helpers):
+                task.cancel()
+            results = await asyncio.gather(*ends, *helpers, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+                log.error("fault in an attached session", exc_info=result)
+        with suppress(errors.BoxliteError, TimeoutError):
+            async with asyncio.timeout(LAST_CONFIRM_SECONDS):
+                await self._report_once()
+
+    # ---- to the client --------------------------------------------------------------------------------
+
+    async def _send_output(self) -> None:
+        try:
+            events = self._executions.read(self._box, self._id, self._progress.start_position)
+            async with aclosing(events):
+                async for event in events:
+                    await self._send(event)
+        except errors.BoxliteError as exc:
+            await self._socket.send_text(frames.error_frame(exc.message))
+            await self._socket.close(CLOSE_TRY_AGAIN)
+
+    async def _send(self, event: pb.OutputEvent) -> None:
+        if event.HasField("chunk"):
+            await self._send_bytes(event.chunk.stream, self._joiner.push(event.chunk.stream, event.chunk.data))
+        elif event.HasField("dropped_bytes"):
+            if missed := self._progress.lost(event.dropped_bytes):
+                text = f"{missed} bytes of earlier output are lost: nobody read them in time"
+                await self._socket.send_text(frames.error_frame(text, dropped_bytes=missed))
+        else:
+            for stream, data in self._joiner.flush():
+                await self._send_bytes(stream, data)
+            await self._socket.send_text(frames.exit_frame(event.ended))
+            await self._socket.close(CLOSE_NORMAL)
+            return
+        if not self._joiner.holds:
+            self._progress.place(event.position)
+
+    async def _send_bytes(self, stream: int, data: bytes) -> None:
+        if data := self._progress.passes(data):
+            await self._socket.send_bytes(frames.output_frame(stream, data) if self._manner.channels else data)
+            self._peer.ping(self._progress.sent)
+
+    # ---- what has arrived -----------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """Tell the worker what the client has confirmed, so that it is known after our own restart, too."""
+        while True:
+            await self._peer.news.wait()
+            with suppress(errors.BoxliteError):  # the output itself tells of a worker that is gone
+                await self._report_once()
+            await asyncio.sleep(CONFIRM_SECONDS)
+
+    async def _report_once(self) -> None:
+        self._peer.news.clear()
+        delivered = self._progress.confirm(self._peer.confirmed)
+        if delivered.bytes > self._reported:
+            await self._executions.confirm(self._box, self._id, delivered)
+            self._reported = delivered.bytes
+
+    # ---- from the client ------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        """Input goes to the queue, so that what controls the command need not wait for it to be read."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if message.get("bytes") is None:
+                await self._or_complain(self._control(message["text"]))
+            elif self._manner.takes_input:
+                await self._input.put(message["bytes"])
+            else:
+                await self._complain("this client is attached without input (stdin=0); what it sends is not taken")
+
+    async def _feed(self) -> None:
+        while True:
+            piece = await self._input.get()
+            if piece is _END:
+                await self._or_complain(self._executions.close_input(self._box, self._id))
+            else:
+                await self._or_complain(self._executions.write(self._box, self._id, piece))
+
+    async def _control(self, text: str) -> None:
+        try:
+            frame = json.loads(text)
+        except ValueError:
+            frame = None
+        match frame:
+            case {"type": "stdin_eof"}:
+                if self._manner.takes_input:
+                    await self._input.put(_END)
+            case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
+                await self._executions.resize(self._box, self._id, cols, rows)
+            case {"type": "signal", "sig": int(number)} if 1 <= number <= 64:
+                await self._executions.signal(self._box, self._id, number)
+            case _:
+                raise errors.InvalidArgumentError(
+                    'unknown control frame; known are {"type":"stdin_eof"}, '
+                    '{"type":"resize","cols":N,"rows":N} and {"type":"signal","sig":N}'
+                )
+
+    async def _or_complain(self, act: Coroutine[Any, Any, None]) -> None:
+        """A refusal becomes a frame. What comes after the command's end is no fault: the exit frame is on its
+        way."""
+        try:
+            await act
+        except (errors.InvalidStateError, errors.NotFoundError):
+            pass
+        except errors.BoxliteError as exc:
+            await self._complain(exc.message)
+
+    async def _complain(self, text: str) -> None:
+        await self._socket.send_text(frames.error_frame(text))
+
+
+def is_size(number: int) -> bool:
+    """Whether a terminal can have so many columns, or rows."""
+    return 1 <= number <= 65535

@@ -1,0 +1,81 @@
+"""The WebSocket protocol below the application: pings, what the client has confirmed, and dead peers.
+
+A pong says that the client has taken everything sent before the ping that it answers, through whatever stands
+between here and there. So each piece of output is followed by a ping that carries how much has been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+PEER = "peer"  # in the scope's state: the connection's protocol
+
+# A client that acknowledges nothing for this long is gone. The kernel's own TCP_USER_TIMEOUT would also end a
+# client that is alive and does not read, and a deadline for pongs one whose input the command does not read.
+SILENCE_MS = 25_000
+_MAX_BACKLOG = 1024 * 1024  # bytes; of answers to pings that the client does not read
+_COUNT = struct.Struct("!Q")  # the payload of our pings; uvicorn's own has another length
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Pings at once after the upgrade, because released clients give up on a socket that is silent for 10 s."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app_state = {**self.app_state, PEER: self}
+        self.lost = asyncio.Event()  # a session that is not receiving would not hear of it otherwise
+        self.confirmed = 0  # the highest count that the client has answered
+        self.news = asyncio.Event()  # set with every change of `confirmed`
+
+    def ping(self, count: int) -> None:
+        """Ask the client to confirm that it has what was sent so far."""
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.send_ping(_COUNT.pack(count))
+            self.transport.write(b"".join(self.conn.data_to_send()))
+
+    # ---- the protocol's own ---------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+        super().connection_lost(exc)
+
+    def start_keepalive(self) -> None:
+        self.send_keepalive_ping()
+
+    def send_keepalive_ping(self) -> None:
+        if is_silent(self.transport.get_extra_info("socket")):
+            self.transport.abort()
+        else:
+            super().send_keepalive_ping()
+
+    def handle_pong(self, event: Frame) -> None:
+        if len(event.data) == _COUNT.size:
+            (count,) = _COUNT.unpack(event.data)
+            if count > self.confirmed:
+                self.confirmed = count
+                self.news.set()
+        else:
+            super().handle_pong(event)
+
+    def handle_ping(self) -> None:
+        if self.transport.get_write_buffer_size() > _MAX_BACKLOG:
+            self.transport.abort()
+        else:
+            super().handle_ping()
+
+
+def is_silent(connection: Any) -> bool:
+    """Whether the peer has left several of our segments, or probes of its closed window, unanswered."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    # Of linux/tcp.h's struct tcp_info.
+    retransmits, probes = info[2], info[3]
+    (last_ack_ms,) = struct.unpack_from("=I", info, 56)
+    return bool(max(retransmits, probes) >= 2 and last_ack_ms > SILENCE_MS)
