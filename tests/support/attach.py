@@ -95,6 +95,7 @@ def attached(
         compression=None,
         max_size=None,
         proxy=None,
+        ping_interval=None,  # a test that does not read must not be told off by its own side
         **options,
     ) as connection:
         yield Attached(connection, channels)
