@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import boxes
 from support.cluster import Cluster
 
 from boxlite_server import busybox, engine
@@ -117,6 +118,28 @@ def cluster(docker_host: str) -> Iterator[Cluster]:
         shared.start_coordinator()
         shared.start_worker()
         yield shared
+
+
+@pytest.fixture
+def new_box(cluster: Cluster, test_image: str) -> Iterator[Callable[..., str]]:
+    """Makes boxes in the shared cluster, by the fields of a CreateBoxRequest; they are removed after the test."""
+    made: list[str] = []
+
+    def new(**fields: object) -> str:
+        made.append(boxes.create(cluster, **fields))
+        return made[-1]
+
+    yield new
+    for box in made:
+        cluster.http("DELETE", f"/v1/boxes/{box}?force=true")
+
+
+@pytest.fixture
+def running_box(cluster: Cluster, new_box: Callable[..., str]) -> str:
+    """A running box in the shared cluster."""
+    box = new_box()
+    boxes.start(cluster, box)
+    return box
 
 
 @pytest.hookimpl(wrapper=True)

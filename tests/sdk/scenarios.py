@@ -200,6 +200,82 @@ async def spec():
         assert await outcome(await box.exec("sh", ["-c", script], timeout_secs=20.0)) == (0, "main\n", "")
 
 
+async def terminal():
+    """A shell on a terminal: keys in, what it shows out, a new size, the end of input."""
+    async with Running() as box:
+        execution = await box.exec("sh", tty=True)
+        keys, shown = execution.stdin(), ""
+
+        async def until(word):
+            nonlocal shown
+            async for part in screen:
+                shown += part.decode("utf-8", "replace") if isinstance(part, bytes) else part
+                if word in shown:
+                    return
+            raise AssertionError(f"{word!r} was never shown: {shown!r}")
+
+        screen = execution.stdout()
+        await keys.send_input(b"stty -echo; tty; echo $((6*7))\n")
+        await until("42")
+        assert "/dev/" in shown, shown
+        await execution.resize_tty(33, 101)
+        await keys.send_input(b"stty size\n")
+        await until("33 101")
+        await keys.send_input(b"sleep 600\n\x03")
+        await keys.send_input(b"echo $((7*8))\n")
+        await until("56")
+        await keys.send_input(b"exit 5\n")
+        assert (await execution.wait()).exit_code == 5
+
+
+async def main_session():
+    """Attach, then start: the main command does not run before, and nothing it says is missed."""
+    rt = runtime()
+    box = await rt.create(options(cmd=["sh", "-c", "echo begun; cat; echo over >&2; exit 4"]), name=unique("main"))
+    try:
+        session = await box.attach()
+        assert "configured" in status(await rt.get_info(box.id))
+        await box.start()
+        pipe = session.stdin()
+        await pipe.send_input(b"word\n")
+        await pipe.close()
+        assert await outcome(session) == (4, "begun\nword\n", "over\n")
+    finally:
+        await rt.remove(box.id, force=True)
+
+
+async def main_terminal():
+    rt = runtime()
+    box = await rt.create(options(cmd=["sh"], tty=True), name=unique("main"))
+    try:
+        session = await box.attach()
+        await box.start()
+        await session.resize_tty(20, 70)
+        await session.stdin().send_input(b"stty size; exit 3\n")
+        code, out, _ = await outcome(session)
+        assert code == 3
+        assert "20 70" in out, out
+    finally:
+        await rt.remove(box.id, force=True)
+
+
+async def read_only():
+    """A look without input: what the command waits for is still to come, from the next who attaches."""
+    rt = runtime()
+    box = await rt.create(options(cmd=["sh", "-c", "echo begun; read x; echo $x; exit 2"]), name=unique("main"))
+    try:
+        await box.start()
+        watcher = await box.attach(stdin=False)
+        assert watcher.stdin() is None
+        async for part in watcher.stdout():
+            assert part == "begun\n", part
+            break
+        message = await refused(box.attach())
+        assert "attached" in message, message
+    finally:
+        await rt.remove(box.id, force=True)
+
+
 async def interleaved():
     """Twenty commands at once in one box, each with its own output."""
     async with Running() as box:

@@ -24,11 +24,16 @@ NAMES = [
     "bad_image",
     "spec",
     "interleaved",
+    "terminal",
 ]
+SINCE_MAIN_SESSIONS = ["main_session", "main_terminal", "read_only"]
 
 
-@pytest.mark.parametrize("scenario", NAMES)
-@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize(
+    ("version", "scenario"),
+    [(version, name) for version in (OLDEST, NEWEST) for name in NAMES]
+    + [(NEWEST, name) for name in SINCE_MAIN_SESSIONS],
+)
 def test_scenario(cluster: Cluster, test_image: str, version: str, scenario: str) -> None:
     env = {
         "BOXLITE_REST_URL": cluster.url,

@@ -13,6 +13,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from support.boxes import execute
 from support.cluster import Cluster
 
 WAIT = 60.0  # seconds; far more than anything here takes
@@ -108,6 +109,22 @@ def refusal(cluster: Cluster, path: str) -> tuple[int, dict[str, Any]]:
             raise AssertionError(f"{path} was not refused")
     except InvalidStatus as refused:
         return refused.response.status_code, json.loads(refused.response.body or b"")["error"]
+
+
+def free(cluster: Cluster, path: str) -> bool:
+    """Whether nobody is attached; looks without becoming the one who is served."""
+    try:
+        with attached(cluster, f"{path}?received={2**62}"):
+            return True
+    except Exception as refused:
+        assert "409" in str(refused), refused
+        return False
+
+
+def run(cluster: Cluster, box: str, script: str) -> str:
+    with attached(cluster, f"{box}/executions/{execute(cluster, box, script)}/attach") as client:
+        client.to_the_end()
+    return client.stdout.decode()
 
 
 class Proxy:
