@@ -287,6 +287,7 @@ def test_an_attach_that_comes_back_goes_on_where_it_was(box: Box) -> None:
     execution = box.exec("sh", "-c", "echo one; read line; echo $line")
     with box.attach(execution) as socket:
         assert socket.recv() == b"\x01one\n"
+        assert socket.ping().wait(10)  # and so our answer to the server's ping behind that output is there
     wait_until(lambda: _attachable(box, execution), "the first client's place is free")
     with box.attach(execution) as socket:
         socket.send(b"two\n")
