@@ -37,12 +37,11 @@ class Files:
         header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
 
         async def requests() -> AsyncIterator[pb.PutFilesRequest]:
-            yield pb.PutFilesRequest(header=header)
             async for data in archive:
                 for chunk in rpc.chunks(data):
                     yield pb.PutFilesRequest(data=chunk)
 
-        await self._fleet.send(box.worker_id, "PutFiles", requests())
+        await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool

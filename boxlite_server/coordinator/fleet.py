@@ -180,17 +180,23 @@ class Fleet:
         finally:
             call.cancel()
 
-    async def send(self, worker_id: str, method: str, requests: AsyncIterator[Any]) -> Any:
-        """The answer to a streamed call; requests are taken no faster than the worker takes them. Without a
-        deadline, as `stream`. Where `requests` raises or the caller is cancelled, the worker's side ends too."""
+    async def send(self, worker_id: str, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
+        """The answer to a streamed call: its header, and what follows once the worker has accepted that (see
+        `rpc.ACCEPTED`). What it refuses at once is so known before anything is taken from `requests`.
+
+        Requests are taken no faster than the worker takes them. Without a deadline, as `stream`. Where
+        `requests` raises or the caller is cancelled, the worker's side ends too.
+        """
         link = self._link(worker_id)
         call = getattr(link.stub, method)(metadata=link.metadata)
         try:
-            # A worker that has answered before the end takes no more: the call then raises what it said.
+            # A call that has ended takes nothing more: the last line then raises what the worker said.
             with contextlib.suppress(asyncio.InvalidStateError):
-                async for request in requests:
-                    await call.write(request)
-                await call.done_writing()
+                await call.write(header)
+                if rpc.ACCEPTED in tuple(await call.initial_metadata()):
+                    async for request in requests:
+                        await call.write(request)
+                    await call.done_writing()
             return await call
         except grpc.aio.AioRpcError as exc:
             raise rpc.from_rpc_error(exc, link.worker.name) from None

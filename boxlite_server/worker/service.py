@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from .. import rpc
 from .._gen import worker_pb2 as pb
 from .._gen import worker_pb2_grpc as pb_grpc
 from ..errors import (
+    BoxliteError,
     InvalidArgumentError,
     InvalidStateError,
     NotBuiltError,
@@ -246,13 +247,18 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.Empty:
         with self._transfer():
             header = next(request, pb.PutFilesRequest()).header
-            self._files.put(
-                _ref(header.box),
-                header.path,
-                _whole(request, context),
-                overwrite=header.overwrite,
-                source_is_dir=header.source_is_dir if header.HasField("source_is_dir") else None,
-            )
+            upload = _Upload(request, context)
+            try:
+                self._files.put(
+                    _ref(header.box),
+                    header.path,
+                    upload,
+                    overwrite=header.overwrite,
+                    source_is_dir=header.source_is_dir if header.HasField("source_is_dir") else None,
+                )
+            except BoxliteError:
+                upload.drain()
+                raise
         return pb.Empty()
 
     @_answers
@@ -308,15 +314,32 @@ def make_server(service: WorkerService, secret: str) -> grpc.Server:
     return server
 
 
-def _whole(requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
-    """The data of an upload. Raises when it breaks off: nothing may be made of a part."""
-    try:
-        for request in requests:
-            yield request.data
-    except grpc.RpcError as exc:
-        raise UpstreamUnavailableError("the upload broke off") from exc
-    if not context.is_active():
-        raise UpstreamUnavailableError("the upload broke off")
+class _Upload:
+    """The data of an upload. To read it is to accept it: the coordinator sends nothing before."""
+
+    def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
+        self._requests = requests
+        self._context = context
+        self._is_accepted = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises when it breaks off: nothing may be made of a part."""
+        self._is_accepted = True
+        self._context.send_initial_metadata((rpc.ACCEPTED,))
+        try:
+            for request in self._requests:
+                yield request.data
+        except grpc.RpcError as exc:
+            raise UpstreamUnavailableError("the upload broke off") from exc
+        if not self._context.is_active():
+            raise UpstreamUnavailableError("the upload broke off")
+
+    def drain(self) -> None:
+        """Read to the end what was accepted: a sender that is interrupted does not hear the reason."""
+        if self._is_accepted:
+            with suppress(grpc.RpcError):
+                for _ in self._requests:
+                    pass
 
 
 # ---- messages --------------------------------------------------------------------------------------------
