@@ -17,6 +17,7 @@ import grpc.aio
 from . import errors
 
 CODE_KEY = "boxlite-code"
+ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum by which a streamed call's header is accepted
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024  # of every byte stream
 

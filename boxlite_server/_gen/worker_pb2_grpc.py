@@ -286,6 +286,7 @@ class WorkerServiceServicer:
 
     def PutFiles(self, request_iterator, context):
         """Files
+        The archive follows when the header is accepted: by the initial metadatum `boxlite-accepted`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

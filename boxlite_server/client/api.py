@@ -10,6 +10,7 @@ import http.client
 import json
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -129,6 +130,49 @@ class ApiClient:
         if 200 <= status < 300:
             return answer
         raise error_from(status, answer)
+
+    def upload(self, method: str, path: str, chunks: Iterable[bytes], content_type: str) -> bytes:
+        """A request whose body is sent as it comes, and the body of its 2xx answer. Raises `BoxliteError`.
+        Where `chunks` raises, the connection breaks, so that the server does not take a part for the whole."""
+        headers = {"Accept": "application/json", "Content-Type": content_type, **self.headers}
+        try:
+            connection = self._connection or self._connect()
+            try:
+                connection.request(method, path, chunks, headers, encode_chunked=True)
+            except (BrokenPipeError, ConnectionResetError):
+                log.debug("%s %s: the server did not wait for the end", method, path)
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise unreachable(self.url, error) from error
+        except BaseException:
+            self.close()
+            raise
+        if 200 <= response.status < 300:
+            return answer
+        self.close()  # what it left of the body unread must not meet the next request
+        raise error_from(response.status, answer)
+
+    def download(self, method: str, path: str, accept: str, body: Json | None = None) -> http.client.HTTPResponse:
+        """A 2xx answer whose body is still to be read, whole, before the next request. Raises `BoxliteError`;
+        a body that the server breaks off raises http.client.HTTPException or OSError."""
+        headers = {"Accept": accept, **self.headers}
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            connection = self._connection or self._connect()
+            connection.request(method, path, payload, headers)
+            response = connection.getresponse()
+            answer = b"" if 200 <= response.status < 300 else response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise unreachable(self.url, error) from error
+        if 200 <= response.status < 300:
+            return response
+        raise error_from(response.status, answer)
 
     def close(self) -> None:
         if self._connection is not None:

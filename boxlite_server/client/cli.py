@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from boxlite_server.client import boxes, run
+from boxlite_server.client import boxes, copy, run
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 
@@ -118,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--force", action="store_true", help="also running boxes, and ask nothing")
     sub.add_argument("-a", "--all", action="store_true", help="every box")
     sub.add_argument("boxes", metavar="BOX", nargs="*")
+
+    sub = add("cp", copy.copy, "Copy files between this machine and a box; '-' is a tar archive on stdin or stdout")
+    sub.add_argument("--follow-symlinks", action="store_true", help="copy what links lead to instead of the links")
+    sub.add_argument("--no-overwrite", action="store_true", help="refuse when anything would be overwritten")
+    sub.add_argument("--no-include-parent", action="store_true", help="what is in a directory, without the directory")
+    sub.add_argument("source", metavar="SRC", help="PATH, BOX:PATH or -")
+    sub.add_argument("destination", metavar="DST", help="PATH, BOX:PATH or -")
 
     sub = add("info", boxes.info, "Show the server and how many boxes it has")
     sub.add_argument("--format", choices=("yaml", "json"), default="yaml")

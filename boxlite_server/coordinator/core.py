@@ -11,6 +11,7 @@ from pathlib import Path
 from .auth import Authenticator
 from .boxes import Boxes
 from .executions import RECONNECT_GRACE, Executions
+from .files import Files
 from .fleet import Fleet
 from .reconcile import Reconciler
 from .store import Store
@@ -24,6 +25,7 @@ class Core:
     fleet: Fleet
     boxes: Boxes
     executions: Executions
+    files: Files
     reconciler: Reconciler
     authenticator: Authenticator
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
@@ -46,6 +48,7 @@ class Core:
             fleet=fleet,
             boxes=boxes,
             executions=Executions(boxes, fleet, reconnect_grace),
+            files=Files(boxes, fleet),
             reconciler=Reconciler(store, boxes, clock),
             authenticator=Authenticator(api_key, clock),
         )

@@ -7,10 +7,11 @@ window, because nobody could have beaten into a coordinator that was not there.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -174,6 +175,29 @@ class Fleet:
         try:
             async for answer in call:
                 yield answer
+        except grpc.aio.AioRpcError as exc:
+            raise rpc.from_rpc_error(exc, link.worker.name) from None
+        finally:
+            call.cancel()
+
+    async def send(self, worker_id: str, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
+        """The answer to a streamed call: its header, and what follows once the worker has accepted that (see
+        `rpc.ACCEPTED`). What it refuses at once is so known before anything is taken from `requests`.
+
+        Requests are taken no faster than the worker takes them. Without a deadline, as `stream`. Where
+        `requests` raises or the caller is cancelled, the worker's side ends too.
+        """
+        link = self._link(worker_id)
+        call = getattr(link.stub, method)(metadata=link.metadata)
+        try:
+            # A call that has ended takes nothing more: the last line then raises what the worker said.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(header)
+                if rpc.ACCEPTED in tuple(await call.initial_metadata()):
+                    async for request in requests:
+                        await call.write(request)
+                    await call.done_writing()
+            return await call
         except grpc.aio.AioRpcError as exc:
             raise rpc.from_rpc_error(exc, link.worker.name) from None
         finally:

@@ -1,6 +1,6 @@
 """The connection to Docker Engine: client, errors, pulls, and raw streams.
 
-With `docker_process.py` and `docker_runtime.py` the only code that knows docker.
+With `docker_files.py`, `docker_process.py` and `docker_runtime.py` the only code that knows docker.
 """
 
 from __future__ import annotations

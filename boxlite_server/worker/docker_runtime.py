@@ -19,8 +19,9 @@ from ..errors import (
     NotFoundError,
 )
 from .docker_engine import Engine, engine_errors
+from .docker_files import DockerFiles
 from .docker_process import ExecProcess, MainProcess
-from .runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
 
 CLUSTER_LABEL = "boxlite.cluster"
 WORKER_LABEL = "boxlite.worker"
@@ -240,6 +241,11 @@ class DockerRuntime:
         if container["State"]["Paused"]:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         return MainProcess(self._engine, container)
+
+    # ---- files ----
+
+    def files(self, box: BoxRef) -> BoxFiles:
+        return DockerFiles(self._engine, self._container(box))
 
     # ---- changes ----
 

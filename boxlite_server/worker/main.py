@@ -22,10 +22,12 @@ from .. import ids
 from ..errors import BoxliteError
 from .docker_runtime import DockerRuntime
 from .executions import Executions
+from .files import Files
 from .health import HealthServer
 from .identity import Identity, locked_home
 from .registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
 from .service import WorkerService, make_server
+from .spool import Spool
 
 STOP_GRACE = 3.0  # seconds for calls under way; streams would stay for ever
 
@@ -72,7 +74,8 @@ class Worker:
         self._identity = Identity.load(config.home, config.name, self._rng)
         self._runtime = DockerRuntime(self._identity.owner)
         self._executions = Executions(self._runtime, _spool(config.home))
-        service = WorkerService(self._runtime, self._executions)
+        files = Files(self._runtime, Spool(_spool(config.home)))
+        service = WorkerService(self._runtime, self._executions, files)
         self._server = make_server(service, self._identity.secret)
         self._host = bind_host(config, self._coordinator)
         self._registration: Registration | None = None

@@ -11,7 +11,7 @@ and touches only the boxes of its own owner. An engine that does not answer is a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -91,6 +91,54 @@ class Capacity:
     cpus: int
     memory_mib: int
     engine_version: str
+
+
+class FileKind(StrEnum):
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    OTHER = "other"  # a device, a pipe, a socket
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """`target`: the path in the box that a link leads to in the end, whether there is something or not."""
+
+    kind: FileKind
+    target: str = ""
+
+
+class ArchiveStream(Protocol):
+    """A tar archive as the engine gives it, once. Cut off, it raises `EngineError`."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None:
+        """Let go of it, from any thread; repeating it is harmless."""
+
+
+class BoxFiles(Protocol):
+    """The files of one box, whether it runs or not. Paths are absolute, clean and never leave the box: links
+    are followed inside it, except one that a path ends in. An engine may hold up everything else about a box
+    while an archive is under way, so both ends have to be fast."""
+
+    def owner(self) -> tuple[int, int] | None:
+        """(uid, gid) of the box's user; None where the box's image does not tell."""
+
+    def stat(self, path: str) -> FileState | None:
+        """What there is at `path`; None: nothing."""
+
+    def put(self, directory: str, archive: Iterable[bytes]) -> None:
+        """Unpack a tar archive of ours below an existing directory. Files are replaced, a link is not followed
+        but replaced, directories are merged and take the archive's mode and owner.
+
+        Raises `InvalidStateError` where a directory would replace something else, or the reverse, and
+        `ResourceExhaustedError` when the box's disk is full; what came before it is then there.
+        """
+
+    def get(self, path: str) -> ArchiveStream:
+        """The file, or the directory and all below it, under its last name. Under `/.` at the end of `path`:
+        the directory's content, and itself as `.`. Raises `NotFoundError`."""
 
 
 class Process(Protocol):
@@ -178,6 +226,9 @@ class BoxRuntime(Protocol):
 
     def attach_main(self, box: BoxRef) -> Process:
         """The box's main command; of a box at rest: its next run, which begins with `start`."""
+
+    def files(self, box: BoxRef) -> BoxFiles:
+        """The box's files."""
 
     def close(self) -> None:
         """Let go of the engine. Boxes stay as they are."""

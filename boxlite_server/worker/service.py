@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,18 +18,23 @@ from .. import rpc
 from .._gen import worker_pb2 as pb
 from .._gen import worker_pb2_grpc as pb_grpc
 from ..errors import (
+    BoxliteError,
     InvalidArgumentError,
     InvalidStateError,
     NotBuiltError,
     ResourceExhaustedError,
+    UpstreamUnavailableError,
 )
 from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from .executions import Executions
+from .files import Files
 from .output_log import Chunk, Dropped
 from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
 
-MAX_CALLS = 512
-MAX_READERS = 400  # of MAX_CALLS: a reader holds its thread, and other calls must always find one
+MAX_CALLS = 768
+# Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
+MAX_READERS = 400
+MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
 _KNOWN_BOXES = 10_000
 
@@ -115,11 +120,13 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
 class WorkerService(pb_grpc.WorkerServiceServicer):
     """The servicer. Calls that are not built answer UNIMPLEMENTED."""
 
-    def __init__(self, runtime: BoxRuntime, executions: Executions) -> None:
+    def __init__(self, runtime: BoxRuntime, executions: Executions, files: Files) -> None:
         self._runtime = runtime
         self._executions = executions
+        self._files = files
         self._order = BoxOrder()
         self._reader_slots = threading.BoundedSemaphore(MAX_READERS)
+        self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
 
     # ---- boxes ----
 
@@ -234,6 +241,46 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._executions.kill(request.box_id, request.execution_id)
         return pb.Empty()
 
+    # ---- files ----
+
+    @_answers
+    def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.Empty:
+        with self._transfer():
+            header = next(request, pb.PutFilesRequest()).header
+            upload = _Upload(request, context)
+            try:
+                self._files.put(
+                    _ref(header.box),
+                    header.path,
+                    upload,
+                    overwrite=header.overwrite,
+                    source_is_dir=header.source_is_dir if header.HasField("source_is_dir") else None,
+                )
+            except BoxliteError:
+                upload.drain()
+                raise
+        return pb.Empty()
+
+    @_answers
+    def GetFiles(self, request: pb.GetFilesRequest, context: grpc.ServicerContext) -> Iterator[pb.FilesChunk]:
+        with (
+            self._transfer(),
+            self._files.get(_ref(request.box), request.path, follow_links=request.follow_symlinks) as (is_dir, chunks),
+        ):
+            # The shape goes with the first bytes: once it is sent, the client is told that all is well.
+            yield pb.FilesChunk(source_is_dir=is_dir, data=next(chunks))
+            for chunk in chunks:
+                yield pb.FilesChunk(data=chunk)
+
+    @contextmanager
+    def _transfer(self) -> Iterator[None]:
+        if not self._transfer_slots.acquire(blocking=False):
+            raise ResourceExhaustedError(f"the worker has {MAX_TRANSFERS} transfers under way; try again later")
+        try:
+            yield
+        finally:
+            self._transfer_slots.release()
+
 
 def _not_built(name: str) -> Callable[..., Any]:
     def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
@@ -265,6 +312,34 @@ def make_server(service: WorkerService, secret: str) -> grpc.Server:
     )
     pb_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server
+
+
+class _Upload:
+    """The data of an upload. To read it is to accept it: the coordinator sends nothing before."""
+
+    def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
+        self._requests = requests
+        self._context = context
+        self._is_accepted = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises when it breaks off: nothing may be made of a part."""
+        self._is_accepted = True
+        self._context.send_initial_metadata((rpc.ACCEPTED,))
+        try:
+            for request in self._requests:
+                yield request.data
+        except grpc.RpcError as exc:
+            raise UpstreamUnavailableError("the upload broke off") from exc
+        if not self._context.is_active():
+            raise UpstreamUnavailableError("the upload broke off")
+
+    def drain(self) -> None:
+        """Read to the end what was accepted: a sender that is interrupted does not hear the reason."""
+        if self._is_accepted:
+            with suppress(grpc.RpcError):
+                for _ in self._requests:
+                    pass
 
 
 # ---- messages --------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fake_files import FakeFiles
+
 from boxlite_server.errors import (
     EngineError,
     ExecutionError,
@@ -395,6 +397,11 @@ class FakeRuntime:
                     main.pieces.put(piece)
             found.attached.append(main)
             return main
+
+    def files(self, box: BoxRef) -> FakeFiles:
+        with self._lock:
+            found = self._find(box)
+            return FakeFiles(found.directory, found.spec.user)
 
     def close(self) -> None:
         for box in list(self._boxes.values()):

@@ -18,8 +18,10 @@ from boxlite_server._gen import worker_pb2_grpc as pb_grpc
 from boxlite_server.errors import InvalidStateError
 from boxlite_server.worker import service as service_module
 from boxlite_server.worker.executions import Executions
+from boxlite_server.worker.files import Files
 from boxlite_server.worker.runtime import BoxRef
 from boxlite_server.worker.service import BoxOrder, WorkerService, make_server
+from boxlite_server.worker.spool import Spool
 
 SECRET = "a secret"
 
@@ -36,10 +38,14 @@ class Client:
         return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=20)
 
 
+def service_of(site: Site, spool: Path) -> WorkerService:
+    """The service of a worker that keeps its data in `spool`."""
+    return WorkerService(site.runtime, Executions(site.runtime, spool), Files(site.runtime, Spool(spool)))
+
+
 @pytest.fixture(scope="module")
 def client(fake_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    executions = Executions(fake_site.runtime, tmp_path_factory.mktemp("spool"))
-    server = make_server(WorkerService(fake_site.runtime, executions), SECRET)
+    server = make_server(service_of(fake_site, tmp_path_factory.mktemp("spool")), SECRET)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     client = Client(f"127.0.0.1:{port}")
@@ -152,8 +158,8 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
 
 def test_what_is_not_built_says_so(client: Client) -> None:
     for call, request in [
-        (client.GetFiles, pb.GetFilesRequest()),
-        (client.PutFiles, iter([pb.PutFilesRequest()])),
+        (client.ExportBox, pb.BoxRef()),
+        (client.ImportBox, iter([pb.ImportBoxRequest()])),
         (client.ListImages, pb.Empty()),
     ]:
         status, code, text = refusal(call, request)
@@ -214,7 +220,7 @@ def test_readers_are_limited_and_other_calls_go_on(
     fake_site: Site, box: pb.BoxRef, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "MAX_READERS", 2)
-    server = make_server(WorkerService(fake_site.runtime, Executions(fake_site.runtime, tmp_path)), SECRET)
+    server = make_server(service_of(fake_site, tmp_path), SECRET)
     limited = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     server.start()
     ref = execute(limited, box, "sh", "-c", "echo x; sleep 1000")

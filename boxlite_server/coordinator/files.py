@@ -1,0 +1,61 @@
+"""Files into and out of boxes: tar archives, handed on chunk by chunk in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from .. import rpc
+from .._gen import worker_pb2 as pb
+from .boxes import Boxes, ref
+from .fleet import Fleet
+
+
+class Files:
+    """The files of all boxes. Nothing is kept here: a chunk is held until the next hop has taken it."""
+
+    def __init__(self, boxes: Boxes, fleet: Fleet) -> None:
+        self._boxes = boxes
+        self._fleet = fleet
+
+    async def upload(
+        self,
+        prefix: str,
+        id_or_name: str,
+        path: str,
+        archive: AsyncIterator[bytes],
+        *,
+        overwrite: bool,
+        source_is_dir: bool | None,
+    ) -> None:
+        """Unpack a tar archive in a box, running or not; see `uploadFiles` in openapi.yaml.
+
+        Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError where something is
+        in the way, ResourceExhaustedError where a disk is full. Where `archive` raises, nothing is written.
+        """
+        box = self._boxes.get(prefix, id_or_name)
+        header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
+
+        async def requests() -> AsyncIterator[pb.PutFilesRequest]:
+            async for data in archive:
+                for chunk in rpc.chunks(data):
+                    yield pb.PutFilesRequest(data=chunk)
+
+        await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
+
+    async def download(
+        self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
+    ) -> tuple[bool, AsyncGenerator[bytes, None]]:
+        """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError before the first byte."""
+        box = self._boxes.get(prefix, id_or_name)
+        request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
+        answers = self._fleet.stream(box.worker_id, "GetFiles", request)
+        first: pb.FilesChunk = await anext(answers)
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async with aclosing(answers):
+                yield first.data
+                async for answer in answers:
+                    yield answer.data
+
+        return first.source_is_dir, chunks()
