@@ -53,6 +53,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 def _run_worker(arguments: argparse.Namespace) -> int:
     from .worker.main import WorkerConfig, run
+    from .worker.policy import Policy
 
     return run(
         WorkerConfig(
@@ -66,6 +67,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
+            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap)),
         )
     )
 
@@ -143,6 +145,22 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--health-port", type=_port, default=9101, help="port of /healthz and /readyz")
     parser.add_argument("--max-boxes", metavar="N", type=_positive, help="take at most N boxes (default: no limit)")
+    parser.add_argument(
+        "--allow-host-path",
+        metavar="DIR",
+        type=_directory,
+        action="append",
+        default=[],
+        help="let boxes mount directories below this one, repeatable",
+    )
+    parser.add_argument(
+        "--allow-cap",
+        metavar="CAP",
+        type=_capability,
+        action="append",
+        default=[],
+        help="let boxes have this Linux capability beside the usual ones, or ALL; repeatable",
+    )
     _add_api_key(parser, "the coordinator's API key")
     _add_debug(parser)
 
@@ -219,3 +237,17 @@ def _key_value(text: str) -> tuple[str, str]:
     if key and equals:
         return key, value
     raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if path.is_absolute() and path.is_dir():
+        return path
+    raise argparse.ArgumentTypeError(f"'{text}' is not the absolute path of a directory")
+
+
+def _capability(text: str) -> str:
+    name = text.upper().removeprefix("CAP_")
+    if name and name.replace("_", "").isalpha():
+        return name
+    raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; one is called like SYS_PTRACE")

@@ -57,7 +57,7 @@ class BoxRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class BoxSpec(_message.Message):
-    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname")
+    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,10 @@ class BoxSpec(_message.Message):
     NETWORK_ENABLED_FIELD_NUMBER: _ClassVar[int]
     TTY_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    CAP_ADD_FIELD_NUMBER: _ClassVar[int]
+    CAP_DROP_FIELD_NUMBER: _ClassVar[int]
     image: str
     cpus: int
     memory_mib: int
@@ -87,21 +91,51 @@ class BoxSpec(_message.Message):
     network_enabled: bool
     tty: bool
     hostname: str
-    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ...) -> None: ...
+    mounts: _containers.RepeatedCompositeFieldContainer[Mount]
+    ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
+    cap_add: _containers.RepeatedScalarFieldContainer[str]
+    cap_drop: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., cap_add: _Optional[_Iterable[str]] = ..., cap_drop: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Mount(_message.Message):
+    __slots__ = ("volume_id", "host_path", "guest_path", "read_only")
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_PATH_FIELD_NUMBER: _ClassVar[int]
+    GUEST_PATH_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    host_path: str
+    guest_path: str
+    read_only: bool
+    def __init__(self, volume_id: _Optional[str] = ..., host_path: _Optional[str] = ..., guest_path: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
+
+class PortMapping(_message.Message):
+    __slots__ = ("guest_port", "host_port", "protocol", "host_ip")
+    GUEST_PORT_FIELD_NUMBER: _ClassVar[int]
+    HOST_PORT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    HOST_IP_FIELD_NUMBER: _ClassVar[int]
+    guest_port: int
+    host_port: int
+    protocol: str
+    host_ip: str
+    def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "ports")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
     box_id: str
     generation: int
     status: BoxStatus
     pid: int
     exit_code: int
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ...) -> None: ...
+    ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -391,16 +425,24 @@ class PullProgress(_message.Message):
     def __init__(self, current_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("reference", "image_id", "cached_at_ms", "size_bytes")
+    __slots__ = ("reference", "image_id", "cached_at_ms", "size_bytes", "digests")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     CACHED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     reference: str
     image_id: str
     cached_at_ms: int
     size_bytes: int
-    def __init__(self, reference: _Optional[str] = ..., image_id: _Optional[str] = ..., cached_at_ms: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, reference: _Optional[str] = ..., image_id: _Optional[str] = ..., cached_at_ms: _Optional[int] = ..., size_bytes: _Optional[int] = ..., digests: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RemoveImageRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
 
 class ListImagesResponse(_message.Message):
     __slots__ = ("images",)

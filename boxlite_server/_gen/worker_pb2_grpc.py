@@ -159,6 +159,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.RemoveImage = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/RemoveImage',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RemoveImageRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+                _registered_method=True)
         self.CreateVolume = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/CreateVolume',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.VolumeRef.SerializeToString,
@@ -348,6 +353,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveImage(self, request, context):
+        """of a missing image: nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateVolume(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -500,6 +512,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'RemoveImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveImage,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.RemoveImageRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
             ),
             'CreateVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVolume,
@@ -1197,6 +1214,33 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/ListImages',
             boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/RemoveImage',
+            boxlite__server_dot___gen_dot_worker__pb2.RemoveImageRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,6 @@
-"""The connection to Docker Engine: client, errors, pulls, and raw streams.
+"""The connection to Docker Engine: client, errors, and raw streams.
 
-With `docker_files.py`, `docker_process.py` and `docker_runtime.py` the only code that knows docker.
+With the other `docker_*.py` the only code that knows docker.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,9 +19,7 @@ import docker.errors
 import docker.utils
 
 from ..errors import (
-    BoxliteError,
     EngineError,
-    ImageError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
@@ -31,7 +27,6 @@ from ..errors import (
 from .runtime import STDERR, STDOUT
 
 CALL_TIMEOUT = 60.0  # seconds, of every engine call but a pull
-PULL_TIMEOUT = 900.0
 _POOL = 64  # connections kept; more are opened when needed
 _RECEIVE = 256 * 1024
 
@@ -74,7 +69,6 @@ class Engine:
         self._url = url
         self._client: docker.APIClient | None = None
         self._lock = threading.Lock()
-        self._pulls: dict[str, Future[None]] = {}
 
     @property
     def api(self) -> Any:  # its published types are incomplete
@@ -86,75 +80,16 @@ class Engine:
             return self._client
 
     def close(self) -> None:
-        """Drop the connections; callers who wait for a pull are told so."""
+        """Drop the connections."""
         with self._lock:
-            waiting = list(self._pulls.values())
-            self._pulls.clear()
             if self._client is not None:
                 self._client.close()
-        for pull in waiting:
-            pull.set_exception(EngineError("the worker is shutting down"))
 
     def _connect(self) -> docker.APIClient:
         options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
         return docker.APIClient(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
-
-    # ---- images ----
-
-    def image(self, reference: str) -> dict[str, Any]:
-        """The image's description; pulled when missing. Raises `ImageError` when it cannot be had."""
-        try:
-            return self._inspect_image(reference)
-        except NotFoundError:
-            self.pull(reference)
-        try:
-            return self._inspect_image(reference)
-        except NotFoundError as exc:
-            raise ImageError(f"image {reference!r} is not there after its pull") from exc
-
-    def _inspect_image(self, reference: str) -> dict[str, Any]:
-        try:
-            with engine_errors(f"image {reference!r}"):
-                return dict(self.api.inspect_image(reference))
-        except (InvalidArgumentError, InvalidStateError) as exc:
-            raise ImageError(exc.message) from exc
-
-    def pull(self, reference: str) -> None:
-        """Fetch the image; of several callers one pulls and the others join it."""
-        with self._lock:
-            pull = self._pulls.get(reference)
-            if pull is None:
-                pull = self._pulls[reference] = Future()
-                # Its own thread, so that the pull outlives a caller who gives up.
-                threading.Thread(
-                    target=self._pull, args=(reference, pull), name=f"pull {reference}", daemon=True
-                ).start()
-        try:
-            pull.result(PULL_TIMEOUT)
-        except FutureTimeoutError as exc:
-            raise ImageError(f"image {reference!r} cannot be pulled: not done in {PULL_TIMEOUT:.0f} s") from exc
-
-    def _pull(self, reference: str, done: Future[None]) -> None:
-        log.info("pulling image %s", reference)
-        error: BoxliteError | None = None
-        try:
-            for line in self.api.pull(reference, stream=True, decode=True):
-                if "error" in line:
-                    error = ImageError(f"image {reference!r} cannot be pulled: {line['error']}")
-        except docker.errors.APIError as exc:
-            error = ImageError(f"image {reference!r} cannot be pulled: {reason(exc)}")
-        except Exception as exc:
-            error = EngineError(f"image {reference!r} cannot be pulled: {exc}")
-        with self._lock:
-            if self._pulls.pop(reference, None) is None:
-                return  # closed meanwhile
-        if error is None:
-            done.set_result(None)
-        else:
-            log.warning("%s", error)
-            done.set_exception(error)
 
 
 class Stream:

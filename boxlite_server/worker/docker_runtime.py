@@ -20,11 +20,13 @@ from ..errors import (
 )
 from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
+from .docker_images import DockerImages
+from .docker_ports import bindings, port_errors, published
 from .docker_process import ExecProcess, MainProcess
+from .docker_volumes import CLUSTER_LABEL, WORKER_LABEL, DockerVolumes, engine_mounts, host_paths, volume_ids
+from .policy import Policy
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
 
-CLUSTER_LABEL = "boxlite.cluster"
-WORKER_LABEL = "boxlite.worker"
 BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
 
@@ -42,11 +44,15 @@ class DockerRuntime:
     """The `BoxRuntime` of Docker Engine.
 
     `owner` is asked at every call, since a worker learns its cluster only when it registers; it may raise.
+    `policy`: what boxes may have of the host.
     """
 
-    def __init__(self, owner: Callable[[], Owner], url: str | None = None) -> None:
+    def __init__(self, owner: Callable[[], Owner], url: str | None = None, policy: Policy | None = None) -> None:
         self._owner = owner
+        self._policy = policy or Policy()
         self._engine = Engine(url)
+        self.images = DockerImages(self._engine)
+        self.volumes = DockerVolumes(self._engine, owner)
         self._states = _States()
 
     # ---- the engine ----
@@ -61,6 +67,7 @@ class DockerRuntime:
         return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
 
     def close(self) -> None:
+        self.images.close()
         self._engine.close()
 
     # ---- boxes ----
@@ -73,7 +80,9 @@ class DockerRuntime:
             if found.generation == box.generation:
                 return self.inspect(box)
             older.append(found)
-        image = self._engine.image(spec.image)
+        spec = self._policy.admit(spec)
+        self.volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        image = self.images.get(spec.image)
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
             self._delete(found, force=True)
@@ -96,6 +105,9 @@ class DockerRuntime:
             network_mode="bridge" if spec.network_enabled else "none",
             log_config={"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
         )
+        host["Mounts"] = engine_mounts(spec.mounts)
+        host["PortBindings"] = bindings(spec.ports)
+        host["CapAdd"], host["CapDrop"] = list(spec.cap_add), list(spec.cap_drop)
         config = api.create_container_config(
             spec.image,
             command or None,
@@ -117,6 +129,7 @@ class DockerRuntime:
             },
         )
         config["StdinOnce"] = True
+        config["ExposedPorts"] = {key: {} for key in host["PortBindings"]}
         with _refusals(), engine_errors(f"box {box.box_id} cannot be created"):
             api.create_container_from_config(config, _name(box))
 
@@ -126,8 +139,11 @@ class DockerRuntime:
             return state
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
+        container = self._container(box)
+        self._policy.recheck(host_paths(container))
+        self.volumes.check(volume_ids(container))
         began = int(time.time())
-        with _refusals(), engine_errors(f"box {box.box_id} cannot be started"):
+        with _refusals(), port_errors(box.box_id), engine_errors(f"box {box.box_id} cannot be started"):
             self._engine.api.start(_name(box))
         state = self._settled(box)
         if state.exit_code in (126, 127):
@@ -331,9 +347,9 @@ def _stale(box: BoxRef, newest: int) -> InvalidStateError:
 def _state(box: BoxRef, container: dict[str, Any]) -> BoxState:
     state = container["State"]
     if state["Paused"]:
-        return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None)
+        return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))
     if state["Running"] or state["Restarting"]:
-        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None)
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=published(container))
     if state["Status"] == "created":
         if state["Error"]:
             return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])

@@ -25,6 +25,7 @@ from .executions import Executions
 from .files import Files
 from .health import HealthServer
 from .identity import Identity, locked_home
+from .policy import Policy
 from .registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
 from .service import WorkerService, make_server
 from .spool import Spool
@@ -48,6 +49,7 @@ class WorkerConfig:
     health_port: int = 9101
     max_boxes: int | None = None
     api_key: str | None = None
+    policy: Policy = field(default_factory=Policy)
 
 
 def run(config: WorkerConfig) -> int:
@@ -72,7 +74,7 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
-        self._runtime = DockerRuntime(self._identity.owner)
+        self._runtime = DockerRuntime(self._identity.owner, policy=config.policy)
         self._executions = Executions(self._runtime, _spool(config.home))
         files = Files(self._runtime, Spool(_spool(config.home)))
         service = WorkerService(self._runtime, self._executions, files)

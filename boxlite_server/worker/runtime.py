@@ -49,6 +49,26 @@ class BoxRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """Storage at `guest_path`: a volume or a path of the host, exactly one of the two."""
+
+    guest_path: str
+    volume_id: str = ""
+    host_path: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the box at an address of the host. `host_port` 0: any free one, chosen at each start."""
+
+    guest_port: int
+    host_port: int = 0
+    protocol: str = "tcp"
+    host_ip: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
 class BoxSpec:
     """What a box is made of. Empty strings and tuples mean: as the image has it."""
 
@@ -63,16 +83,22 @@ class BoxSpec:
     network_enabled: bool = True
     tty: bool = False
     hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    cap_add: tuple[str, ...] = ()  # upper case, without CAP_; or ALL
+    cap_drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BoxState:
-    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over."""
+    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over.
+    `ports`: as they are published while it runs, with the real host ports."""
 
     box: BoxRef
     status: BoxStatus
     pid: int | None = None
     exit_code: int | None = None
+    ports: tuple[PortMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +167,66 @@ class BoxFiles(Protocol):
         the directory's content, and itself as `.`. Raises `NotFoundError`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image under one of its names. `reference`: in full; `digests`: by which registries know it."""
+
+    reference: str
+    image_id: str
+    cached_at_ms: int  # Unix time
+    size_bytes: int
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """Of all parts known so far; `total_bytes` grows while parts are being found."""
+
+    current_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    volume_id: str
+    created_at_ms: int  # Unix time
+
+
+class Images(Protocol):
+    """The images that boxes can be made of at once. Shared by all who use the engine."""
+
+    def list(self) -> list[Image]:
+        """An entry for each name of each image; those that only our own snapshots are made of are left out."""
+
+    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+        """Fetch the image anew: progress at least every second, and the image last.
+
+        Raises `InvalidArgumentError` for what is no reference, `ImageError` when it cannot be had.
+        """
+
+    def remove(self, reference: str) -> None:
+        """Take this name off its image, and the image away with its last name; nothing when there is none.
+
+        Raises `InvalidStateError` when a box uses it.
+        """
+
+
+class Volumes(Protocol):
+    """Storage that outlives boxes, of this owner alone."""
+
+    def create(self, volume_id: str) -> Volume:
+        """Make an empty volume; of an existing one: what it is."""
+
+    def remove(self, volume_id: str) -> None:
+        """Remove the volume and its data; nothing when there is none.
+
+        Raises `InvalidStateError` when a box uses it.
+        """
+
+    def list(self) -> list[Volume]:
+        """All volumes of this owner."""
+
+
 class Process(Protocol):
     """One command in a box, from spawn to exit code.
 
@@ -176,6 +262,12 @@ class Process(Protocol):
 class BoxRuntime(Protocol):
     """Keeps boxes. Each verb is idempotent: repeated, it finds its work done."""
 
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def volumes(self) -> Volumes: ...
+
     def ping(self) -> None:
         """Returns when the engine answers; raises `EngineError` otherwise."""
 
@@ -185,15 +277,18 @@ class BoxRuntime(Protocol):
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         """Make the box, not started; of an existing one: its state. Older generations are removed first.
 
-        The image is fetched when missing. Raises `ImageError` when it cannot be had and
-        `InvalidArgumentError` when the engine refuses the spec.
+        The image is fetched when missing. Raises `ImageError` when it cannot be had,
+        `InvalidArgumentError` when the engine refuses the spec or the operator the host path,
+        `UnsupportedError` when the operator has not allowed a capability, `InvalidStateError` when a volume
+        is not there. What is mounted outlives the box.
         """
 
     def start(self, box: BoxRef) -> BoxState:
         """Run the main command; of a running box: its state.
 
-        Returns only once the command is spawned. Raises `ExecutionError` when it cannot be; the box can
-        then be started again or removed.
+        Returns only once the command is spawned. Raises `ExecutionError` when it cannot be,
+        `InvalidStateError` when a port is taken or a volume gone, `InvalidArgumentError` when a host path is
+        not allowed any more; the box can then be started again or removed.
         """
 
     def stop(self, box: BoxRef, timeout: float) -> BoxState:

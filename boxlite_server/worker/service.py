@@ -29,7 +29,21 @@ from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from .executions import Executions
 from .files import Files
 from .output_log import Chunk, Dropped
-from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
+from .runtime import (
+    STDERR,
+    STDOUT,
+    BoxRef,
+    BoxRuntime,
+    BoxSpec,
+    BoxState,
+    BoxStatus,
+    ExecSpec,
+    Image,
+    Mount,
+    PortMapping,
+    PullProgress,
+    Volume,
+)
 
 MAX_CALLS = 768
 # Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
@@ -281,6 +295,36 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         finally:
             self._transfer_slots.release()
 
+    # ---- images and volumes ----
+
+    @_answers
+    def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
+        with self._transfer():
+            for event in self._runtime.images.pull(request.reference):
+                yield _pull_event(event)
+
+    @_answers
+    def ListImages(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListImagesResponse:
+        return pb.ListImagesResponse(images=[_image(image) for image in self._runtime.images.list()])
+
+    @_answers
+    def RemoveImage(self, request: pb.RemoveImageRequest, context: grpc.ServicerContext) -> pb.Empty:
+        self._runtime.images.remove(request.reference)
+        return pb.Empty()
+
+    @_answers
+    def CreateVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Volume:
+        return _volume(self._runtime.volumes.create(_volume_id(request)))
+
+    @_answers
+    def RemoveVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Empty:
+        self._runtime.volumes.remove(_volume_id(request))
+        return pb.Empty()
+
+    @_answers
+    def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
+        return pb.ListVolumesResponse(volumes=[_volume(volume) for volume in self._runtime.volumes.list()])
+
 
 def _not_built(name: str) -> Callable[..., Any]:
     def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
@@ -366,6 +410,10 @@ def _spec(message: pb.BoxSpec) -> BoxSpec:
         network_enabled=message.network_enabled,
         tty=message.tty,
         hostname=message.hostname,
+        mounts=tuple(Mount(m.guest_path, m.volume_id, m.host_path, m.read_only) for m in message.mounts),
+        ports=tuple(PortMapping(p.guest_port, p.host_port, p.protocol, p.host_ip) for p in message.ports),
+        cap_add=tuple(message.cap_add),
+        cap_drop=tuple(message.cap_drop),
     )
 
 
@@ -376,6 +424,10 @@ def _box(state: BoxState) -> pb.Box:
         status=_BOX_STATUS[state.status],
         pid=state.pid,
         exit_code=state.exit_code,
+        ports=[
+            pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
+            for p in state.ports
+        ],
     )
 
 
@@ -404,3 +456,30 @@ def _output_event(event: Chunk | Dropped | Ended) -> pb.OutputEvent:
             return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
         case Ended():
             return pb.OutputEvent(position=event.position, ended=_execution(event.state))
+
+
+def _pull_event(event: PullProgress | Image) -> pb.PullImageEvent:
+    if isinstance(event, Image):
+        return pb.PullImageEvent(image=_image(event))
+    progress = pb.PullProgress(current_bytes=event.current_bytes, total_bytes=event.total_bytes)
+    return pb.PullImageEvent(progress=progress)
+
+
+def _image(image: Image) -> pb.Image:
+    return pb.Image(
+        reference=image.reference,
+        image_id=image.image_id,
+        cached_at_ms=image.cached_at_ms,
+        size_bytes=image.size_bytes,
+        digests=image.digests,
+    )
+
+
+def _volume_id(message: pb.VolumeRef) -> str:
+    if not message.volume_id:
+        raise InvalidArgumentError("a volume is named by its id")
+    return message.volume_id
+
+
+def _volume(volume: Volume) -> pb.Volume:
+    return pb.Volume(volume_id=volume.volume_id, created_at_ms=volume.created_at_ms)

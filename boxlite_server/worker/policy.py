@@ -1,0 +1,74 @@
+"""What the operator of a worker lets boxes have of the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InvalidArgumentError, UnsupportedError
+from .runtime import BoxSpec
+
+# What a container gets anyway: asking for it changes nothing, unless ALL was dropped.
+DEFAULT_CAPABILITIES = frozenset(
+    "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP "
+    "SETUID SYS_CHROOT".split()
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`host_paths`: directories that boxes may mount from. `capabilities`: that they may add; ALL means any."""
+
+    host_paths: tuple[Path, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+
+    def admit(self, spec: BoxSpec) -> BoxSpec:
+        """The spec with its host paths resolved.
+
+        Raises `InvalidArgumentError` for a host path and `UnsupportedError` for a capability that are not
+        allowed here; both name the flag that allows them.
+        """
+        self._check_capabilities(spec.cap_add)
+        return replace(
+            spec,
+            mounts=tuple(
+                replace(mount, host_path=self.host_path(mount.host_path)) if mount.host_path else mount
+                for mount in spec.mounts
+            ),
+        )
+
+    def host_path(self, path: str) -> str:
+        """The path with all symlinks resolved; raises `InvalidArgumentError` where that may not be mounted."""
+        try:
+            real = Path(os.path.realpath(path, strict=True))
+        except (OSError, ValueError):
+            real = None
+        # One text for both: what exists outside of the allowed directories is nobody's business.
+        if real is None or not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in self.host_paths):
+            allowed = ", ".join(map(str, self.host_paths)) or "none"
+            raise InvalidArgumentError(
+                f"host path '{path}' is not in a directory that this worker allows ({allowed}); "
+                "its operator can allow one with --allow-host-path DIR"
+            )
+        return str(real)
+
+    def recheck(self, host_paths: Iterable[str]) -> None:
+        """Paths that were resolved before must still be what they were, and still be allowed."""
+        for path in host_paths:
+            if self.host_path(path) != path:
+                raise InvalidArgumentError(
+                    f"host path '{path}' has become a link to another place; make the box anew "
+                    "(directories are allowed with --allow-host-path DIR)"
+                )
+
+    def _check_capabilities(self, names: Iterable[str]) -> None:
+        if "ALL" in self.capabilities:
+            return
+        for name in names:
+            if name not in DEFAULT_CAPABILITIES | self.capabilities:
+                raise UnsupportedError(
+                    f"capability {name} is not allowed on this worker; its operator can allow it with "
+                    f"--allow-cap {name}"
+                )
