@@ -18,10 +18,11 @@ from weakref import WeakValueDictionary
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
-from . import boxspec, scheduler
-from .fleet import Fleet
+from . import attachments, boxspec, scheduler
+from .fleet import Fleet, target_of
 from .scheduler import Candidate, Need
 from .store import RESERVING, Box, Page, Store, Worker
+from .volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ _STATUS = {
 class Boxes:
     """All boxes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, fleet: Fleet, volumes: Volumes, clock: Callable[[], float]) -> None:
         self._store = store
         self._fleet = fleet
+        self._volumes = volumes
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -72,16 +74,22 @@ class Boxes:
 
     async def create(self, prefix: str, request: Mapping[str, Any]) -> Box:
         """Create a box on the least loaded worker that has room; the next one is tried where one cannot.
+        A box with volumes goes to the worker that has them.
 
-        Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError,
+        Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
         ResourceExhaustedError (no worker has room), UpstreamUnavailableError (no worker answers).
         """
         spec = boxspec.normalise(request)
+        spec["mounts"], home = self._volumes.resolve(prefix, spec["mounts"])
         box_id = ids.new_id()
         async with self._alone(box_id):
             tried: dict[str, str] = {}
+            refused: errors.BoxliteError | None = None
             for generation in itertools.count(1):
-                worker = self._reserve(box_id, prefix, spec, generation, tried)
+                try:
+                    worker = self._reserve(box_id, prefix, spec, generation, home, tried)
+                except (errors.UpstreamUnavailableError, errors.ResourceExhaustedError) as exc:
+                    raise refused or exc from None
                 try:
                     await self._create_on(worker, box_id, generation, spec)
                     return self._change(box_id, status="configured")
@@ -89,27 +97,34 @@ class Boxes:
                     log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                     tried[worker.name] = exc.message
                     self._forget(box_id)
+                except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
+                    self._forget(box_id)
+                    if not attachments.depends_on_operator(spec):
+                        raise
+                    tried[worker.name], refused = exc.message, exc  # another one's operator may allow it
                 except BaseException:
                     self._forget(box_id)
                     raise
             raise AssertionError("every worker was tried, and _reserve did not say so")
 
     def _reserve(
-        self, box_id: str, prefix: str, spec: dict[str, Any], generation: int, tried: Mapping[str, str]
+        self,
+        box_id: str,
+        prefix: str,
+        spec: dict[str, Any],
+        generation: int,
+        home: str | None,
+        tried: Mapping[str, str],
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step."""
         with self._store.transaction():
+            self._volumes.check_ready(spec["mounts"])
             candidates = self._fleet.candidates()
             placement = scheduler.place(
-                Need(spec["cpus"], spec["memory_mib"]), [c for c in candidates if c.worker.name not in tried]
+                Need(spec["cpus"], spec["memory_mib"], home), [c for c in candidates if c.worker.name not in tried]
             )
             if not placement.workers:
-                if not candidates:
-                    raise errors.UpstreamUnavailableError(
-                        "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
-                    )
-                reasons = _not_placed({**tried, **placement.refusals})
-                raise (errors.UpstreamUnavailableError if tried else errors.ResourceExhaustedError)(reasons)
+                raise scheduler.not_placed("box", candidates, {**tried, **placement.refusals}, bool(tried))
             now = self._clock()
             self._store.insert_box(
                 Box(
@@ -281,12 +296,16 @@ class Boxes:
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
             "error": None,
+            "published": attachments.published(state, self._host_of(box.worker_id)),
         }
         if status == "running" and box.status != "running":
             changes["started_at"] = self._clock()
         if status == "stopped" and box.status != "stopped":
             changes["stopped_at"] = self._clock()
         return self._change(box.id, **changes)
+
+    def _host_of(self, worker_id: str) -> str:
+        return target_of(self._fleet.get(worker_id).url).rpartition(":")[0].strip("[]")
 
     # ---- rows and locks -------------------------------------------------------------------------------
 
@@ -323,7 +342,3 @@ class Boxes:
 def ref(box: Box) -> pb.BoxRef:
     """The box as a worker knows it."""
     return pb.BoxRef(box_id=box.id, generation=box.generation)
-
-
-def _not_placed(reasons: Mapping[str, str]) -> str:
-    return "no worker can take the box: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())

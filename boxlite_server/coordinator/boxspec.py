@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import errors
 from .._gen import worker_pb2 as pb
+from . import attachments
 
 DEFAULT_IMAGE = "alpine:latest"
 DEFAULT_CPUS = 1
@@ -16,8 +17,6 @@ DEFAULT_MEMORY_MIB = 512
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "rootfs_path": (None, ""),
     "disk_size_gb": (None,),
-    "volumes": (None, []),
-    "ports": (None, []),
     "secrets": (None, []),
     "security": (None, "standard"),
     "auto_stop": (None, 0),
@@ -34,7 +33,8 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
     for field, harmless in _REFUSED.items():
         if request.get(field) not in harmless:
             raise errors.UnsupportedError(f"'{field}' is not supported by this server; leave it out")
-    _refuse_capabilities(request.get("advanced") or {})
+    network = _network_mode(request.get("network"))
+    capabilities = (request.get("advanced") or {}).get("capabilities") or {}
     return {
         "name": request.get("name"),
         "image": request.get("image") or DEFAULT_IMAGE,
@@ -45,8 +45,12 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
         "entrypoint": request.get("entrypoint") or [],
         "cmd": request.get("cmd") or [],
         "user": request.get("user") or "",
-        "network": _network_mode(request.get("network")),
+        "network": network,
         "tty": bool(request.get("tty")),
+        "mounts": attachments.mounts(request.get("volumes")),
+        "ports": attachments.ports(request.get("ports"), network=network),
+        "cap_add": attachments.capabilities(capabilities.get("add")),
+        "cap_drop": attachments.capabilities(capabilities.get("drop")),
         "labels": request.get("labels") or {},
         "detach": request.get("detach") is not False,
         "auto_remove": bool(request.get("auto_remove")),
@@ -80,15 +84,9 @@ def _network_mode(network: Any) -> str:
     return str(outbound.get("mode") or "enabled")
 
 
-def _refuse_capabilities(advanced: Mapping[str, Any]) -> None:
-    capabilities = advanced.get("capabilities") or {}
-    if capabilities.get("add") or capabilities.get("drop"):
-        raise errors.UnsupportedError("Linux capabilities cannot be chosen on this server; leave them out")
-
-
 def to_proto(spec: Mapping[str, Any], box_id: str) -> pb.BoxSpec:
     """The spec as its worker gets it."""
-    return pb.BoxSpec(
+    message = pb.BoxSpec(
         image=spec["image"],
         cpus=spec["cpus"],
         memory_mib=spec["memory_mib"],
@@ -101,6 +99,8 @@ def to_proto(spec: Mapping[str, Any], box_id: str) -> pb.BoxSpec:
         tty=spec["tty"],
         hostname=_hostname(spec["name"] or box_id),
     )
+    attachments.to_proto(spec, message)
+    return message
 
 
 def _hostname(name: str) -> str:

@@ -13,8 +13,10 @@ from .boxes import Boxes
 from .executions import RECONNECT_GRACE, Executions
 from .files import Files
 from .fleet import Fleet
+from .images import Images
 from .reconcile import Reconciler
 from .store import Store
+from .volumes import Volumes
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Core:
     store: Store
     fleet: Fleet
     boxes: Boxes
+    images: Images
+    volumes: Volumes
     executions: Executions
     files: Files
     reconciler: Reconciler
@@ -42,11 +46,14 @@ class Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = Store(db_path)
         fleet = Fleet(store, clock)
-        boxes = Boxes(store, fleet, clock)
+        volumes = Volumes(store, fleet, clock)
+        boxes = Boxes(store, fleet, volumes, clock)
         return cls(
             store=store,
             fleet=fleet,
             boxes=boxes,
+            images=Images(store, fleet),
+            volumes=volumes,
             executions=Executions(boxes, fleet, reconnect_grace),
             files=Files(boxes, fleet),
             reconciler=Reconciler(store, boxes, clock),

@@ -129,16 +129,20 @@ class Fleet:
         return self.get(worker_id)
 
     async def remove(self, worker_id: str, *, force: bool) -> None:
-        """Forget a worker. One that has boxes only with `force`, and their rows go with it."""
+        """Forget a worker. One that has boxes or volumes only with `force`, and their rows go with it."""
         worker = self.get(worker_id)
         with self._store.transaction():
             boxes = self._store.boxes_of_worker(worker_id)
-            if boxes and not force:
+            volumes = self._store.volumes_of_worker(worker_id)
+            if (boxes or volumes) and not force:
                 raise errors.InvalidStateError(
-                    f"worker {worker.name} has {len(boxes)} boxes; remove them first, or force and lose sight of them"
+                    f"worker {worker.name} has {len(boxes)} boxes and {len(volumes)} volumes; "
+                    "remove them first, or force and lose sight of them"
                 )
             for box in boxes:
                 self._store.delete_box(box.id)
+            for volume in volumes:
+                self._store.delete_volume(volume.id)
             self._store.delete_worker(worker_id)
         await self._drop_link(worker_id)
 

@@ -7,14 +7,17 @@ not, because a host without memory kills.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from .. import errors
 from .store import Load, Worker
 
 
 class Need(NamedTuple):
     cpus: int
     memory_mib: int
+    worker_id: str | None = None  # of the one worker that has the box's volumes
 
 
 class Candidate(NamedTuple):
@@ -46,6 +49,8 @@ def refusal(need: Need, candidate: Candidate) -> str | None:
     worker, load, reachable = candidate
     if worker.status != "active":
         return f"is {worker.status}"
+    if need.worker_id not in (None, worker.id):
+        return "does not have its volumes"
     if not reachable:
         return "sends no heartbeat"
     if worker.max_boxes is not None and load.boxes >= worker.max_boxes:
@@ -62,6 +67,18 @@ def no_room(need: Need, candidate: Candidate) -> str | None:
     if need.memory_mib > free:
         return f"has {max(free, 0)} MiB of memory free, the box needs {need.memory_mib}"
     return None
+
+
+def not_placed(
+    what: str, candidates: list[Candidate], reasons: Mapping[str, str], any_tried: bool
+) -> errors.BoxliteError:
+    """Why no worker takes it: for the client to read, and to raise."""
+    if not candidates:
+        return errors.UpstreamUnavailableError(
+            "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
+        )
+    text = f"no worker can take the {what}: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    return errors.UpstreamUnavailableError(text) if any_tried else errors.ResourceExhaustedError(text)
 
 
 def _load_after(need: Need, candidate: Candidate) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 
 from .._gen import worker_pb2 as pb
 from .fleet import Fleet
-from .store import Box, Load, Worker
+from .images import Image
+from .store import Box, Load, Volume, Worker
 
 _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_RUNNING: "running",
@@ -49,6 +50,7 @@ def box(row: Box, worker_name: str | None) -> dict[str, Any]:
         "auto_stop": 0,
         "auto_delete": 0,
         "auto_resume": row.spec["auto_resume"],
+        "ports": row.published or [{**port, "address": None} for port in row.spec.get("ports", [])],
         "worker": worker_name,
     }
 
@@ -62,6 +64,43 @@ def execution(message: pb.Execution) -> dict[str, Any]:
         "started_at": timestamp(message.started_at_ms / 1000),
         "duration_ms": message.duration_ms if message.HasField("duration_ms") else None,
         "error_message": message.error_message or None,
+    }
+
+
+def image(found: Image) -> dict[str, Any]:
+    """An Image."""
+    return {
+        "reference": found.reference,
+        "repository": found.repository,
+        "tag": found.tag,
+        "id": found.id,
+        "cached_at": timestamp(found.cached_at),
+        "size_bytes": found.size_bytes,
+    }
+
+
+def image_detail(found: Image, versions: list[Image]) -> dict[str, Any]:
+    """An ImageDetail: the image, and all versions of all tags of its name."""
+    return {
+        **image(found),
+        "name": found.repository,
+        "aliases": [],
+        "versions": [
+            {"digest": v.id, "source_ref": v.reference, "recorded_at": timestamp(v.cached_at)} for v in versions
+        ],
+        "history": [],
+    }
+
+
+def volume(row: Volume) -> dict[str, Any]:
+    """A Volume. The engine does not say how large one is without reading all of it."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+        "size_bytes": None,
+        "state": row.state,
     }
 
 

@@ -28,7 +28,7 @@ async def get_config(core: Core) -> Any:
             "clone_enabled": False,
             "export_enabled": False,
             "import_enabled": False,
-            "linux_capabilities_enabled": False,
+            "linux_capabilities_enabled": True,
             "idempotency_key_lifetime": None,
         },
     }

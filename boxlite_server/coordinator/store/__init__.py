@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .boxes import Box, Boxes, Page
+from .volumes import Volume, Volumes
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Box", "Load", "Page", "Store", "Worker"]
+__all__ = ["RESERVING", "Box", "Load", "Page", "Store", "Volume", "Worker"]
 
 
-class Store(Workers, Boxes):
+class Store(Workers, Boxes, Volumes):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""

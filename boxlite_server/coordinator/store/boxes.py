@@ -30,6 +30,7 @@ class Box(NamedTuple):
     updated_at: float
     started_at: float | None
     stopped_at: float | None
+    published: list[dict[str, Any]] = []  # noqa: RUF012 - never changed; ports with real host ports, while it runs
 
 
 class Page(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 from ... import errors, ids
 
-_JSON_COLUMNS = {"labels", "spec"}
+_JSON_COLUMNS = {"labels", "published", "spec"}
 
 
 class Database:

@@ -1,0 +1,26 @@
+"""Volumes: create, list, get, remove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import wire
+from ..core import Core
+
+
+async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = None) -> Any:
+    volume = await core.volumes.create(prefix, (body or {}).get("name"))
+    return wire.volume(volume), 201, {"Location": f"/v1/{prefix}/volumes/{volume.id}"}
+
+
+async def list_volumes(core: Core, prefix: str) -> Any:
+    return {"volumes": [wire.volume(volume) for volume in core.volumes.all(prefix)]}
+
+
+async def get_volume(core: Core, prefix: str, volume_id: str) -> Any:
+    return wire.volume(core.volumes.get(prefix, volume_id))
+
+
+async def remove_volume(core: Core, prefix: str, volume_id: str, force: bool = False) -> Any:
+    await core.volumes.remove(prefix, volume_id, force=force)
+    return None, 204

@@ -1,0 +1,197 @@
+"""The images of the whole fleet, as its workers tell them.
+
+Nothing is written down here: each question goes to all workers that can be reached, at once and with a short
+deadline, and those that do not answer are left out. The cache belongs to the workers and is shared by all
+prefixes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import NamedTuple
+
+from .. import errors, references
+from .._gen import worker_pb2 as pb
+from . import scheduler
+from .fleet import Fleet
+from .scheduler import Need
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 5.0
+REMOVE_SECONDS = 60.0
+PULL_SECONDS = 280.0  # released clients give up after 300
+
+_TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
+
+
+class Image(NamedTuple):
+    """One version of a named image. `workers`: ids of those that have it; `cached_at`: Unix seconds."""
+
+    reference: str
+    id: str
+    cached_at: float
+    size_bytes: int
+    digests: tuple[str, ...]
+    workers: tuple[str, ...]
+
+    @property
+    def repository(self) -> str:
+        return references.parse(self.reference).repository
+
+    @property
+    def tag(self) -> str:
+        return references.parse(self.reference).tag
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` means it: a digest, a name with a tag, or a name alone, which means all its tags."""
+        if references.is_digest(name):
+            return any(digest.startswith(name) for digest in (self.id, *self.digests))
+        wanted = references.parse(name)
+        return (
+            wanted.repository == self.repository
+            and wanted.tag in ("", self.tag)
+            and wanted.digest in ("", self.id, *self.digests)
+        )
+
+
+class Images:
+    """Questions and orders to the whole fleet about images."""
+
+    def __init__(self, store: Store, fleet: Fleet) -> None:
+        self._store = store
+        self._fleet = fleet
+
+    async def all(self) -> list[Image]:
+        """All images, by name; one entry for each version of a name."""
+        return (await self._ask())[0]
+
+    async def find(self, name: str) -> tuple[list[Image], list[Image]]:
+        """The images of that name or digest, and all versions of all tags of the same repository.
+
+        The first is the one that is meant: the tag `latest`, else the newest.
+        Raises NotFoundError, and UpstreamUnavailableError where a worker that does not answer may have it.
+        """
+        images, silent = await self._ask()
+        try:
+            found = [image for image in images if image.is_called(name)]
+        except errors.InvalidArgumentError as exc:
+            raise errors.NotFoundError(f"image not found: {exc.message}") from None
+        if not found and silent:
+            raise errors.UpstreamUnavailableError(
+                f"image {name} is not on the workers that answer; {', '.join(silent)} did not"
+            )
+        if not found:
+            raise errors.NotFoundError(f"image not found: {name}")
+        found.sort(key=lambda image: (image.tag != references.DEFAULT_TAG, -image.cached_at))
+        return found, [image for image in images if image.repository == found[0].repository]
+
+    async def pull(self, reference: str) -> Image:
+        """Pull an image on the least loaded worker; the next one is tried where one does not answer.
+
+        Raises InvalidArgumentError for what is no reference, ImageError when it cannot be had.
+        """
+        references.parse(reference)
+        tried: dict[str, str] = {}
+        while True:
+            candidates = self._fleet.candidates()
+            untried = [c for c in candidates if c.worker.name not in tried]
+            placement = scheduler.place(Need(0, 0), untried)
+            if not placement.workers:
+                raise scheduler.not_placed("pull", candidates, {**tried, **placement.refusals}, bool(tried))
+            worker = placement.workers[0]
+            try:
+                async with asyncio.timeout(PULL_SECONDS):
+                    return await self._pull_on(worker.id, reference)
+            except TimeoutError:
+                raise errors.TimedOutError(
+                    f"worker {worker.name} has not pulled {reference} in {PULL_SECONDS:.0f} s; it goes on: ask again"
+                ) from None
+            except _TRY_ELSEWHERE as exc:
+                log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
+                tried[worker.name] = exc.message
+
+    async def _pull_on(self, worker_id: str, reference: str) -> Image:
+        request = pb.PullImageRequest(reference=reference)
+        async with contextlib.aclosing(self._fleet.stream(worker_id, "PullImage", request)) as events:
+            async for event in events:
+                if event.HasField("image"):
+                    return _image(event.image, worker_id)
+        raise errors.EngineError(f"the pull of {reference} ended without an image")
+
+    async def remove(self, name: str) -> None:
+        """Remove an image from every worker that has it; a name without a tag means all its tags.
+
+        Raises NotFoundError, and InvalidStateError when a box uses it.
+        """
+        found, _ = await self.find(name)
+        doomed = {image.reference for image in found} | {f"{image.repository}@{image.id}" for image in found}
+        for used in self._store.images_of_boxes():
+            if _full(used) in doomed:
+                raise errors.InvalidStateError(f"image {used} is in use; remove the boxes made of it first")
+        orders = [(image.reference, worker_id) for image in found for worker_id in image.workers]
+        results = await asyncio.gather(
+            *(
+                self._fleet.call(
+                    worker_id, "RemoveImage", pb.RemoveImageRequest(reference=reference), timeout=REMOVE_SECONDS
+                )
+                for reference, worker_id in orders
+            ),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _ask(self) -> tuple[list[Image], list[str]]:
+        """What the workers have, and the names of those that did not say."""
+        workers = [c.worker for c in self._fleet.candidates()]
+        reachable = [worker for worker in workers if self._fleet.is_reachable(worker)]
+        answers = await asyncio.gather(
+            *(self._fleet.call(w.id, "ListImages", pb.Empty(), timeout=ASK_SECONDS) for w in reachable),
+            return_exceptions=True,
+        )
+        found: dict[tuple[str, str], Image] = {}
+        silent = [worker.name for worker in workers if worker not in reachable]
+        for worker, answer in zip(reachable, answers, strict=True):
+            if isinstance(answer, errors.BoxliteError):
+                log.warning("worker %s does not tell its images: %s", worker.name, answer)
+                silent.append(worker.name)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                for message in answer.images:
+                    image = _image(message, worker.id)
+                    key = (image.reference, image.id)
+                    found[key] = _merged(found[key], image) if key in found else image
+        return [found[key] for key in sorted(found)], silent
+
+
+def _image(message: pb.Image, worker_id: str) -> Image:
+    return Image(
+        reference=message.reference,
+        id=message.image_id,
+        cached_at=message.cached_at_ms / 1000,
+        size_bytes=message.size_bytes,
+        digests=tuple(message.digests),
+        workers=(worker_id,),
+    )
+
+
+def _merged(one: Image, other: Image) -> Image:
+    """The same version on two workers."""
+    return one._replace(
+        cached_at=min(one.cached_at, other.cached_at),
+        digests=tuple(dict.fromkeys(one.digests + other.digests)),
+        workers=one.workers + other.workers,
+    )
+
+
+def _full(reference: str) -> str:
+    try:
+        return str(references.parse(reference).tagged())
+    except errors.InvalidArgumentError:
+        return reference
