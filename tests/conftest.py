@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import boxes
 from support.cluster import Cluster
+from support.registry import private_registry, push
 
 from boxlite_server import busybox, engine
 
@@ -77,6 +78,21 @@ def test_image(docker_host: str) -> str:
 def bare_image(docker_host: str) -> str:
     """The same without any command."""
     return BARE_IMAGE
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The `host:port` of a registry of our own; it takes root, or docker-registry installed."""
+    if os.geteuid() != 0 and engine.which("docker-registry") is None:
+        pytest.skip("a registry takes root, or an installed docker-registry")
+    with private_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def registry_image(docker_host: str, registry: str) -> str:
+    """The name of an image that only the registry has."""
+    return push(docker_host, BARE_IMAGE, registry, "boxlite/extra:v1")
 
 
 @contextmanager

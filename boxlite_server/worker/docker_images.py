@@ -68,17 +68,17 @@ class DockerImages:
 
     def remove(self, reference: str) -> None:
         try:
-            image = self._inspect(reference)
+            description = self._inspect(reference)
         except NotFoundError:
             return
         with engine_errors("cannot list the containers"):
             containers = self._engine.api.containers(all=True)
-        names = {str(references.parse(name)) for name in image["RepoTags"] or []}
+        names = {image.reference for image in _names(description)}
         wanted = str(references.parse(reference).tagged())
         users = [
             entry
             for entry in containers
-            if entry["ImageID"] == image["Id"] and (names <= {wanted} or _full(entry["Image"]) == wanted)
+            if entry["ImageID"] == description["Id"] and (names <= {wanted} or _full(entry["Image"]) == wanted)
         ]
         if users:
             raise InvalidStateError(f"image {reference} is in use; remove the boxes made of it first")
@@ -166,13 +166,14 @@ class _Pull:
 
 
 def _names(image: dict[str, Any]) -> list[Image]:
-    """An image under each of its names: its tags, or where it has none, the digests it was pulled by."""
-    digests = tuple(name.partition("@")[2] for name in image["RepoDigests"] or [])
-    return [
-        Image(str(references.parse(name)), image["Id"], _cached_at_ms(image), image["Size"], digests)
-        for name in image["RepoTags"] or image["RepoDigests"] or []
-        if "<none>" not in name
-    ]
+    """An image under each of its names: its tags, and the digests that it was pulled by where that gave no tag."""
+    tags = [references.parse(name) for name in image["RepoTags"] or [] if "<none>" not in name]
+    digests = [references.parse(name) for name in image["RepoDigests"] or [] if "<none>" not in name]
+    tagged = {reference.repository for reference in tags}
+    named = tags + [reference for reference in digests if reference.repository not in tagged]
+    known_by = tuple(dict.fromkeys(reference.digest for reference in digests))
+    at = _cached_at_ms(image)
+    return [Image(str(reference), image["Id"], at, image["Size"], known_by) for reference in named]
 
 
 def _cached_at_ms(image: dict[str, Any]) -> int:

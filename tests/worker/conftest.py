@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import fake_runtime
 import pytest
@@ -12,6 +13,7 @@ from fake_runtime import FakeRuntime
 
 from boxlite_server import ids
 from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.policy import Policy
 from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner, Process
 
 
@@ -22,6 +24,8 @@ class Site:
     runtime: BoxRuntime
     image: str
     bare_image: str
+    allowed: Path  # a directory that boxes may mount from
+    pullable: str = ""  # an image that the registry has, and nobody has pulled
 
     def new_box(self, **fields: object) -> BoxRef:
         """A created box."""
@@ -42,29 +46,47 @@ class Site:
 @pytest.fixture(scope="session", params=["docker", "fake"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "fake":
-        fake = FakeRuntime()
-        yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE)
+        allowed = request.getfixturevalue("allowed_directory")
+        fake = FakeRuntime(policy=policy(allowed))
+        yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE, allowed, fake_runtime.PULLABLE_IMAGE)
         fake.close()
         return
     yield from docker_site(request)
 
 
+def policy(allowed: Path) -> Policy:
+    return Policy((allowed,), frozenset({"SYS_PTRACE"}))
+
+
+@pytest.fixture(scope="session")
+def allowed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("allowed")
+
+
+@pytest.fixture
+def pullable(request: pytest.FixtureRequest, site: Site) -> str:
+    """An image that the site's registry has. Only a real engine needs a real registry."""
+    return site.pullable or request.getfixturevalue("registry_image")
+
+
 def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
     docker_host = request.getfixturevalue("docker_host")
     owner = Owner(ids.new_id(), ids.new_id())
-    docker = DockerRuntime(lambda: owner, docker_host)
-    yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"))
+    allowed = request.getfixturevalue("allowed_directory")
+    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed))
+    yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"), allowed)
     for state in docker.list_boxes():
         docker.remove(state.box, force=True)
     assert docker.list_boxes() == []
+    assert docker.volumes.list() == []
     docker.close()
 
 
 @pytest.fixture(scope="session")
-def fake_site() -> Iterator[Site]:
+def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The fake alone, for what does not depend on an engine."""
     fake = FakeRuntime()
-    yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE)
+    yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE, tmp_path_factory.mktemp("nothing"))
     fake.close()
 
 

@@ -19,16 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fake_files import FakeFiles
+from fake_storage import FakeImages, FakePorts, FakeVolumes
 
 from boxlite_server.errors import (
     EngineError,
     ExecutionError,
-    ImageError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
     StoppedError,
 )
+from boxlite_server.worker.policy import Policy
 from boxlite_server.worker.runtime import (
     STDERR,
     STDOUT,
@@ -38,11 +39,13 @@ from boxlite_server.worker.runtime import (
     BoxStatus,
     Capacity,
     ExecSpec,
+    PortMapping,
     Process,
 )
 
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"
+PULLABLE_IMAGE = "fake-registry:5000/extra:latest"
 
 
 class FakeProcess:
@@ -173,11 +176,13 @@ class FakeBox:
     said: list[tuple[int, bytes]] = field(default_factory=list)
     attached: list[FakeMain] = field(default_factory=list)
     at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
+    ports: FakePorts = field(default_factory=FakePorts)
+    published: tuple[PortMapping, ...] = ()
 
     @property
     def state(self) -> BoxState:
         if self.status is BoxStatus.RUNNING and self.main is not None:
-            return BoxState(self.ref, self.status, pid=self.main.pid)
+            return BoxState(self.ref, self.status, pid=self.main.pid, ports=self.published)
         return BoxState(self.ref, self.status, exit_code=self.exit_code)
 
 
@@ -241,7 +246,10 @@ class FakeMain:
 class FakeRuntime:
     """As strict as an engine. `down` makes every verb fail as an engine that does not answer."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, policy: Policy | None = None) -> None:
+        self._policy = policy or Policy()
+        self.images = FakeImages((IMAGE, BARE_IMAGE), (PULLABLE_IMAGE,), self._specs)
+        self.volumes = FakeVolumes(self._specs)
         self._directory = Path(directory or tempfile.mkdtemp(prefix="fake-boxes-"))
         self._boxes: dict[str, FakeBox] = {}
         self._commands: dict[str, list[FakeProcess]] = {}
@@ -265,8 +273,9 @@ class FakeRuntime:
                 self._refuse_stale(box, found)
                 if found.ref == box:
                     return found.state
-            if spec.image not in (IMAGE, BARE_IMAGE):
-                raise ImageError(f"image {spec.image!r} cannot be pulled: there is no registry")
+            spec = self._policy.admit(spec)
+            self.volumes.check(spec)
+            self.images.need(spec.image)
             if spec.cpus > (os.cpu_count() or 1):
                 raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {os.cpu_count()}")
         # Without the lock: the box's end is recorded by another thread.
@@ -286,6 +295,9 @@ class FakeRuntime:
             if found.status is BoxStatus.RUNNING:
                 return found.state
             spec = found.spec
+            self._policy.recheck(mount.host_path for mount in spec.mounts if mount.host_path)
+            self.volumes.check(spec)
+            published = found.ports.open(spec.ports)
             default = ("sh",) if spec.image == IMAGE else ("tail", "-f", "/dev/null")
             command = (*spec.entrypoint, *spec.cmd) or default
             found.said = []
@@ -293,6 +305,7 @@ class FakeRuntime:
             try:
                 process = FakeProcess(exec_spec, found.directory, {})
             except ExecutionError as exc:
+                found.ports.close()
                 found.status, found.exit_code = BoxStatus.FAILED, 127
                 for main in found.attached:
                     main.code = 127
@@ -301,6 +314,7 @@ class FakeRuntime:
                 raise ExecutionError(f"the main command of box {box.box_id}: {exc.message}") from exc
             found.at_rest.clear()
             found.main, found.status, found.exit_code = process, BoxStatus.RUNNING, None
+            found.published = published
             for main in found.attached:
                 main.begin(process)
             threading.Thread(target=self._run, args=(found, process), daemon=True).start()
@@ -318,6 +332,7 @@ class FakeRuntime:
             for command in self._commands[box.ref.box_id]:
                 command.kill()
             box.status, box.exit_code = BoxStatus.STOPPED, code
+            box.ports.close()
             for main in box.attached:
                 main.code = code
                 main.close()
@@ -407,6 +422,9 @@ class FakeRuntime:
         for box in list(self._boxes.values()):
             self._delete(box)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _specs(self) -> list[BoxSpec]:
+        return [box.spec for box in self._boxes.values()]
 
     def _find(self, box: BoxRef) -> FakeBox:
         self.ping()

@@ -16,7 +16,8 @@ from conftest import Site, collect, docker_site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
-from boxlite_server.worker import docker_engine, docker_process
+from boxlite_server.worker import docker_engine, docker_images, docker_process
+from boxlite_server.worker.docker_images import DockerImages
 from boxlite_server.worker.docker_runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec, Owner
 
@@ -147,37 +148,40 @@ def test_a_pid_that_is_not_in_the_container_is_never_signalled(site: Site, monke
 
 def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     release, joined, calls = threading.Event(), threading.Semaphore(0), []
+    waiting: set[int] = set()
 
     class Api:
-        def pull(self, reference: str, stream: bool, decode: bool) -> list[dict[str, str]]:
+        def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             calls.append(reference)
             assert release.wait(10)
             return [{"status": "pulling"}, {"error": "out of luck"}]
 
     class CountedFuture(Future[None]):
         def result(self, timeout: float | None = None) -> None:
-            joined.release()
+            if threading.get_ident() not in waiting:
+                waiting.add(threading.get_ident())
+                joined.release()
             return super().result(timeout)
 
     monkeypatch.setattr(docker_engine.Engine, "api", Api())
-    monkeypatch.setattr(docker_engine, "Future", CountedFuture)
-    engine = docker_engine.Engine("unix:///nowhere")
-    with ThreadPoolExecutor() as pool:
-        pulls = [pool.submit(engine.pull, "some:image") for _ in range(5)]
+    monkeypatch.setattr(docker_images, "Future", CountedFuture)
+    images = DockerImages(docker_engine.Engine("unix:///nowhere"))
+    with ThreadPoolExecutor(5) as pool:
+        pulls = [pool.submit(lambda: list(images.pull("some:image"))) for _ in range(5)]
         for _ in pulls:
             assert joined.acquire(timeout=10)
         release.set()
         for pull in pulls:
-            assert str(pull.exception(10)) == "image 'some:image' cannot be pulled: out of luck"
-    assert calls == ["some:image"]
+            assert str(pull.exception(10)) == "image 'docker.io/library/some:image' cannot be pulled: out of luck"
+    assert calls == ["docker.io/library/some"]
 
 
 def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = docker_engine.Engine("unix:///nowhere")
+    images = DockerImages(docker_engine.Engine("unix:///nowhere"))
     began, release = threading.Event(), threading.Event()
 
     class Api:
-        def pull(self, reference: str, stream: bool, decode: bool) -> list[dict[str, str]]:
+        def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             began.set()
             release.wait(10)
             return []
@@ -187,14 +191,14 @@ def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.
 
     def pull() -> None:
         try:
-            engine.pull("some:image")
+            list(images.pull("some:image"))
         except EngineError as exc:
             failures.append(exc)
 
     thread = threading.Thread(target=pull)
     thread.start()
     assert began.wait(10)
-    engine.close()
+    images.close()
     thread.join(10)
     assert len(failures) == 1
     release.set()
