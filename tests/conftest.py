@@ -126,6 +126,13 @@ def new_cluster(docker_host: str) -> Iterator[NewCluster]:
         yield new
 
 
+@pytest.fixture(scope="module")
+def new_shared_cluster(docker_host: str) -> Iterator[NewCluster]:
+    """The same, for clusters that the tests of a module share."""
+    with _clusters(docker_host) as new:
+        yield new
+
+
 @pytest.fixture(scope="session")
 def cluster(docker_host: str) -> Iterator[Cluster]:
     """A coordinator and one worker that all tests share: leave nothing behind, and end none of its processes."""

@@ -179,8 +179,11 @@ class Boxes:
             box = self._reserve_again(box)
         try:
             state = await self._fleet.call(box.worker_id, "StartBox", ref(box), timeout=CALL_SECONDS)
-        except errors.BoxliteError:
+        except errors.BoxliteError as exc:
             await self._observe(box)
+            now = self._store.get_box(box.id)
+            if now and now.status == "failed":
+                self._change(box.id, error=now.error or exc.message)
             raise
         return self._apply(box, state)
 
