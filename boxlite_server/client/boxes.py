@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
-from boxlite_server.client import output
+from boxlite_server.client import boxflags, output
 from boxlite_server.client.api import ApiClient, Json
 from boxlite_server.errors import BoxliteError, NotFoundError
 
@@ -39,6 +39,7 @@ def create_body(args: Namespace) -> Json:
         "cmd": args.cmd,
         "user": args.user,
         "labels": dict(args.label),
+        **boxflags.box_fields(args),
     }
     return body | {key: value for key, value in optional.items() if value not in (None, {}, [])}
 

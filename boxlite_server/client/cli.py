@@ -12,14 +12,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from boxlite_server.client import boxes, copy, run
+from boxlite_server.client import boxes, boxflags, copy, run, storage
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 
 DEFAULT_URL = "http://127.0.0.1:8200"
 
 Command = Callable[[ApiClient, argparse.Namespace], int]
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=f"boxlite {boxes.version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, act: Command, text: str, *, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, aliases=aliases, help=text, description=text, parents=[common], allow_abbrev=False
-        )
+    def add(
+        name: str, act: Command, text: str, *, aliases: Sequence[str] = (), to: _Commands = commands
+    ) -> argparse.ArgumentParser:
+        sub = to.add_parser(name, aliases=aliases, help=text, description=text, parents=[common], allow_abbrev=False)
         sub.set_defaults(run=act)
         return sub
 
@@ -92,9 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("list", boxes.list_boxes, "List boxes", aliases=("ls", "ps"))
     sub.add_argument("-a", "--all", action="store_true", help="all boxes, not only active ones")
-    shape = sub.add_mutually_exclusive_group()
-    shape.add_argument("-q", "--quiet", action="store_true", help="ids only")
-    shape.add_argument("--format", choices=("table", "json"), default="table")
+    _add_shape_options(sub)
 
     sub = add("inspect", boxes.inspect, "Show boxes in detail")
     sub.add_argument("-l", "--latest", action="store_true", help="the box created last")
@@ -125,6 +125,27 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-include-parent", action="store_true", help="what is in a directory, without the directory")
     sub.add_argument("source", metavar="SRC", help="PATH, BOX:PATH or -")
     sub.add_argument("destination", metavar="DST", help="PATH, BOX:PATH or -")
+
+    sub = add("images", storage.images, "List the images that the workers have")
+    _add_shape_options(sub)
+    sub = add("pull", storage.pull, "Pull an image")
+    sub.add_argument("-q", "--quiet", action="store_true", help="print the image's id only")
+    sub.add_argument("image", metavar="IMAGE")
+
+    text = "Make, show and remove volumes"
+    volumes = commands.add_parser("volume", help=text, description=text, allow_abbrev=False).add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    sub = add("create", storage.create_volume, "Make a volume, and print its id", to=volumes)
+    sub.add_argument("--name", help="a name for the volume; without one, its id")
+    sub = add("ls", storage.list_volumes, "List volumes", aliases=("list",), to=volumes)
+    _add_shape_options(sub)
+    sub = add("get", storage.get_volume, "Show a volume", aliases=("inspect",), to=volumes)
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.add_argument("volume", metavar="VOLUME")
+    sub = add("rm", storage.remove_volumes, "Remove volumes and their data", aliases=("delete",), to=volumes)
+    sub.add_argument("-f", "--force", action="store_true", help="a missing volume is no error")
+    sub.add_argument("volumes", metavar="VOLUME", nargs="+")
 
     sub = add("info", boxes.info, "Show the server and how many boxes it has")
     sub.add_argument("--format", choices=("yaml", "json"), default="yaml")
@@ -175,6 +196,12 @@ def _add_stream_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="do not wait for the command")
 
 
+def _add_shape_options(parser: argparse.ArgumentParser) -> None:
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("-q", "--quiet", action="store_true", help="ids only")
+    shape.add_argument("--format", choices=("table", "json"), default="table")
+
+
 def _add_box_options(parser: argparse.ArgumentParser) -> None:
     _add_process_options(parser)
     parser.add_argument("--name", help="a name for the box")
@@ -183,6 +210,7 @@ def _add_box_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=_positive, metavar="MIB", help="in mebibytes")
     parser.add_argument("--network", choices=("enabled", "disabled"), default="enabled")
     parser.add_argument("--label", action=_Pairs, metavar="KEY=VALUE", help="(repeatable)")
+    boxflags.add_flags(parser)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="replaces the command of the image")
 
