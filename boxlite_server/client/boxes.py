@@ -180,6 +180,7 @@ def _document(box: Json) -> dict[str, Any]:
             "ExitCode": box.get("exit_code") or 0,
             "StartedAt": box.get("started_at"),
         },
+        "Ports": box.get("ports") or [],
         "Cpus": box["cpus"],
         "Memory": box["memory_mib"] * 1024 * 1024,
         "Config": {

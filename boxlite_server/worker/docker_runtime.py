@@ -23,7 +23,15 @@ from .docker_files import DockerFiles
 from .docker_images import DockerImages
 from .docker_ports import bindings, port_errors, published
 from .docker_process import ExecProcess, MainProcess
-from .docker_volumes import CLUSTER_LABEL, WORKER_LABEL, DockerVolumes, engine_mounts, host_paths, volume_ids
+from .docker_volumes import (
+    CLUSTER_LABEL,
+    WORKER_LABEL,
+    DockerVolumes,
+    engine_mounts,
+    host_paths,
+    volume_ids,
+    writable_paths,
+)
 from .policy import Policy
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
 
@@ -54,6 +62,7 @@ class DockerRuntime:
         self.images = DockerImages(self._engine)
         self.volumes = DockerVolumes(self._engine, owner)
         self._states = _States()
+        self._starting_with_paths = threading.Lock()
 
     # ---- the engine ----
 
@@ -140,10 +149,10 @@ class DockerRuntime:
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         container = self._container(box)
-        self._policy.recheck(host_paths(container))
         self.volumes.check(volume_ids(container))
         began = int(time.time())
-        with _refusals(), port_errors(box.box_id), engine_errors(f"box {box.box_id} cannot be started"):
+        what = f"box {box.box_id} cannot be started"
+        with self._paths_kept(host_paths(container)), _refusals(), port_errors(box.box_id), engine_errors(what):
             self._engine.api.start(_name(box))
         state = self._settled(box)
         if state.exit_code in (126, 127):
@@ -153,6 +162,18 @@ class DockerRuntime:
                 kind = "not found in the box: " if "No such file" in text else "cannot be executed: "
                 raise ExecutionError(f"the main command of box {box.box_id} was {kind}{text}")
         return state
+
+    @contextmanager
+    def _paths_kept(self, paths: list[str]) -> Iterator[None]:
+        """While the engine mounts these paths of the host, no box is started that could replace them."""
+        if not paths:
+            yield
+            return
+        with self._starting_with_paths:
+            with engine_errors("cannot list the containers"):
+                running = self._engine.api.containers()
+            self._policy.recheck(paths, writable_paths(running))
+            yield
 
     def _settled(self, box: BoxRef) -> BoxState:
         """The state once the init process has executed the main command, or could not."""

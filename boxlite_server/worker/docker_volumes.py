@@ -89,6 +89,12 @@ def host_paths(container: dict[str, Any]) -> list[str]:
     return _sources(container, "bind")
 
 
+def writable_paths(listed: Iterable[dict[str, Any]]) -> set[str]:
+    """The paths of the host that listed containers, whoever made them, can write in."""
+    mounts = [mount for container in listed for mount in container["Mounts"]]
+    return {mount["Source"] for mount in mounts if mount["Type"] == "bind" and mount["RW"]}
+
+
 def volume_ids(container: dict[str, Any]) -> list[str]:
     """The volumes that a container mounts."""
     return [name.removeprefix(_name("")) for name in _sources(container, "volume")]

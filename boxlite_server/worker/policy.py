@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import InvalidArgumentError, UnsupportedError
+from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedError
 from .runtime import BoxSpec
 
 # What a container gets anyway: asking for it changes nothing, unless ALL was dropped.
@@ -54,9 +54,20 @@ class Policy:
             )
         return str(real)
 
-    def recheck(self, host_paths: Iterable[str]) -> None:
-        """Paths that were resolved before must still be what they were, and still be allowed."""
+    def recheck(self, host_paths: Iterable[str], writable: Collection[str]) -> None:
+        """Paths that were resolved before must still be what they were, still be allowed, and stay so.
+
+        `writable`: what running boxes mount and can write in. One of them could put a link in the place of a path
+        below it after this look and before the engine's own. Raises `InvalidStateError` for such a path,
+        `InvalidArgumentError` as `host_path` does.
+        """
         for path in host_paths:
+            for parent in writable:
+                if path != parent and Path(path).is_relative_to(parent):
+                    raise InvalidStateError(
+                        f"host path '{path}' is inside of '{parent}', where another running box can write; "
+                        "stop that box, or mount the same directory in both"
+                    )
             if self.host_path(path) != path:
                 raise InvalidArgumentError(
                     f"host path '{path}' has become a link to another place; make the box anew "

@@ -287,5 +287,61 @@ async def interleaved():
         assert results == [(number, f"{number}\n", "") for number in range(20)]
 
 
+async def volumes():
+    """What 0.10 has of volumes: a box mounts one by its name, and what it writes stays."""
+    rt, name = runtime(), unique("data")
+    made = await rt.volumes.create(name)
+    try:
+        assert (made.name, len(made.id), made.size_bytes) == (name, 12, None)
+        unnamed = await rt.volumes.create()
+        assert unnamed.name == unnamed.id
+        assert {made.id, unnamed.id} <= {one.id for one in await rt.volumes.list()}
+        await rt.volumes.remove(unnamed.id)
+        assert (await rt.volumes.get(made.id)).name == name
+        assert "exists" in await refused(rt.volumes.create(name))
+        for mounted, script, expected in ((name, "echo kept > /data/file", ""), (made.id, "cat /data/file", "kept\n")):
+            async with Running(volumes=[{"managed_volume": mounted, "guest_path": "/data"}]) as box:
+                assert await outcome(await box.exec("sh", ["-c", script])) == (0, expected, "")
+                assert "in use" in await refused(rt.volumes.remove(made.id))
+        nosuch = [{"managed_volume": "nosuch", "guest_path": "/data"}]
+        assert "nosuch" in await refused(rt.create(options(volumes=nosuch)))
+    finally:
+        await rt.volumes.remove(made.id)
+    await rt.volumes.remove(made.id, force=True)
+    assert "not found" in await refused(rt.volumes.remove(made.id))
+
+
+async def images():
+    """What 0.10 has of images."""
+    rt = runtime()
+    repository, _, tag = IMAGE.rpartition(":")
+    found = [one for one in await rt.images.list() if one.reference == f"docker.io/library/{IMAGE}"]
+    assert len(found) == 1
+    assert (found[0].repository, found[0].tag) == (f"docker.io/library/{repository}", tag)
+    assert found[0].size_bytes > 0
+    detail = await rt.images.get(repository)
+    assert detail.name == f"docker.io/library/{repository}"
+    assert found[0].id in [version.digest for version in detail.versions]
+    usage = await rt.images.usage()
+    assert 0 < usage.count <= usage.limit
+    assert usage.known_bytes > 0
+    assert "not found" in await refused(rt.images.get("nosuch"))
+    assert "aliases" in await refused(rt.images.create_alias(repository, "b", "sha256:" + "0" * 64))
+    async with Running():
+        assert "in use" in await refused(rt.images.remove(repository))
+
+
+async def capabilities():
+    """0.10 asks the server first whether it can."""
+    from boxlite import AdvancedBoxOptions, ContainerCapabilities
+
+    some = AdvancedBoxOptions(capabilities=ContainerCapabilities(add=["CHOWN"], drop=["ALL"]))
+    async with Running(advanced=some) as box:
+        code, out, _ = await outcome(await box.exec("grep", ["CapEff", "/proc/self/status"]))
+        assert (code, out.split()[1]) == (0, "0000000000000001"), out
+    much = AdvancedBoxOptions(capabilities=ContainerCapabilities(add=["SYS_ADMIN"]))
+    assert "--allow-cap" in await refused(runtime().create(options(advanced=much)))
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]]())

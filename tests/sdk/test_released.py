@@ -27,12 +27,13 @@ NAMES = [
     "terminal",
 ]
 SINCE_MAIN_SESSIONS = ["main_session", "main_terminal", "read_only"]
+SINCE_VOLUMES = ["volumes", "images", "capabilities"]
 
 
 @pytest.mark.parametrize(
     ("version", "scenario"),
     [(version, name) for version in (OLDEST, NEWEST) for name in NAMES]
-    + [(NEWEST, name) for name in SINCE_MAIN_SESSIONS],
+    + [(NEWEST, name) for name in (*SINCE_MAIN_SESSIONS, *SINCE_VOLUMES)],
 )
 def test_scenario(cluster: Cluster, test_image: str, version: str, scenario: str) -> None:
     env = {

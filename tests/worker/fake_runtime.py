@@ -295,7 +295,9 @@ class FakeRuntime:
             if found.status is BoxStatus.RUNNING:
                 return found.state
             spec = found.spec
-            self._policy.recheck(mount.host_path for mount in spec.mounts if mount.host_path)
+            running = [other.spec for other in self._boxes.values() if other.status is BoxStatus.RUNNING]
+            writable = {m.host_path for other in running for m in other.mounts if m.host_path and not m.read_only}
+            self._policy.recheck([mount.host_path for mount in spec.mounts if mount.host_path], writable)
             self.volumes.check(spec)
             published = found.ports.open(spec.ports)
             default = ("sh",) if spec.image == IMAGE else ("tail", "-f", "/dev/null")

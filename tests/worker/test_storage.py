@@ -147,6 +147,24 @@ def test_a_directory_that_became_a_link_is_refused_at_start(site: Site, inside: 
     site.runtime.remove(box, force=True)
 
 
+def test_a_path_that_another_box_can_replace_is_refused_while_that_runs(site: Site, inside: Path) -> None:
+    below = inside / "below"
+    below.mkdir()
+    writer, reader = (
+        site.running_box(mounts=(Mount("/data", host_path=str(inside), read_only=read_only),))
+        for read_only in (False, True)
+    )
+    box = site.new_box(mounts=bind(below))
+    with pytest.raises(InvalidStateError, match="another running box can write"):
+        site.runtime.start(box)
+    same = site.running_box(mounts=bind(inside))
+    site.runtime.remove(same, force=True)
+    site.runtime.stop(writer, 0)
+    assert site.runtime.start(box).status is BoxStatus.RUNNING
+    for other in (writer, reader, box):
+        site.runtime.remove(other, force=True)
+
+
 # ---- ports ----
 
 
