@@ -22,9 +22,7 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(
-    new_shared_cluster: Any, docker_host: str, second_docker_host: str, allowed: Path
-) -> Cluster:
+def pair(new_shared_cluster: Any, docker_host: str, second_docker_host: str, allowed: Path) -> Cluster:
     """Two workers on two engines; the operator of one lets boxes have something of the host."""
     cluster: Cluster = new_shared_cluster()
     cluster.start_coordinator()
