@@ -10,7 +10,7 @@ import http.client
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -112,6 +112,20 @@ class ApiClient:
 
     def post(self, path: str, body: Json | None = None) -> Json:
         return self._json(self.request("POST", path, body))
+
+    def post_lines(self, path: str, body: Json) -> Iterator[Json]:
+        """A POST that is answered by a JSON object in each line, as they come; by a plain object of servers that
+        know only that. Raises `BoxliteError`, an `error` in a line included."""
+        response = self.download("POST", path, "application/x-ndjson, application/json", body)
+        try:
+            for line in response:
+                document = self._json(line)
+                if "error" in document:
+                    raise error_from(response.status, line)
+                yield document
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise unreachable(self.url, error) from error
 
     def request(self, method: str, path: str, body: Json | None = None) -> bytes:
         """One request and the body of its 2xx answer. Raises `BoxliteError`."""

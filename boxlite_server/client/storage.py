@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
+import io
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlencode
 
 from boxlite_server import references
 from boxlite_server.client import output
 from boxlite_server.client.api import ApiClient, Json
 from boxlite_server.client.boxes import print_error
-from boxlite_server.errors import BoxliteError
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+from boxlite_server.client.progress import Bar, size
+from boxlite_server.errors import BoxliteError, UpstreamUnavailableError
 
 # ---- images ----
 
@@ -36,7 +31,7 @@ def images(api: ApiClient, args: Namespace) -> int:
                 image["tag"] or "<none>",
                 image["id"].removeprefix("sha256:")[:12],
                 output.age(image["cached_at"]),
-                size(image.get("size_bytes")),
+                size(image.get("size_bytes") or 0),
             )
             for image in found
         ]
@@ -45,49 +40,23 @@ def images(api: ApiClient, args: Namespace) -> int:
 
 
 def pull(api: ApiClient, args: Namespace) -> int:
-    with _elapsed(f"Pulling {args.image}", shown=not args.quiet and sys.stderr.isatty()):
-        image = api.post(api.path("images", "pull"), {"reference": args.image})
-    if args.quiet:
-        print(image["id"])
-    else:
-        print(f"{image['reference']}  {image['id']}  {size(image.get('size_bytes'))}")
+    image: Json | None = None
+    with Bar(f"Pulling {args.image}", stream=io.StringIO() if args.quiet else None) as bar:
+        for event in api.post_lines(api.path("images", "pull"), {"reference": args.image}):
+            if "current_bytes" in event:
+                bar.update(event["current_bytes"], event["total_bytes"])
+            else:
+                image = event.get("image", event)
+        if image is None:
+            raise UpstreamUnavailableError("the server broke off in the middle of the pull; try again")
+        bar.update(bar.total or 0)
+    print(image["id"] if args.quiet else f"{image['reference']}  {image['id']}  {size(image.get('size_bytes') or 0)}")
     return 0
-
-
-@contextmanager
-def _elapsed(text: str, *, shown: bool) -> Iterator[None]:
-    """Show on stderr how long it has been going on; the API tells nothing more until the end."""
-    done, began = threading.Event(), time.monotonic()
-
-    def show() -> None:
-        while not done.wait(0.2):
-            print(f"\r{text} … {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=show, daemon=True)
-    if shown:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if shown:
-            thread.join()
 
 
 def familiar(repository: str) -> str:
     """A repository as people write it: without what is meant anyway."""
     return repository.removeprefix(f"{references.DEFAULT_REGISTRY}/").removeprefix("library/")
-
-
-def size(byte_count: Any) -> str:
-    """`7.73 MB`, in powers of 1000 as docker shows them."""
-    if not isinstance(byte_count, int):
-        return ""
-    number, unit = float(byte_count), 0
-    while number >= 1000 and unit < len(_UNITS) - 1:
-        number, unit = number / 1000, unit + 1
-    return f"{number:.3g} {_UNITS[unit]}"
 
 
 # ---- volumes ----

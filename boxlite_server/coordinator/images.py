@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from .. import errors, references
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 ASK_SECONDS = 5.0
 REMOVE_SECONDS = 60.0
-PULL_SECONDS = 280.0  # released clients give up after 300
 
 _TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
@@ -58,6 +58,13 @@ class Image(NamedTuple):
         )
 
 
+class PullProgress(NamedTuple):
+    """Of all parts known so far."""
+
+    current_bytes: int
+    total_bytes: int
+
+
 class Images:
     """Questions and orders to the whole fleet about images."""
 
@@ -89,12 +96,14 @@ class Images:
         found.sort(key=lambda image: (image.tag != references.DEFAULT_TAG, -image.cached_at))
         return found, [image for image in images if image.repository == found[0].repository]
 
-    async def pull(self, reference: str) -> Image:
-        """Pull an image on the least loaded worker; the next one is tried where one does not answer.
+    async def pull(self, reference: str) -> AsyncGenerator[PullProgress | Image, None]:
+        """Pull an image on the least loaded worker: progress at least every second, and the image last.
+        The next worker is tried where one does not answer.
 
         Raises InvalidArgumentError for what is no reference, ImageError when it cannot be had.
         """
         references.parse(reference)
+        request = pb.PullImageRequest(reference=reference)
         tried: dict[str, str] = {}
         while True:
             candidates = self._fleet.candidates()
@@ -104,23 +113,16 @@ class Images:
                 raise scheduler.not_placed("pull", candidates, {**tried, **placement.refusals}, bool(tried))
             worker = placement.workers[0]
             try:
-                async with asyncio.timeout(PULL_SECONDS):
-                    return await self._pull_on(worker.id, reference)
-            except TimeoutError:
-                raise errors.TimedOutError(
-                    f"worker {worker.name} has not pulled {reference} in {PULL_SECONDS:.0f} s; it goes on: ask again"
-                ) from None
+                async with contextlib.aclosing(self._fleet.stream(worker.id, "PullImage", request)) as events:
+                    async for event in events:
+                        if event.HasField("image"):
+                            yield _image(event.image, worker.id)
+                            return
+                        yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
+                raise errors.EngineError(f"the pull of {reference} ended without an image")
             except _TRY_ELSEWHERE as exc:
                 log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
                 tried[worker.name] = exc.message
-
-    async def _pull_on(self, worker_id: str, reference: str) -> Image:
-        request = pb.PullImageRequest(reference=reference)
-        async with contextlib.aclosing(self._fleet.stream(worker_id, "PullImage", request)) as events:
-            async for event in events:
-                if event.HasField("image"):
-                    return _image(event.image, worker_id)
-        raise errors.EngineError(f"the pull of {reference} ended without an image")
 
     async def remove(self, name: str) -> None:
         """Remove an image from every worker that has it; a name without a tag means all its tags.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 
@@ -96,7 +97,7 @@ def test_images_in_each_shape(server: FakeServer, boxlite: Boxlite, capsys: Capt
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CACHED", "SIZE"]
     assert first.split()[:3] == ["alpine", "latest", "9a3fbc2e7d51"]
-    assert first.endswith("8.19 MB")
+    assert first.endswith("7.8 MiB")
     assert second.split()[:3] == ["ghcr.io/me/tool", "<none>", "b" * 12]
     assert boxlite("images", "-q") == 0
     assert capsys.readouterr().out.split() == [IMAGE["id"], OTHER["id"]]
@@ -104,18 +105,56 @@ def test_images_in_each_shape(server: FakeServer, boxlite: Boxlite, capsys: Capt
     assert json.loads(capsys.readouterr().out) == [IMAGE, OTHER]
 
 
-def test_pull(server: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
-    server.on("POST", "/v1/images/pull", (200, IMAGE))
+def lines(*events: object) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+@pytest.mark.parametrize("answer", [IMAGE, lines({"current_bytes": 1, "total_bytes": 9}, {"image": IMAGE})])
+def test_pull(server: FakeServer, boxlite: Boxlite, capsys: Capture, answer: object) -> None:
+    """Of a server that tells the progress, and of one that knows only the end."""
+    server.on("POST", "/v1/images/pull", (200, answer))
     assert boxlite("pull", "alpine") == 0
     assert server.requests[0].body == {"reference": "alpine"}
+    assert "application/x-ndjson" in server.requests[0].headers["accept"]
     shown = capsys.readouterr()
-    assert shown.out == f"{IMAGE['reference']}  {IMAGE['id']}  8.19 MB\n"
+    assert shown.out == f"{IMAGE['reference']}  {IMAGE['id']}  7.8 MiB\n"
     assert shown.err == ""  # no terminal, no progress
     assert boxlite("pull", "-q", "alpine") == 0
     assert capsys.readouterr().out == f"{IMAGE['id']}\n"
-    server.on("POST", "/v1/images/pull", (422, error("image_pull_failed", "manifest unknown")))
+
+
+def test_pull_shows_progress_in_a_terminal(
+    server: FakeServer, boxlite: Boxlite, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    steps = [{"current_bytes": at << 20, "total_bytes": 4 << 20} for at in (1, 2, 4)]
+    server.on("POST", "/v1/images/pull", (200, lines(*steps, {"image": IMAGE})))
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert boxlite("pull", "alpine") == 0
+    assert "Pulling alpine" in terminal.getvalue()
+    assert "100%  4.0 MiB / 4.0 MiB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "text"),
+    [
+        (422, error("image_pull_failed", "manifest unknown"), "manifest unknown"),
+        (200, lines({"current_bytes": 1, "total_bytes": 9}, error("image_pull_failed", "no space")), "no space"),
+        (200, lines({"current_bytes": 1, "total_bytes": 9}), "the server broke off"),
+    ],
+)
+def test_pulls_that_fail(
+    server: FakeServer, boxlite: Boxlite, capsys: Capture, status: int, answer: object, text: str
+) -> None:
+    server.on("POST", "/v1/images/pull", (status, answer))
     assert boxlite("pull", "alpine") == 1
-    assert capsys.readouterr().err == "Error: manifest unknown\n"
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"Error: {text}")
 
 
 def test_volumes(server: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:

@@ -266,6 +266,22 @@ def test_a_pull_that_fails_says_why(pair: Cluster, registry: str) -> None:
     assert "manifest" in message
 
 
+def test_a_pull_tells_its_progress_in_lines(pair: Cluster, registry: str, registry_image: str) -> None:
+    lines = {"Accept": "application/x-ndjson"}
+    path = "/v1/images/pull"
+    status, headers, body = pair.http("POST", path, {"reference": registry_image}, headers=lines)
+    assert (status, headers["content-type"]) == (200, "application/x-ndjson")
+    *steps, last = (json.loads(line) for line in body.splitlines())
+    assert all(set(step) == {"current_bytes", "total_bytes"} for step in steps)
+    assert last["image"]["reference"] == registry_image
+    request(pair, 204, "DELETE", f"/images/{registry_image}")
+    status, headers, body = pair.http("POST", path, {"reference": f"{registry}/no/such:image"}, headers=lines)
+    error = body["error"] if status != 200 else json.loads(body.splitlines()[-1])["error"]
+    assert error["code"] == "image_pull_failed"
+    status, _, body = pair.http("POST", path, {"reference": "Not A Reference::"}, headers=lines)
+    assert (status, body["error"]["code"]) == (400, "invalid_argument")
+
+
 def test_images_of_both_workers_are_one_list_in_pages(pair: Cluster, test_image: str) -> None:
     every = request(pair, 200, "GET", "/images")["images"]
     names = [image["reference"] for image in every]

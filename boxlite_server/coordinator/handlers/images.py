@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import json
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, NoReturn
 
-from ... import errors
-from .. import wire
-from ..core import Core
+import connexion
+from starlette.responses import StreamingResponse
+from starlette.types import Scope
 
+from ... import errors
+from .. import http_errors, wire
+from ..core import Core
+from ..images import Image, PullProgress
+
+PULL_SECONDS = 280.0  # for a whole answer: released clients give up after 300
+_LINES = "application/x-ndjson"
 NO_LIMIT = 2**53 - 1  # released clients want a number; this is the largest that JSON carries everywhere
 
 
 async def pull_image(core: Core, prefix: str, body: dict[str, Any]) -> Any:
-    return wire.image(await core.images.pull(body["reference"]))
+    events = core.images.pull(body["reference"])
+    if _LINES in connexion.request.headers.get("accept", ""):
+        # What fails at once still gets its status.
+        first = await anext(events)
+        return StreamingResponse(_lines(core, connexion.request.scope, first, events), media_type=_LINES)
+    try:
+        async with asyncio.timeout(PULL_SECONDS), contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, Image):
+                    return wire.image(event), 200, {"Content-Type": "application/json"}
+    except TimeoutError:
+        raise errors.TimedOutError(
+            f"{body['reference']} was not pulled in {PULL_SECONDS:.0f} s; the worker goes on, so ask again"
+        ) from None
+    raise AssertionError("a pull ends with an image or an error")
+
+
+async def _lines(
+    core: Core, scope: Scope, first: PullProgress | Image, events: AsyncGenerator[PullProgress | Image, None]
+) -> AsyncIterator[bytes]:
+    try:
+        async with contextlib.aclosing(events):
+            yield _line(first)
+            async for event in events:
+                if core.stopping.is_set():
+                    raise errors.UpstreamUnavailableError("the coordinator is shutting down; ask again")
+                yield _line(event)
+    except errors.BoxliteError as exc:
+        yield json.dumps(http_errors.body(scope, exc)).encode() + b"\n"
+
+
+def _line(event: PullProgress | Image) -> bytes:
+    fields = {"image": wire.image(event)} if isinstance(event, Image) else event._asdict()
+    return json.dumps(fields).encode() + b"\n"
 
 
 async def list_images(core: Core, prefix: str, page_size: int | None = None, page_token: str | None = None) -> Any:
