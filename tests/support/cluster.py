@@ -243,5 +243,5 @@ def call(
     finally:
         connection.close()
     answer = {key.lower(): value for key, value in response.getheaders()}
-    is_json = data and "json" in answer.get("content-type", "")
+    is_json = data and answer.get("content-type") == "application/json"
     return response.status, answer, json.loads(data) if is_json else data
