@@ -50,9 +50,16 @@ def box(row: Box, worker_name: str | None) -> dict[str, Any]:
         "auto_stop": 0,
         "auto_delete": 0,
         "auto_resume": row.spec["auto_resume"],
-        "ports": row.published or [{**port, "address": None} for port in row.spec.get("ports", [])],
+        "ports": _ports(row),
         "worker": worker_name,
     }
+
+
+def _ports(row: Box) -> list[dict[str, Any]]:
+    """As they are open now, or as they were asked for."""
+    if row.status in ("running", "paused", "stopping") and row.published:
+        return row.published
+    return [{**port, "address": None} for port in row.spec.get("ports", [])]
 
 
 def execution(message: pb.Execution) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -110,3 +111,25 @@ def test_the_usage_lines(tmp_path: Path, docker_host: str, test_image: str) -> N
         for process in reversed(processes):
             process.terminate()
         assert [process.wait(30) for process in processes] == [0, 0]
+
+
+def test_volumes_ports_and_images(cluster: Cluster, test_image: str, registry_image: str) -> None:
+    volume = output(boxlite(cluster, "volume", "create", "--name", "cli-data")).strip()
+    assert len(volume) == 12
+    assert "cli-data" in output(boxlite(cluster, "volume", "ls"))
+    write = ("run", "--rm", "-v", "cli-data:/data", test_image, "sh", "-c", "echo kept > /data/file")
+    assert output(boxlite(cluster, *write)) == ""
+    read = ("run", "--rm", "-v", f"{volume}:/data:ro", "--cap-drop", "ALL", test_image, "cat", "/data/file")
+    assert output(boxlite(cluster, *read)) == "kept\n"
+    box = output(boxlite(cluster, "run", "-d", "-v", "cli-data:/data", "-p", "80", test_image)).strip()
+    ports = json.loads(output(boxlite(cluster, "inspect", box)))[0]["Ports"]
+    assert [(port["guest_port"], port["host_ip"]) for port in ports] == [(80, "127.0.0.1")]
+    assert ports[0]["host_port"]
+    done = boxlite(cluster, "volume", "rm", "cli-data")
+    assert (done.returncode, b"in use" in done.stderr) == (1, True)
+    output(boxlite(cluster, "rm", "-f", box))
+    assert output(boxlite(cluster, "volume", "rm", "cli-data")) == "cli-data\n"
+    assert registry_image in output(boxlite(cluster, "pull", registry_image))
+    assert registry_image.rpartition(":")[0] in output(boxlite(cluster, "images"))
+    assert cluster.http("DELETE", f"/v1/images/{registry_image}")[0] == 204
+    assert cluster.containers() == []
