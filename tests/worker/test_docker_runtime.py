@@ -12,7 +12,7 @@ from typing import Any
 
 import docker
 import pytest
-from conftest import Site, collect, docker_site
+from sites import Site, collect, docker_site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Site, in_thread
+from sites import Site, in_thread
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
