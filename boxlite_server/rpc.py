@@ -68,6 +68,12 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
 
 
+def is_unanswered(exc: grpc.aio.AioRpcError) -> bool:
+    """Whether the call did not reach the worker at all."""
+    told = any(key == CODE_KEY for key, _ in exc.trailing_metadata() or ())
+    return exc.code() is grpc.StatusCode.UNAVAILABLE and not told
+
+
 class SecretInterceptor(grpc.ServerInterceptor):
     """Refuses every call that does not carry the worker's own secret."""
 

@@ -66,8 +66,16 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
         swagger_ui_options=SwaggerUIOptions(swagger_ui=False),
     )
     app.add_api(_without_security(spec))
+    methods = http_errors.Methods(spec)
+
+    async def answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
+        response = http_errors.response(request.scope, exc, methods)
+        return ConnexionResponse(
+            status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
+        )
+
     for kind in (errors.BoxliteError, ProblemException, HTTPException, Exception):
-        app.add_error_handler(kind, _answer_error)
+        app.add_error_handler(kind, answer_error)
     api: ASGIApp = app
     return api
 
@@ -86,13 +94,6 @@ def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for part in item.get("paths", item).values():
         if isinstance(part, dict):
             yield from [part] if "operationId" in part else _operations(part)
-
-
-async def _answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
-    response = http_errors.response(request.scope, exc)
-    return ConnexionResponse(
-        status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
-    )
 
 
 def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:

@@ -18,6 +18,7 @@ from .app import create_app
 from .core import Core
 from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
+from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from .websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def run(config: CoordinatorConfig) -> int:
         uvicorn.Config(
             create_app(core),
             lifespan="on",
+            http=HttpProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws=WebSocketProtocol,
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=None,

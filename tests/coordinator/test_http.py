@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,46 @@ def test_every_operation_answers_without_a_fault(lonely: Cluster) -> None:
             assert status != 500, (method, path, body)
             if status >= 400 and method != "head" and not concrete.startswith("/v1/health"):
                 assert "error" in body, (method, path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/boxes", "GET, HEAD, POST"),
+        ("/v1/acme/boxes/x", "DELETE, GET, HEAD"),
+        ("/v1/boxes/x/start", "POST"),
+        ("/v1/boxes/x/files", "GET, HEAD, PUT"),
+        ("/v1/images/a/b/c", "DELETE, GET, HEAD"),
+        ("/v1/admin/workers/x/status", "PATCH"),
+        ("/openapi.yaml", "GET, HEAD"),
+    ],
+)
+def test_a_refused_method_gets_those_that_there_are(lonely: Cluster, path: str, allowed: str) -> None:
+    status, headers, _ = lonely.http("OPTIONS", path)
+    assert status == 405
+    assert sorted(headers["allow"].split(", ")) == allowed.split(", ")
+
+
+def test_a_websocket_path_says_what_it_wants(lonely: Cluster) -> None:
+    status, headers, _ = lonely.http("GET", "/v1/boxes/x/attach")
+    assert (status, headers["upgrade"]) == (426, "websocket")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "expected"),
+    [
+        (b"hello\r\n\r\n", 400),
+        (b"GET /v1/health HTTP/1.1\r\nX-Long: ".ljust(64 * 1024 + 1, b"a"), 431),
+    ],
+)
+def test_what_is_no_request_gets_the_contracts_body_too(lonely: Cluster, request_bytes: bytes, expected: int) -> None:
+    with socket.create_connection(("127.0.0.1", lonely.port), timeout=30) as connection:
+        connection.sendall(request_bytes)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        headers = {key.lower(): value for key, value in response.getheaders()}
+        answer = (response.status, headers, json.loads(response.read()))
+    assert error_of(answer) == (expected, "InvalidArgumentError", "invalid_argument")
 
 
 def test_a_json_body_needs_neither_content_type_nor_content_length(lonely: Cluster) -> None:

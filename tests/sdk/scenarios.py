@@ -1,7 +1,8 @@
 """What users do with the released SDK, in every generation alike: `python scenarios.py NAME IMAGE`.
 
 Run by the Python that has the SDK, with the cluster in the environment. It ends with exit code 0, or with
-the assertion that failed.
+the assertion that failed. Each coroutine without parameters is a scenario; `since` marks what only newer
+SDKs have.
 """
 
 import asyncio
@@ -9,9 +10,15 @@ import sys
 import time
 import uuid
 
-from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
+import boxlite
+from boxlite import Boxlite, BoxliteRestOptions, BoxOptions, CodeBox, NetworkSpec, SimpleBox
 
 IMAGE = sys.argv[2] if len(sys.argv) > 2 else "alpine:latest"
+
+
+def since(version):
+    """The first release that has what the scenario needs; read by the tests, in the source."""
+    return lambda scenario: scenario
 
 
 def runtime():
@@ -63,6 +70,16 @@ async def refused(awaitable):
     except Exception as exc:
         return str(exc)
     raise AssertionError("it was not refused")
+
+
+async def raised(kind, awaitable):
+    """It must raise exactly this class."""
+    try:
+        await awaitable
+    except Exception as exc:
+        assert type(exc) is kind, (kind, type(exc), exc)
+        return
+    raise AssertionError(f"no {kind.__name__}")
 
 
 def status(info):
@@ -228,6 +245,7 @@ async def terminal():
         assert (await execution.wait()).exit_code == 5
 
 
+@since("0.10.0")
 async def main_session():
     """Attach, then start: the main command does not run before, and nothing it says is missed."""
     rt = runtime()
@@ -244,6 +262,7 @@ async def main_session():
         await rt.remove(box.id, force=True)
 
 
+@since("0.10.0")
 async def main_terminal():
     rt = runtime()
     box = await rt.create(options(cmd=["sh"], tty=True), name=unique("main"))
@@ -259,6 +278,7 @@ async def main_terminal():
         await rt.remove(box.id, force=True)
 
 
+@since("0.10.8")
 async def read_only():
     """A look without input: what the command waits for is still to come, from the next who attaches."""
     rt = runtime()
@@ -274,6 +294,164 @@ async def read_only():
         assert "attached" in message, message
     finally:
         await rt.remove(box.id, force=True)
+
+
+async def get_or_create():
+    rt, name = runtime(), unique("shared")
+    box, created = await rt.get_or_create(options(), name=name)
+    try:
+        again, created_again = await rt.get_or_create(options(), name=name)
+        assert (created, created_again) == (True, False)
+        assert again.id == box.id
+        await box.start()
+        assert await outcome(await again.exec("hostname")) == (0, f"{name}\n", "")
+    finally:
+        await rt.remove(name, force=True)
+    other, created = await rt.get_or_create(options(), name=name)
+    assert created
+    assert other.id != box.id
+    await rt.remove(other.id)
+
+
+async def network():
+    """A box has loopback alone, or more than that."""
+    for mode in ("disabled", "enabled"):
+        async with Running(network=NetworkSpec(mode=mode)) as box:
+            code, out, _ = await outcome(await box.exec("ls", ["/sys/class/net"]))
+            assert code == 0
+            assert (out.split() == ["lo"]) == (mode == "disabled"), (mode, out)
+    if hasattr(boxlite, "OutboundNetworkSpec"):
+        policy = NetworkSpec(outbound=boxlite.OutboundNetworkSpec(mode="disabled"))
+        async with Running(network=policy) as box:
+            assert await outcome(await box.exec("ls", ["/sys/class/net"])) == (0, "lo\n", "")
+
+
+async def simple_box():
+    """The helper that most people use: it creates, starts, runs to the end, and stops."""
+    rt, name = runtime(), unique("simple")
+    async with SimpleBox(image=IMAGE, memory_mib=128, runtime=rt, name=name, env=[("WHO", "me")]) as box:
+        result = await box.exec("sh", "-c", "echo out $WHO; echo err >&2; exit 4")
+        assert (result.exit_code, result.stdout, result.stderr) == (4, "out me\n", "err\n"), result
+        result = await box.exec("sh", "-c", "echo $X; pwd", env={"X": "y"}, cwd="/tmp")
+        assert (result.exit_code, result.stdout) == (0, "y\n/tmp\n"), result
+        result = await box.exec("sleep", "600", timeout=1.0)
+        assert result.exit_code != 0
+        assert "running" in status(await rt.get_info(name))
+        box_id = box.id
+    left = await rt.get_info(name)
+    if "auto_remove" in sys.argv[3:]:
+        assert left is None
+    else:
+        assert left.id == box_id
+        assert "stopped" in status(left)
+        async with SimpleBox(image=IMAGE, runtime=rt, name=name, reuse_existing=True) as box:
+            assert box.id == box_id
+            assert not box.created
+        await rt.remove(name, force=True)
+
+
+async def code_box():
+    """Runs what the image has as Python; the test's image has a stand-in."""
+    rt, name = runtime(), unique("code")
+    async with CodeBox(image=IMAGE, memory_mib=128, runtime=rt, name=name) as box:
+        install = "mkdir -p /usr/local/bin; printf '#!/bin/sh\\necho ran: $2\\n' > $0; chmod +x $0"
+        result = await box.exec("sh", "-c", install, "/usr/local/bin/python")
+        assert result.exit_code == 0, result
+        assert await box.run("print(1 + 1)") == "ran: print(1 + 1)\n"
+    if "auto_remove" not in sys.argv[3:]:
+        await rt.remove(name, force=True)
+
+
+async def many_boxes():
+    """SDKs ask for a list without paging and expect all of it."""
+    rt = runtime()
+    boxes = await asyncio.gather(*(rt.create(options(), name=unique(f"many-{n}")) for n in range(25)))
+    try:
+        listed = {info.id: info for info in await rt.list_info()}
+        for box in boxes:
+            info = listed[box.id]
+            assert (info.name, info.image, info.cpus, info.memory_mib) == (box.name, IMAGE, 1, 128)
+            assert "configured" in status(info)
+            assert str(info.created_at).startswith(("20", "21")), info.created_at
+    finally:
+        await asyncio.gather(*(rt.remove(box.id, force=True) for box in boxes))
+    assert not {box.id for box in boxes} & {info.id for info in await rt.list_info()}
+
+
+async def handle_after_stop():
+    """A handle outlives the container's run: the next command starts the box again, with its disk."""
+    async with Running() as box:
+        assert (await outcome(await box.exec("sh", ["-c", "echo kept > /root/file"])))[0] == 0
+        await box.stop()
+        await box.stop()
+        assert await outcome(await box.exec("cat", ["/root/file"])) == (0, "kept\n", "")
+        assert "running" in status(await runtime().get_info(box.id))
+
+
+async def handle_after_remove():
+    rt = runtime()
+    box = await rt.create(options(), name=unique("gone"))
+    await box.start()
+    execution = await box.exec("sleep", ["600"])
+    await rt.remove(box.id, force=True)
+    assert "not found" in await refused(box.exec("true"))
+    assert "not found" in await refused(box.start())
+    assert "not found" in await refused(rt.remove(box.id))
+    # Its command ended with it; the streams must say so, and not hang.
+    assert (await outcome(execution))[0] != 0
+
+
+async def binary_output():
+    """Bytes that are no text, and characters that are cut in two by the pipe."""
+    async with Running() as box:
+        code, out, _ = await outcome(
+            await box.exec("sh", ["-c", "printf 'a\\377b\\303'; sleep 0.3; printf '\\251\\n'"])
+        )
+        assert (code, out) == (0, "a\ufffdb\u00e9\n"), (code, out)
+
+
+@since("0.9.4")
+async def signal():
+    async with Running() as box:
+        script = "trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+        execution = await box.exec("sh", ["-c", script])
+        out = execution.stdout()
+        assert "ready" in str(await anext(aiter(out)))
+        await execution.signal(15)
+        assert "term" in await text(out)
+        assert (await execution.wait()).exit_code == 5
+
+
+@since("0.10.0")
+async def no_resume():
+    """A box that does not resume by itself says that it is stopped."""
+    async with Running(auto_resume=False) as box:
+        await box.stop()
+        assert "stopped" in await refused(box.exec("true"))
+        await box.start()
+        assert await outcome(await box.exec("echo", ["up"])) == (0, "up\n", "")
+
+
+@since("0.10.8")
+async def error_classes():
+    rt, name = runtime(), unique("errors")
+    box = await rt.create(options(auto_resume=False), name=name)
+    try:
+        await raised(boxlite.AlreadyExistsError, rt.create(options(), name=name))
+        await raised(boxlite.InvalidArgumentError, rt.create(options(), name="no/good"))
+        await raised(boxlite.ImageError, rt.create(options(image="127.0.0.1:9/nosuch:never")))
+        await raised(boxlite.ResourceExhaustedError, rt.create(options(memory_mib=1048576)))
+        await raised(boxlite.ExecutionError, box.exec("nosuchcommand"))
+        await raised(boxlite.InvalidStateError, rt.remove(name))
+        await box.stop()
+        await raised(boxlite.StoppedError, box.exec("true"))
+        await raised(boxlite.NotFoundError, rt.remove("nosuch"))
+        await raised(boxlite.UnsupportedError, box.network.tunnel(8080))
+    finally:
+        await rt.remove(name, force=True)
+    wrong = BoxliteRestOptions(url=BoxliteRestOptions.from_env().url, credential=boxlite.ApiKeyCredential("wrong"))
+    if "locked" in sys.argv[3:]:
+        await raised(boxlite.ConfigError, Boxlite.rest(wrong).list_info())
 
 
 async def interleaved():
