@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections import OrderedDict
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 import schemathesis
@@ -64,6 +64,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _local(body, "reference")
     elif operation_id == "startExecution" and isinstance(body, dict):
         case.body = _short(body)
+    elif operation_id == "registerWorker" and isinstance(body, dict):
+        case.body = _nowhere(body)
     elif operation_id in ("removeWorker", "setWorkerStatus") and case.path_parameters.get("worker_id") == WORKER:
         case.path_parameters = {**case.path_parameters, "worker_id": "W0rk3r000001"}
 
@@ -111,6 +113,18 @@ def _local(body: dict[str, Any], field: str) -> dict[str, Any]:
         return body
     # One in eight stays unknown, at an address where no registry answers.
     return {**body, field: IMAGE if zlib.crc32(given.encode()) % 8 else "127.0.0.1:9/nosuch"}
+
+
+def _nowhere(body: dict[str, Any]) -> dict[str, Any]:
+    """Whatever host a made-up worker names, the coordinator would call it: nobody listens at this one, and it
+    is on this machine. What is no address stays as it is, to be refused."""
+    url = body.get("url")
+    try:
+        if isinstance(url, str) and urlsplit(url if "//" in url else f"//{url}").port:
+            return {**body, "url": "http://127.0.0.1:9"}
+    except ValueError:
+        pass
+    return body
 
 
 def _short(body: dict[str, Any]) -> dict[str, Any]:
