@@ -24,6 +24,11 @@ NAMES = [
     "bad_image",
     "spec",
     "interleaved",
+    "copy_files",
+    "copy_directories",
+    "copy_refusals",
+    "copy_while_stopped",
+    "copy_as_user",
     "terminal",
 ]
 SINCE_MAIN_SESSIONS = ["main_session", "main_terminal", "read_only"]
