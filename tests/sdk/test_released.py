@@ -25,8 +25,9 @@ NAMES = [
     "spec",
     "interleaved",
     "terminal",
+    "metrics",
 ]
-SINCE_MAIN_SESSIONS = ["main_session", "main_terminal", "read_only"]
+SINCE_MAIN_SESSIONS = ["main_session", "main_terminal", "read_only", "lifetimes"]
 
 
 @pytest.mark.parametrize(
