@@ -93,12 +93,12 @@ def test_an_attached_client_keeps_the_box(shared: Cluster, test_image: str) -> N
 
 def test_deadlines_and_commands_outlive_both_processes(new_cluster, test_image: str) -> None:
     cluster = new_cluster()
-    coordinator = cluster.start_coordinator("--default-auto-stop", "2", "--default-auto-delete", "600")
+    coordinator = cluster.start_coordinator("--default-auto-stop", "4", "--default-auto-delete", "600")
     worker = cluster.start_worker()
     idle = create(cluster, test_image)
     busy = create(cluster, test_image)
     never = create(cluster, test_image, auto_stop=0)
-    assert (get(cluster, idle)["auto_stop"], get(cluster, idle)["auto_delete"]) == (2, 600)
+    assert (get(cluster, idle)["auto_stop"], get(cluster, idle)["auto_delete"]) == (4, 600)
     execute(cluster, busy, "sleep 600")
     worker.restart()  # it knows nothing of the command any more, but its engine does
     coordinator.kill()
