@@ -20,6 +20,7 @@ CODE_KEY = "boxlite-code"
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum by which a streamed call's header is accepted
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024  # of every byte stream
+MAX_EXECUTIONS = 2000  # that run at one worker; each costs it a thread and a connection to the engine
 
 log = logging.getLogger(__name__)
 

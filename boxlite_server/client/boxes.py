@@ -39,6 +39,9 @@ def create_body(args: Namespace) -> Json:
         "cmd": args.cmd,
         "user": args.user,
         "labels": dict(args.label),
+        "auto_stop": args.auto_stop,
+        "auto_delete": args.auto_delete,
+        "auto_resume": False if args.no_auto_resume else None,
     }
     return body | {key: value for key, value in optional.items() if value not in (None, {}, [])}
 

@@ -28,6 +28,7 @@ from .attach import Attach
 from .core import Core
 from .edge import Edge
 from .handlers import TagResolver
+from .idempotency import Idempotency
 from .validation import VALIDATORS
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
@@ -53,7 +54,7 @@ def create_app(core: Core) -> ASGIApp:
     """The whole application of one coordinator; `core` is closed when it shuts down."""
     source = specs.read("openapi.yaml")
     spec = yaml.safe_load(source)
-    http = _http_app(core, source, spec)
+    http = Idempotency(_http_app(core, source, spec), core.store, core.clock)
     return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
 
 
@@ -102,6 +103,7 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        core.start()
         yield
         await core.close()
 

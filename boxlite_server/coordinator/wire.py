@@ -46,8 +46,8 @@ def box(row: Box, worker_name: str | None) -> dict[str, Any]:
         "memory_mib": row.memory_mib,
         "labels": row.labels,
         "auto_remove": row.spec["auto_remove"],
-        "auto_stop": 0,
-        "auto_delete": 0,
+        "auto_stop": row.spec.get("auto_stop", 0),
+        "auto_delete": row.spec.get("auto_delete", 0),
         "auto_resume": row.spec["auto_resume"],
         "worker": worker_name,
     }

@@ -21,7 +21,9 @@ from ..errors import (
 from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
 from .docker_process import ExecProcess, MainProcess
+from .docker_stats import Meter
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+from .usage import Usage
 
 CLUSTER_LABEL = "boxlite.cluster"
 WORKER_LABEL = "boxlite.worker"
@@ -48,6 +50,7 @@ class DockerRuntime:
         self._owner = owner
         self._engine = Engine(url)
         self._states = _States()
+        self._meter = Meter(self._engine)
 
     # ---- the engine ----
 
@@ -73,11 +76,14 @@ class DockerRuntime:
             if found.generation == box.generation:
                 return self.inspect(box)
             older.append(found)
+        began = time.monotonic()
         image = self._engine.image(spec.image)
+        prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
             self._delete(found, force=True)
         self._create_container(box, spec, image)
+        self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return self.inspect(box)
 
     def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
@@ -126,10 +132,12 @@ class DockerRuntime:
             return state
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
-        began = int(time.time())
+        began, called = int(time.time()), time.monotonic()
         with _refusals(), engine_errors(f"box {box.box_id} cannot be started"):
             self._engine.api.start(_name(box))
+        spawned = time.monotonic()
         state = self._settled(box)
+        self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in (126, 127):
             # Either the command said so itself, or the init process could not execute it.
             text = self._init_failure(box, began)
@@ -168,9 +176,13 @@ class DockerRuntime:
                 raise _stale(box, found.generation)
         for found in generations:
             self._delete(found, force)
+        self._meter.forget(box)
 
     def inspect(self, box: BoxRef) -> BoxState:
         return _state(box, self._container(box))
+
+    def measure(self, box: BoxRef) -> Usage:
+        return self._meter.measure(box, self._container(box))
 
     def list_boxes(self) -> list[BoxState]:
         states = []
@@ -333,7 +345,8 @@ def _state(box: BoxRef, container: dict[str, Any]) -> BoxState:
     if state["Paused"]:
         return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None)
     if state["Running"] or state["Restarting"]:
-        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None)
+        commands = len(container["ExecIDs"] or ())
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, commands=commands)
     if state["Status"] == "created":
         if state["Error"]:
             return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from .usage import Usage
+
 STDOUT = 1  # with a pseudo-terminal: everything
 STDERR = 2
 
@@ -67,12 +69,14 @@ class BoxSpec:
 
 @dataclass(frozen=True, slots=True)
 class BoxState:
-    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over."""
+    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over.
+    `commands`: how many run besides the main one; only `inspect` has looked."""
 
     box: BoxRef
     status: BoxStatus
     pid: int | None = None
     exit_code: int | None = None
+    commands: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,9 @@ class BoxRuntime(Protocol):
 
     def inspect(self, box: BoxRef) -> BoxState:
         """The state of the box, from the engine."""
+
+    def measure(self, box: BoxRef) -> Usage:
+        """What the box uses now, and how long its start took; at once, also of a box at rest."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""

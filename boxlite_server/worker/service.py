@@ -30,6 +30,7 @@ from .executions import Executions
 from .files import Files
 from .output_log import Chunk, Dropped
 from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
+from .usage import Counts, Usage
 
 MAX_CALLS = 768
 # Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
@@ -153,11 +154,18 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = _ref(request.box)
         with self._order.turn(box):
             self._runtime.remove(box, request.force)
+            self._executions.forget_box(box.box_id)
         return pb.Empty()
 
     @_answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
-        return _box(self._runtime.inspect(_ref(request)))
+        state = self._runtime.inspect(_ref(request))
+        answer = _box(state)
+        # The engine knows of commands that a former life of this process has started.
+        answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
+        if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
+            answer.idle_seconds = idle
+        return answer
 
     @_answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
@@ -281,6 +289,13 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         finally:
             self._transfer_slots.release()
 
+    # ---- measurements ----
+
+    @_answers
+    def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
+        usage = self._runtime.measure(_ref(request))
+        return _metrics(usage, self._executions.tally(request.box_id).counts)
+
 
 def _not_built(name: str) -> Callable[..., Any]:
     def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
@@ -376,6 +391,26 @@ def _box(state: BoxState) -> pb.Box:
         status=_BOX_STATUS[state.status],
         pid=state.pid,
         exit_code=state.exit_code,
+    )
+
+
+def _metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
+    return pb.BoxMetrics(
+        commands_executed=counts.commands,
+        exec_errors=counts.errors,
+        input_bytes=counts.input_bytes,
+        output_bytes=counts.output_bytes,
+        cpu_percent=usage.cpu_percent,
+        memory_bytes=usage.memory_bytes,
+        network_bytes_sent=usage.network_bytes_sent,
+        network_bytes_received=usage.network_bytes_received,
+        boot_timing=pb.BootTiming(
+            total_ms=usage.boot.total_ms,
+            image_prepare_ms=usage.boot.image_prepare_ms,
+            box_config_ms=usage.boot.box_config_ms,
+            box_spawn_ms=usage.boot.box_spawn_ms,
+            container_init_ms=usage.boot.container_init_ms,
+        ),
     )
 
 

@@ -99,9 +99,11 @@ BAD_REQUESTS = [
     ("GET", "/v1/boxes?pageToken=nonsense", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?status=sleeping", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?label=novalue", None, {}, 400, "invalid_argument"),
-    ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k"}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k" * 256}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes/x/export", {}, {"Idempotency-Key": "k"}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a", "auto_stop": 1, "auto_pause": 2}, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes/nosuch/metrics", None, {}, 404, "not_found"),
     ("POST", "/v1/oauth/tokens", b"grant_type=x", {"Content-Type": "application/x-www-form-urlencoded"}, 400, None),
-    ("GET", "/v1/metrics", None, {}, 501, "unsupported"),
     ("POST", "/v1/boxes/x/clone", {}, {}, 501, "unsupported"),
     ("POST", "/v1/admin/workers", {"name": "x"}, {}, 400, "invalid_argument"),
     ("POST", "/v1/admin/workers/nosuch/heartbeat", {"epoch": "000000000000", "boxes": []}, {}, 404, "not_found"),
@@ -258,3 +260,31 @@ def test_me(lonely: Cluster, locked: Cluster) -> None:
         status, _, me = cluster.http("GET", "/v1/me")
         assert (status, me["sub"], me["path_prefix"]) == (200, sub, None)
         assert "box:exec" in me["scopes"]
+
+
+def test_config_tells_defaults_and_limits(lonely: Cluster) -> None:
+    config = lonely.http("GET", "/v1/config")[2]
+    schemas = SPEC["components"]["schemas"]
+    timeout = schemas["StartExecutionRequest"]["properties"]["timeout_seconds"]
+    assert config["capabilities"]["exec_timeout_max_seconds"] == timeout["maximum"]
+    assert set(config["capabilities"]) == set(schemas["ServerCapabilities"]["properties"])
+    assert set(config["defaults"]) == set(schemas["ServerDefaults"]["properties"])
+    assert (config["defaults"]["auto_stop"], config["defaults"]["auto_delete"]) == (0, 0)
+    assert config["capabilities"]["max_boxes_per_prefix"] is None
+
+
+def test_config_tells_what_the_operator_chose(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, docker_host="unix:///nowhere")
+    flags = "--default-auto-stop 600 --default-auto-delete 7200 --max-boxes-per-prefix 5"
+    cluster.start_coordinator(*flags.split())
+    config = cluster.http("GET", "/v1/config")[2]
+    assert (config["defaults"]["auto_stop"], config["defaults"]["auto_delete"]) == (600, 7200)
+    assert config["capabilities"]["max_boxes_per_prefix"] == 5
+    cluster.close()
+
+
+def test_metrics_of_a_prefix_begin_at_zero(lonely: Cluster) -> None:
+    status, _, metrics = lonely.http("GET", "/v1/quiet/metrics")
+    assert status == 200
+    assert set(metrics) == set(SPEC["components"]["schemas"]["RuntimeMetrics"]["properties"])
+    assert set(metrics.values()) == {0}

@@ -571,5 +571,67 @@ async def copy_as_user():
         assert await shell(box, "echo more > /home/box/made/d/more; ls /home/box/made/d/more")
 
 
+async def metrics():
+    """Counters of the runtime and measurements of a box."""
+    rt = runtime()
+    before = await rt.metrics()
+    async with Running() as box:
+        assert await outcome(await box.exec("echo", ["hello"])) == (0, "hello\n", "")
+        await refused(box.exec("nosuchcommand"))
+        after = await rt.metrics()
+        assert after.boxes_created_total == before.boxes_created_total + 1
+        assert after.num_running_boxes == before.num_running_boxes + 1
+        assert after.total_commands_executed == before.total_commands_executed + 1
+        assert after.total_exec_errors == before.total_exec_errors + 1
+        found = await box.metrics()
+        assert (found.commands_executed_total, found.exec_errors_total) == (1, 1)
+        assert (found.bytes_sent_total, found.bytes_received_total) == (0, 6)
+        assert found.memory_bytes > 0
+        assert found.cpu_percent >= 0
+        assert found.total_create_duration_ms > 0
+        assert found.stage_box_spawn_ms > 0
+        assert found.stage_image_prepare_ms is not None
+        assert found.guest_boot_duration_ms is None
+        await box.stop()
+        assert (await box.metrics()).memory_bytes == 0
+
+
+async def until(holds, what):
+    deadline = time.monotonic() + 60
+    while not await holds():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        await asyncio.sleep(0.1)
+
+
+@since("0.10.0")
+async def lifetimes():
+    """Only newer generations can ask for these."""
+    rt = runtime()
+
+    async def is_stopped(box_id):
+        return "stopped" in status(await rt.get_info(box_id))
+
+    box = await rt.create(options(auto_stop=1), name=unique("idle"))
+    await box.start()
+    await until(lambda: is_stopped(box.id), "an idle box stops")
+    assert await outcome(await box.exec("echo", ["back"])) == (0, "back\n", "")
+    await rt.remove(box.id, force=True)
+
+    box = await rt.create(options(auto_stop=1, auto_resume=False), name=unique("once"))
+    await box.start()
+    await until(lambda: is_stopped(box.id), "an idle box stops")
+    assert "stopped" in (await refused(box.exec("true"))).lower()
+    await rt.remove(box.id, force=True)
+
+    box = await rt.create(options(auto_delete=1), name=unique("brief"))
+    await box.start()
+    await box.stop()
+
+    async def is_gone():
+        return await rt.get(box.id) is None
+
+    await until(is_gone, "a stopped box is removed")
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]]())

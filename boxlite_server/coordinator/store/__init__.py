@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from .answers import Answer, Answers
 from .boxes import Box, Boxes, Page
+from .counters import CounterRows, Counters
+from .deadlines import Deadlines
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Box", "Load", "Page", "Store", "Worker"]
+__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Store", "Worker"]
 
 
-class Store(Workers, Boxes):
+class Store(Workers, Boxes, Deadlines, Answers, CounterRows):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""
