@@ -1,5 +1,8 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
 # make test   the tests; needs nothing prepared
+# make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
+# make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
+# make docs   what the README says of the API
 # make lint   ruff and mypy
 # make proto  the stubs of worker.proto
 # make bench  the measurements in bench/
@@ -9,14 +12,24 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TESTS  ?=
+SECONDS ?= 0
 
-.PHONY: run test lint proto bench clean
+.PHONY: run test test-clients fuzz docs lint proto bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q --durations=10 $(TESTS)
+
+test-clients: $(VENV)/.dev
+	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk
+
+fuzz: $(VENV)/.dev
+	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz
+
+docs: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m support.operations
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_coordinator(arguments: argparse.Namespace) -> int:
+    from .coordinator.policy import Policy
     from .coordinator.server import CoordinatorConfig, run
 
     return run(
@@ -45,6 +46,11 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             db_path=arguments.db_path.expanduser(),
             api_key=arguments.api_key,
             no_auth=arguments.no_auth,
+            policy=Policy(
+                default_auto_stop=arguments.default_auto_stop,
+                default_auto_delete=arguments.default_auto_delete,
+                max_boxes_per_prefix=arguments.max_boxes_per_prefix,
+            ),
             reconnect_grace=arguments.reconnect_grace,
             debug=arguments.debug,
         )
@@ -112,6 +118,23 @@ def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help="a terminal whose client is gone gets SIGHUP after this long; 0: never",
     )
     parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
+    parser.add_argument(
+        "--default-auto-stop",
+        metavar="SECONDS",
+        type=_lifetime,
+        default=0,
+        help="stop boxes that are idle so long, unless they ask for something else (default: never)",
+    )
+    parser.add_argument(
+        "--default-auto-delete",
+        metavar="SECONDS",
+        type=_lifetime,
+        default=0,
+        help="remove boxes so long after their stop, unless they ask for something else (default: never)",
+    )
+    parser.add_argument(
+        "--max-boxes-per-prefix", metavar="N", type=_positive, help="allow each prefix N boxes (default: no limit)"
+    )
     _add_debug(parser)
 
 
@@ -220,6 +243,12 @@ def _seconds(text: str) -> float:
         if 0 <= (seconds := float(text)) < float("inf"):
             return seconds
     raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
+
+
+def _lifetime(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 31_536_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number of seconds up to 31536000, 0 for never")
 
 
 def _http_url(text: str) -> str:

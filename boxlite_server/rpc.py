@@ -20,6 +20,7 @@ CODE_KEY = "boxlite-code"
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum by which a streamed call's header is accepted
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024  # of every byte stream
+MAX_EXECUTIONS = 2000  # that run at one worker; each costs it a thread and a connection to the engine
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,12 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
+
+
+def is_unanswered(exc: grpc.aio.AioRpcError) -> bool:
+    """Whether the call did not reach the worker at all."""
+    told = any(key == CODE_KEY for key, _ in exc.trailing_metadata() or ())
+    return exc.code() is grpc.StatusCode.UNAVAILABLE and not told
 
 
 class SecretInterceptor(grpc.ServerInterceptor):

@@ -8,8 +8,8 @@ import pkgutil
 import re
 from pathlib import Path
 
-import yaml
 from grpc_tools import protoc
+from support import operations
 
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
@@ -17,14 +17,7 @@ from boxlite_server.coordinator import handlers
 from boxlite_server.worker.service import WorkerService
 
 ROOT = Path(__file__).parents[1]
-METHODS = ("get", "head", "put", "post", "patch", "delete")
-SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
-OPERATIONS = {
-    operation["operationId"]: operation["tags"][0]
-    for item in SPEC["paths"].values()
-    for method, operation in item.items()
-    if method in METHODS
-}
+OPERATIONS = {each.name: each.tag for each in operations.operations()}
 
 
 def test_the_stubs_are_those_of_worker_proto(tmp_path: Path) -> None:
@@ -55,6 +48,11 @@ def test_the_readme_names_what_is_not_built() -> None:
     section = readme.partition("## Not built yet")[2].partition("\n## ")[0].partition("\nAnd these fields")[0]
     named = set(re.findall(r"`([a-z][A-Za-z]+)`", section)) - {"unsupported"}
     assert named == {name for name, tag in OPERATIONS.items() if handlers.find(tag, name) is None}
+
+
+def test_the_readme_shows_the_state_of_every_operation() -> None:
+    """Where this fails: make docs."""
+    assert operations.parts((ROOT / "README.md").read_text())[1] == operations.table()
 
 
 def test_the_worker_serves_only_calls_of_the_proto() -> None:

@@ -270,6 +270,13 @@ def test_security_is_off_only_where_it_must_be(operation: Operation) -> None:
 
 
 @each_operation
+def test_whatever_changes_something_takes_an_idempotency_key(operation: Operation) -> None:
+    takes = "Idempotency-Key" in [parameter["name"] for parameter in operation.parameters]
+    changes = operation.method not in ("get", "head")
+    assert takes == (changes and operation.spec["operationId"] not in ("createToken", "exportBox"))
+
+
+@each_operation
 def test_examples_are_there_and_valid(operation: Operation) -> None:
     for media in [*operation.bodies.values(), *(media for _, _, media in operation.answers)]:
         found = examples(media)

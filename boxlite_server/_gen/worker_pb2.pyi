@@ -122,20 +122,24 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "ports")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "ports", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
+    LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     box_id: str
     generation: int
     status: BoxStatus
     pid: int
     exit_code: int
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ...) -> None: ...
+    live_executions: int
+    idle_seconds: float
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -471,7 +475,7 @@ class ListVolumesResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class BoxMetrics(_message.Message):
-    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received")
+    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing")
     COMMANDS_EXECUTED_FIELD_NUMBER: _ClassVar[int]
     EXEC_ERRORS_FIELD_NUMBER: _ClassVar[int]
     INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -480,6 +484,7 @@ class BoxMetrics(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     NETWORK_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     NETWORK_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BOOT_TIMING_FIELD_NUMBER: _ClassVar[int]
     commands_executed: int
     exec_errors: int
     input_bytes: int
@@ -488,4 +493,19 @@ class BoxMetrics(_message.Message):
     memory_bytes: int
     network_bytes_sent: int
     network_bytes_received: int
-    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ...) -> None: ...
+    boot_timing: BootTiming
+    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ...) -> None: ...
+
+class BootTiming(_message.Message):
+    __slots__ = ("total_ms", "image_prepare_ms", "box_config_ms", "box_spawn_ms", "container_init_ms")
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PREPARE_MS_FIELD_NUMBER: _ClassVar[int]
+    BOX_CONFIG_MS_FIELD_NUMBER: _ClassVar[int]
+    BOX_SPAWN_MS_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_INIT_MS_FIELD_NUMBER: _ClassVar[int]
+    total_ms: int
+    image_prepare_ms: int
+    box_config_ms: int
+    box_spawn_ms: int
+    container_init_ms: int
+    def __init__(self, total_ms: _Optional[int] = ..., image_prepare_ms: _Optional[int] = ..., box_config_ms: _Optional[int] = ..., box_spawn_ms: _Optional[int] = ..., container_init_ms: _Optional[int] = ...) -> None: ...

@@ -40,6 +40,9 @@ def create_body(args: Namespace) -> Json:
         "user": args.user,
         "labels": dict(args.label),
         **boxflags.box_fields(args),
+        "auto_stop": args.auto_stop,
+        "auto_delete": args.auto_delete,
+        "auto_resume": False if args.no_auto_resume else None,
     }
     return body | {key: value for key, value in optional.items() if value not in (None, {}, [])}
 

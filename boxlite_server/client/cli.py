@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from boxlite_server.client import boxes, boxflags, copy, run, storage
+from boxlite_server.client import boxes, boxflags, copy, run, stats, storage
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 
@@ -147,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--force", action="store_true", help="a missing volume is no error")
     sub.add_argument("volumes", metavar="VOLUME", nargs="+")
 
+    sub = add("stats", stats.stats, "Show what a box uses")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.add_argument("-s", "--stream", action="store_true", help="go on every second until Ctrl-C")
+    sub.add_argument("box", metavar="BOX")
+
     sub = add("info", boxes.info, "Show the server and how many boxes it has")
     sub.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add("version", boxes.show_version, "Show the version of this command")
@@ -161,6 +166,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.cmd = args.cmd[1:]
     if args.command == "exec" and not args.cmd:
         parser.error("exec: no command given")
+    if args.command in ("create", "run") and args.rm and (args.auto_stop or args.auto_delete):
+        parser.error(f"{args.command}: --rm excludes --auto-stop and --auto-delete")
     if args.command in ("run", "exec") and args.interactive and args.detach:
         parser.error(f"{args.command}: --interactive and --detach exclude each other")
     if args.command == "inspect" and args.latest == bool(args.boxes):
@@ -211,6 +218,11 @@ def _add_box_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("enabled", "disabled"), default="enabled")
     parser.add_argument("--label", action=_Pairs, metavar="KEY=VALUE", help="(repeatable)")
     boxflags.add_flags(parser)
+    parser.add_argument(
+        "--auto-stop", type=_duration, metavar="DURATION", help="stop the box when it is idle so long: 30s, 15m, 2h, 7d"
+    )
+    parser.add_argument("--auto-delete", type=_duration, metavar="DURATION", help="remove it so long after its stop")
+    parser.add_argument("--no-auto-resume", action="store_true", help="only `start` may start it again")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="replaces the command of the image")
 
@@ -251,4 +263,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-_positive.__name__, _seconds.__name__ = "positive number", "number of seconds"  # in argparse's messages
+def _duration(text: str) -> int:
+    """Whole seconds: bare, or with a unit."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    number = text[:-1] if unit else text
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(text)
+    return int(number) * (unit or 1)
+
+
+# In argparse's messages.
+_positive.__name__, _seconds.__name__, _duration.__name__ = "positive number", "number of seconds", "duration"

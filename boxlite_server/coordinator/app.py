@@ -28,6 +28,7 @@ from .attach import Attach
 from .core import Core
 from .edge import Edge
 from .handlers import TagResolver
+from .idempotency import Idempotency
 from .validation import VALIDATORS
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
@@ -53,7 +54,7 @@ def create_app(core: Core) -> ASGIApp:
     """The whole application of one coordinator; `core` is closed when it shuts down."""
     source = specs.read("openapi.yaml")
     spec = yaml.safe_load(source)
-    http = _http_app(core, source, spec)
+    http = Idempotency(_http_app(core, source, spec), core.store, core.clock)
     return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
 
 
@@ -66,8 +67,16 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
         swagger_ui_options=SwaggerUIOptions(swagger_ui=False),
     )
     app.add_api(_without_security(spec))
+    methods = http_errors.Methods(spec)
+
+    async def answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
+        response = http_errors.response(request.scope, exc, methods)
+        return ConnexionResponse(
+            status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
+        )
+
     for kind in (errors.BoxliteError, ProblemException, HTTPException, Exception):
-        app.add_error_handler(kind, _answer_error)
+        app.add_error_handler(kind, answer_error)
     api: ASGIApp = app
     return api
 
@@ -88,19 +97,13 @@ def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from [part] if "operationId" in part else _operations(part)
 
 
-async def _answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
-    response = http_errors.response(request.scope, exc)
-    return ConnexionResponse(
-        status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
-    )
-
-
 def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
     """The documents beside the API, made once; everything else goes to the API."""
     document = json.dumps(spec).encode()
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        core.start()
         yield
         await core.close()
 

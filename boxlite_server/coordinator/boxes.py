@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,6 +20,8 @@ from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import attachments, boxspec, scheduler
 from .fleet import Fleet, target_of
+from .policy import Policy
+from .schedule import Schedule
 from .scheduler import Candidate, Need
 from .store import RESERVING, Box, Page, Store, Worker
 from .volumes import Volumes
@@ -34,6 +36,8 @@ MAX_STOP_SECONDS = 240.0
 # What is the worker's trouble and not the box's.
 _TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
+Unless = Callable[[Box], Awaitable[bool]]
+
 _STATUS = {
     pb.BOX_STATUS_CONFIGURED: "configured",
     pb.BOX_STATUS_RUNNING: "running",
@@ -46,10 +50,20 @@ _STATUS = {
 class Boxes:
     """All boxes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, volumes: Volumes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        volumes: Volumes,
+        schedule: Schedule,
+        policy: Policy,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._fleet = fleet
         self._volumes = volumes
+        self._schedule = schedule
+        self._policy = policy
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -79,7 +93,7 @@ class Boxes:
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
         ResourceExhaustedError (no worker has room), UpstreamUnavailableError (no worker answers).
         """
-        spec = boxspec.normalise(request)
+        spec = boxspec.normalise(request, self._policy)
         spec["mounts"], home = self._volumes.resolve(prefix, spec["mounts"])
         box_id = ids.new_id()
         async with self._alone(box_id):
@@ -88,8 +102,12 @@ class Boxes:
             for generation in itertools.count(1):
                 try:
                     worker = self._reserve(box_id, prefix, spec, generation, home, tried)
-                except (errors.UpstreamUnavailableError, errors.ResourceExhaustedError) as exc:
-                    raise refused or exc from None
+                except errors.BoxliteError as exc:
+                    if tried:
+                        self._store.count(prefix, "boxes_failed")
+                    if refused and isinstance(exc, errors.UpstreamUnavailableError):
+                        raise refused from None
+                    raise
                 try:
                     await self._create_on(worker, box_id, generation, spec)
                     return self._change(box_id, status="configured")
@@ -104,6 +122,7 @@ class Boxes:
                     tried[worker.name], refused = exc.message, exc  # another one's operator may allow it
                 except BaseException:
                     self._forget(box_id)
+                    self._store.count(prefix, "boxes_failed")
                     raise
             raise AssertionError("every worker was tried, and _reserve did not say so")
 
@@ -119,6 +138,7 @@ class Boxes:
         """Choose a worker that was not tried yet and write the row, in one step."""
         with self._store.transaction():
             self._volumes.check_ready(spec["mounts"])
+            self._refuse_too_many(prefix)
             candidates = self._fleet.candidates()
             placement = scheduler.place(
                 Need(spec["cpus"], spec["memory_mib"], home), [c for c in candidates if c.worker.name not in tried]
@@ -148,6 +168,13 @@ class Boxes:
                 )
             )
             return placement.workers[0]
+
+    def _refuse_too_many(self, prefix: str) -> None:
+        limit = self._policy.max_boxes_per_prefix
+        if limit is not None and self._store.count_boxes(prefix) >= limit:
+            raise errors.ResourceExhaustedError(
+                f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
+            )
 
     async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
         request = pb.CreateBoxRequest(
@@ -197,11 +224,15 @@ class Boxes:
             )
         return self._change(box.id, status="configured")
 
-    async def stop(self, prefix: str, id_or_name: str, timeout_seconds: float | None) -> Box:
+    async def stop(
+        self, prefix: str, id_or_name: str, timeout_seconds: float | None, *, unless: Unless | None = None
+    ) -> Box:
         """Stop a box: SIGTERM, and SIGKILL after the timeout. A box made with auto_remove is gone afterwards;
-        the answer is its last state."""
+        the answer is its last state. `unless` is asked once it is this operation's turn."""
         patience = DEFAULT_STOP_SECONDS if timeout_seconds is None else min(timeout_seconds, MAX_STOP_SECONDS)
         async with self._locked(prefix, id_or_name) as box:
+            if unless and await unless(box):
+                return box
             if box.status == "running":
                 box = self._change(box.id, status="stopping")
             try:
@@ -219,11 +250,13 @@ class Boxes:
                 await self._remove(stopped, force=True)
             return stopped
 
-    async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
+    async def remove(self, prefix: str, id_or_name: str, *, force: bool, unless: Unless | None = None) -> None:
         """Remove a box and all it holds. A running one only with `force`; with `force` the box of a worker
-        that cannot be reached is forgotten too, and cleaned up there when the worker comes back."""
+        that cannot be reached is forgotten too, and cleaned up there when the worker comes back. `unless` is
+        asked once it is this operation's turn."""
         async with self._locked(prefix, id_or_name, removing=True) as box:
-            await self._remove(box, force=force)
+            if not (unless and await unless(box)):
+                await self._remove(box, force=force)
 
     async def _remove(self, box: Box, *, force: bool) -> None:
         if box.status == "running" and not force:
@@ -314,9 +347,12 @@ class Boxes:
 
     def _change(self, box_id: str, **changes: Any) -> Box:
         with self._store.transaction():
+            before = self._store.get_box(box_id)
             self._store.update_box(box_id, updated_at=self._clock(), **changes)
-        box = self._store.get_box(box_id)
-        assert box is not None, "rows go only under the box's lock"
+            box = self._store.get_box(box_id)
+            assert before and box, "rows go only under the box's lock"
+            if box.status != before.status:
+                self._schedule.plan(box)
         return box
 
     def _forget(self, box_id: str) -> None:

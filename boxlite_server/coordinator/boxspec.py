@@ -8,27 +8,28 @@ from typing import Any
 from .. import errors
 from .._gen import worker_pb2 as pb
 from . import attachments
+from .policy import Policy
 
 DEFAULT_IMAGE = "alpine:latest"
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY_MIB = 512
+DEFAULT_SECURITY = "standard"  # the one preset
+MAX_TIMEOUT_SECONDS = 604_800  # of a command; the schema enforces it
 
 # Fields of the contract that this server cannot honour yet, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "rootfs_path": (None, ""),
     "disk_size_gb": (None,),
     "secrets": (None, []),
-    "security": (None, "standard"),
-    "auto_stop": (None, 0),
-    "auto_pause": (None, 0),
-    "auto_delete": (None, 0),
+    "security": (None, DEFAULT_SECURITY),
 }
 
 
-def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
+def normalise(request: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """The full spec of a box from a CreateBoxRequest that fits the schema.
 
-    Raises UnsupportedError for a known field that would have to be dropped.
+    Raises UnsupportedError for a known field that would have to be dropped, and InvalidArgumentError for
+    fields that contradict each other.
     """
     for field, harmless in _REFUSED.items():
         if request.get(field) not in harmless:
@@ -54,8 +55,18 @@ def normalise(request: Mapping[str, Any]) -> dict[str, Any]:
         "labels": request.get("labels") or {},
         "detach": request.get("detach") is not False,
         "auto_remove": bool(request.get("auto_remove")),
+        "auto_stop": _either(request, "auto_stop", "auto_pause", policy.default_auto_stop),
+        "auto_delete": _either(request, "auto_delete", None, policy.default_auto_delete),
         "auto_resume": request.get("auto_resume") is not False,
     }
+
+
+def _either(request: Mapping[str, Any], name: str, other_name: str | None, default: int) -> int:
+    """A field that may have a second name; 0 is a value like any other, only null means the default."""
+    given = {key: request[key] for key in (name, other_name) if key and request.get(key) is not None}
+    if len(set(given.values())) > 1:
+        raise errors.InvalidArgumentError(f"'{name}' and '{other_name}' are one setting; give one of them")
+    return next(iter(given.values()), default)
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:

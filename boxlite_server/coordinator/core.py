@@ -14,7 +14,10 @@ from .executions import RECONNECT_GRACE, Executions
 from .files import Files
 from .fleet import Fleet
 from .images import Images
+from .lifetimes import Lifetimes
+from .policy import Policy
 from .reconcile import Reconciler
+from .schedule import Schedule
 from .store import Store
 from .volumes import Volumes
 
@@ -30,7 +33,11 @@ class Core:
     volumes: Volumes
     executions: Executions
     files: Files
+    schedule: Schedule
+    lifetimes: Lifetimes
     reconciler: Reconciler
+    policy: Policy
+    clock: Callable[[], float]
     authenticator: Authenticator
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
 
@@ -39,6 +46,7 @@ class Core:
         cls,
         db_path: Path | str,
         api_key: str | None,
+        policy: Policy = Policy(),  # noqa: B008
         clock: Callable[[], float] = time.time,
         *,
         reconnect_grace: float = RECONNECT_GRACE,
@@ -47,20 +55,30 @@ class Core:
         store = Store(db_path)
         fleet = Fleet(store, clock)
         volumes = Volumes(store, fleet, clock)
-        boxes = Boxes(store, fleet, volumes, clock)
+        schedule = Schedule(store, clock)
+        boxes = Boxes(store, fleet, volumes, schedule, policy, clock)
         return cls(
             store=store,
             fleet=fleet,
             boxes=boxes,
             images=Images(store, fleet),
             volumes=volumes,
-            executions=Executions(boxes, fleet, reconnect_grace),
-            files=Files(boxes, fleet),
+            executions=Executions(store, boxes, fleet, schedule, reconnect_grace),
+            files=Files(boxes, fleet, schedule),
+            schedule=schedule,
+            lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
             reconciler=Reconciler(store, boxes, clock),
+            policy=policy,
+            clock=clock,
             authenticator=Authenticator(api_key, clock),
         )
 
+    def start(self) -> None:
+        """Begin what goes on by itself; needs the running event loop."""
+        self.lifetimes.start()
+
     async def close(self) -> None:
+        await self.lifetimes.close()
         await self.reconciler.close()
         await self.fleet.close()
         self.store.close()

@@ -59,8 +59,6 @@ class Edge:
             scope[PRINCIPAL] = principal
             scope["path"] = canonical(scope["path"], principal.prefix)
             scope["raw_path"] = scope["path"].encode()
-        if "idempotency-key" in headers:
-            raise errors.UnsupportedError("'Idempotency-Key' is not supported by this server yet; leave it out")
 
     def _is_open(self, path: str) -> bool:
         return path in self._open_paths or path.startswith("/swagger-ui/")
@@ -83,7 +81,8 @@ def _with_request_id(send: Send, request_id: str) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             message.setdefault("headers", [])
-            MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            # An answer that is given again keeps the id of the request that it was made for.
+            MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
         await send(message)
 
     return send_with_id

@@ -16,7 +16,8 @@ from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .boxspec import checked_env
 from .fleet import Fleet
-from .store import Box
+from .schedule import Schedule
+from .store import Box, Store
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,18 @@ class Executions:
     `reconnect_grace`: seconds from the loss of a terminal's client to the SIGHUP; 0: none.
     """
 
-    def __init__(self, boxes: Boxes, fleet: Fleet, reconnect_grace: float = RECONNECT_GRACE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        boxes: Boxes,
+        fleet: Fleet,
+        schedule: Schedule,
+        reconnect_grace: float = RECONNECT_GRACE,
+    ) -> None:
+        self._store = store
         self._boxes = boxes
         self._fleet = fleet
+        self._schedule = schedule
         self._grace = reconnect_grace
         self._attached: set[str] = set()
 
@@ -73,7 +83,14 @@ class Executions:
             hangup_seconds=self._grace if tty else 0,
             expects_reader=expects_reader,
         )
-        execution: pb.Execution = await self._call(box, "StartExecution", message)
+        # Nothing may come between the caller's look at the box and this: an idle box may just be due.
+        with self._schedule.use(box):
+            try:
+                execution: pb.Execution = await self._call(box, "StartExecution", message)
+            except errors.ExecutionError:
+                self._store.count(box.prefix, "exec_errors")
+                raise
+        self._store.count(box.prefix, "commands_executed")
         return execution
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
@@ -125,11 +142,12 @@ class Executions:
         await self._call(box, "WriteInput", request)
 
     async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
-        """Output from `position` on, and the end as the last event."""
+        """Output from `position` on, and the end as the last event. Whoever reads uses the box."""
         request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
-        async with aclosing(self._fleet.stream(box.worker_id, "ReadOutput", request)) as events:
-            async for event in events:
-                yield event
+        with self._schedule.use(box):
+            async with aclosing(self._fleet.stream(box.worker_id, "ReadOutput", request)) as events:
+                async for event in events:
+                    yield event
 
     async def confirm(self, box: Box, execution_id: str, delivered: pb.Delivered) -> None:
         """Have the worker remember what the attached client has."""

@@ -9,14 +9,16 @@ from .. import rpc
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .fleet import Fleet
+from .schedule import Schedule
 
 
 class Files:
     """The files of all boxes. Nothing is kept here: a chunk is held until the next hop has taken it."""
 
-    def __init__(self, boxes: Boxes, fleet: Fleet) -> None:
+    def __init__(self, boxes: Boxes, fleet: Fleet, schedule: Schedule) -> None:
         self._boxes = boxes
         self._fleet = fleet
+        self._schedule = schedule
 
     async def upload(
         self,
@@ -41,7 +43,8 @@ class Files:
                 for chunk in rpc.chunks(data):
                     yield pb.PutFilesRequest(data=chunk)
 
-        await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
+        with self._schedule.use(box):
+            await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
@@ -50,12 +53,14 @@ class Files:
         box = self._boxes.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
         answers = self._fleet.stream(box.worker_id, "GetFiles", request)
-        first: pb.FilesChunk = await anext(answers)
+        with self._schedule.use(box):
+            first: pb.FilesChunk = await anext(answers)
 
         async def chunks() -> AsyncGenerator[bytes, None]:
-            async with aclosing(answers):
-                yield first.data
-                async for answer in answers:
-                    yield answer.data
+            with self._schedule.use(box):
+                async with aclosing(answers):
+                    yield first.data
+                    async for answer in answers:
+                        yield answer.data
 
         return first.source_is_dir, chunks()

@@ -34,6 +34,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long a connection may take to come about: 20 s unless given, and a create waits for it.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
@@ -57,6 +59,7 @@ class Fleet:
         self._clock = clock
         self._started_at = clock()
         self._links: dict[str, _Link] = {}
+        self._silent: set[str] = set()  # workers that a call did not reach, until they are heard again
 
     async def close(self) -> None:
         for worker_id in list(self._links):
@@ -98,6 +101,7 @@ class Fleet:
         with self._store.transaction():
             self._store.put_worker(worker)
         await self._drop_link(worker.id)
+        self._silent.discard(worker.id)
         log.info("worker %s (%s) registered at %s", worker.name, worker.id, worker.url)
         return worker
 
@@ -109,6 +113,7 @@ class Fleet:
             raise errors.InvalidStateError(f"worker {worker.name} was registered by a later process; register again")
         with self._store.transaction():
             self._store.update_worker(worker_id, last_heartbeat=self._clock())
+        self._silent.discard(worker_id)
         return worker
 
     def get(self, worker_id: str) -> Worker:
@@ -144,9 +149,13 @@ class Fleet:
             for volume in volumes:
                 self._store.delete_volume(volume.id)
             self._store.delete_worker(worker_id)
+        self._silent.discard(worker_id)
         await self._drop_link(worker_id)
 
     def is_reachable(self, worker: Worker) -> bool:
+        """Whether its heartbeats come, and no call failed to reach it since the last one."""
+        if worker.id in self._silent:
+            return False
         last_sign = max(worker.last_heartbeat, self._started_at)
         return self._clock() - last_sign <= MISSED_HEARTBEATS * HEARTBEAT_SECONDS
 
@@ -169,6 +178,8 @@ class Fleet:
         try:
             return await getattr(link.stub, method)(request, timeout=timeout, metadata=link.metadata)
         except grpc.aio.AioRpcError as exc:
+            if rpc.is_unanswered(exc):
+                self._silent.add(worker_id)
             raise rpc.from_rpc_error(exc, link.worker.name) from None
 
     async def stream(self, worker_id: str, method: str, request: Any) -> AsyncGenerator[Any, None]:

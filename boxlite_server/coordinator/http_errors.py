@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import connexion.exceptions
@@ -20,6 +22,8 @@ REQUEST_ID = "boxlite.request_id"
 INTEGER_CODES = "boxlite.integer_codes"
 PRINCIPAL = "boxlite.principal"
 
+_METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"}
+
 
 class MethodNotAllowedError(errors.UnsupportedError):
     status = 405
@@ -33,16 +37,52 @@ class UnsupportedMediaTypeError(errors.InvalidArgumentError):
     status = 415
 
 
+class KeyReusedError(errors.InvalidArgumentError):
+    """An Idempotency-Key that belongs to another request."""
+
+    status = 422
+
+
 class UpgradeRequiredError(errors.InvalidArgumentError):
     status = 426
 
 
-def response(scope: Scope, exc: Exception) -> Response:
-    """The answer to a failed request."""
+class HeadTooLargeError(errors.InvalidArgumentError):
+    status = 431
+
+
+class Methods:
+    """The methods of each path of a spec. Starlette's own `Allow` names those of the first route only."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        greedy = {p["name"] for p in spec["components"]["parameters"].values() if p["schema"].get("format") == "path"}
+
+        def segment(match: re.Match[str]) -> str:
+            return ".+" if match[1] in greedy else "[^/]+"
+
+        self._paths = [
+            (re.compile(re.sub(r"\{(\w+)\}", segment, path)), {method.upper() for method in item} & _METHODS)
+            for path, item in spec["paths"].items()
+        ]
+
+    def allow(self, path: str) -> str | None:
+        """The value of `Allow`; None for a path that is none of the spec's."""
+        methods = set().union(*(methods for pattern, methods in self._paths if pattern.fullmatch(path)))
+        if "GET" in methods:
+            methods.add("HEAD")
+        return ", ".join(sorted(methods)) or None
+
+
+def response(scope: Scope, exc: Exception, methods: Methods | None = None) -> Response:
+    """The answer to a failed request; a refused method gets those that the path has."""
     error = _translate(scope, exc)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 426:
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     if isinstance(exc, HTTPException) and exc.headers:
         headers.update({key: value for key, value in exc.headers.items() if key.lower() == "allow"})
+    if error.status == 405 and methods and (allowed := methods.allow(scope["path"])):
+        headers["Allow"] = allowed
     return Response(
         json.dumps(body(scope, error)), status_code=error.status, media_type="application/json", headers=headers
     )

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +18,8 @@ from .app import create_app
 from .core import Core
 from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
+from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from .policy import Policy
 from .websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class CoordinatorConfig:
     port: int = 8200  # 0: any free one
     api_key: str | None = None
     no_auth: bool = False
+    policy: Policy = field(default_factory=Policy)
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
 
@@ -52,13 +55,15 @@ def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises BoxliteError when it cannot start."""
     _refuse_open_door(config)
     listener = _listen(config)
-    core = Core.open(config.db_path, config.api_key, reconnect_grace=config.reconnect_grace)
+    core = Core.open(config.db_path, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, config.db_path)
     server = _Server(
         uvicorn.Config(
             create_app(core),
             lifespan="on",
+            http=HttpProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws=WebSocketProtocol,
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=None,

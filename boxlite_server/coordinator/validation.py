@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema.validators
 from connexion.exceptions import BadRequestProblem
 from connexion.json_schema import Draft4RequestValidator
-from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, ParameterValidator
+from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, FormDataValidator, ParameterValidator
 from jsonschema import Draft4Validator, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
@@ -47,6 +47,16 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
             raise BadRequestProblem(detail=describe(exc, "body")) from None
 
 
+class FormBody(FormDataValidator):  # type: ignore[misc]
+    """Errors in form fields as one line to the client, and none in the log."""
+
+    def _validate(self, body: Any) -> None:
+        try:
+            self._validator.validate(body)
+        except ValidationError as exc:
+            raise BadRequestProblem(detail=describe(exc, "form")) from None
+
+
 class Parameters(ParameterValidator):  # type: ignore[misc]
     """Parameter errors as one line."""
 
@@ -68,7 +78,11 @@ class Parameters(ParameterValidator):  # type: ignore[misc]
 # The JSON content type as clients write it, and nothing else, has our validator.
 VALIDATORS: dict[str, Any] = {
     "parameter": Parameters,
-    "body": {**VALIDATOR_MAP["body"], "application/json": JSONBody},
+    "body": {
+        **VALIDATOR_MAP["body"],
+        "application/json": JSONBody,
+        "application/x-www-form-urlencoded": FormBody,
+    },
 }
 
 

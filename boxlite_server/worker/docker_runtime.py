@@ -23,6 +23,7 @@ from .docker_files import DockerFiles
 from .docker_images import DockerImages
 from .docker_ports import bindings, port_errors, published
 from .docker_process import ExecProcess, MainProcess
+from .docker_stats import Meter
 from .docker_volumes import (
     CLUSTER_LABEL,
     WORKER_LABEL,
@@ -34,6 +35,7 @@ from .docker_volumes import (
 )
 from .policy import Policy
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+from .usage import Usage
 
 BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
@@ -63,6 +65,7 @@ class DockerRuntime:
         self.volumes = DockerVolumes(self._engine, owner)
         self._states = _States()
         self._starting_with_paths = threading.Lock()
+        self._meter = Meter(self._engine)
 
     # ---- the engine ----
 
@@ -91,11 +94,14 @@ class DockerRuntime:
             older.append(found)
         spec = self._policy.admit(spec)
         self.volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        began = time.monotonic()
         image = self.images.get(spec.image)
+        prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
             self._delete(found, force=True)
         self._create_container(box, spec, image)
+        self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return self.inspect(box)
 
     def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
@@ -150,11 +156,13 @@ class DockerRuntime:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         container = self._container(box)
         self.volumes.check(volume_ids(container))
-        began = int(time.time())
+        began, called = int(time.time()), time.monotonic()
         what = f"box {box.box_id} cannot be started"
         with self._paths_kept(host_paths(container)), _refusals(), port_errors(box.box_id), engine_errors(what):
             self._engine.api.start(_name(box))
+        spawned = time.monotonic()
         state = self._settled(box)
+        self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in (126, 127):
             # Either the command said so itself, or the init process could not execute it.
             text = self._init_failure(box, began)
@@ -205,9 +213,13 @@ class DockerRuntime:
                 raise _stale(box, found.generation)
         for found in generations:
             self._delete(found, force)
+        self._meter.forget(box)
 
     def inspect(self, box: BoxRef) -> BoxState:
         return _state(box, self._container(box))
+
+    def measure(self, box: BoxRef) -> Usage:
+        return self._meter.measure(box, self._container(box))
 
     def list_boxes(self) -> list[BoxState]:
         states = []
@@ -370,7 +382,8 @@ def _state(box: BoxRef, container: dict[str, Any]) -> BoxState:
     if state["Paused"]:
         return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))
     if state["Running"] or state["Restarting"]:
-        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=published(container))
+        commands, ports = len(container["ExecIDs"] or ()), published(container)
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=ports, commands=commands)
     if state["Status"] == "created":
         if state["Error"]:
             return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])

@@ -14,6 +14,7 @@ from enum import StrEnum
 from ..errors import BoxliteError, InvalidStateError
 from .output_log import OutputLog
 from .runtime import GONE_EXIT_CODE, BoxRef, Process
+from .usage import Tally
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Execution:
         process: Process,
         output: OutputLog,
         clock: Callable[[], float],
+        tally: Tally,
         *,
         is_main: bool,
         hangup: float = 0,
@@ -79,6 +81,7 @@ class Execution:
         self.has_run = not is_main  # a main command may be attached to before it starts
         self._process = process
         self._clock = clock
+        self._tally = tally
         self._started = clock()
         self._started_at_ms = int(time.time() * 1000)
         self._lock = threading.Lock()
@@ -116,6 +119,7 @@ class Execution:
                     raise InvalidStateError(f"execution {self.execution_id} {what}")
                 return 0
             taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
+            self._tally.took(taken)
             if close and taken == len(data):
                 self._input_closed = True
                 self._process.close_input()
@@ -181,6 +185,7 @@ class Execution:
         try:
             while (piece := self._process.read()) is not None:
                 self.has_run = True
+                self._tally.gave(len(piece[1]))
                 self.output.append(*piece)
         except Exception as exc:
             # Nobody would ever read on: without a log the command must not run for ever.
@@ -202,6 +207,8 @@ class Execution:
         self.output.close()
 
     def _finish(self, exit_code: int) -> None:
+        if not self.is_main:
+            self._tally.ended()
         with self._lock:
             # Exit code 0 cannot come from a kill: the command was faster.
             killed = self._ending if exit_code else None

@@ -19,13 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import ids
-from ..errors import BoxliteError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ..errors import BoxliteError, ExecutionError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ..rpc import MAX_EXECUTIONS
 from .execution import Ended, Execution, ExecutionState, ExecutionStatus
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, OutputLog
 from .runtime import BoxRef, BoxRuntime, BoxStatus, ExecSpec, Process
+from .usage import Tally
 
 KEEP_FINISHED = 300.0  # seconds
-MAX_LIVE = 2000  # each costs a thread and a connection to the engine
 KILL_GRACE = 10.0  # seconds from a kill to giving up on the end of output
 SWEEP_INTERVAL = 5.0
 
@@ -57,6 +58,7 @@ class Executions:
         self._alarms: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
         self._suspects: set[str] = set()
+        self._tallies: dict[str, Tally] = {}  # by box id
 
     # ---- verbs ----
 
@@ -85,7 +87,10 @@ class Executions:
         if is_new:
             try:
                 process = self._runtime.spawn(box, spec)
+                self.tally(box.box_id).started()
             except BaseException as exc:
+                if isinstance(exc, ExecutionError):
+                    self.tally(box.box_id).failed()
                 with self._changed:
                     del self._entries[execution_id]
                 entry.set_exception(exc)
@@ -180,6 +185,20 @@ class Executions:
         with self._changed:
             entries = [entry for entry in self._entries.values() if entry.done() and not entry.exception()]
         return [execution for entry in entries if not (execution := entry.result()).is_over]
+
+    def running_in(self, box_id: str) -> int:
+        """How many commands besides the main one have not ended in the box."""
+        return sum(execution.box.box_id == box_id and not execution.is_main for execution in self.live())
+
+    def tally(self, box_id: str) -> Tally:
+        """What the commands of the box have done since this worker's process began."""
+        with self._changed:
+            return self._tallies.setdefault(box_id, Tally(self._clock))
+
+    def forget_box(self, box_id: str) -> None:
+        """The box is gone."""
+        with self._changed:
+            self._tallies.pop(box_id, None)
 
     # ---- the keeper ----
 
@@ -285,7 +304,8 @@ class Executions:
         hangup: float,
     ) -> None:
         output = OutputLog(self._spool, self._log_capacity)
-        execution = Execution(execution_id, box, process, output, self._clock, is_main=is_main, hangup=hangup)
+        tally = self.tally(box.box_id)
+        execution = Execution(execution_id, box, process, output, self._clock, tally, is_main=is_main, hangup=hangup)
         threading.Thread(target=self._run, args=(execution,), name=f"execution {execution_id}", daemon=True).start()
         entry.set_result(execution)
 
@@ -302,5 +322,5 @@ class Executions:
                 del self._mains[execution.box]
 
     def _refuse_too_many(self) -> None:
-        if len(self._entries) - len(self._finished) >= MAX_LIVE:
-            raise ResourceExhaustedError(f"the worker runs {MAX_LIVE} executions already; try again later")
+        if len(self._entries) - len(self._finished) >= MAX_EXECUTIONS:
+            raise ResourceExhaustedError(f"the worker runs {MAX_EXECUTIONS} executions already; try again later")

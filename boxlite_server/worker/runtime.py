@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from .usage import Usage
+
 STDOUT = 1  # with a pseudo-terminal: everything
 STDERR = 2
 
@@ -92,13 +94,15 @@ class BoxSpec:
 @dataclass(frozen=True, slots=True)
 class BoxState:
     """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over.
-    `ports`: as they are published while it runs, with the real host ports."""
+    `ports`: as they are published while it runs, with the real host ports.
+    `commands`: how many run besides the main one; only `inspect` has looked."""
 
     box: BoxRef
     status: BoxStatus
     pid: int | None = None
     exit_code: int | None = None
     ports: tuple[PortMapping, ...] = ()
+    commands: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class BoxFiles(Protocol):
         """(uid, gid) of the box's user; None where the box's image does not tell."""
 
     def stat(self, path: str) -> FileState | None:
-        """What there is at `path`; None: nothing."""
+        """What there is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
 
     def put(self, directory: str, archive: Iterable[bytes]) -> None:
         """Unpack a tar archive of ours below an existing directory. Files are replaced, a link is not followed
@@ -302,6 +306,9 @@ class BoxRuntime(Protocol):
 
     def inspect(self, box: BoxRef) -> BoxState:
         """The state of the box, from the engine."""
+
+    def measure(self, box: BoxRef) -> Usage:
+        """What the box uses now, and how long its start took; at once, also of a box at rest."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""

@@ -44,6 +44,7 @@ from .runtime import (
     PullProgress,
     Volume,
 )
+from .usage import Counts, Usage
 
 MAX_CALLS = 768
 # Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
@@ -167,11 +168,18 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = _ref(request.box)
         with self._order.turn(box):
             self._runtime.remove(box, request.force)
+            self._executions.forget_box(box.box_id)
         return pb.Empty()
 
     @_answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
-        return _box(self._runtime.inspect(_ref(request)))
+        state = self._runtime.inspect(_ref(request))
+        answer = _box(state)
+        # The engine knows of commands that a former life of this process has started.
+        answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
+        if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
+            answer.idle_seconds = idle
+        return answer
 
     @_answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
@@ -325,6 +333,13 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[_volume(volume) for volume in self._runtime.volumes.list()])
 
+    # ---- measurements ----
+
+    @_answers
+    def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
+        usage = self._runtime.measure(_ref(request))
+        return _metrics(usage, self._executions.tally(request.box_id).counts)
+
 
 def _not_built(name: str) -> Callable[..., Any]:
     def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
@@ -428,6 +443,26 @@ def _box(state: BoxState) -> pb.Box:
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports
         ],
+    )
+
+
+def _metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
+    return pb.BoxMetrics(
+        commands_executed=counts.commands,
+        exec_errors=counts.errors,
+        input_bytes=counts.input_bytes,
+        output_bytes=counts.output_bytes,
+        cpu_percent=usage.cpu_percent,
+        memory_bytes=usage.memory_bytes,
+        network_bytes_sent=usage.network_bytes_sent,
+        network_bytes_received=usage.network_bytes_received,
+        boot_timing=pb.BootTiming(
+            total_ms=usage.boot.total_ms,
+            image_prepare_ms=usage.boot.image_prepare_ms,
+            box_config_ms=usage.boot.box_config_ms,
+            box_spawn_ms=usage.boot.box_spawn_ms,
+            container_init_ms=usage.boot.container_init_ms,
+        ),
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 from fake_server import BOX, FakeServer, error
 
+from boxlite_server.client import stats
+
 Boxlite = Callable[..., int]
 ID = BOX["box_id"]
 
@@ -304,3 +306,64 @@ def test_output_into_a_closed_pipe_is_quiet(server: FakeServer, popen: Callable[
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [
+        ("--auto-stop 90", {"auto_stop": 90}),
+        ("--auto-stop 15m --auto-delete 7d", {"auto_stop": 900, "auto_delete": 604800}),
+        ("--auto-stop 0 --auto-delete 0s", {"auto_stop": 0, "auto_delete": 0}),
+        ("--no-auto-resume --auto-delete 2h", {"auto_resume": False, "auto_delete": 7200}),
+    ],
+)
+def test_lifetimes_are_sent_in_seconds(
+    server: FakeServer, boxlite: Boxlite, flags: str, sent: dict[str, object]
+) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", *flags.split(), "alpine:latest") == 0
+    assert sent.items() <= server.requests[0].body.items()
+
+
+@pytest.mark.parametrize("flags", ["--auto-stop 5x", "--auto-stop -1", "--auto-delete m", "--rm --auto-delete 5"])
+def test_lifetimes_that_cannot_be(server: FakeServer, boxlite: Boxlite, flags: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        boxlite("create", *flags.split(), "alpine:latest")
+    assert server.requests == []
+
+
+METRICS = {
+    "commands_executed_total": 3,
+    "exec_errors_total": 1,
+    "bytes_sent_total": 0,
+    "bytes_received_total": 1536,
+    "cpu_percent": 12.34,
+    "memory_bytes": 5 << 20,
+    "network_bytes_sent": None,
+    "network_bytes_received": None,
+}
+
+
+def test_stats_as_a_table_and_as_json(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    server.on("GET", f"/v1/boxes/{ID}/metrics", (200, METRICS))
+    assert boxlite("stats", "web") == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["BOX", "CPU", "%", "MEMORY"]
+    assert row.split()[:2] == ["web", "12.3"]
+    assert "5.0 MiB" in row
+    assert "1.5 KiB" in row
+    assert row.split().count("-") == 2
+    assert boxlite("stats", "web", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == METRICS
+
+
+def test_stats_stream_until_the_box_is_gone(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "STREAM_SECONDS", 0)
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    gone = (404, error("not_found", "box not found: web"))
+    server.on("GET", f"/v1/boxes/{ID}/metrics", (200, METRICS), (200, METRICS), gone)
+    assert boxlite("stats", "-s", "web", "--format", "json") == 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [METRICS, METRICS]

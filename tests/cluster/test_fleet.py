@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import grpc
@@ -107,6 +108,33 @@ def test_a_lost_worker_costs_only_its_own_boxes(pair: Cluster, test_image: str) 
     assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
     pair.workers[0].start()
     remove_all(pair)
+
+
+def test_a_worker_that_does_not_answer_is_passed_by(new_cluster, test_image: str) -> None:
+    """It takes the connection and says nothing; being the emptiest it is tried once, and not again."""
+    cluster = new_cluster()
+    cluster.start_coordinator()
+    cluster.start_worker(name="well")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        registration = {
+            "id": "Dumb00000001",
+            "name": "dumb",
+            "url": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "secret": "x" * 16,
+            "epoch": "Ep0ch0000001",
+            "capacity": {"cpus": 64, "memory_mib": 1 << 20},
+            "boxes": [],
+        }
+        assert cluster.http("POST", "/v1/admin/workers", registration)[0] == 200
+        assert host_of(cluster, create(cluster, test_image)) == "well"
+        assert workers(cluster)["dumb"]["status"] == "unreachable"
+        assert host_of(cluster, create(cluster, test_image)) == "well"
+        assert cluster.coordinator.log.read_text().count("cannot be created on dumb") == 1
+        heartbeat = {"epoch": registration["epoch"], "boxes": []}
+        assert cluster.http("POST", "/v1/admin/workers/Dumb00000001/heartbeat", heartbeat)[0] == 200
+        assert workers(cluster)["dumb"]["status"] == "active"
+    assert workers(cluster)["dumb"]["reserved"]["boxes"] == 0
+    remove_all(cluster)
 
 
 def test_draining_takes_no_new_boxes_and_keeps_the_old(pair: Cluster, test_image: str) -> None:

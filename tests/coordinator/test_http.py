@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,9 +131,11 @@ BAD_REQUESTS = [
     ("GET", "/v1/boxes?pageToken=nonsense", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?status=sleeping", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?label=novalue", None, {}, 400, "invalid_argument"),
-    ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k"}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k" * 256}, 400, "invalid_argument"),
+    ("POST", "/v1/boxes/x/export", {}, {"Idempotency-Key": "k"}, 400, "unsupported"),
+    ("POST", "/v1/boxes", {"image": "a", "auto_stop": 1, "auto_pause": 2}, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes/nosuch/metrics", None, {}, 404, "not_found"),
     ("POST", "/v1/oauth/tokens", b"grant_type=x", {"Content-Type": "application/x-www-form-urlencoded"}, 400, None),
-    ("GET", "/v1/metrics", None, {}, 501, "unsupported"),
     ("POST", "/v1/boxes/x/clone", {}, {}, 501, "unsupported"),
     ("POST", "/v1/admin/workers", {"name": "x"}, {}, 400, "invalid_argument"),
     ("POST", "/v1/admin/workers/nosuch/heartbeat", {"epoch": "000000000000", "boxes": []}, {}, 404, "not_found"),
@@ -171,6 +175,46 @@ def test_every_operation_answers_without_a_fault(lonely: Cluster) -> None:
             assert status != 500, (method, path, body)
             if status >= 400 and method != "head" and not concrete.startswith("/v1/health"):
                 assert "error" in body, (method, path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/boxes", "GET, HEAD, POST"),
+        ("/v1/acme/boxes/x", "DELETE, GET, HEAD"),
+        ("/v1/boxes/x/start", "POST"),
+        ("/v1/boxes/x/files", "GET, HEAD, PUT"),
+        ("/v1/images/a/b/c", "DELETE, GET, HEAD"),
+        ("/v1/admin/workers/x/status", "PATCH"),
+        ("/openapi.yaml", "GET, HEAD"),
+    ],
+)
+def test_a_refused_method_gets_those_that_there_are(lonely: Cluster, path: str, allowed: str) -> None:
+    status, headers, _ = lonely.http("OPTIONS", path)
+    assert status == 405
+    assert sorted(headers["allow"].split(", ")) == allowed.split(", ")
+
+
+def test_a_websocket_path_says_what_it_wants(lonely: Cluster) -> None:
+    status, headers, _ = lonely.http("GET", "/v1/boxes/x/attach")
+    assert (status, headers["upgrade"]) == (426, "websocket")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "expected"),
+    [
+        (b"hello\r\n\r\n", 400),
+        (b"GET /v1/health HTTP/1.1\r\nX-Long: ".ljust(64 * 1024 + 1, b"a"), 431),
+    ],
+)
+def test_what_is_no_request_gets_the_contracts_body_too(lonely: Cluster, request_bytes: bytes, expected: int) -> None:
+    with socket.create_connection(("127.0.0.1", lonely.port), timeout=30) as connection:
+        connection.sendall(request_bytes)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        headers = {key.lower(): value for key, value in response.getheaders()}
+        answer = (response.status, headers, json.loads(response.read()))
+    assert error_of(answer) == (expected, "InvalidArgumentError", "invalid_argument")
 
 
 def test_a_json_body_needs_neither_content_type_nor_content_length(lonely: Cluster) -> None:
@@ -248,3 +292,31 @@ def test_me(lonely: Cluster, locked: Cluster) -> None:
         status, _, me = cluster.http("GET", "/v1/me")
         assert (status, me["sub"], me["path_prefix"]) == (200, sub, None)
         assert "box:exec" in me["scopes"]
+
+
+def test_config_tells_defaults_and_limits(lonely: Cluster) -> None:
+    config = lonely.http("GET", "/v1/config")[2]
+    schemas = SPEC["components"]["schemas"]
+    timeout = schemas["StartExecutionRequest"]["properties"]["timeout_seconds"]
+    assert config["capabilities"]["exec_timeout_max_seconds"] == timeout["maximum"]
+    assert set(config["capabilities"]) == set(schemas["ServerCapabilities"]["properties"])
+    assert set(config["defaults"]) == set(schemas["ServerDefaults"]["properties"])
+    assert (config["defaults"]["auto_stop"], config["defaults"]["auto_delete"]) == (0, 0)
+    assert config["capabilities"]["max_boxes_per_prefix"] is None
+
+
+def test_config_tells_what_the_operator_chose(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, docker_host="unix:///nowhere")
+    flags = "--default-auto-stop 600 --default-auto-delete 7200 --max-boxes-per-prefix 5"
+    cluster.start_coordinator(*flags.split())
+    config = cluster.http("GET", "/v1/config")[2]
+    assert (config["defaults"]["auto_stop"], config["defaults"]["auto_delete"]) == (600, 7200)
+    assert config["capabilities"]["max_boxes_per_prefix"] == 5
+    cluster.close()
+
+
+def test_metrics_of_a_prefix_begin_at_zero(lonely: Cluster) -> None:
+    status, _, metrics = lonely.http("GET", "/v1/quiet/metrics")
+    assert status == 200
+    assert set(metrics) == set(SPEC["components"]["schemas"]["RuntimeMetrics"]["properties"])
+    assert set(metrics.values()) == {0}

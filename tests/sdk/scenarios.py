@@ -1,17 +1,27 @@
 """What users do with the released SDK, in every generation alike: `python scenarios.py NAME IMAGE`.
 
 Run by the Python that has the SDK, with the cluster in the environment. It ends with exit code 0, or with
-the assertion that failed.
+the assertion that failed. Each coroutine without parameters is a scenario; `since` marks what only newer
+SDKs have.
 """
 
 import asyncio
+import pathlib
 import sys
+import tempfile
 import time
 import uuid
 
-from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
+import boxlite
+from boxlite import Boxlite, BoxliteRestOptions, BoxOptions, CodeBox, CopyOptions, NetworkSpec, SimpleBox
 
 IMAGE = sys.argv[2] if len(sys.argv) > 2 else "alpine:latest"
+FLAT = hasattr(CopyOptions(), "include_parent")  # generations that send a directory without its own name
+
+
+def since(version):
+    """The first release that has what the scenario needs; read by the tests, in the source."""
+    return lambda scenario: scenario
 
 
 def runtime():
@@ -63,6 +73,16 @@ async def refused(awaitable):
     except Exception as exc:
         return str(exc)
     raise AssertionError("it was not refused")
+
+
+async def raised(kind, awaitable):
+    """It must raise exactly this class."""
+    try:
+        await awaitable
+    except Exception as exc:
+        assert type(exc) is kind, (kind, type(exc), exc)
+        return
+    raise AssertionError(f"no {kind.__name__}")
 
 
 def status(info):
@@ -228,6 +248,7 @@ async def terminal():
         assert (await execution.wait()).exit_code == 5
 
 
+@since("0.10.0")
 async def main_session():
     """Attach, then start: the main command does not run before, and nothing it says is missed."""
     rt = runtime()
@@ -244,6 +265,7 @@ async def main_session():
         await rt.remove(box.id, force=True)
 
 
+@since("0.10.0")
 async def main_terminal():
     rt = runtime()
     box = await rt.create(options(cmd=["sh"], tty=True), name=unique("main"))
@@ -259,6 +281,7 @@ async def main_terminal():
         await rt.remove(box.id, force=True)
 
 
+@since("0.10.8")
 async def read_only():
     """A look without input: what the command waits for is still to come, from the next who attaches."""
     rt = runtime()
@@ -276,6 +299,164 @@ async def read_only():
         await rt.remove(box.id, force=True)
 
 
+async def get_or_create():
+    rt, name = runtime(), unique("shared")
+    box, created = await rt.get_or_create(options(), name=name)
+    try:
+        again, created_again = await rt.get_or_create(options(), name=name)
+        assert (created, created_again) == (True, False)
+        assert again.id == box.id
+        await box.start()
+        assert await outcome(await again.exec("hostname")) == (0, f"{name}\n", "")
+    finally:
+        await rt.remove(name, force=True)
+    other, created = await rt.get_or_create(options(), name=name)
+    assert created
+    assert other.id != box.id
+    await rt.remove(other.id)
+
+
+async def network():
+    """A box has loopback alone, or more than that."""
+    for mode in ("disabled", "enabled"):
+        async with Running(network=NetworkSpec(mode=mode)) as box:
+            code, out, _ = await outcome(await box.exec("ls", ["/sys/class/net"]))
+            assert code == 0
+            assert (out.split() == ["lo"]) == (mode == "disabled"), (mode, out)
+    if hasattr(boxlite, "OutboundNetworkSpec"):
+        policy = NetworkSpec(outbound=boxlite.OutboundNetworkSpec(mode="disabled"))
+        async with Running(network=policy) as box:
+            assert await outcome(await box.exec("ls", ["/sys/class/net"])) == (0, "lo\n", "")
+
+
+async def simple_box():
+    """The helper that most people use: it creates, starts, runs to the end, and stops."""
+    rt, name = runtime(), unique("simple")
+    async with SimpleBox(image=IMAGE, memory_mib=128, runtime=rt, name=name, env=[("WHO", "me")]) as box:
+        result = await box.exec("sh", "-c", "echo out $WHO; echo err >&2; exit 4")
+        assert (result.exit_code, result.stdout, result.stderr) == (4, "out me\n", "err\n"), result
+        result = await box.exec("sh", "-c", "echo $X; pwd", env={"X": "y"}, cwd="/tmp")
+        assert (result.exit_code, result.stdout) == (0, "y\n/tmp\n"), result
+        result = await box.exec("sleep", "600", timeout=1.0)
+        assert result.exit_code != 0
+        assert "running" in status(await rt.get_info(name))
+        box_id = box.id
+    left = await rt.get_info(name)
+    if "auto_remove" in sys.argv[3:]:
+        assert left is None
+    else:
+        assert left.id == box_id
+        assert "stopped" in status(left)
+        async with SimpleBox(image=IMAGE, runtime=rt, name=name, reuse_existing=True) as box:
+            assert box.id == box_id
+            assert not box.created
+        await rt.remove(name, force=True)
+
+
+async def code_box():
+    """Runs what the image has as Python; the test's image has a stand-in."""
+    rt, name = runtime(), unique("code")
+    async with CodeBox(image=IMAGE, memory_mib=128, runtime=rt, name=name) as box:
+        install = "mkdir -p /usr/local/bin; printf '#!/bin/sh\\necho ran: $2\\n' > $0; chmod +x $0"
+        result = await box.exec("sh", "-c", install, "/usr/local/bin/python")
+        assert result.exit_code == 0, result
+        assert await box.run("print(1 + 1)") == "ran: print(1 + 1)\n"
+    if "auto_remove" not in sys.argv[3:]:
+        await rt.remove(name, force=True)
+
+
+async def many_boxes():
+    """SDKs ask for a list without paging and expect all of it."""
+    rt = runtime()
+    boxes = await asyncio.gather(*(rt.create(options(), name=unique(f"many-{n}")) for n in range(25)))
+    try:
+        listed = {info.id: info for info in await rt.list_info()}
+        for box in boxes:
+            info = listed[box.id]
+            assert (info.name, info.image, info.cpus, info.memory_mib) == (box.name, IMAGE, 1, 128)
+            assert "configured" in status(info)
+            assert str(info.created_at).startswith(("20", "21")), info.created_at
+    finally:
+        await asyncio.gather(*(rt.remove(box.id, force=True) for box in boxes))
+    assert not {box.id for box in boxes} & {info.id for info in await rt.list_info()}
+
+
+async def handle_after_stop():
+    """A handle outlives the container's run: the next command starts the box again, with its disk."""
+    async with Running() as box:
+        assert (await outcome(await box.exec("sh", ["-c", "echo kept > /root/file"])))[0] == 0
+        await box.stop()
+        await box.stop()
+        assert await outcome(await box.exec("cat", ["/root/file"])) == (0, "kept\n", "")
+        assert "running" in status(await runtime().get_info(box.id))
+
+
+async def handle_after_remove():
+    rt = runtime()
+    box = await rt.create(options(), name=unique("gone"))
+    await box.start()
+    execution = await box.exec("sleep", ["600"])
+    await rt.remove(box.id, force=True)
+    assert "not found" in await refused(box.exec("true"))
+    assert "not found" in await refused(box.start())
+    assert "not found" in await refused(rt.remove(box.id))
+    # Its command ended with it; the streams must say so, and not hang.
+    assert (await outcome(execution))[0] != 0
+
+
+async def binary_output():
+    """Bytes that are no text, and characters that are cut in two by the pipe."""
+    async with Running() as box:
+        code, out, _ = await outcome(
+            await box.exec("sh", ["-c", "printf 'a\\377b\\303'; sleep 0.3; printf '\\251\\n'"])
+        )
+        assert (code, out) == (0, "a\ufffdb\u00e9\n"), (code, out)
+
+
+@since("0.9.4")
+async def signal():
+    async with Running() as box:
+        script = "trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+        execution = await box.exec("sh", ["-c", script])
+        out = execution.stdout()
+        assert "ready" in str(await anext(aiter(out)))
+        await execution.signal(15)
+        assert "term" in await text(out)
+        assert (await execution.wait()).exit_code == 5
+
+
+@since("0.10.0")
+async def no_resume():
+    """A box that does not resume by itself says that it is stopped."""
+    async with Running(auto_resume=False) as box:
+        await box.stop()
+        assert "stopped" in await refused(box.exec("true"))
+        await box.start()
+        assert await outcome(await box.exec("echo", ["up"])) == (0, "up\n", "")
+
+
+@since("0.10.8")
+async def error_classes():
+    rt, name = runtime(), unique("errors")
+    box = await rt.create(options(auto_resume=False), name=name)
+    try:
+        await raised(boxlite.AlreadyExistsError, rt.create(options(), name=name))
+        await raised(boxlite.InvalidArgumentError, rt.create(options(), name="no/good"))
+        await raised(boxlite.ImageError, rt.create(options(image="127.0.0.1:9/nosuch:never")))
+        await raised(boxlite.ResourceExhaustedError, rt.create(options(memory_mib=1048576)))
+        await raised(boxlite.ExecutionError, box.exec("nosuchcommand"))
+        await raised(boxlite.InvalidStateError, rt.remove(name))
+        await box.stop()
+        await raised(boxlite.StoppedError, box.exec("true"))
+        await raised(boxlite.NotFoundError, rt.remove("nosuch"))
+        await raised(boxlite.UnsupportedError, box.network.tunnel(8080))
+    finally:
+        await rt.remove(name, force=True)
+    wrong = BoxliteRestOptions(url=BoxliteRestOptions.from_env().url, credential=boxlite.ApiKeyCredential("wrong"))
+    if "locked" in sys.argv[3:]:
+        await raised(boxlite.ConfigError, Boxlite.rest(wrong).list_info())
+
+
 async def interleaved():
     """Twenty commands at once in one box, each with its own output."""
     async with Running() as box:
@@ -287,6 +468,7 @@ async def interleaved():
         assert results == [(number, f"{number}\n", "") for number in range(20)]
 
 
+@since("0.10.8")
 async def volumes():
     """What 0.10 has of volumes: a box mounts one by its name, and what it writes stays."""
     rt, name = runtime(), unique("data")
@@ -311,6 +493,7 @@ async def volumes():
     assert "not found" in await refused(rt.volumes.remove(made.id))
 
 
+@since("0.10.8")
 async def images():
     """What 0.10 has of images."""
     rt = runtime()
@@ -331,6 +514,7 @@ async def images():
         assert "in use" in await refused(rt.images.remove(repository))
 
 
+@since("0.10.8")
 async def capabilities():
     """0.10 asks the server first whether it can."""
     from boxlite import AdvancedBoxOptions, ContainerCapabilities
@@ -341,6 +525,171 @@ async def capabilities():
         assert (code, out.split()[1]) == (0, "0000000000000001"), out
     much = AdvancedBoxOptions(capabilities=ContainerCapabilities(add=["SYS_ADMIN"]))
     assert "--allow-cap" in await refused(runtime().create(options(advanced=much)))
+
+
+async def shell(box, script):
+    code, out, err = await outcome(await box.exec("sh", ["-c", script]))
+    assert code == 0, err
+    return out
+
+
+def source_tree():
+    """A directory `src` with files, a directory and an empty one, as the client's side has it."""
+    root = pathlib.Path(tempfile.mkdtemp())
+    (root / "src" / "sub" / "empty").mkdir(parents=True)
+    (root / "src" / "x").write_text("content of x")
+    (root / "src" / "x").chmod(0o640)
+    (root / "src" / "sub" / "y").write_bytes(bytes(range(256)) * 5000)
+    return root
+
+
+def listing(root):
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
+
+
+async def copy_files():
+    """A file as a path, over one that exists, into a directory; and back."""
+    here = source_tree()
+    async with Running() as box:
+        await box.copy_in(str(here / "src" / "x"), "/root/made/b.txt")
+        assert await shell(box, "cat /root/made/b.txt; stat -c %a /root/made/b.txt") == "content of x640\n"
+        await box.copy_in(str(here / "src" / "sub" / "y"), "/root/made/b.txt")
+        assert await shell(box, "wc -c < /root/made/b.txt") == "1280000\n"
+        await box.copy_in(str(here / "src" / "x"), "/root/made")
+        await box.copy_in(str(here / "src" / "x"), "/root/new/")
+        assert await shell(box, "cat /root/made/x /root/new/x") == "content of x" * 2
+        (here / "out").mkdir()
+        await box.copy_out("/root/made/b.txt", str(here / "out"))
+        assert (here / "out" / "b.txt").read_bytes() == (here / "src" / "sub" / "y").read_bytes()
+        if FLAT:  # this generation always unpacks into a directory
+            return
+        await box.copy_out("/root/made/b.txt", str(here / "as"))
+        assert (here / "as").read_bytes() == (here / "src" / "sub" / "y").read_bytes()
+
+
+async def copy_directories():
+    """A directory there and back, one file in it, nothing in it, into one that exists."""
+    here = source_tree()
+    top = "" if FLAT else "/src"  # the name goes along in the later generations
+    async with Running() as box:
+        await box.copy_in(str(here / "src"), "/root/d")
+        assert (
+            await shell(box, f"cat /root/d{top}/x; ls -d /root/d{top}/sub/empty")
+            == f"content of x/root/d{top}/sub/empty\n"
+        )
+        await box.copy_out(f"/root/d{top}", str(here / "back"))
+        name = "d" if FLAT else "src"
+        assert listing(here / "back" / name) == listing(here / "src")
+        for name, files in (("one", ["only"]), ("none", [])):
+            (here / name).mkdir()
+            for file in files:
+                (here / name / file).write_text("1")
+            await box.copy_in(str(here / name), f"/root/{name}")
+            await box.copy_out(f"/root/{name}" + ("" if FLAT else f"/{name}"), str(here / "again"))
+            assert sorted(listing(here / "again" / name)) == files, listing(here / "again")
+        await shell(box, "mkdir -p /root/there/sub; echo kept > /root/there/kept; chmod 1777 /root/there")
+        await box.copy_in(str(here / "src"), "/root/there")
+        assert "kept" in await shell(box, f"cat /root/there/kept; ls /root/there{top}/sub/y")
+        assert await shell(box, "stat -c %a /root/there") == "1777\n"
+
+
+async def copy_refusals():
+    here = source_tree()
+    async with Running() as box:
+        message = await refused(box.copy_out("/root/nosuch", str(here / "out")))
+        assert "no such file or directory in the box: /root/nosuch" in message, message
+        message = await refused(box.copy_in(str(here / "src" / "x"), "/proc/x"))
+        assert "nothing can be copied" in message, message
+        if not FLAT:  # that generation drops the option, and others refuse it before they ask
+            assert await refused(box.copy_in(str(here / "src" / "x"), "/root/x", CopyOptions(overwrite=False)))
+
+
+async def copy_while_stopped():
+    here, rt = source_tree(), runtime()
+    box = await rt.create(options(), name=unique("rest"))
+    try:
+        await box.copy_in(str(here / "src" / "x"), "/root/x")
+        assert "configured" in status(await rt.get_info(box.id))
+        await box.start()
+        assert await shell(box, "cat /root/x") == "content of x"
+        await box.stop()
+        (here / "out").mkdir()
+        await box.copy_out("/root/x", str(here / "out"))
+        assert (here / "out" / "x").read_text() == "content of x"
+        assert "stopped" in status(await rt.get_info(box.id))
+    finally:
+        await rt.remove(box.id, force=True)
+
+
+async def copy_as_user():
+    """What is copied in belongs to the box's user."""
+    here = source_tree()
+    async with Running(user="box") as box:
+        await box.copy_in(str(here / "src"), "/home/box/made/d")
+        assert await shell(box, "find /home/box/made | xargs stat -c %U:%G | sort -u") == "box:box\n"
+        assert await shell(box, "echo more > /home/box/made/d/more; ls /home/box/made/d/more")
+
+
+async def metrics():
+    """Counters of the runtime and measurements of a box."""
+    rt = runtime()
+    before = await rt.metrics()
+    async with Running() as box:
+        assert await outcome(await box.exec("echo", ["hello"])) == (0, "hello\n", "")
+        await refused(box.exec("nosuchcommand"))
+        after = await rt.metrics()
+        assert after.boxes_created_total == before.boxes_created_total + 1
+        assert after.num_running_boxes == before.num_running_boxes + 1
+        assert after.total_commands_executed == before.total_commands_executed + 1
+        assert after.total_exec_errors == before.total_exec_errors + 1
+        found = await box.metrics()
+        assert (found.commands_executed_total, found.exec_errors_total) == (1, 1)
+        assert (found.bytes_sent_total, found.bytes_received_total) == (0, 6)
+        assert found.memory_bytes > 0
+        assert found.cpu_percent >= 0
+        assert found.total_create_duration_ms > 0
+        assert found.stage_box_spawn_ms > 0
+        assert found.stage_image_prepare_ms is not None
+        assert found.guest_boot_duration_ms is None
+        await box.stop()
+        assert (await box.metrics()).memory_bytes == 0
+
+
+async def until(holds, what):
+    deadline = time.monotonic() + 60
+    while not await holds():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        await asyncio.sleep(0.1)
+
+
+@since("0.10.0")
+async def lifetimes():
+    """Only newer generations can ask for these."""
+    rt = runtime()
+
+    async def is_stopped(box_id):
+        return "stopped" in status(await rt.get_info(box_id))
+
+    box = await rt.create(options(auto_stop=1), name=unique("idle"))
+    await box.start()
+    await until(lambda: is_stopped(box.id), "an idle box stops")
+    assert await outcome(await box.exec("echo", ["back"])) == (0, "back\n", "")
+    await rt.remove(box.id, force=True)
+
+    box = await rt.create(options(auto_stop=1, auto_resume=False), name=unique("once"))
+    await box.start()
+    await until(lambda: is_stopped(box.id), "an idle box stops")
+    assert "stopped" in (await refused(box.exec("true"))).lower()
+    await rt.remove(box.id, force=True)
+
+    box = await rt.create(options(auto_delete=1), name=unique("brief"))
+    await box.start()
+    await box.stop()
+
+    async def is_gone():
+        return await rt.get(box.id) is None
+
+    await until(is_gone, "a stopped box is removed")
 
 
 if __name__ == "__main__":

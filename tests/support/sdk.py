@@ -45,13 +45,18 @@ def sdk_python(version: str = NEWEST) -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         if importlib.metadata.version("boxlite") == version:
             return sys.executable
-    directory = Path(sys.prefix, "sdk", version)
+    return python_with(version, f"boxlite=={version}")
+
+
+def python_with(name: str, *requirements: str) -> str:
+    """The Python of a virtual environment of that name, which has these packages."""
+    directory = Path(sys.prefix, "sdk", name)
     python = str(directory / "bin" / "python")
     complete = directory / ".complete"
-    if not complete.exists():
+    if not complete.exists() or complete.read_text() != "\n".join(requirements):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", f"boxlite=={version}"], check=True)
-        complete.touch()
+        subprocess.run([python, "-m", "pip", "install", "-q", *requirements], check=True)
+        complete.write_text("\n".join(requirements))
     return python
 
 

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_runtime
 import pytest
 from fake_runtime import FakeRuntime
+from sites import Site, docker_site, policy
 
-from boxlite_server import ids
-from boxlite_server.worker.docker_runtime import DockerRuntime
-from boxlite_server.worker.policy import Policy
-from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner, Process
-
-
-@dataclass
-class Site:
-    """A runtime, and what the tests must know to use it."""
-
-    runtime: BoxRuntime
-    image: str
-    bare_image: str
-    allowed: Path  # a directory that boxes may mount from
-    pullable: str = ""  # an image that the registry has, and nobody has pulled
-
-    def new_box(self, **fields: object) -> BoxRef:
-        """A created box."""
-        box = BoxRef(ids.new_id(), 1)
-        self.runtime.create(box, self.spec(**fields))
-        return box
-
-    def running_box(self, **fields: object) -> BoxRef:
-        box = self.new_box(**fields)
-        self.runtime.start(box)
-        return box
-
-    def spec(self, **fields: object) -> BoxSpec:
-        values: dict[str, object] = {"image": self.image, "memory_mib": 64, "network_enabled": False, **fields}
-        return BoxSpec(**values)  # type: ignore[arg-type]
+from boxlite_server.worker.runtime import BoxRef
 
 
 @pytest.fixture(scope="session", params=["docker", "fake"])
@@ -54,10 +24,6 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     yield from docker_site(request)
 
 
-def policy(allowed: Path) -> Policy:
-    return Policy((allowed,), frozenset({"SYS_PTRACE"}))
-
-
 @pytest.fixture(scope="session")
 def allowed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("allowed")
@@ -67,19 +33,6 @@ def allowed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pullable(request: pytest.FixtureRequest, site: Site) -> str:
     """An image that the site's registry has. Only a real engine needs a real registry."""
     return site.pullable or request.getfixturevalue("registry_image")
-
-
-def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    docker_host = request.getfixturevalue("docker_host")
-    owner = Owner(ids.new_id(), ids.new_id())
-    allowed = request.getfixturevalue("allowed_directory")
-    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed))
-    yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"), allowed)
-    for state in docker.list_boxes():
-        docker.remove(state.box, force=True)
-    assert docker.list_boxes() == []
-    assert docker.volumes.list() == []
-    docker.close()
 
 
 @pytest.fixture(scope="session")
@@ -96,22 +49,3 @@ def box(site: Site) -> Iterator[BoxRef]:
     ref = site.running_box()
     yield ref
     site.runtime.remove(ref, force=True)
-
-
-Collect = Callable[[Process], tuple[bytes, bytes, int]]
-
-
-def collect(process: Process) -> tuple[bytes, bytes, int]:
-    """All output and the exit code; lets go of the process."""
-    output = {1: b"", 2: b""}
-    while (piece := process.read()) is not None:
-        output[piece[0]] += piece[1]
-    code = process.wait()
-    process.close()
-    return output[1], output[2], code
-
-
-def in_thread(target: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    return thread

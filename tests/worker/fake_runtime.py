@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fake_files import FakeFiles
@@ -42,6 +42,7 @@ from boxlite_server.worker.runtime import (
     PortMapping,
     Process,
 )
+from boxlite_server.worker.usage import BootTiming, Usage
 
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"
@@ -379,7 +380,13 @@ class FakeRuntime:
 
     def inspect(self, box: BoxRef) -> BoxState:
         with self._lock:
-            return self._find(box).state
+            state = self._find(box).state
+            return replace(state, commands=sum(one.exit_code is None for one in self._commands[box.box_id]))
+
+    def measure(self, box: BoxRef) -> Usage:
+        if self.inspect(box).status is not BoxStatus.RUNNING:
+            return Usage(boot=BootTiming(image_prepare_ms=0, box_config_ms=1))
+        return Usage(1.5, 1 << 20, boot=BootTiming(0, 1, 2, 3))
 
     def list_boxes(self) -> list[BoxState]:
         self.ping()

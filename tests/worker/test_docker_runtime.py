@@ -12,7 +12,7 @@ from typing import Any
 
 import docker
 import pytest
-from conftest import Site, collect, docker_site
+from sites import Site, collect, docker_site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
@@ -216,3 +216,30 @@ def test_an_engine_on_another_host_is_refused() -> None:
     for url in ("ssh://there", "https://there:2376"):
         with pytest.raises(EngineError, match="on the worker's host"):
             DockerRuntime(lambda: Owner("c", "w"), url).ping()
+
+
+def test_a_main_command_without_memory_is_killed(site: Site) -> None:
+    box = site.new_box(memory_mib=16, cmd=("tail", "/dev/zero"))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    process.read()
+    assert process.wait() == 137
+    process.close()
+    state = site.runtime.inspect(box)
+    assert (state.status, state.exit_code) == (BoxStatus.STOPPED, 137)
+    site.runtime.remove(box, force=False)
+
+
+def test_cpu_and_network_are_measured(site: Site) -> None:
+    box = site.running_box(network_enabled=True)
+    busy = site.runtime.spawn(box, ExecSpec(("sh", "-c", "while :; do :; done")))
+    site.runtime.measure(box)
+    usage = site.runtime.measure(box)
+    while not usage.cpu_percent:
+        usage = site.runtime.measure(box)
+    assert usage.cpu_percent < 1000
+    assert usage.network_bytes_sent is not None
+    assert usage.network_bytes_received is not None
+    busy.kill()
+    busy.close()
+    site.runtime.remove(box, force=True)

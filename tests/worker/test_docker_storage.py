@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
-from conftest import Site, collect, docker_site
+from sites import Site, collect, docker_site
 
 from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError

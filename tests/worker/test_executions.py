@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Site, in_thread
+from sites import Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import BoxliteError, EngineError, ExecutionError, InvalidStateError, NotFoundError

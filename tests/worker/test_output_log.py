@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import in_thread
+from sites import in_thread
 
 from boxlite_server.errors import InvalidArgumentError
 from boxlite_server.worker.output_log import MAX_CHUNK, Chunk, Dropped, OutputLog, Reader

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from sites import Site
 
 from boxlite_server import ids
 from boxlite_server.worker.execution import Delivered, Ended, Execution

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Site, in_thread
+from sites import Site, in_thread
 
 from boxlite_server.errors import AlreadyExistsError, InvalidArgumentError
 from boxlite_server.worker.identity import Identity

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import Site, collect
+from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import (
@@ -200,3 +200,52 @@ def test_capacity(site: Site) -> None:
     assert capacity.cpus > 0
     assert capacity.memory_mib > 0
     assert capacity.engine_version
+
+
+def test_commands_in_a_box_are_counted_while_they_run(site: Site) -> None:
+    box = site.running_box()
+    assert site.runtime.inspect(box).commands == 0
+    processes = [site.runtime.spawn(box, ExecSpec(("sleep", "600"))) for _ in range(2)]
+    assert site.runtime.inspect(box).commands == 2
+    for left, process in ((1, processes[0]), (0, processes[1])):
+        process.kill()
+        assert collect(process)[2] == 137
+        assert site.runtime.inspect(box).commands == left
+    site.runtime.remove(box, force=True)
+
+
+def test_usage_of_a_box_in_every_state(site: Site) -> None:
+    box = site.new_box()
+    created = site.runtime.measure(box)
+    assert (created.cpu_percent, created.memory_bytes) == (0, 0)
+    assert created.boot.box_config_ms is not None
+    assert created.boot.image_prepare_ms is not None
+    assert created.boot.box_spawn_ms is None
+    site.runtime.start(box)
+    running = site.runtime.measure(box)
+    assert running.memory_bytes is not None and running.memory_bytes > 0
+    assert running.cpu_percent is not None and running.cpu_percent >= 0
+    assert running.boot.box_spawn_ms is not None
+    assert running.boot.container_init_ms is not None
+    assert running.boot.total_ms is not None and created.boot.total_ms is not None
+    assert running.boot.total_ms >= created.boot.total_ms
+    site.runtime.stop(box, 0)
+    stopped = site.runtime.measure(box)
+    assert (stopped.cpu_percent, stopped.memory_bytes) == (0, 0)
+    site.runtime.remove(box, force=False)
+    with pytest.raises(NotFoundError):
+        site.runtime.measure(box)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -11 $$", 139)],
+)
+def test_the_exit_code_tells_how_the_main_command_ended(site: Site, script: str, code: int) -> None:
+    box = site.new_box(cmd=("sh", "-c", script))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    assert collect(process)[2] == code
+    state = site.runtime.stop(box, 1)
+    assert (state.status, state.exit_code) == (BoxStatus.STOPPED, code)
+    site.runtime.remove(box, force=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import boxspec
+from ... import rpc
+from .. import boxspec, idempotency
 from ..core import Core
 
 
@@ -14,9 +15,11 @@ async def get_config(core: Core) -> Any:
         "defaults": {
             "cpus": boxspec.DEFAULT_CPUS,
             "memory_mib": boxspec.DEFAULT_MEMORY_MIB,
-            "auto_stop": 0,
-            "auto_delete": 0,
+            "disk_size_gb": None,
+            "auto_stop": core.policy.default_auto_stop,
+            "auto_delete": core.policy.default_auto_delete,
             "auto_remove": False,
+            "security_preset": boxspec.DEFAULT_SECURITY,
         },
         "overrides": {},
         "capabilities": {
@@ -29,7 +32,14 @@ async def get_config(core: Core) -> Any:
             "export_enabled": False,
             "import_enabled": False,
             "linux_capabilities_enabled": True,
-            "idempotency_key_lifetime": None,
+            "max_disk_size_gb": None,
+            "max_boxes_per_prefix": core.policy.max_boxes_per_prefix,
+            "max_boxes_per_path_prefix": core.policy.max_boxes_per_prefix,
+            "max_concurrent_executions": rpc.MAX_EXECUTIONS,
+            "file_transfer_max_bytes": None,
+            "exec_timeout_max_seconds": boxspec.MAX_TIMEOUT_SECONDS,
+            "supported_security_presets": [boxspec.DEFAULT_SECURITY],
+            "idempotency_key_lifetime": idempotency.LIFETIME,
         },
     }
 

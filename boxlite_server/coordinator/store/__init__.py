@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from .answers import Answer, Answers
 from .boxes import Box, Boxes, Page
+from .counters import CounterRows, Counters
+from .deadlines import Deadlines
 from .volumes import Volume, Volumes
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Box", "Load", "Page", "Store", "Volume", "Worker"]
+__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Store", "Volume", "Worker"]
 
 
-class Store(Workers, Boxes, Volumes):
+class Store(Workers, Boxes, Volumes, Deadlines, Answers, CounterRows):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""

@@ -1,0 +1,35 @@
+"""What the server answers where a connection carries no HTTP request, so that no application gets to see it."""
+
+from __future__ import annotations
+
+import json
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .. import errors, ids
+from . import http_errors
+
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class HttpProtocol(H11Protocol):
+    """HTTP/1.1 with the contract's error body here too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close. Uvicorn tells only that h11 refused; what is still in the buffer tells why."""
+        scope = {http_errors.REQUEST_ID: ids.request_id()}
+        error: errors.BoxliteError = errors.InvalidArgumentError("this is no HTTP/1.1 request")
+        if len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
+            error = http_errors.HeadTooLargeError(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
+        body = json.dumps(http_errors.body(scope, error)).encode()
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("X-Request-Id", scope[http_errors.REQUEST_ID]),
+            ("Connection", "close"),
+        ]
+        head = h11.Response(status_code=error.status, headers=headers)
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

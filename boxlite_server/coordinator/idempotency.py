@@ -1,0 +1,180 @@
+"""A request with an `Idempotency-Key` is carried out once; when it comes again it gets the same answer.
+
+The first request with a key is carried out, and its body is hashed as it passes, however large it is. What the
+answer was based on is what was read of that body: a repetition has to begin with the same bytes, and to end
+where the first one ended if that was read to its end. While the first one is under way, others with its key
+wait. Who is under way stands in memory alone, so a crash locks no key: the answer that it prevented is simply
+not there, and the next request is carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import errors
+from . import http_errors
+from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, KeyReusedError
+from .store import Answer, Store
+
+log = logging.getLogger(__name__)
+
+LIFETIME_SECONDS = 24 * 3600
+LIFETIME = "PT24H"
+MAX_KEY = 255
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; larger ones are streams and not kept
+_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_REPLAYED = (b"idempotency-replayed", b"true")
+
+Claim = tuple[str, str]  # owner and key
+
+
+class Idempotency:
+    """ASGI middleware inside the edge, around the HTTP application; `clock` gives Unix seconds."""
+
+    def __init__(self, app: ASGIApp, store: Store, clock: Callable[[], float]) -> None:
+        self._app = app
+        self._store = store
+        self._clock = clock
+        self._under_way: dict[Claim, asyncio.Future[None]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
+        if key is None or scope["method"] not in _METHODS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            answered = await self._answer(_claim(scope, key), scope, receive, send)
+        except errors.BoxliteError as exc:
+            await http_errors.response(scope, exc)(scope, receive, send)
+            return
+        if answered is not None:
+            await send({"type": "http.response.start", "status": answered.status, "headers": _raw(answered.headers)})
+            await send({"type": "http.response.body", "body": answered.body})
+
+    async def _answer(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> Answer | None:
+        """The answer that is kept; None when the request was carried out. Raises KeyReusedError."""
+        while True:
+            if known := self._store.find_answer(*claim, self._clock()):
+                await _check_same(known, scope, receive)
+                return known
+            other = self._under_way.get(claim)
+            if other is None:
+                break
+            await asyncio.shield(other)
+        done = self._under_way[claim] = asyncio.get_running_loop().create_future()
+        try:
+            await self._carry_out(claim, scope, receive, send)
+        finally:
+            del self._under_way[claim]
+            done.set_result(None)
+        return None
+
+    async def _carry_out(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> None:
+        body = _Body(receive)
+
+        def keep(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+            names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+            answer = Answer(
+                request=_line(scope),
+                body_size=body.size,
+                body_sha256=body.hash.hexdigest(),
+                body_ended=body.ended,
+                status=status,
+                headers=[*names, ("x-request-id", scope[REQUEST_ID])],
+                body=content,
+                expires_at=self._clock() + LIFETIME_SECONDS,
+            )
+            try:
+                self._store.put_answer(*claim, answer)
+            except errors.DatabaseError as exc:
+                log.error("%s: the answer cannot be kept for its Idempotency-Key: %s", scope[REQUEST_ID], exc)
+
+        await self._app(scope, body.receive, _Recorder(send, keep).send)
+
+
+class _Body:
+    """The request's body on its way to the application."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.hash = hashlib.sha256()
+        self.size = 0
+        self.ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not self.ended:
+            chunk = message.get("body", b"")
+            self.hash.update(chunk)
+            self.size += len(chunk)
+            self.ended = not message.get("more_body", False)
+        return message
+
+
+class _Recorder:
+    """The answer on its way to the client. It is kept just before its end is sent: who has it can rely on that.
+
+    Not kept is what only says "try again", and what is too large.
+    """
+
+    def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], None]) -> None:
+        self._send = send
+        self._keep = keep
+        self._status = 500
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body = bytearray()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status, self._headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body" and len(self._body) <= MAX_BODY_BYTES:
+            self._body += message.get("body", b"")
+            is_whole = not message.get("more_body", False) and len(self._body) <= MAX_BODY_BYTES
+            if is_whole and self._status < 500 and self._status != 429:
+                self._keep(self._status, self._headers, bytes(self._body))
+        await self._send(message)
+
+
+async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:
+    """Read as much of the body as decides. Raises KeyReusedError for another request than the first."""
+    if known.request != _line(scope):
+        raise KeyReusedError(f"this Idempotency-Key was used for another request: {known.request.split(' #')[0]}")
+    digest, left, ended = hashlib.sha256(), known.body_size, False
+    while not ended and (left or known.body_ended):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise errors.InvalidArgumentError("the client went away in the middle of the request body")
+        chunk = message.get("body", b"")
+        ended = not message.get("more_body", False)
+        digest.update(chunk[:left])
+        if len(chunk) > left and known.body_ended:
+            raise KeyReusedError("this Idempotency-Key was used for a request with another body")
+        left -= min(len(chunk), left)
+    if left or digest.hexdigest() != known.body_sha256:
+        raise KeyReusedError("this Idempotency-Key was used for a request with another body")
+
+
+def _claim(scope: Scope, key: str) -> Claim:
+    """Keys are one caller's own, in one prefix; raises for what cannot have one."""
+    if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
+        raise errors.InvalidArgumentError(f"an Idempotency-Key has 1 to {MAX_KEY} printable characters")
+    principal = scope.get(PRINCIPAL)
+    if principal is None or scope["path"].endswith("/export"):
+        raise errors.UnsupportedError("this operation takes no Idempotency-Key: it changes nothing; leave it out")
+    return f"{principal.sub} {''.join(scope['path'].split('/')[2:3])}", key
+
+
+def _line(scope: Scope) -> str:
+    """What a request is, but for its body. The form of its error codes is part of the answer."""
+    query = f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else ""
+    return f"{scope['method']} {scope['path']}{query}" + (" #integer" if scope.get(INTEGER_CODES) else "")
+
+
+def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [*((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers), _REPLAYED]

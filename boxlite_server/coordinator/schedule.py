@@ -1,0 +1,83 @@
+"""When the coordinator will act on a box by itself, and who uses which box now. `lifetimes.py` acts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from .. import errors
+from .store import Box, Store
+
+
+class Schedule:
+    """Plans deadlines and writes them down; `clock` gives Unix seconds."""
+
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._users: Counter[str] = Counter()  # by box id
+        self._earlier = asyncio.Event()
+        self._wakes_at = 0.0
+
+    def plan(self, box: Box, *, since: float | None = None) -> None:
+        """Set the deadline that follows from the box as it is now: a running one may be stopped when it has
+        been idle since `since` (else: since now), a stopped one removed some time after its stop."""
+        auto_stop, auto_delete = _lifetimes(box)
+        if not auto_stop and not auto_delete:
+            return
+        due_at = None
+        if auto_stop and box.status == "running":
+            due_at = (self._clock() if since is None else since) + auto_stop
+        if auto_delete and box.status == "stopped" and box.stopped_at is not None:
+            due_at = box.stopped_at + auto_delete
+        self._set(box.id, due_at)
+
+    def postpone(self, box_id: str, seconds: float) -> None:
+        """Look at the box again in that many seconds."""
+        self._set(box_id, self._clock() + seconds)
+
+    def _set(self, box_id: str, due_at: float | None) -> None:
+        self._store.set_deadline(box_id, due_at)
+        if due_at is not None and due_at < self._wakes_at:
+            self._earlier.set()
+
+    # ---- use ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def use(self, box: Box) -> Iterator[None]:
+        """Be somebody who uses the box: an attached client, a file transfer, a command about to start. As long
+        as there is one the box is not idle, and it has been idle only since the last one left."""
+        self._users[box.id] += 1
+        try:
+            self._used(box)
+            yield
+        finally:
+            self._users[box.id] -= 1
+            if not self._users[box.id]:
+                del self._users[box.id]
+            with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
+                self._used(box)
+
+    def is_used(self, box_id: str) -> bool:
+        return box_id in self._users
+
+    def _used(self, box: Box) -> None:
+        if any(_lifetimes(box)) and (now := self._store.get_box(box.id)):
+            self.plan(now)
+
+    # ---- waiting --------------------------------------------------------------------------------------
+
+    async def sleep_until(self, time: float) -> None:
+        """Until then, or until a deadline is planned that is earlier."""
+        self._wakes_at = time
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._earlier.wait(), max(time - self._clock(), 0.0))
+        self._earlier.clear()
+        self._wakes_at = 0.0
+
+
+def _lifetimes(box: Box) -> tuple[int, int]:
+    """Seconds until an idle box is stopped, and until a stopped one is removed; 0 for never."""
+    return box.spec.get("auto_stop", 0), box.spec.get("auto_delete", 0)

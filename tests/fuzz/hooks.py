@@ -1,0 +1,185 @@
+"""What the fuzzer has to know of this API: which refusals are promised, and what must not be touched.
+
+Loaded by schemathesis, in a process of its own. The environment names an image that exists
+(BOXLITE_FUZZ_IMAGE) and the worker that runs the boxes (BOXLITE_FUZZ_WORKER).
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections import OrderedDict
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import requests
+import schemathesis
+from schemathesis.core.failures import Failure, ServerError
+from schemathesis.openapi.checks import (
+    AllowHeaderMismatch,
+    JsonSchemaError,
+    RejectedPositiveData,
+    UnsupportedMethodResponse,
+)
+
+from boxlite_server.coordinator import handlers
+
+IMAGE = os.environ["BOXLITE_FUZZ_IMAGE"]
+HEADERS = {"Authorization": f"Bearer {os.environ['BOXLITE_FUZZ_KEY']}"}
+WORKER = os.environ["BOXLITE_FUZZ_WORKER"]
+MAX_BOXES = 24  # that live at a time; the oldest goes first
+MAX_SECONDS = 2  # of a command
+
+# What a request that fits its schema may still be refused with.
+PROMISED = {
+    (400, "unsupported"),  # a field that this server refuses rather than drops
+    (422, "execution_failed"),  # a program that is not in the image
+    (422, "image_pull_failed"),
+    (426, "invalid_argument"),  # WebSocket paths
+    (429, "resource_exhausted"),
+    (431, "invalid_argument"),  # a path or query that fits its schema and no request line
+}
+PROGRAMS = ("true", "id", "sh", "cat", "nosuch")
+
+# A reference that an engine would go out and pull; anything else is refused without a pull.
+_REFERENCE = re.compile(r"[\w][\w./:@-]{0,511}", re.ASCII)
+
+_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|error)\n(id: \d+\n)?data: [^\n]*\n\n|: ?[^\n]*\n\n)*")
+
+_boxes: OrderedDict[str, str] = OrderedDict()  # id → URL
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """Keep what is asked for cheap, local, and off the one worker that matters."""
+    body, operation_id = case.body, _operation_id(case)
+    if operation_id == "createBox" and isinstance(body, dict):
+        case.body = _local(body, "image")
+    elif operation_id == "pullImage" and isinstance(body, dict):
+        case.body = _local(body, "reference")
+    elif operation_id == "startExecution" and isinstance(body, dict):
+        case.body = _short(body)
+    elif operation_id == "registerWorker" and isinstance(body, dict):
+        case.body = _nowhere(body)
+    elif operation_id in ("removeWorker", "setWorkerStatus") and case.path_parameters.get("worker_id") == WORKER:
+        case.path_parameters = {**case.path_parameters, "worker_id": "W0rk3r000001"}
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Remember the boxes that were made, and remove the oldest when there are many."""
+    if response.status_code == 201 and isinstance(made := _json(response), dict) and "box_id" in made:
+        root, _, rest = response.request.url.partition("/v1/")
+        prefix = rest.partition("/")[0]
+        _boxes[made["box_id"]] = f"{root}/v1/{prefix}/boxes/{quote(made['box_id'])}"
+    _remove_boxes(MAX_BOXES)
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> bool:
+    """False for what is no failure: an operation that is not built says 501, and refusals that are promised."""
+    if response.status_code == 501 and isinstance(failure, ServerError):
+        return _is_built(case)
+    if isinstance(failure, RejectedPositiveData):
+        if response.status_code == 400 and _is_beyond_a_schema(case):
+            return False
+        return (response.status_code, _code(response)) not in PROMISED
+    if isinstance(failure, UnsupportedMethodResponse | AllowHeaderMismatch) and "/images/" in case.path:
+        # An image's name holds slashes: /images/usage is a path of its own, and that of an image too.
+        return bool(case.path.endswith("/{image_id}"))
+    if isinstance(failure, JsonSchemaError) and _type_of(response) == "text/event-stream":
+        # OpenAPI 3.0 describes the stream as one string; the events in it are not its to describe.
+        return _EVENTS.fullmatch(response.content) is None
+    return True
+
+
+def _remove_boxes(but: int = 0) -> None:
+    while len(_boxes) > but:
+        _, url = _boxes.popitem(last=False)
+        requests.delete(url, params={"force": "true"}, headers=HEADERS, timeout=60)
+
+
+atexit.register(_remove_boxes)
+
+
+def _local(body: dict[str, Any], field: str) -> dict[str, Any]:
+    given = body.get(field)
+    if not isinstance(given, str) or not _REFERENCE.fullmatch(given):
+        return body
+    # One in eight stays unknown, at an address where no registry answers.
+    return {**body, field: IMAGE if zlib.crc32(given.encode()) % 8 else "127.0.0.1:9/nosuch"}
+
+
+def _nowhere(body: dict[str, Any]) -> dict[str, Any]:
+    """Whatever host a made-up worker names, the coordinator would call it: nobody listens at this one, and it
+    is on this machine. What is no address stays as it is, to be refused."""
+    url = body.get("url")
+    try:
+        if isinstance(url, str) and urlsplit(url if "//" in url else f"//{url}").port:
+            return {**body, "url": "http://127.0.0.1:9"}
+    except ValueError:
+        pass
+    return body
+
+
+def _short(body: dict[str, Any]) -> dict[str, Any]:
+    """A program that exists, as a rule, and ends soon, whatever it is."""
+    command, limit = body.get("command"), body.get("timeout_seconds")
+    if isinstance(command, str) and command and len(command) <= 4096 and "\0" not in command:
+        body = {**body, "command": PROGRAMS[zlib.crc32(command.encode()) % len(PROGRAMS)]}
+    if limit is None or (isinstance(limit, int | float) and MAX_SECONDS < limit <= 604800):
+        body = {**body, "timeout_seconds": MAX_SECONDS}
+    return body
+
+
+def _is_beyond_a_schema(case: Any) -> bool:
+    """No schema can say which page tokens were handed out, what an IPv6 address is, or what is in an archive."""
+    if _operation_id(case) in ("uploadFiles", "importBox"):
+        return True
+    if _operation_id(case) == "registerWorker" and isinstance(case.body, dict):
+        return "[" in str(case.body.get("url"))
+    return "pageToken" in (case.query or {})
+
+
+def _is_built(case: Any) -> bool:
+    definition = case.operation.definition.raw
+    return handlers.find(definition["tags"][0], definition["operationId"]) is not None
+
+
+def _operation_id(case: Any) -> str:
+    return str(case.operation.definition.raw["operationId"])
+
+
+def _json(response: Any) -> Any:
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        return None
+
+
+def _type_of(response: Any) -> str:
+    return str((response.headers.get("content-type") or [""])[0]).partition(";")[0]
+
+
+def _code(response: Any) -> Any:
+    body = _json(response)
+    return body["error"].get("code") if isinstance(body, dict) and isinstance(body.get("error"), dict) else None
+
+
+@schemathesis.serializer("application/x-tar")
+def _archive(context: Any, value: Any) -> bytes:
+    """The generated bytes as a file in an archive, or, once in four times, for an archive."""
+    content = value if isinstance(value, bytes) else str(value).encode()
+    if zlib.crc32(content) % 4 == 0:
+        return content
+    with io.BytesIO() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo("fuzzed")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        return archive.getvalue()

@@ -1,0 +1,78 @@
+"""The whole of openapi.yaml against a live cluster: every answer is one that the spec promises.
+
+`make test` runs every phase with a few examples of each operation; `make fuzz` goes on until it is interrupted
+or something fails.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+KEY = "the-key"
+EXAMPLES = 5  # of each operation, in the random phases
+SECONDS = os.environ.get("BOXLITE_FUZZ_SECONDS")  # of `make fuzz`; 0 is without end
+
+
+@pytest.fixture
+def guarded(new_cluster) -> Cluster:
+    """A cluster with a key, so that the fuzzer sees what its absence does."""
+    cluster: Cluster = new_cluster(api_key=KEY)
+    cluster.start_coordinator()
+    cluster.start_worker("--api-key", KEY)
+    return cluster
+
+
+def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    (worker,) = cluster.http("GET", "/v1/admin/workers")[2]["workers"]
+    config = Path(__file__).with_name("schemathesis.toml")
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", config, command),
+            *(ROOT / "openapi.yaml", "--url", cluster.url, "--header", f"Authorization: Bearer {KEY}", *flags),
+        ],
+        cwd=cluster.directory,  # it leaves files behind
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "BOXLITE_FUZZ_IMAGE": image,
+            "BOXLITE_FUZZ_WORKER": worker["id"],
+            "BOXLITE_FUZZ_KEY": KEY,
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=None if SECONDS else subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(SECONDS is not None, reason="make fuzz is under way")
+def test_every_answer_is_one_that_the_spec_promises(guarded: Cluster, test_image: str) -> None:
+    done = schemathesis(guarded, test_image, "run", "--max-examples", str(EXAMPLES))
+    assert done.returncode == 0, done.stdout
+    check_that_it_survived(guarded)
+
+
+@pytest.mark.skipif(SECONDS is None, reason="make fuzz runs it")
+def test_until_something_fails(guarded: Cluster, test_image: str) -> None:
+    limit = ["--max-time", SECONDS] if SECONDS and SECONDS != "0" else []
+    assert schemathesis(guarded, test_image, "fuzz", *limit).returncode == 0
+    check_that_it_survived(guarded)
+
+
+def check_that_it_survived(cluster: Cluster) -> None:
+    """No fault in a log, nothing left on the engine, and the fuzzer's own workers are in nobody's way."""
+    for process in cluster.processes:
+        assert "Traceback" not in process.log.read_text(errors="replace"), process.tail()
+    assert cluster.containers() == []
+    status, _, box = cluster.http("POST", "/v1/boxes", {})
+    assert status == 201, box
+    assert cluster.http("POST", f"/v1/boxes/{box['box_id']}/exec", {"command": "true"})[0] == 201
+    assert cluster.http("DELETE", f"/v1/boxes/{box['box_id']}?force=true")[0] == 204
