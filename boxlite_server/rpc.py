@@ -45,6 +45,10 @@ _STATUS: dict[str, grpc.StatusCode] = {
 }
 
 
+# What a server of something else makes of a call: gRPC's reading of HTTP's 404, 401 and 403.
+_FOREIGN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+
+
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     """End the call with `error`: the worker's one way out. Never returns."""
     if not isinstance(error, errors.BoxliteError):
@@ -64,6 +68,10 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
         return errors.TimedOutError(f"worker {worker_name} did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:
         return errors.UpstreamUnavailableError(f"worker {worker_name} cannot be reached: {details}")
+    if exc.code() in _FOREIGN:
+        return errors.UpstreamUnavailableError(
+            f"what answers at the address of worker {worker_name} is none: {details}"
+        )
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")

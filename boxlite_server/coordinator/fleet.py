@@ -29,6 +29,7 @@ HEARTBEAT_SECONDS = 5.0
 MISSED_HEARTBEATS = 4  # worker jitter is ±20 %, so this is three beats missed for certain
 
 _CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # workers are on our own network, whatever the environment says of the world
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
