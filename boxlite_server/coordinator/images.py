@@ -100,9 +100,8 @@ class Images:
         """Pull an image on the least loaded worker: progress at least every second, and the image last.
         The next worker is tried where one does not answer.
 
-        Raises InvalidArgumentError for what is no reference, ImageError when it cannot be had.
+        Raises ImageError when it cannot be had.
         """
-        references.parse(reference)
         request = pb.PullImageRequest(reference=reference)
         tried: dict[str, str] = {}
         while True:

@@ -86,7 +86,10 @@ class DockerImages:
             self._engine.api.remove_image(reference)
 
     def pull(self, reference: str) -> Iterator[PullProgress | Image]:
-        wanted = references.parse(reference).tagged()
+        try:
+            wanted = references.parse(reference).tagged()
+        except InvalidArgumentError as exc:
+            raise ImageError(exc.message) from exc
         pull = self._join(wanted)
         deadline = time.monotonic() + PULL_TIMEOUT
         while True:

@@ -16,6 +16,12 @@ DEFAULT_CAPABILITIES = frozenset(
     "SETUID SYS_CHROOT".split()
 )
 
+CAPABILITIES = DEFAULT_CAPABILITIES | frozenset(
+    "ALL AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND BPF CHECKPOINT_RESTORE DAC_READ_SEARCH IPC_LOCK IPC_OWNER LEASE "
+    "LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE NET_ADMIN NET_BROADCAST PERFMON SYS_ADMIN SYS_BOOT SYS_MODULE "
+    "SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG SYSLOG WAKE_ALARM".split()
+)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -28,9 +34,9 @@ class Policy:
         """The spec with its host paths resolved.
 
         Raises `InvalidArgumentError` for a host path and `UnsupportedError` for a capability that are not
-        allowed here; both name the flag that allows them.
+        allowed here, both with the flag that allows them; `UnsupportedError` for a capability that nobody knows.
         """
-        self._check_capabilities(spec.cap_add)
+        self._check_capabilities(spec)
         return replace(
             spec,
             mounts=tuple(
@@ -49,7 +55,7 @@ class Policy:
         if real is None or not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in self.host_paths):
             allowed = ", ".join(map(str, self.host_paths)) or "none"
             raise InvalidArgumentError(
-                f"host path '{path}' is not in a directory that this worker allows ({allowed}); "
+                f"volumes: host path '{path}' is not in a directory that this worker allows ({allowed}); "
                 "its operator can allow one with --allow-host-path DIR"
             )
         return str(real)
@@ -65,20 +71,21 @@ class Policy:
             for parent in writable:
                 if path != parent and Path(path).is_relative_to(parent):
                     raise InvalidStateError(
-                        f"host path '{path}' is inside of '{parent}', where another running box can write; "
+                        f"volumes: host path '{path}' is inside of '{parent}', where another running box can write; "
                         "stop that box, or mount the same directory in both"
                     )
             if self.host_path(path) != path:
                 raise InvalidArgumentError(
-                    f"host path '{path}' has become a link to another place; make the box anew "
+                    f"volumes: host path '{path}' has become a link to another place; make the box anew "
                     "(directories are allowed with --allow-host-path DIR)"
                 )
 
-    def _check_capabilities(self, names: Iterable[str]) -> None:
-        if "ALL" in self.capabilities:
-            return
-        for name in names:
-            if name not in DEFAULT_CAPABILITIES | self.capabilities:
+    def _check_capabilities(self, spec: BoxSpec) -> None:
+        for name in (*spec.cap_add, *spec.cap_drop):
+            if name not in CAPABILITIES:
+                raise UnsupportedError(f"{name} is no Linux capability that this worker knows")
+        for name in spec.cap_add:
+            if not self.capabilities & {name, "ALL"} and name not in DEFAULT_CAPABILITIES:
                 raise UnsupportedError(
                     f"capability {name} is not allowed on this worker; its operator can allow it with "
                     f"--allow-cap {name}"

@@ -205,7 +205,7 @@ class Images(Protocol):
     def pull(self, reference: str) -> Iterator[PullProgress | Image]:
         """Fetch the image anew: progress at least every second, and the image last.
 
-        Raises `InvalidArgumentError` for what is no reference, `ImageError` when it cannot be had.
+        Raises `ImageError` when it cannot be had, or is no reference at all.
         """
 
     def remove(self, reference: str) -> None:

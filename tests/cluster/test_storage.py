@@ -279,7 +279,7 @@ def test_a_pull_tells_its_progress_in_lines(pair: Cluster, registry: str, regist
     error = body["error"] if status != 200 else json.loads(body.splitlines()[-1])["error"]
     assert error["code"] == "image_pull_failed"
     status, _, body = pair.http("POST", path, {"reference": "Not A Reference::"}, headers=lines)
-    assert (status, body["error"]["code"]) == (400, "invalid_argument")
+    assert (status, body["error"]["code"]) == (422, "image_pull_failed")
 
 
 def test_images_of_both_workers_are_one_list_in_pages(pair: Cluster, test_image: str) -> None:

@@ -32,12 +32,9 @@ class FakeImages:
 
     def need(self, name: str) -> None:
         """As a create needs it: pulled when missing."""
-        try:
-            if _full(name) not in self._images:
-                for _ in self.pull(name):
-                    pass
-        except InvalidArgumentError as exc:
-            raise ImageError(exc.message) from exc
+        if _full(name) not in self._images:
+            for _ in self.pull(name):
+                pass
 
     def list(self) -> list[Image]:
         return list(self._images.values())
@@ -106,4 +103,7 @@ class FakePorts:
 
 
 def _full(name: str) -> str:
-    return str(references.parse(name).tagged())
+    try:
+        return str(references.parse(name).tagged())
+    except InvalidArgumentError as exc:
+        raise ImageError(exc.message) from exc
