@@ -241,11 +241,21 @@ async def terminal():
         await execution.resize_tty(33, 101)
         await keys.send_input(b"stty size\n")
         await until("33 101")
-        await keys.send_input(b"sleep 600\n\x03")
+        await keys.send_input(b"echo $((8*9)); sleep 600\n")
+        await until("72")
+        await keys.send_input(b"\x03")
         await keys.send_input(b"echo $((7*8))\n")
         await until("56")
         await keys.send_input(b"exit 5\n")
         assert (await execution.wait()).exit_code == 5
+
+
+async def lost_connection():
+    """The way to the server is cut in the middle; the SDK comes back by itself, after 15 seconds."""
+    async with Running() as box:
+        script = "for i in 0 1 2 3 4 5 6 7 8 9; do echo line $i; sleep 0.5; done; exit 5"
+        code, out, _ = await outcome(await box.exec("sh", ["-c", script]))
+        assert (code, out) == (5, "".join(f"line {i}\n" for i in range(10))), (code, out)
 
 
 @since("0.10.0")
@@ -289,7 +299,7 @@ async def read_only():
     try:
         await box.start()
         watcher = await box.attach(stdin=False)
-        assert watcher.stdin() is None
+        assert "not available" in await refused(asyncio.to_thread(watcher.stdin))
         async for part in watcher.stdout():
             assert part == "begun\n", part
             break
