@@ -6,6 +6,7 @@ a server that cannot be reached is `UpstreamUnavailableError`.
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import logging
@@ -59,6 +60,12 @@ class ApiClient:
         prefix = path_prefix.strip("/")
         self._base = f"{self._root}/{quote(prefix)}" if prefix else self._root
         self._connection: http.client.HTTPConnection | None = None
+
+    def another(self) -> ApiClient:
+        """A client of the same server, for another thread."""
+        other = copy.copy(self)
+        other._connection = None
+        return other
 
     # Addresses
 
