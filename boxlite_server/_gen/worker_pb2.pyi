@@ -242,6 +242,16 @@ class OutputChunk(_message.Message):
     data: bytes
     def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class ReadLogsRequest(_message.Message):
+    __slots__ = ("box", "tail", "follow")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    tail: int
+    follow: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
 class ConfirmOutputRequest(_message.Message):
     __slots__ = ("execution", "delivered")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]

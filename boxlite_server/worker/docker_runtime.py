@@ -20,9 +20,10 @@ from ..errors import (
 )
 from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
+from .docker_logs import DockerLog
 from .docker_process import ExecProcess, MainProcess
 from .docker_stats import Meter
-from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, LogReader, Owner, Process
 from .usage import Usage
 
 CLUSTER_LABEL = "boxlite.cluster"
@@ -247,6 +248,9 @@ class DockerRuntime:
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._container(box)
         return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
+        return DockerLog(self._engine, self._container(box), tail, follow)
 
     def attach_main(self, box: BoxRef) -> Process:
         container = self._container(box)

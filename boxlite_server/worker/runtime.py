@@ -177,6 +177,16 @@ class Process(Protocol):
         """Let go of the command: a blocked `read` and `wait` return soon. Kills nothing."""
 
 
+class LogReader(Protocol):
+    """What a box has said. One thread reads, any may close."""
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The next piece as (STDOUT or STDERR, data); blocks. None: there is no more, or it was closed."""
+
+    def close(self) -> None:
+        """A blocked `read` returns soon. Repeating it is harmless."""
+
+
 class BoxRuntime(Protocol):
     """Keeps boxes. Each verb is idempotent: repeated, it finds its work done."""
 
@@ -230,6 +240,10 @@ class BoxRuntime(Protocol):
         Raises `ExecutionError` when it cannot be ("... not found ..." when that is the reason),
         `StoppedError` when the box does not run, `InvalidStateError` when it is paused.
         """
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
+        """What the main command has said in all its runs, from the last `tail` lines on (None: from the
+        first). With `follow`, what it says until the box is at rest, too."""
 
     def attach_main(self, box: BoxRef) -> Process:
         """The box's main command; of a box at rest: its next run, which begins with `start`."""

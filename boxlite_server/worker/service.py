@@ -219,6 +219,22 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._reader_slots.release()
 
     @_answers
+    def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
+        if not self._reader_slots.acquire(blocking=False):
+            raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
+        try:
+            tail = request.tail if request.HasField("tail") else None
+            log = self._runtime.read_logs(_ref(request.box), tail, request.follow)
+            try:
+                if context.add_callback(log.close):
+                    while (piece := log.read()) is not None:
+                        yield pb.OutputChunk(stream=_STREAM[piece[0]], data=piece[1])
+            finally:
+                log.close()
+        finally:
+            self._reader_slots.release()
+
+    @_answers
     def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
         execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
         done = request.delivered

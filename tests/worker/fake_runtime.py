@@ -172,6 +172,7 @@ class FakeBox:
     main: FakeProcess | None = None
     exit_code: int | None = None
     said: list[tuple[int, bytes]] = field(default_factory=list)
+    logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
     attached: list[FakeMain] = field(default_factory=list)
     at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
 
@@ -237,6 +238,28 @@ class FakeMain:
         if self.process is None:
             raise InvalidStateError("the main command does not run")
         return self.process
+
+
+class FakeLog:
+    """What a box has said, line by line."""
+
+    def __init__(self, box: FakeBox, tail: int | None, follow: bool) -> None:
+        self._box, self._follow, self._closed = box, follow, False
+        self._next = 0 if tail is None else max(len(box.logged) - tail, 0)
+
+    def read(self) -> tuple[int, bytes] | None:
+        while not self._closed:
+            at_rest = self._box.status is not BoxStatus.RUNNING
+            if self._next < len(self._box.logged):
+                self._next += 1
+                return self._box.logged[self._next - 1]
+            if at_rest or not self._follow:
+                return None
+            time.sleep(0.005)
+        return None
+
+    def close(self) -> None:
+        self._closed = True
 
 
 class FakeRuntime:
@@ -312,6 +335,7 @@ class FakeRuntime:
         while (piece := process.read()) is not None:
             with self._lock:
                 box.said.append(piece)
+                box.logged += [(piece[0], line) for line in piece[1].splitlines(keepends=True)]
                 for main in box.attached:
                     main.pieces.put(piece)
         code = process.wait()
@@ -394,6 +418,10 @@ class FakeRuntime:
             process = FakeProcess(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
             return process
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> FakeLog:
+        with self._lock:
+            return FakeLog(self._find(box), tail, follow)
 
     def attach_main(self, box: BoxRef) -> Process:
         with self._lock:
