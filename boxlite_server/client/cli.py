@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from boxlite_server.client import boxes, copy, run, stats
+from boxlite_server.client import boxes, completion, copy, logs, run, stats
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 
@@ -131,6 +131,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-s", "--stream", action="store_true", help="go on every second until Ctrl-C")
     sub.add_argument("box", metavar="BOX")
 
+    sub = add("logs", logs.logs, "Show what the main command of a box has said")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on until the box stops")
+    sub.add_argument("-n", "--tail", type=_count, metavar="N", help="only the last N lines")
+    sub.add_argument("box", metavar="BOX")
+
+    sub = add("completion", completion.command(build_parser), "Print the completion script of a shell")
+    sub.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help=", ".join(completion.SHELLS))
+
     sub = add("info", boxes.info, "Show the server and how many boxes it has")
     sub.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add("version", boxes.show_version, "Show the version of this command")
@@ -228,6 +236,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
@@ -245,4 +260,5 @@ def _duration(text: str) -> int:
 
 
 # In argparse's messages.
-_positive.__name__, _seconds.__name__, _duration.__name__ = "positive number", "number of seconds", "duration"
+_positive.__name__, _count.__name__ = "positive number", "number"
+_seconds.__name__, _duration.__name__ = "number of seconds", "duration"

@@ -69,6 +69,12 @@ class Attached:
         while text not in self.stdout:
             self.step()
 
+    def settle(self) -> None:
+        """Wait until the server knows that we have what we have: its ping came before our first one's answer,
+        and our answer to that arrives before our second one."""
+        for _ in range(2):
+            assert self.connection.ping().wait(WAIT)
+
     def to_the_end(self) -> int:
         """Read until the exit frame and the orderly close behind it; the exit code."""
         with contextlib.suppress(ConnectionClosed):
