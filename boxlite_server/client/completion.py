@@ -146,11 +146,11 @@ def _fish(prog: str, places: list[Place]) -> str:
         f"function __{prog}_at",
         "    set -l path",
         "    for word in (commandline -opc)[2..-1]",
-        f'        if contains -- (string join " " $path $word) {known}',
+        f'        if contains -- (string join -- " " $path $word) {known}',
         "            set -a path $word",
         "        end",
         "    end",
-        '    test (string join " " $path) = "$argv"',
+        '    test "$path" = "$argv"',
         "end",
     ]
     for place in places:
