@@ -79,7 +79,8 @@ class Lifetimes:
                 log.warning("box %s is due, but cannot be acted on yet: %s", box_id, exc)
             except Exception:
                 log.exception("fault while acting on box %s, which is due", box_id)
-        if box_id in self._store.deadlines(self._clock()):
+        due_at = self._store.deadline(box_id)
+        if due_at is not None and due_at <= self._clock():
             self._schedule.postpone(box_id, RETRY_SECONDS)
 
     async def _stop_or_remove(self, box_id: str) -> None:

@@ -237,6 +237,19 @@ def test_without_auto_resume_a_stopped_box_takes_no_command(site: Site) -> None:
     asyncio.run(story())
 
 
+def test_starting_a_running_box_is_use(site: Site) -> None:
+    async def story() -> None:
+        box = await site.running(auto_stop=60)
+        site.clock.now += 59
+        await site.core.boxes.start("default", box.id)
+        await site.after(59)
+        assert site.status(box) == "running"
+        await site.after(1)
+        assert site.status(box) == "stopped"
+
+    asyncio.run(story())
+
+
 def test_a_box_that_is_started_again_is_not_removed(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_delete=10)
