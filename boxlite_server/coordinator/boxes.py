@@ -167,7 +167,8 @@ class Boxes:
     async def start(self, prefix: str, id_or_name: str) -> Box:
         """Start a box; of a running one the state. Raises ResourceExhaustedError when its worker is full."""
         async with self._locked(prefix, id_or_name) as box:
-            return await self._start(box)
+            with self._schedule.use(box):
+                return await self._start(box)
 
     async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
         """The box, started if it does not run. Raises StoppedError where the box forbids that."""

@@ -223,7 +223,8 @@ class BoxRuntime(Protocol):
         """The state of the box, from the engine."""
 
     def measure(self, box: BoxRef) -> Usage:
-        """What the box uses now, and how long its start took; at once, also of a box at rest."""
+        """What the box uses now, and how long its start took; also of a box at rest. The answer may be a
+        second old."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""
