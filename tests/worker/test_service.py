@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,6 +215,95 @@ def test_attach_box(fake_site: Site, client: Client) -> None:
     assert chunk.chunk.data == b"hi\n"
     assert last.ended.exit_code == 4
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+
+
+def upload(box: pb.BoxRef, path: str, *data: bytes) -> Iterator[pb.PutFilesRequest]:
+    yield pb.PutFilesRequest(header=pb.PutFilesHeader(box=box, path=path, overwrite=True))
+    for chunk in data:
+        yield pb.PutFilesRequest(data=chunk)
+
+
+def archive_of(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf() + data.ljust(-(-len(data) // 512) * 512, b"\0") + bytes(1024)
+
+
+def test_files_over_the_wire(client: Client, box: pb.BoxRef) -> None:
+    archive = archive_of("any", b"content" * 100_000)
+    client.PutFiles(upload(box, "/d/f", archive[:1000], archive[1000:]))
+    chunks = list(client.GetFiles(pb.GetFilesRequest(box=box, path="/d/f")))
+    assert [chunk.HasField("source_is_dir") for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert not chunks[0].source_is_dir
+    assert b"content" * 100_000 in b"".join(chunk.data for chunk in chunks)
+    assert all(len(chunk.data) <= rpc.CHUNK_BYTES for chunk in chunks)
+    assert next(client.GetFiles(pb.GetFilesRequest(box=box, path="/d"))).source_is_dir
+
+
+def test_refused_transfers(client: Client, box: pb.BoxRef) -> None:
+    unknown = pb.BoxRef(box_id="nosuchbox000", generation=1)
+    for call, request, code in [
+        (client.GetFiles, pb.GetFilesRequest(box=box, path="/nosuch"), "not_found"),
+        (client.GetFiles, pb.GetFilesRequest(box=unknown, path="/"), "not_found"),
+        (client.PutFiles, upload(unknown, "/x"), "not_found"),
+        (client.PutFiles, upload(box, "/proc/x"), "invalid_argument"),
+        (client.PutFiles, upload(box, "/x", b"no archive"), "invalid_argument"),
+        (client.PutFiles, iter(()), "invalid_argument"),
+    ]:
+        assert refusal(call, request)[1] == code
+
+
+def test_an_upload_is_accepted_before_its_data(client: Client, box: pb.BoxRef) -> None:
+    """Whoever sends at once would not hear why it is refused."""
+    accepted = threading.Event()
+
+    def requests() -> Iterator[pb.PutFilesRequest]:
+        yield from upload(box, "/accepted")
+        assert accepted.wait(10)
+        yield pb.PutFilesRequest(data=archive_of("f", b"x"))
+
+    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    assert rpc.ACCEPTED in tuple(call.initial_metadata())
+    accepted.set()
+    call.result()
+
+
+def test_an_upload_that_is_cancelled_writes_nothing(client: Client, box: pb.BoxRef) -> None:
+    cancelled = threading.Event()
+
+    def requests() -> Iterator[pb.PutFilesRequest]:
+        yield from upload(box, "/cancelled", archive_of("f", b"x"))
+        cancelled.wait(10)
+
+    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    call.initial_metadata()
+    call.cancel()
+    cancelled.set()
+    assert refusal(client.GetFiles, pb.GetFilesRequest(box=box, path="/cancelled"))[1] == "not_found"
+
+
+def test_transfers_are_limited(
+    fake_site: Site, box: pb.BoxRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "MAX_TRANSFERS", 1)
+    server = make_server(service_of(fake_site, tmp_path), SECRET)
+    limited = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    done = threading.Event()
+
+    def requests() -> Iterator[pb.PutFilesRequest]:
+        yield from upload(box, "/one")
+        assert done.wait(10)
+        yield pb.PutFilesRequest(data=archive_of("f", b"x"))
+
+    call = limited.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    call.initial_metadata()
+    assert refusal(limited.PutFiles, upload(box, "/two"))[1] == "resource_exhausted"
+    done.set()
+    call.result()
+    limited.PutFiles(upload(box, "/two", archive_of("f", b"x")))
+    limited.channel.close()
+    server.stop(0).wait()
 
 
 def test_readers_are_limited_and_other_calls_go_on(
