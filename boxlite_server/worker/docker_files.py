@@ -31,6 +31,7 @@ _IS_DIRECTORY, _IS_LINK = 1 << 31, 1 << 27
 _IS_NO_FILE = 1 << 31 | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19
 
 _NOT_THERE = ("not a directory",)
+_LOOPS = ("too many links", "too many levels of symbolic links")
 _CONFLICTS = ("cannot overwrite", "not a directory", "is a directory", "resource busy", "read-only", "file exists")
 
 
@@ -173,6 +174,10 @@ def _refusals() -> Iterator[None]:
         text = exc.message.lower()
         if "no space left" in text or "quota exceeded" in text:
             raise ResourceExhaustedError(exc.message) from exc
+        if any(part in text for part in _LOOPS):
+            raise InvalidStateError(
+                f"{exc.message.partition(': ')[0]}: links on the way to it lead in a circle"
+            ) from exc
         if any(part in text for part in _NOT_THERE):
             raise _NotThereError(exc.message) from exc
         if any(part in text for part in _CONFLICTS):

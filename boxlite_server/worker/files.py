@@ -80,9 +80,11 @@ class Files:
         if state.kind is FileKind.OTHER:
             raise InvalidArgumentError(f"{path!r} is neither a file nor a directory nor a link; it cannot be copied")
         is_dir = state.kind is FileKind.DIRECTORY
-        inside = f"{source.rstrip('/')}/." if only_content and is_dir else source
+        # The root has no name: what is in it is all there is to have.
+        only_content = is_dir and (only_content or source == "/")
+        inside = f"{source.rstrip('/')}/." if only_content else source
         if follow_links:
-            top = "." if only_content and is_dir else posixpath.basename(_clean(path)) or "."
+            top = "." if only_content else posixpath.basename(_clean(path))
             yield is_dir, archive.finished(self._followed(files, source, top, ()))
             return
         stream = files.get(inside)
@@ -114,7 +116,10 @@ class Files:
         """Where a link leads, if it has to be followed."""
         if entry.info.type != tarfile.SYMTYPE or len(above) > MAX_LINK_DEPTH:
             return None
-        link = files.stat(path)
+        try:
+            link = files.stat(path)
+        except InvalidStateError:
+            return None  # it leads in a circle
         if link is None or link.kind is not FileKind.LINK:
             return None
         found = files.stat(link.target)
@@ -238,6 +243,8 @@ def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
 def _clean(path: str) -> str:
     """The path as an absolute one without `.` and `..`; what is relative counts from the root, as in docker."""
     clean = "/" + posixpath.normpath("/" + path).lstrip("/")
+    if any(len(part.encode("utf-8", "surrogateescape")) > archive.MAX_NAME_BYTES for part in clean.split("/")):
+        raise InvalidArgumentError(f"'{path[:80]}…': a part of the path is longer than {archive.MAX_NAME_BYTES} bytes")
     _refuse_not_on_disk(clean)
     return clean
 

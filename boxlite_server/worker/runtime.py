@@ -126,7 +126,7 @@ class BoxFiles(Protocol):
         """(uid, gid) of the box's user; None where the box's image does not tell."""
 
     def stat(self, path: str) -> FileState | None:
-        """What there is at `path`; None: nothing."""
+        """What there is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
 
     def put(self, directory: str, archive: Iterable[bytes]) -> None:
         """Unpack a tar archive of ours below an existing directory. Files are replaced, a link is not followed

@@ -455,6 +455,37 @@ def test_what_is_not_there(box: Box, path: str) -> None:
         box.get(path)
 
 
+def test_the_root_has_no_name(box: Box) -> None:
+    box.put("/", tar(file("in-the-root", b"x")))
+    is_dir, entries, content = box.get("/")
+    assert is_dir
+    assert content["./in-the-root"] == b"x"
+    assert not any(name.startswith("/") for name in entries)
+
+
+def test_the_root_with_its_links_followed(fake_site: Site, tmp_path: Path) -> None:
+    ref = fake_site.new_box()  # an image has links by the hundred
+    box = Box(fake_site, tmp_path, ref)
+    box.put("/", tar(file("f", b"x"), link("l", "f")))
+    assert box.get("/", follow=True)[2] == {"./f": b"x", "./l": b"x"}
+    fake_site.runtime.remove(ref, force=True)
+
+
+@pytest.mark.parametrize("path", ["/round/a", "/round/a/below"])
+def test_links_that_lead_in_a_circle(box: Box, path: str) -> None:
+    box.put("/round", tar(link("a", "b"), link("b", "a")))
+    for action in (lambda: box.get(path, follow=True), lambda: box.put(path, tar(file("f")))):
+        with pytest.raises(InvalidStateError, match="link"):
+            action()
+    assert sorted(box.get("/round", follow=True)[1]) == ["round", "round/a", "round/b"]
+
+
+def test_a_path_that_no_file_system_takes(box: Box) -> None:
+    for action in (lambda: box.get("/" + "x" * 256), lambda: box.put("/" + "ü" * 128 + "/x", tar(file("f")))):
+        with pytest.raises(InvalidArgumentError, match="longer than 255"):
+            action()
+
+
 def test_a_pipe_cannot_be_copied(box: Box) -> None:
     box.files.put("/", [tar(entry("pipe", tarfile.FIFOTYPE))])
     with pytest.raises(InvalidArgumentError, match="neither"):
