@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -282,6 +283,19 @@ def test_cp_of_a_file_both_ways(box: Box, tree: Path, tmp_path: Path) -> None:
     copied(box, f"{box.id}:/srv/as/b", f"{tmp_path}/into/")
     assert (tmp_path / "c").read_bytes() == (tmp_path / "into" / "b").read_bytes() == b"content"
     assert (tmp_path / "c").stat().st_mode == (tree / "a").stat().st_mode
+
+
+def test_cp_shows_its_progress_on_a_terminal(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(os.urandom(3 * MIB))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "boxlite_server.client", "--url", box.cluster.url, "cp"]
+    with subprocess.Popen([*command, str(tmp_path / "large"), f"{box.id}:/large"], stderr=theirs) as process:
+        assert process.wait(60) == 0
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "large  [========================] 100%  3.0 MiB / 3.0 MiB" in shown
+    assert shown.endswith("/s\r\n")
 
 
 def test_cp_follows_links_when_told(box: Box, tree: Path, tmp_path: Path) -> None:
