@@ -73,8 +73,8 @@ class Worker:
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
         self._runtime = DockerRuntime(self._identity.owner)
-        self._executions = Executions(self._runtime, _spool(config.home))
-        files = Files(self._runtime, Spool(_spool(config.home)))
+        self._executions = Executions(self._runtime, _made(config.home / "spool"))
+        files = Files(self._runtime, Spool(_made(config.home / "transfers")))
         service = WorkerService(self._runtime, self._executions, files)
         self._server = make_server(service, self._identity.secret)
         self._host = bind_host(config, self._coordinator)
@@ -197,10 +197,9 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _spool(home: Path) -> Path:
-    spool = home / "spool"
-    spool.mkdir(mode=0o700, exist_ok=True)
-    return spool
+def _made(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
 
 
 def _raise_file_limit() -> None:

@@ -643,5 +643,7 @@ async def lifetimes():
     await until(is_gone, "a stopped box is removed")
 
 
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]]())
