@@ -147,7 +147,7 @@ class WorkerServiceStub:
         self.ExportBox = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/ExportBox',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.BoxRef.SerializeToString,
-                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.DataChunk.FromString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.FromString,
                 _registered_method=True)
         self.ImportBox = channel.stream_unary(
                 '/boxlite.worker.v1.WorkerService/ImportBox',
@@ -501,7 +501,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'ExportBox': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportBox,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.BoxRef.FromString,
-                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.DataChunk.SerializeToString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.SerializeToString,
             ),
             'ImportBox': grpc.stream_unary_rpc_method_handler(
                     servicer.ImportBox,
@@ -1159,7 +1159,7 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/ExportBox',
             boxlite__server_dot___gen_dot_worker__pb2.BoxRef.SerializeToString,
-            boxlite__server_dot___gen_dot_worker__pb2.DataChunk.FromString,
+            boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.FromString,
             options,
             channel_credentials,
             insecure,

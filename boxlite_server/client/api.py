@@ -115,10 +115,10 @@ class ApiClient:
     # HTTP
 
     def get(self, path: str) -> Json:
-        return self._json(self.request("GET", path))
+        return self.parsed(self.request("GET", path))
 
     def post(self, path: str, body: Json | None = None) -> Json:
-        return self._json(self.request("POST", path, body))
+        return self.parsed(self.request("POST", path, body))
 
     def request(self, method: str, path: str, body: Json | None = None) -> bytes:
         """One request and the body of its 2xx answer. Raises `BoxliteError`."""
@@ -214,7 +214,8 @@ class ApiClient:
         return connection
 
     @staticmethod
-    def _json(answer: bytes) -> Json:
+    def parsed(answer: bytes) -> Json:
+        """The JSON object that an answer's body is."""
         try:
             document = json.loads(answer)
         except ValueError:

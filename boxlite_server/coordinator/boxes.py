@@ -109,12 +109,20 @@ class Boxes:
             raise AssertionError("every worker was tried, and _reserve did not say so")
 
     def _reserve(
-        self, box_id: str, prefix: str, spec: dict[str, Any], generation: int, tried: Mapping[str, str]
+        self,
+        box_id: str,
+        prefix: str,
+        spec: dict[str, Any],
+        generation: int,
+        tried: Mapping[str, str],
+        *,
+        only: str | None = None,
     ) -> Worker:
-        """Choose a worker that was not tried yet and write the row, in one step."""
+        """Choose a worker that was not tried yet and write the row, in one step. `only` is the id of the one
+        worker that can be."""
         with self._store.transaction():
             self._refuse_too_many(prefix)
-            candidates = self._fleet.candidates()
+            candidates = [c for c in self._fleet.candidates() if only in (None, c.worker.id)]
             placement = scheduler.place(
                 Need(spec["cpus"], spec["memory_mib"]), [c for c in candidates if c.worker.name not in tried]
             )
@@ -156,6 +164,33 @@ class Boxes:
                 f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
             )
 
+    @asynccontextmanager
+    async def _being_made(
+        self, prefix: str, spec: dict[str, Any], *, only: str | None = None
+    ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
+        """A new box's row and reservation around the one call that makes the box with a disk of its own.
+        Configured afterwards; where that fails, nothing is left of it."""
+        box_id = ids.new_id()
+        async with self._alone(box_id):
+            worker = self._reserve(box_id, prefix, spec, 1, {}, only=only)
+            try:
+                yield pb.BoxRef(box_id=box_id, generation=1), worker
+            except BaseException:
+                self._store.count(prefix, "boxes_failed")
+                box = self._change(box_id, status="removing")
+                try:
+                    await self._clean_up(box)
+                except errors.BoxliteError as exc:
+                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by `refresh`
+                raise
+            self._change(box_id, status="configured")
+
+    async def _clean_up(self, box: Box) -> None:
+        """Forget a box, once its worker has nothing left of it."""
+        request = pb.RemoveBoxRequest(box=ref(box), force=True)
+        await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
+        self._forget(box.id)
+
     async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
         request = pb.CreateBoxRequest(
             box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
@@ -183,6 +218,8 @@ class Boxes:
             return await self._start(box)
 
     async def _start(self, box: Box) -> Box:
+        if self._store.is_restoring(box.id):
+            raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         if box.status not in RESERVING:
             box = self._reserve_again(box)
         try:
@@ -272,7 +309,7 @@ class Boxes:
             state = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
         except errors.NotFoundError:
             if box.status in ("creating", "removing"):
-                self._forget(box.id)
+                await self._clean_up(box)  # of a box without container there may still be disks
             elif box.status != "failed":
                 worker = self._fleet.get(box.worker_id)
                 log.warning("box %s is gone from worker %s", box.id, worker.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .archives import Archives
 from .auth import Authenticator
 from .boxes import Boxes
 from .executions import RECONNECT_GRACE, Executions
@@ -17,6 +18,7 @@ from .lifetimes import Lifetimes
 from .policy import Policy
 from .reconcile import Reconciler
 from .schedule import Schedule
+from .snapshots import Snapshots
 from .store import Store
 
 
@@ -31,6 +33,8 @@ class Core:
     files: Files
     schedule: Schedule
     lifetimes: Lifetimes
+    snapshots: Snapshots
+    archives: Archives
     reconciler: Reconciler
     policy: Policy
     clock: Callable[[], float]
@@ -52,6 +56,7 @@ class Core:
         fleet = Fleet(store, clock)
         schedule = Schedule(store, clock)
         boxes = Boxes(store, fleet, schedule, policy, clock)
+        snapshots = Snapshots(store, fleet, boxes, clock)
         return cls(
             store=store,
             fleet=fleet,
@@ -60,7 +65,9 @@ class Core:
             files=Files(boxes, fleet, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
-            reconciler=Reconciler(store, boxes, clock),
+            reconciler=Reconciler(store, boxes, snapshots, clock),
+            snapshots=snapshots,
+            archives=Archives(boxes, fleet, policy, clock),
             policy=policy,
             clock=clock,
             authenticator=Authenticator(api_key, clock),

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._gen import worker_pb2 as pb
 from .fleet import Fleet
-from .store import Box, Load, Worker
+from .store import Box, Load, Snapshot, Worker
 
 _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_RUNNING: "running",
@@ -50,6 +50,19 @@ def box(row: Box, worker_name: str | None) -> dict[str, Any]:
         "auto_delete": row.spec.get("auto_delete", 0),
         "auto_resume": row.spec["auto_resume"],
         "worker": worker_name,
+    }
+
+
+def snapshot(row: Snapshot) -> dict[str, Any]:
+    """A Snapshot; boxes have no disk beside their container's."""
+    return {
+        "id": row.id,
+        "box_id": row.box_id,
+        "name": row.name,
+        "created_at": int(row.created_at),
+        "container_disk_bytes": row.container_disk_bytes,
+        "guest_disk_bytes": 0,
+        "size_bytes": row.size_bytes,
     }
 
 

@@ -14,22 +14,20 @@ from typing import Any
 from ..errors import (
     EngineError,
     ExecutionError,
+    ImageError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
 )
+from .docker_disks import DockerDisks
 from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
+from .docker_labels import BOX_LABEL, CLUSTER_LABEL, GENERATION_LABEL, WORKER_LABEL, container_name, owned_by
 from .docker_logs import DockerLog
 from .docker_process import ExecProcess, MainProcess
 from .docker_stats import Meter
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, LogReader, Owner, Process
 from .usage import Usage
-
-CLUSTER_LABEL = "boxlite.cluster"
-WORKER_LABEL = "boxlite.worker"
-BOX_LABEL = "boxlite.box"
-GENERATION_LABEL = "boxlite.generation"
 
 MIB = 1024 * 1024
 _PIDS_LIMIT = 4096
@@ -52,6 +50,7 @@ class DockerRuntime:
         self._engine = Engine(url)
         self._states = _States()
         self._meter = Meter(self._engine)
+        self.disks = DockerDisks(self, self._engine, owner)
 
     # ---- the engine ----
 
@@ -79,6 +78,8 @@ class DockerRuntime:
             older.append(found)
         began = time.monotonic()
         image = self._engine.image(spec.image)
+        if BOX_LABEL in ((image.get("Config") or {}).get("Labels") or {}):
+            raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
@@ -125,7 +126,7 @@ class DockerRuntime:
         )
         config["StdinOnce"] = True
         with _refusals(), engine_errors(f"box {box.box_id} cannot be created"):
-            api.create_container_from_config(config, _name(box))
+            api.create_container_from_config(config, container_name(box))
 
     def start(self, box: BoxRef) -> BoxState:
         state = self.inspect(box)
@@ -135,7 +136,7 @@ class DockerRuntime:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         began, called = int(time.time()), time.monotonic()
         with _refusals(), engine_errors(f"box {box.box_id} cannot be started"):
-            self._engine.api.start(_name(box))
+            self._engine.api.start(container_name(box))
         spawned = time.monotonic()
         state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
@@ -158,7 +159,7 @@ class DockerRuntime:
 
     def _init_failure(self, box: BoxRef, since: int) -> str:
         with engine_errors("cannot read the log"):
-            said = self._engine.api.logs(_name(box), tail=5, since=since)
+            said = self._engine.api.logs(container_name(box), tail=5, since=since)
         lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
         return lines[-1].partition("] ")[2].strip() if lines else ""
 
@@ -166,7 +167,7 @@ class DockerRuntime:
         state = self.inspect(box)
         if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
             with engine_errors(f"box {box.box_id} cannot be stopped"):
-                self._engine.api.stop(_name(box), timeout=math.ceil(max(timeout, 0)))
+                self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self.inspect(box)
         return state
 
@@ -178,6 +179,7 @@ class DockerRuntime:
         for found in generations:
             self._delete(found, force)
         self._meter.forget(box)
+        self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
         return _state(box, self._container(box))
@@ -194,8 +196,8 @@ class DockerRuntime:
                 marker = self._states.marker()
                 try:
                     state = self.inspect(box)
-                except NotFoundError:
-                    continue  # gone between the two questions
+                except (NotFoundError, InvalidStateError):
+                    continue  # gone, or followed by a later generation, between the two questions
                 self._states.remember(entry["Id"], state, marker)
             states.append(state)
         return states
@@ -204,7 +206,7 @@ class DockerRuntime:
         """The engine's description of the box's container; refuses what is stale or not ours."""
         try:
             with engine_errors("cannot inspect the box"):
-                container = dict(self._engine.api.inspect_container(_name(box)))
+                container = dict(self._engine.api.inspect_container(container_name(box)))
         except NotFoundError:
             container = None
         if container is not None:
@@ -220,15 +222,14 @@ class DockerRuntime:
         return [BoxRef(box_id, int(entry["Labels"][GENERATION_LABEL])) for entry in self._ours(f"{BOX_LABEL}={box_id}")]
 
     def _ours(self, *labels: str) -> list[dict[str, Any]]:
-        owner = self._owner()
-        mine = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}", *labels]
+        mine = [*owned_by(self._owner()), *labels]
         with engine_errors("cannot list the boxes"):
             return list(self._engine.api.containers(all=True, filters={"label": mine}))
 
     def _delete(self, box: BoxRef, force: bool) -> None:
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(_name(box), v=True, force=force)
+                self._engine.api.remove_container(container_name(box), v=True, force=force)
         except NotFoundError:
             pass
         except InvalidStateError as exc:
@@ -332,10 +333,6 @@ class _States:
         with self._lock:
             if self._listening and self._events == marker:
                 self._states[container_id] = state
-
-
-def _name(box: BoxRef) -> str:
-    return f"boxlite-{box.box_id}-{box.generation}"
 
 
 def _stale(box: BoxRef, newest: int) -> InvalidStateError:

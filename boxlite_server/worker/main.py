@@ -85,6 +85,10 @@ class Worker:
         """Listen first, then register: a coordinator may call as soon as it has heard of us."""
         _raise_file_limit()
         port = _bind(self._server, self._host, self._config.port)
+        try:
+            self._runtime.disks.tidy()  # before the first call, which could be making a disk
+        except BoxliteError as exc:
+            log.debug("nothing tidied: %s", exc)  # no engine yet, or no cluster yet
         self._server.start()
         self._health.start()
         _thread("keeper", lambda: self._executions.keep(self._stopping))

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -29,7 +29,7 @@ from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from .executions import Executions
 from .files import Files
 from .output_log import Chunk, Dropped
-from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec
+from .runtime import STDERR, STDOUT, BoxRef, BoxRuntime, BoxSpec, BoxState, BoxStatus, ExecSpec, Settings
 from .usage import Counts, Usage
 
 MAX_CALLS = 768
@@ -305,6 +305,59 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         finally:
             self._transfer_slots.release()
 
+    # ---- snapshots and archives ----
+
+    @_answers
+    def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
+        box, snapshot_id = _snapshot_ref(request)
+        with self._order.turn(box):
+            size = self._runtime.disks.snapshot(box, snapshot_id)
+        return pb.Snapshot(
+            snapshot_id=snapshot_id, container_disk_bytes=size.container_disk_bytes, size_bytes=size.size_bytes
+        )
+
+    @_answers
+    def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
+        box, snapshot_id = _snapshot_ref(request)
+        with self._order.turn(box):
+            self._runtime.disks.remove_snapshot(box, snapshot_id)
+        return pb.Empty()
+
+    @_answers
+    def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
+        box, snapshot_id = _snapshot_ref(request.snapshot)
+        if request.new_generation <= box.generation:
+            raise InvalidArgumentError("a restored box has a later generation than the one that goes")
+        with self._order.turn(box):
+            spec = _spec(request.spec)
+            return _box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
+
+    @_answers
+    def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        source, box = _ref(request.source), _ref(request.box)
+        with self._order.turn(source), self._order.turn(box):
+            return _box(self._runtime.disks.clone(source, box, _spec(request.spec)))
+
+    @_answers
+    def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
+        box = _ref(request)
+        with self._transfer(), ExitStack() as stack:
+            with self._order.turn(box):
+                export = stack.enter_context(self._runtime.disks.export(box))
+            yield pb.ExportChunk(settings=_settings(export.settings))
+            for data in export.tar:
+                yield pb.ExportChunk(data=data)
+
+    @_answers
+    def ImportBox(self, requests: Iterator[pb.ImportBoxRequest], context: grpc.ServicerContext) -> pb.Box:
+        first = next(requests, pb.ImportBoxRequest())
+        if not first.HasField("box"):
+            raise InvalidArgumentError("an import begins with the box")
+        box = _ref(first.box.box)
+        with self._transfer(), self._order.turn(box):
+            context.send_initial_metadata((rpc.ACCEPTED,))
+            return _box(self._runtime.disks.load(box, _spec(first.box.spec), _imported(requests)))
+
     # ---- measurements ----
 
     @_answers
@@ -382,6 +435,24 @@ def _ref(message: pb.BoxRef) -> BoxRef:
     return BoxRef(message.box_id, message.generation)
 
 
+def _snapshot_ref(message: pb.SnapshotRef) -> tuple[BoxRef, str]:
+    if not message.snapshot_id:
+        raise InvalidArgumentError("a snapshot needs an id")
+    return _ref(message.box), message.snapshot_id
+
+
+def _imported(requests: Iterator[pb.ImportBoxRequest]) -> Iterator[bytes]:
+    """The data of an import. Raises when it breaks off: nothing may be made of a part."""
+    try:
+        for request in requests:
+            if request.end:
+                return
+            yield request.data
+    except grpc.RpcError as exc:
+        raise UpstreamUnavailableError("the import broke off") from exc
+    raise UpstreamUnavailableError("the import broke off before its end")
+
+
 def _spec(message: pb.BoxSpec) -> BoxSpec:
     if not message.image:
         raise InvalidArgumentError("a box needs an image")
@@ -427,6 +498,16 @@ def _metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
             box_spawn_ms=usage.boot.box_spawn_ms,
             container_init_ms=usage.boot.container_init_ms,
         ),
+    )
+
+
+def _settings(settings: Settings) -> pb.BoxSettings:
+    return pb.BoxSettings(
+        env=settings.env,
+        working_dir=settings.working_dir,
+        entrypoint=settings.entrypoint,
+        cmd=settings.cmd,
+        user=settings.user,
     )
 
 

@@ -10,23 +10,9 @@ from pathlib import Path
 import pytest
 from support.attach import attached
 from support.cluster import Cluster, call, free_port, wait_until
+from support.command import boxlite, output
 
 BIN = Path(sys.executable).parent
-
-
-def boxlite(cluster: Cluster, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "boxlite_server.client", "--url", cluster.url, *arguments],
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def output(done: subprocess.CompletedProcess[bytes]) -> str:
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
 
 
 @pytest.fixture

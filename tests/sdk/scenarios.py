@@ -643,6 +643,64 @@ async def lifetimes():
     await until(is_gone, "a stopped box is removed")
 
 
+async def snapshots():
+    rt = runtime()
+    async with Running() as box:
+        assert await box.snapshot.list() == []
+        assert await box.snapshot.get("nosuch") is None
+        await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+        made = await box.snapshot.create(name="first try")
+        assert (made.name, made.box_id) == ("first try", box.id)
+        assert 0 < made.container_disk_bytes < made.size_bytes
+        assert abs(made.created_at - time.time()) < 60, made.created_at
+        assert "exists" in await refused(box.snapshot.create(name="first try"))
+        await (await box.exec("sh", ["-c", "echo two > /file"])).wait()
+        assert "running" in await refused(box.snapshot.restore("first try"))
+        await box.stop()
+        await box.snapshot.create(name="second")
+        assert [one.name for one in await box.snapshot.list()] == ["first try", "second"]
+        assert (await box.snapshot.get("first try")).id == made.id
+        await box.snapshot.restore("first try")
+        again = await rt.get(box.id)
+        assert again.id == box.id
+        await again.start()
+        assert await outcome(await again.exec("cat", ["/file"])) == (0, "one\n", "")
+        await again.snapshot.remove("first try")
+        assert [one.name for one in await again.snapshot.list()] == ["second"]
+        assert "nosuch" in await refused(again.snapshot.restore("nosuch"))
+
+
+async def clone():
+    rt = runtime()
+    async with Running() as box:
+        await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+        name = unique("copy")
+        copy = await box.clone_box(name=name)
+        nameless = await box.clone_box()
+        try:
+            assert len({box.id, copy.id, nameless.id}) == 3
+            assert (await rt.get(name)).id == copy.id
+            assert await outcome(await copy.exec("cat", ["/file"])) == (0, "one\n", "")
+        finally:
+            await rt.remove(copy.id, force=True)
+            await rt.remove(nameless.id, force=True)
+
+
+async def archives():
+    rt = runtime()
+    with tempfile.TemporaryDirectory() as directory:
+        async with Running(env=[("A", "b c")]) as box:
+            await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+            written = await box.export(dest=directory)
+        name = unique("back")
+        copy = await rt.import_box(str(written), name=name)
+        try:
+            assert (await rt.get(name)).id == copy.id
+            assert await outcome(await copy.exec("sh", ["-c", "cat /file; echo $A"])) == (0, "one\nb c\n", "")
+        finally:
+            await rt.remove(copy.id, force=True)
+        message = await refused(rt.import_box(__file__))
+        assert "archive" in message, message
 
 
 if __name__ == "__main__":

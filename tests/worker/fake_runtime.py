@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fake_disks import FakeDisks
 from fake_files import FakeFiles
 
 from boxlite_server.errors import (
@@ -44,6 +45,7 @@ from boxlite_server.worker.usage import BootTiming, Usage
 
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"
+_KEEP_ALIVE = ("tail", "-f", "/dev/null")
 
 
 class FakeProcess:
@@ -177,6 +179,12 @@ class FakeBox:
     at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
 
     @property
+    def cmd(self) -> tuple[str, ...]:
+        if self.spec.cmd or self.spec.entrypoint:
+            return self.spec.cmd
+        return ("sh",) if self.spec.image == IMAGE else _KEEP_ALIVE
+
+    @property
     def state(self) -> BoxState:
         if self.status is BoxStatus.RUNNING and self.main is not None:
             return BoxState(self.ref, self.status, pid=self.main.pid)
@@ -272,6 +280,7 @@ class FakeRuntime:
         self._lock = threading.RLock()
         self._changes: queue.Queue[None] = queue.Queue()
         self.down = False
+        self.disks = FakeDisks(self)
 
     def ping(self) -> None:
         if self.down:
@@ -297,12 +306,18 @@ class FakeRuntime:
         if found is not None:
             self._delete(found)
         with self._lock:
-            directory = Path(tempfile.mkdtemp(dir=self._directory))
-            directory.chmod(0o777)
-            self._boxes[box.box_id] = FakeBox(box, spec, directory)
-            self._commands[box.box_id] = []
-            self._changes.put(None)
-            return self._boxes[box.box_id].state
+            return self._make(box, spec, self._new_directory())
+
+    def _new_directory(self) -> Path:
+        directory = Path(tempfile.mkdtemp(dir=self._directory))
+        directory.chmod(0o777)
+        return directory
+
+    def _make(self, box: BoxRef, spec: BoxSpec, directory: Path) -> BoxState:
+        self._boxes[box.box_id] = FakeBox(box, spec, directory)
+        self._commands[box.box_id] = []
+        self._changes.put(None)
+        return self._boxes[box.box_id].state
 
     def start(self, box: BoxRef) -> BoxState:
         with self._lock:
@@ -310,10 +325,8 @@ class FakeRuntime:
             if found.status is BoxStatus.RUNNING:
                 return found.state
             spec = found.spec
-            default = ("sh",) if spec.image == IMAGE else ("tail", "-f", "/dev/null")
-            command = (*spec.entrypoint, *spec.cmd) or default
             found.said = []
-            exec_spec = ExecSpec(command, spec.env, spec.working_dir, spec.user, spec.tty)
+            exec_spec = ExecSpec((*spec.entrypoint, *found.cmd), spec.env, spec.working_dir, spec.user, spec.tty)
             try:
                 process = FakeProcess(exec_spec, found.directory, {})
             except ExecutionError as exc:
@@ -367,12 +380,13 @@ class FakeRuntime:
     def remove(self, box: BoxRef, force: bool) -> None:
         with self._lock:
             found = self._boxes.get(box.box_id)
-            if found is None:
-                return
-            self._refuse_stale(box, found)
-            if found.status is BoxStatus.RUNNING and not force:
-                raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force")
-        self._delete(found)
+            if found is not None:
+                self._refuse_stale(box, found)
+                if found.status is BoxStatus.RUNNING and not force:
+                    raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force")
+        if found is not None:
+            self._delete(found)
+        self.disks.forget(box.box_id)
 
     def _delete(self, box: FakeBox) -> None:
         if box.main is not None:

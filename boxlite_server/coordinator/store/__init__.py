@@ -6,10 +6,11 @@ from .answers import Answer, Answers
 from .boxes import Box, Boxes, Page
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
+from .snapshots import Snapshot, Snapshots
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Store", "Worker"]
+__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Snapshot", "Store", "Worker"]
 
 
-class Store(Workers, Boxes, Deadlines, Answers, CounterRows):
+class Store(Workers, Boxes, Deadlines, Answers, CounterRows, Snapshots):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""
