@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def read(name: str) -> bytes:
@@ -10,3 +14,10 @@ def read(name: str) -> bytes:
     package = Path(__file__).parent
     inside = package / name
     return (inside if inside.exists() else package.parent / name).read_bytes()
+
+
+@functools.cache
+def openapi() -> dict[str, Any]:
+    """``openapi.yaml``, parsed once. Not to be changed."""
+    spec: dict[str, Any] = yaml.safe_load(read("openapi.yaml"))
+    return spec

@@ -276,6 +276,16 @@ class OutputChunk(_message.Message):
     data: bytes
     def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class ReadLogsRequest(_message.Message):
+    __slots__ = ("box", "tail", "follow")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    tail: int
+    follow: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
 class ConfirmOutputRequest(_message.Message):
     __slots__ = ("execution", "delivered")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
@@ -356,12 +366,6 @@ class FilesChunk(_message.Message):
     data: bytes
     def __init__(self, source_is_dir: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
 
-class DataChunk(_message.Message):
-    __slots__ = ("data",)
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
-
 class SnapshotRef(_message.Message):
     __slots__ = ("box", "snapshot_id")
     BOX_FIELD_NUMBER: _ClassVar[int]
@@ -381,12 +385,14 @@ class Snapshot(_message.Message):
     def __init__(self, snapshot_id: _Optional[str] = ..., container_disk_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class RestoreSnapshotRequest(_message.Message):
-    __slots__ = ("snapshot", "new_generation")
+    __slots__ = ("snapshot", "new_generation", "spec")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     NEW_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
     snapshot: SnapshotRef
     new_generation: int
-    def __init__(self, snapshot: _Optional[_Union[SnapshotRef, _Mapping]] = ..., new_generation: _Optional[int] = ...) -> None: ...
+    spec: BoxSpec
+    def __init__(self, snapshot: _Optional[_Union[SnapshotRef, _Mapping]] = ..., new_generation: _Optional[int] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ...) -> None: ...
 
 class CloneBoxRequest(_message.Message):
     __slots__ = ("source", "box", "spec")
@@ -398,13 +404,44 @@ class CloneBoxRequest(_message.Message):
     spec: BoxSpec
     def __init__(self, source: _Optional[_Union[BoxRef, _Mapping]] = ..., box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ...) -> None: ...
 
+class BoxSettings(_message.Message):
+    __slots__ = ("env", "working_dir", "entrypoint", "cmd", "user")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIR_FIELD_NUMBER: _ClassVar[int]
+    ENTRYPOINT_FIELD_NUMBER: _ClassVar[int]
+    CMD_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    env: _containers.ScalarMap[str, str]
+    working_dir: str
+    entrypoint: _containers.RepeatedScalarFieldContainer[str]
+    cmd: _containers.RepeatedScalarFieldContainer[str]
+    user: str
+    def __init__(self, env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ...) -> None: ...
+
+class ExportChunk(_message.Message):
+    __slots__ = ("settings", "data")
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    settings: BoxSettings
+    data: bytes
+    def __init__(self, settings: _Optional[_Union[BoxSettings, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class ImportBoxRequest(_message.Message):
-    __slots__ = ("box", "data")
+    __slots__ = ("box", "data", "end")
     BOX_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    box: BoxRef
+    END_FIELD_NUMBER: _ClassVar[int]
+    box: CreateBoxRequest
     data: bytes
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    end: bool
+    def __init__(self, box: _Optional[_Union[CreateBoxRequest, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PullImageRequest(_message.Message):
     __slots__ = ("reference",)

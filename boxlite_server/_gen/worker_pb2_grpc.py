@@ -84,6 +84,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
                 _registered_method=True)
+        self.ReadLogs = channel.unary_stream(
+                '/boxlite.worker.v1.WorkerService/ReadLogs',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadLogsRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputChunk.FromString,
+                _registered_method=True)
         self.ConfirmOutput = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/ConfirmOutput',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ConfirmOutputRequest.SerializeToString,
@@ -142,7 +147,7 @@ class WorkerServiceStub:
         self.ExportBox = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/ExportBox',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.BoxRef.SerializeToString,
-                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.DataChunk.FromString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.FromString,
                 _registered_method=True)
         self.ImportBox = channel.stream_unary(
                 '/boxlite.worker.v1.WorkerService/ImportBox',
@@ -253,6 +258,13 @@ class WorkerServiceServicer:
 
     def ReadOutput(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLogs(self, request, context):
+        """what the main command has ever said
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -438,6 +450,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.SerializeToString,
             ),
+            'ReadLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLogs,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ReadLogsRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputChunk.SerializeToString,
+            ),
             'ConfirmOutput': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmOutput,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ConfirmOutputRequest.FromString,
@@ -496,7 +513,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'ExportBox': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportBox,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.BoxRef.FromString,
-                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.DataChunk.SerializeToString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.SerializeToString,
             ),
             'ImportBox': grpc.stream_unary_rpc_method_handler(
                     servicer.ImportBox,
@@ -820,6 +837,33 @@ class WorkerService:
             _registered_method=True)
 
     @staticmethod
+    def ReadLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ReadLogs',
+            boxlite__server_dot___gen_dot_worker__pb2.ReadLogsRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.OutputChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ConfirmOutput(request,
             target,
             options=(),
@@ -1132,7 +1176,7 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/ExportBox',
             boxlite__server_dot___gen_dot_worker__pb2.BoxRef.SerializeToString,
-            boxlite__server_dot___gen_dot_worker__pb2.DataChunk.FromString,
+            boxlite__server_dot___gen_dot_worker__pb2.ExportChunk.FromString,
             options,
             channel_credentials,
             insecure,

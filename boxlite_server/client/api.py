@@ -6,6 +6,7 @@ a server that cannot be reached is `UpstreamUnavailableError`.
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import logging
@@ -60,6 +61,12 @@ class ApiClient:
         self._base = f"{self._root}/{quote(prefix)}" if prefix else self._root
         self._connection: http.client.HTTPConnection | None = None
 
+    def another(self) -> ApiClient:
+        """A client of the same server, for another thread."""
+        other = copy.copy(self)
+        other._connection = None
+        return other
+
     # Addresses
 
     def path(self, *segments: str) -> str:
@@ -108,10 +115,10 @@ class ApiClient:
     # HTTP
 
     def get(self, path: str) -> Json:
-        return self._json(self.request("GET", path))
+        return self.parsed(self.request("GET", path))
 
     def post(self, path: str, body: Json | None = None) -> Json:
-        return self._json(self.request("POST", path, body))
+        return self.parsed(self.request("POST", path, body))
 
     def post_lines(self, path: str, body: Json) -> Iterator[Json]:
         """A POST that is answered by a JSON object in each line, as they come; by a plain object of servers that
@@ -119,7 +126,7 @@ class ApiClient:
         response = self.download("POST", path, "application/x-ndjson, application/json", body)
         try:
             for line in response:
-                document = self._json(line)
+                document = self.parsed(line)
                 if "error" in document:
                     raise error_from(response.status, line)
                 yield document
@@ -221,7 +228,8 @@ class ApiClient:
         return connection
 
     @staticmethod
-    def _json(answer: bytes) -> Json:
+    def parsed(answer: bytes) -> Json:
+        """The JSON object that an answer's body is."""
         try:
             document = json.loads(answer)
         except ValueError:

@@ -76,7 +76,7 @@ def inspect(api: ApiClient, args: Namespace) -> int:
         found = _newest_first(api)[:1]
         if not found:
             raise NotFoundError("no boxes to inspect")
-    failed = _each(args.boxes, lambda box: found.append(api.get_box(box)))
+    failed = each(args.boxes, lambda box: found.append(api.get_box(box)))
     documents = [_document(box) for box in found]
     if args.format == "json":
         print(output.as_json(documents))
@@ -87,11 +87,11 @@ def inspect(api: ApiClient, args: Namespace) -> int:
 
 
 def start(api: ApiClient, args: Namespace) -> int:
-    return _each(args.boxes, api.start_box, echo=True)
+    return each(args.boxes, api.start_box, echo=True)
 
 
 def stop(api: ApiClient, args: Namespace) -> int:
-    return _each(args.boxes, lambda box: api.stop_box(box, args.time), echo=True)
+    return each(args.boxes, lambda box: api.stop_box(box, args.time), echo=True)
 
 
 def restart(api: ApiClient, args: Namespace) -> int:
@@ -99,7 +99,7 @@ def restart(api: ApiClient, args: Namespace) -> int:
         api.stop_box(box, args.time)
         api.start_box(box)
 
-    return _each(args.boxes, once, echo=True)
+    return each(args.boxes, once, echo=True)
 
 
 def remove(api: ApiClient, args: Namespace) -> int:
@@ -109,7 +109,7 @@ def remove(api: ApiClient, args: Namespace) -> int:
         if targets and not args.force and not _confirmed(f"Remove all {len(targets)} boxes? [y/N] "):
             print_error("nothing removed")
             return 1
-    return _each(targets, lambda box: api.remove_box(box, force=args.force), echo=True)
+    return each(targets, lambda box: api.remove_box(box, force=args.force), echo=True)
 
 
 def info(api: ApiClient, args: Namespace) -> int:
@@ -133,7 +133,7 @@ def show_version(api: ApiClient, args: Namespace) -> int:
     return 0
 
 
-def _each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:
+def each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:
     """Act on every box, whatever becomes of the others; 1 when any failed."""
     failed = 0
     for box in boxes:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from boxlite_server.client import boxes, boxflags, copy, run, stats, storage
+from boxlite_server.client import boxes, boxflags, completion, copy, disks, logs, run, stats, storage
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 
@@ -152,10 +152,59 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-s", "--stream", action="store_true", help="go on every second until Ctrl-C")
     sub.add_argument("box", metavar="BOX")
 
+    _add_disk_commands(add, common)
+
+    sub = add("logs", logs.logs, "Show what the main command of a box has said")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on until the box stops")
+    sub.add_argument("-n", "--tail", type=_count, metavar="N", help="only the last N lines")
+    sub.add_argument("box", metavar="BOX")
+
+    sub = add("completion", completion.command(build_parser), "Print the completion script of a shell")
+    sub.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help=", ".join(completion.SHELLS))
+
     sub = add("info", boxes.info, "Show the server and how many boxes it has")
     sub.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add("version", boxes.show_version, "Show the version of this command")
     return parser
+
+
+def _add_disk_commands(add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    sub = add("clone", disks.clone, "Make a new box with the disk of another, and print its id")
+    sub.add_argument("--name", help="a name for the new box")
+    sub.add_argument("box", metavar="BOX")
+
+    sub = add("export", disks.export, "Write a box to an archive, and print the file's name")
+    sub.add_argument("-o", "--output", metavar="FILE", help="default BOX.boxlite here; - is stdout")
+    sub.add_argument("box", metavar="BOX")
+
+    sub = add("import", disks.import_box, "Make a box from an archive, and print its id")
+    sub.add_argument("--name", help="a name for the box")
+    sub.add_argument("file", metavar="FILE", help="- is stdin")
+
+    sub = add("snapshot", disks.list_snapshots, "Keep disks of a box, and put it back to one")
+    verbs = sub.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add_verb(name: str, act: Command, text: str, *, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name, aliases=aliases, help=text, description=text, parents=[common], allow_abbrev=False
+        )
+        verb.set_defaults(run=act)
+        verb.add_argument("box", metavar="BOX")
+        return verb
+
+    add_verb("create", disks.create_snapshot, "Keep the disk of a box, and print the snapshot's id").add_argument(
+        "name", metavar="NAME"
+    )
+    verb = add_verb("ls", disks.list_snapshots, "List the snapshots of a box", aliases=("list",))
+    shape = verb.add_mutually_exclusive_group()
+    shape.add_argument("-q", "--quiet", action="store_true", help="names only")
+    shape.add_argument("--format", choices=("table", "json"), default="table")
+    verb = add_verb("inspect", disks.inspect_snapshot, "Show snapshots in detail")
+    verb.add_argument("names", metavar="NAME", nargs="+")
+    verb = add_verb("restore", disks.restore_snapshot, "Put a stopped box back to a snapshot")
+    verb.add_argument("name", metavar="NAME")
+    verb = add_verb("rm", disks.remove_snapshots, "Remove snapshots")
+    verb.add_argument("names", metavar="NAME", nargs="+")
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -256,6 +305,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
@@ -273,4 +329,5 @@ def _duration(text: str) -> int:
 
 
 # In argparse's messages.
-_positive.__name__, _seconds.__name__, _duration.__name__ = "positive number", "number of seconds", "duration"
+_positive.__name__, _count.__name__ = "positive number", "number"
+_seconds.__name__, _duration.__name__ = "number of seconds", "duration"

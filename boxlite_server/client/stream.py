@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -30,6 +30,7 @@ RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one pe
 STABLE = 15.0  # seconds of life after which a socket counts as having worked; more than a failed attempt takes
 SILENCE = 45.0  # seconds without a byte, pings included, after which the server is taken for dead
 PING_INTERVAL = 15.0  # seconds
+SIGNAL_PATIENCE = 2.0  # seconds that a last signal gets before we leave
 
 _CHUNK = 65536
 _PATIENCE = 3  # signals that are forwarded before one ends the client itself
@@ -81,7 +82,7 @@ class _Session:
         self._stdin_bytes = 0
         self._pump: threading.Thread | None = None
         self._started = False
-        self._outputs = 0
+        self._received: int | None = None  # bytes of output; None until there was a socket
         self._last_heard = 0.0
         self._server_says = ""
         self._signals = 0
@@ -115,13 +116,13 @@ class _Session:
         return code if 0 <= code <= 255 else 255
 
     async def _reattach(self) -> int:
-        """Attach again until an exit code comes; the server goes on behind what the dead socket was sent."""
+        """Attach again until an exit code comes; the server goes on behind the output that we say we have."""
         failures = 0
         if self._stdin_bytes:
             self._notice("the connection broke; the last of the input may not have arrived")
         while failures < len(RECONNECT_DELAYS):
             await asyncio.sleep(RECONNECT_DELAYS[failures])
-            began, outputs = time.monotonic(), self._outputs
+            began, received = time.monotonic(), self._received
             try:
                 code = await self._attach()
             except InvalidStatus as error:
@@ -136,7 +137,7 @@ class _Session:
             else:
                 if code is not None:
                     return code
-            worked = self._outputs > outputs or self._last_heard - began >= STABLE
+            worked = self._received != received or self._last_heard - began >= STABLE
             failures = 0 if worked else failures + 1
         return await self._final_status()
 
@@ -165,6 +166,8 @@ class _Session:
         Raises `InvalidStatus`, OSError or another WebSocketException when the handshake fails.
         """
         path = self._path("attach") if self._execution else self._api.path("boxes", self._box, "attach")
+        if self._received is not None:
+            path += f"?received={self._received}"
         async with connect(
             self._api.websocket_url(path),
             additional_headers=self._api.headers,
@@ -200,6 +203,7 @@ class _Session:
         if not self._started and self._start is not None:
             await asyncio.to_thread(self._start)
         self._started = True
+        self._received = self._received or 0
         self._socket = socket
         # A command that has ended already may have closed the socket; what it wrote is still to be read.
         with suppress(ConnectionClosed):
@@ -230,14 +234,18 @@ class _Session:
                     return int(message.get("exit_code", 255))
                 if message.get("type") == "error":
                     self._server_says = str(message.get("message"))
+                    self._count(message.get("dropped_bytes"))
                     self._notice(self._server_says)
                 continue
-            self._outputs += 1
+            self._count(len(frame) - 1)
             if not await self._write(frame):
                 # What the command would have met here: a pipe whose reader has gone.
-                with suppress(ConnectionClosed):
-                    await socket.send(_frame("signal", sig=int(signal.SIGPIPE)))
+                await asyncio.to_thread(self._send_signal(signal.SIGPIPE).join, SIGNAL_PATIENCE)
                 return 128 + signal.SIGPIPE
+
+    def _count(self, size: object) -> None:
+        if isinstance(size, int):
+            self._received = (self._received or 0) + size
 
     async def _write(self, frame: bytes) -> bool:
         """Write an output frame; False when nobody reads our output any more."""
@@ -322,21 +330,36 @@ class _Session:
             self._leave_with = 128 + number
             main.cancel()
         else:
-            self._spawn(self._socket, _frame("signal", sig=int(number)))
+            self._send_signal(number)
 
     def _on_resize(self) -> None:
         size = terminal.size()
         if self._socket is not None and size is not None:
-            self._spawn(self._socket, _frame("resize", cols=size[0], rows=size[1]))
+            self._spawn(self._send_size(self._socket))
 
-    def _spawn(self, socket: _Connection, frame: str) -> None:
-        async def send() -> None:
+    def _send_signal(self, number: int) -> threading.Thread:
+        """By a request of its own: on the socket it would wait behind input that the command does not read."""
+        api, path = self._api.another(), self._path("signal")
+
+        def send() -> None:
             try:
-                await socket.send(frame)
-            except ConnectionClosed:
-                log.debug("not sent: %s", frame)
+                api.request("POST", path, {"signal": int(number)})
+            except BoxliteError as error:
+                log.debug("signal %d: %s", number, error.message)
+            finally:
+                api.close()
 
-        task = asyncio.create_task(send())
+        # A daemon: a server that does not answer must not keep us.
+        thread = threading.Thread(target=send, name=f"signal {number}", daemon=True)
+        thread.start()
+        return thread
+
+    async def _send_size(self, socket: _Connection) -> None:
+        with suppress(ConnectionClosed):
+            await self._resize(socket)
+
+    def _spawn(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(act)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import yaml
 from connexion import AsyncApp
 from connexion.exceptions import ProblemException
 from connexion.lifecycle import ConnexionRequest, ConnexionResponse
@@ -53,7 +52,7 @@ _SWAGGER_PAGE = """<!doctype html>
 def create_app(core: Core) -> ASGIApp:
     """The whole application of one coordinator; `core` is closed when it shuts down."""
     source = specs.read("openapi.yaml")
-    spec = yaml.safe_load(source)
+    spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.clock)
     return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
 

@@ -94,6 +94,11 @@ def capabilities(names: Iterable[str] | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def as_request(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a spec a CreateBoxRequest calls by other names. Mounts stay behind: what they hold is not the box's."""
+    return {"advanced": {"capabilities": {"add": spec.get("cap_add", []), "drop": spec.get("cap_drop", [])}}}
+
+
 def depends_on_operator(spec: Mapping[str, Any]) -> bool:
     """Whether one worker may refuse what another one allows."""
     return bool(spec["cap_add"]) or any(mount["host_path"] for mount in spec["mounts"])

@@ -101,7 +101,7 @@ class Boxes:
             refused: errors.BoxliteError | None = None
             for generation in itertools.count(1):
                 try:
-                    worker = self._reserve(box_id, prefix, spec, generation, home, tried)
+                    worker = self._reserve(box_id, prefix, spec, generation, tried, home=home)
                 except errors.BoxliteError as exc:
                     if tried:
                         self._store.count(prefix, "boxes_failed")
@@ -132,14 +132,17 @@ class Boxes:
         prefix: str,
         spec: dict[str, Any],
         generation: int,
-        home: str | None,
         tried: Mapping[str, str],
+        *,
+        home: str | None,
+        only: str | None = None,
     ) -> Worker:
-        """Choose a worker that was not tried yet and write the row, in one step."""
+        """Choose a worker that was not tried yet and write the row, in one step. `home` is the id of the one
+        worker that has the box's volumes, `only` of the one that can be for another reason."""
         with self._store.transaction():
             self._volumes.check_ready(spec["mounts"])
             self._refuse_too_many(prefix)
-            candidates = self._fleet.candidates()
+            candidates = [c for c in self._fleet.candidates() if only in (None, c.worker.id)]
             placement = scheduler.place(
                 Need(spec["cpus"], spec["memory_mib"], home), [c for c in candidates if c.worker.name not in tried]
             )
@@ -176,6 +179,34 @@ class Boxes:
                 f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
             )
 
+    @asynccontextmanager
+    async def _being_made(
+        self, prefix: str, spec: dict[str, Any], *, only: str | None = None
+    ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
+        """A new box's row and reservation around the one call that makes the box with a disk of its own.
+        Configured afterwards; where that fails, nothing is left of it."""
+        spec["mounts"], home = self._volumes.resolve(prefix, spec.get("mounts", []))
+        box_id = ids.new_id()
+        async with self._alone(box_id):
+            worker = self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only)
+            try:
+                yield pb.BoxRef(box_id=box_id, generation=1), worker
+            except BaseException:
+                self._store.count(prefix, "boxes_failed")
+                box = self._change(box_id, status="removing")
+                try:
+                    await self._clean_up(box)
+                except errors.BoxliteError as exc:
+                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by `refresh`
+                raise
+            self._change(box_id, status="configured")
+
+    async def _clean_up(self, box: Box) -> None:
+        """Forget a box, once its worker has nothing left of it."""
+        request = pb.RemoveBoxRequest(box=ref(box), force=True)
+        await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
+        self._forget(box.id)
+
     async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
         request = pb.CreateBoxRequest(
             box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
@@ -187,7 +218,8 @@ class Boxes:
     async def start(self, prefix: str, id_or_name: str) -> Box:
         """Start a box; of a running one the state. Raises ResourceExhaustedError when its worker is full."""
         async with self._locked(prefix, id_or_name) as box:
-            return await self._start(box)
+            with self._schedule.use(box):
+                return await self._start(box)
 
     async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
         """The box, started if it does not run. Raises StoppedError where the box forbids that."""
@@ -202,6 +234,8 @@ class Boxes:
             return await self._start(box)
 
     async def _start(self, box: Box) -> Box:
+        if self._store.is_restoring(box.id):
+            raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         if box.status not in RESERVING:
             box = self._reserve_again(box)
         try:
@@ -294,7 +328,7 @@ class Boxes:
             state = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
         except errors.NotFoundError:
             if box.status in ("creating", "removing"):
-                self._forget(box.id)
+                await self._clean_up(box)  # of a box without container there may still be disks
             elif box.status != "failed":
                 worker = self._fleet.get(box.worker_id)
                 log.warning("box %s is gone from worker %s", box.id, worker.name)

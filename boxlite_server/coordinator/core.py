@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .archives import Archives
 from .auth import Authenticator
 from .boxes import Boxes
 from .executions import RECONNECT_GRACE, Executions
@@ -18,6 +19,7 @@ from .lifetimes import Lifetimes
 from .policy import Policy
 from .reconcile import Reconciler
 from .schedule import Schedule
+from .snapshots import Snapshots
 from .store import Store
 from .volumes import Volumes
 
@@ -35,6 +37,8 @@ class Core:
     files: Files
     schedule: Schedule
     lifetimes: Lifetimes
+    snapshots: Snapshots
+    archives: Archives
     reconciler: Reconciler
     policy: Policy
     clock: Callable[[], float]
@@ -57,6 +61,7 @@ class Core:
         volumes = Volumes(store, fleet, clock)
         schedule = Schedule(store, clock)
         boxes = Boxes(store, fleet, volumes, schedule, policy, clock)
+        snapshots = Snapshots(store, fleet, boxes, clock)
         return cls(
             store=store,
             fleet=fleet,
@@ -67,7 +72,9 @@ class Core:
             files=Files(boxes, fleet, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
-            reconciler=Reconciler(store, boxes, clock),
+            reconciler=Reconciler(store, boxes, snapshots, clock),
+            snapshots=snapshots,
+            archives=Archives(boxes, fleet, policy, clock),
             policy=policy,
             clock=clock,
             authenticator=Authenticator(api_key, clock),

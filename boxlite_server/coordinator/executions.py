@@ -149,6 +149,14 @@ class Executions:
                 async for event in events:
                     yield event
 
+    async def read_logs(self, box: Box, tail: int | None, follow: bool) -> AsyncGenerator[pb.OutputChunk, None]:
+        """What the box's main command has said in all its runs, the last `tail` lines of it (None: all), and
+        with `follow` what it says until the box stops."""
+        request = pb.ReadLogsRequest(box=ref(box), tail=tail, follow=follow)
+        async with aclosing(self._fleet.stream(box.worker_id, "ReadLogs", request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
     async def confirm(self, box: Box, execution_id: str, delivered: pb.Delivered) -> None:
         """Have the worker remember what the attached client has."""
         request = pb.ConfirmOutputRequest(execution=_ref(box, execution_id), delivered=delivered)

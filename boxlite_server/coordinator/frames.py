@@ -76,6 +76,16 @@ def output_event(stream: int, data: bytes, position: int) -> bytes:
     return _event(_NAMES[stream], {"data": base64.b64encode(text).decode()}, position)
 
 
+def log_event(stream: int, data: bytes) -> bytes:
+    """The bytes as they are."""
+    return _event(_NAMES[stream], {"data": base64.b64encode(data).decode()})
+
+
+def end_event() -> bytes:
+    """All has been said."""
+    return _event("end", {})
+
+
 def exit_event(ended: pb.Execution, position: int) -> bytes:
     body: dict[str, Any] = {"exit_code": ended.exit_code, "duration_ms": ended.duration_ms}
     if ended.error_message:
@@ -93,5 +103,6 @@ def keepalive_event() -> bytes:
     return b": keep-alive\n\n"
 
 
-def _event(name: str, body: dict[str, Any], position: int) -> bytes:
-    return f"event: {name}\nid: {position}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
+def _event(name: str, body: dict[str, Any], position: int | None = None) -> bytes:
+    event_id = "" if position is None else f"id: {position}\n"
+    return f"event: {name}\n{event_id}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

@@ -21,7 +21,7 @@ from .store import Box, Store
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 15.0
+RETRY_SECONDS = 5.0  # a worker that was restarted is back by then
 LONGEST_SLEEP = 60.0  # the wall clock may be set
 MAX_AT_ONCE = 16
 
@@ -79,13 +79,16 @@ class Lifetimes:
                 log.warning("box %s is due, but cannot be acted on yet: %s", box_id, exc)
             except Exception:
                 log.exception("fault while acting on box %s, which is due", box_id)
-        if box_id in self._store.deadlines(self._clock()):
+        due_at = self._store.deadline(box_id)
+        if due_at is not None and due_at <= self._clock():
             self._schedule.postpone(box_id, RETRY_SECONDS)
 
     async def _stop_or_remove(self, box_id: str) -> None:
         box = self._store.get_box(box_id)
         if box is None:
             return
+        if not self._fleet.is_reachable(self._fleet.get(box.worker_id)):
+            return  # for as long as that lasts, without a word for each box and each time
         if box.status == "running":
             await self._boxes.stop(box.prefix, box.id, None, unless=self._is_in_use)
         elif box.status == "stopped":

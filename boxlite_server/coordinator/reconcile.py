@@ -15,6 +15,7 @@ from typing import Any
 from .. import errors
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes
+from .snapshots import Snapshots
 from .store import Box, Store
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,14 @@ class Reconciler:
         self,
         store: Store,
         boxes: Boxes,
+        snapshots: Snapshots,
         clock: Callable[[], float],
         *,
         stray_grace: float = STRAY_GRACE_SECONDS,
     ) -> None:
         self._store = store
         self._boxes = boxes
+        self._snapshots = snapshots
         self._clock = clock
         self._stray_grace = stray_grace
         self._strays: dict[_Stray, float] = {}  # since when
@@ -52,8 +55,13 @@ class Reconciler:
     def report(self, worker_id: str, inventory: Iterable[Mapping[str, Any]]) -> None:
         """Compare a worker's inventory with its rows and start asking about what differs."""
         rows = {box.id: box for box in self._store.boxes_of_worker(worker_id)}
+        unfinished = self._store.boxes_with_unfinished_snapshots(worker_id)
+        for box_id in unfinished:
+            self._ask(box_id, self._snapshots.finish(box_id))
         strays: dict[_Stray, float] = {}
         for item in inventory:
+            if item["box_id"] in unfinished:
+                continue  # it may be there in two generations, and neither is a stray
             box = rows.get(item["box_id"])
             if box is None or box.generation != item["generation"]:
                 key = (worker_id, item["box_id"], item["generation"])
@@ -63,7 +71,7 @@ class Reconciler:
             if _contradicts(box, item):
                 self._ask(box.id, self._boxes.refresh(box.id))
         for box in rows.values():  # not reported
-            if box.status != "failed":
+            if box.status != "failed" and box.id not in unfinished:
                 self._ask(box.id, self._boxes.refresh(box.id))
         self._watch_strays(worker_id, strays)
 

@@ -16,6 +16,7 @@ from jsonschema import Draft4Validator, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
+from .. import errors
 from .http_errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
@@ -98,6 +99,14 @@ def describe(exc: ValidationError, where: str) -> str:
         return f"{subject}: {exc.message}"
     message = exc.message.replace(repr(exc.instance), _shown(exc.instance))
     return f"{subject}: {message}"
+
+
+def check(value: Any, schema: dict[str, Any], where: str) -> None:
+    """Raises InvalidArgumentError where `value` does not fit. `schema` has to live as long as the program."""
+    try:
+        _validator(_Schema(schema)).validate(value)
+    except ValidationError as exc:
+        raise errors.InvalidArgumentError(describe(exc, where)) from None
 
 
 def _shown(value: Any) -> str:

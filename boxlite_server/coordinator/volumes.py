@@ -118,7 +118,7 @@ class Volumes:
         for mount in mounts:
             full = dict(mount)
             if mount["volume"]:
-                volume = self.get(prefix, mount["volume"])
+                volume = self.get(prefix, mount.get("volume_id") or mount["volume"])
                 full["volume_id"] = volume.id
                 homes[volume.worker_id] = volume.name
             resolved.append(full)

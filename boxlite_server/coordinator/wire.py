@@ -8,7 +8,7 @@ from typing import Any
 from .._gen import worker_pb2 as pb
 from .fleet import Fleet
 from .images import Image
-from .store import Box, Load, Volume, Worker
+from .store import Box, Load, Snapshot, Volume, Worker
 
 _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_RUNNING: "running",
@@ -60,6 +60,19 @@ def _ports(row: Box) -> list[dict[str, Any]]:
     if row.status in ("running", "paused", "stopping") and row.published:
         return row.published
     return [{**port, "address": None} for port in row.spec.get("ports", [])]
+
+
+def snapshot(row: Snapshot) -> dict[str, Any]:
+    """A Snapshot; boxes have no disk beside their container's."""
+    return {
+        "id": row.id,
+        "box_id": row.box_id,
+        "name": row.name,
+        "created_at": int(row.created_at),
+        "container_disk_bytes": row.container_disk_bytes,
+        "guest_disk_bytes": 0,
+        "size_bytes": row.size_bytes,
+    }
 
 
 def execution(message: pb.Execution) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..errors import (
     UnsupportedError,
 )
 from .docker_engine import Engine, Stream, engine_errors
+from .docker_logs import said_before
 from .runtime import GONE_EXIT_CODE, ExecSpec
 
 END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
@@ -233,8 +234,10 @@ class MainProcess:
         self._engine = engine
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
-        # What a running command has said so far is in the log; a former run's output is no concern here.
-        self._stream = self._attach(stdout=1, stderr=1, logs=int(container["State"]["Running"]))
+        # What a running command has said so far is in the log, behind what former runs have said.
+        is_running = container["State"]["Running"]
+        self._former = said_before(engine, container) if is_running else {}
+        self._stream = self._attach(stdout=1, stderr=1, logs=int(is_running))
         self._input: Stream | None = None
         self._input_lock = threading.Lock()
         self._waiter = _Waiter()
@@ -253,7 +256,14 @@ class MainProcess:
             return self._input
 
     def read(self) -> tuple[int, bytes] | None:
-        return self._stream.read()
+        while (piece := self._stream.read()) is not None:
+            source, data = piece
+            rest = data[self._former.get(source, 0) :]
+            if len(rest) < len(data):
+                self._former[source] -= len(data) - len(rest)
+            if rest:
+                return source, rest
+        return None
 
     def write(self, data: bytes, timeout: float) -> int:
         try:

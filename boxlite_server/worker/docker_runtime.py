@@ -14,31 +14,24 @@ from typing import Any
 from ..errors import (
     EngineError,
     ExecutionError,
+    ImageError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
 )
+from .docker_disks import DockerDisks
 from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
 from .docker_images import DockerImages
+from .docker_labels import BOX_LABEL, CLUSTER_LABEL, GENERATION_LABEL, WORKER_LABEL, container_name, owned_by
+from .docker_logs import DockerLog
 from .docker_ports import bindings, port_errors, published
 from .docker_process import ExecProcess, MainProcess
 from .docker_stats import Meter
-from .docker_volumes import (
-    CLUSTER_LABEL,
-    WORKER_LABEL,
-    DockerVolumes,
-    engine_mounts,
-    host_paths,
-    volume_ids,
-    writable_paths,
-)
+from .docker_volumes import DockerVolumes, engine_mounts, host_paths, volume_ids, writable_paths
 from .policy import Policy
-from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, Owner, Process
+from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, LogReader, Owner, Process
 from .usage import Usage
-
-BOX_LABEL = "boxlite.box"
-GENERATION_LABEL = "boxlite.generation"
 
 MIB = 1024 * 1024
 _PIDS_LIMIT = 4096
@@ -66,6 +59,7 @@ class DockerRuntime:
         self._states = _States()
         self._starting_with_paths = threading.Lock()
         self._meter = Meter(self._engine)
+        self.disks = DockerDisks(self, self._engine, owner)
 
     # ---- the engine ----
 
@@ -92,10 +86,11 @@ class DockerRuntime:
             if found.generation == box.generation:
                 return self.inspect(box)
             older.append(found)
-        spec = self._policy.admit(spec)
-        self.volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        self._admitted(spec)  # before a pull
         began = time.monotonic()
         image = self.images.get(spec.image)
+        if BOX_LABEL in ((image.get("Config") or {}).get("Labels") or {}):
+            raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
@@ -104,7 +99,13 @@ class DockerRuntime:
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return self.inspect(box)
 
+    def _admitted(self, spec: BoxSpec) -> BoxSpec:
+        """The spec with the host's paths resolved, if it may have of the host what it asks for."""
+        self.volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        return self._policy.admit(spec)
+
     def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
+        spec = self._admitted(spec)
         api = self._engine.api
         defaults = image.get("Config") or {}
         owner = self._owner()
@@ -146,7 +147,7 @@ class DockerRuntime:
         config["StdinOnce"] = True
         config["ExposedPorts"] = {key: {} for key in host["PortBindings"]}
         with _refusals(), engine_errors(f"box {box.box_id} cannot be created"):
-            api.create_container_from_config(config, _name(box))
+            api.create_container_from_config(config, container_name(box))
 
     def start(self, box: BoxRef) -> BoxState:
         state = self.inspect(box)
@@ -159,7 +160,7 @@ class DockerRuntime:
         began, called = int(time.time()), time.monotonic()
         what = f"box {box.box_id} cannot be started"
         with self._paths_kept(host_paths(container)), _refusals(), port_errors(box.box_id), engine_errors(what):
-            self._engine.api.start(_name(box))
+            self._engine.api.start(container_name(box))
         spawned = time.monotonic()
         state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
@@ -194,7 +195,7 @@ class DockerRuntime:
 
     def _init_failure(self, box: BoxRef, since: int) -> str:
         with engine_errors("cannot read the log"):
-            said = self._engine.api.logs(_name(box), tail=5, since=since)
+            said = self._engine.api.logs(container_name(box), tail=5, since=since)
         lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
         return lines[-1].partition("] ")[2].strip() if lines else ""
 
@@ -202,7 +203,7 @@ class DockerRuntime:
         state = self.inspect(box)
         if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
             with engine_errors(f"box {box.box_id} cannot be stopped"):
-                self._engine.api.stop(_name(box), timeout=math.ceil(max(timeout, 0)))
+                self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self.inspect(box)
         return state
 
@@ -214,6 +215,7 @@ class DockerRuntime:
         for found in generations:
             self._delete(found, force)
         self._meter.forget(box)
+        self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
         return _state(box, self._container(box))
@@ -230,8 +232,8 @@ class DockerRuntime:
                 marker = self._states.marker()
                 try:
                     state = self.inspect(box)
-                except NotFoundError:
-                    continue  # gone between the two questions
+                except (NotFoundError, InvalidStateError):
+                    continue  # gone, or followed by a later generation, between the two questions
                 self._states.remember(entry["Id"], state, marker)
             states.append(state)
         return states
@@ -240,7 +242,7 @@ class DockerRuntime:
         """The engine's description of the box's container; refuses what is stale or not ours."""
         try:
             with engine_errors("cannot inspect the box"):
-                container = dict(self._engine.api.inspect_container(_name(box)))
+                container = dict(self._engine.api.inspect_container(container_name(box)))
         except NotFoundError:
             container = None
         if container is not None:
@@ -256,15 +258,14 @@ class DockerRuntime:
         return [BoxRef(box_id, int(entry["Labels"][GENERATION_LABEL])) for entry in self._ours(f"{BOX_LABEL}={box_id}")]
 
     def _ours(self, *labels: str) -> list[dict[str, Any]]:
-        owner = self._owner()
-        mine = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}", *labels]
+        mine = [*owned_by(self._owner()), *labels]
         with engine_errors("cannot list the boxes"):
             return list(self._engine.api.containers(all=True, filters={"label": mine}))
 
     def _delete(self, box: BoxRef, force: bool) -> None:
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(_name(box), v=True, force=force)
+                self._engine.api.remove_container(container_name(box), v=True, force=force)
         except NotFoundError:
             pass
         except InvalidStateError as exc:
@@ -284,6 +285,9 @@ class DockerRuntime:
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._container(box)
         return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
+        return DockerLog(self._engine, self._container(box), tail, follow)
 
     def attach_main(self, box: BoxRef) -> Process:
         container = self._container(box)
@@ -365,10 +369,6 @@ class _States:
         with self._lock:
             if self._listening and self._events == marker:
                 self._states[container_id] = state
-
-
-def _name(box: BoxRef) -> str:
-    return f"boxlite-{box.box_id}-{box.generation}"
 
 
 def _stale(box: BoxRef, newest: int) -> InvalidStateError:

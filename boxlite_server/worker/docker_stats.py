@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from .docker_engine import Engine, engine_errors
 from .runtime import BoxRef
 from .usage import BootTiming, Usage
 
+SAMPLE_SECONDS = 1.0
+
+
+class _Sample(NamedTuple):
+    started: datetime  # which run of the box it is of
+    read: datetime
+    cpu_ns: int  # used since the start
+    usage: Usage
+    taken: float  # by our clock
+
 
 class Meter:
     """Remembers what a measurement needs from before: the last sample, and how long the start took.
 
-    The engine would compute a percentage itself, but takes two samples for it, a second apart.
+    The engine would compute a percentage itself, but takes two samples for it, a second apart. It takes none
+    more often than that either, so a question that comes sooner is answered from the sample before.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._samples: dict[str, tuple[datetime, int]] = {}  # by box id: when, and cpu time in ns
+        self._samples: dict[str, _Sample] = {}  # by box id
         self._boots: dict[str, BootTiming] = {}  # by box id
 
     def booted(self, box: BoxRef, **stages: float) -> None:
@@ -40,31 +53,32 @@ class Meter:
         """The usage of a container that the engine describes so."""
         with self._lock:
             boot = self._boots.get(box.box_id, BootTiming())
+            before = self._samples.get(box.box_id)
         if not container["State"]["Running"]:
             return Usage(boot=boot)
-        with engine_errors(f"box {box.box_id} cannot be measured"):
-            stats = self._engine.api.stats(container["Id"], decode=None, stream=False, one_shot=True)
+        started = _time(container["State"]["StartedAt"])
+        if before is None or before.started != started:
+            before = _Sample(started, started, 0, Usage(), -math.inf)
+        if time.monotonic() - before.taken >= SAMPLE_SECONDS:
+            before = self._sample(container["Id"], before)
+            with self._lock:
+                self._samples[box.box_id] = before
+        return replace(before.usage, boot=boot)
+
+    def _sample(self, container_id: str, before: _Sample) -> _Sample:
+        with engine_errors("the box cannot be measured"):
+            stats = self._engine.api.stats(container_id, decode=None, stream=False, one_shot=True)
+        read = _time(stats["read"])
+        cpu_ns = stats.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0)
+        seconds = (read - before.read).total_seconds()
         networks = (stats.get("networks") or {}).values()
-        return Usage(
-            cpu_percent=self._cpu_percent(box, container, stats),
+        usage = Usage(
+            cpu_percent=round(max(cpu_ns - before.cpu_ns, 0) / 1e7 / seconds, 2) if seconds > 0 else 0.0,
             memory_bytes=_memory(stats.get("memory_stats") or {}),
             network_bytes_sent=sum(network["tx_bytes"] for network in networks) if networks else None,
             network_bytes_received=sum(network["rx_bytes"] for network in networks) if networks else None,
-            boot=boot,
         )
-
-    def _cpu_percent(self, box: BoxRef, container: dict[str, Any], stats: dict[str, Any]) -> float | None:
-        used = stats.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
-        if used is None:
-            return None
-        now, started = _time(stats["read"]), _time(container["State"]["StartedAt"])
-        with self._lock:
-            before, used_before = self._samples.get(box.box_id, (started, 0))
-            self._samples[box.box_id] = now, used
-        if before < started:  # of a former run
-            before, used_before = started, 0
-        seconds = (now - before).total_seconds()
-        return round(max(used - used_before, 0) / 1e7 / seconds, 2) if seconds > 0 else 0.0
+        return _Sample(before.started, read, cpu_ns, usage, time.monotonic())
 
 
 def _memory(stats: dict[str, Any]) -> int | None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..errors import InvalidStateError, NotFoundError
 from .docker_engine import Engine, engine_errors
+from .docker_labels import CLUSTER_LABEL, WORKER_LABEL, owned_by
 from .runtime import Mount, Owner, Volume
 
-CLUSTER_LABEL = "boxlite.cluster"
-WORKER_LABEL = "boxlite.worker"
 VOLUME_LABEL = "boxlite.volume"
 
 
@@ -40,7 +39,7 @@ class DockerVolumes:
             pass
 
     def list(self) -> list[Volume]:
-        mine = [f"{key}={value}" for key, value in self._labels().items()]
+        mine = owned_by(self._owner())
         with engine_errors("cannot list the volumes"):
             found = self._engine.api.volumes(filters={"label": [*mine, VOLUME_LABEL]})["Volumes"] or []
         return [_volume(entry) for entry in found]

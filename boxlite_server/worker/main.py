@@ -75,8 +75,8 @@ class Worker:
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
         self._runtime = DockerRuntime(self._identity.owner, policy=config.policy)
-        self._executions = Executions(self._runtime, _spool(config.home))
-        files = Files(self._runtime, Spool(_spool(config.home)))
+        self._executions = Executions(self._runtime, _made(config.home / "spool"))
+        files = Files(self._runtime, Spool(_made(config.home / "transfers")))
         service = WorkerService(self._runtime, self._executions, files)
         self._server = make_server(service, self._identity.secret)
         self._host = bind_host(config, self._coordinator)
@@ -87,6 +87,10 @@ class Worker:
         """Listen first, then register: a coordinator may call as soon as it has heard of us."""
         _raise_file_limit()
         port = _bind(self._server, self._host, self._config.port)
+        try:
+            self._runtime.disks.tidy()  # before the first call, which could be making a disk
+        except BoxliteError as exc:
+            log.debug("nothing tidied: %s", exc)  # no engine yet, or no cluster yet
         self._server.start()
         self._health.start()
         _thread("keeper", lambda: self._executions.keep(self._stopping))
@@ -199,10 +203,9 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _spool(home: Path) -> Path:
-    spool = home / "spool"
-    spool.mkdir(mode=0o700, exist_ok=True)
-    return spool
+def _made(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
 
 
 def _raise_file_limit() -> None:

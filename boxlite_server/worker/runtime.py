@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -231,6 +232,33 @@ class Volumes(Protocol):
         """All volumes of this owner."""
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotSize:
+    """In bytes: what the box had written on the disk that it began with, and the whole disk."""
+
+    container_disk_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a box's commands run with, its image's part included."""
+
+    env: Mapping[str, str]
+    working_dir: str
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A disk on its way out: `tar` may be read once, in pieces of any size."""
+
+    settings: Settings
+    tar: Iterator[bytes]
+
+
 class Process(Protocol):
     """One command in a box, from spawn to exit code.
 
@@ -263,6 +291,55 @@ class Process(Protocol):
         """Let go of the command: a blocked `read` and `wait` return soon. Kills nothing."""
 
 
+class LogReader(Protocol):
+    """What a box has said. One thread reads, any may close."""
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The next piece as (STDOUT or STDERR, data); blocks. None: there is no more, or it was closed."""
+
+    def close(self) -> None:
+        """A blocked `read` returns soon. Repeating it is harmless."""
+
+
+class Disks(Protocol):
+    """Keeps the disks of boxes, copies them, and carries them away.
+
+    A disk is the file system of a box without what is mounted into it. Taken from a running box it shows one
+    moment: the box is paused as long as that takes, and runs on. What a verb leaves behind when it fails is
+    nothing. All of a box's disks go when the box is removed.
+    """
+
+    def snapshot(self, box: BoxRef, snapshot_id: str) -> SnapshotSize:
+        """Keep the disk under an id that no other snapshot has; of a kept one: its size."""
+
+    def remove_snapshot(self, box: BoxRef, snapshot_id: str) -> None:
+        """Let go of a snapshot, also of one that the box was restored from; nothing when there is none."""
+
+    def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
+        """Replace the box by that generation of it, made from the snapshot and not started.
+
+        `box` is the generation that goes; repeated, the verb gives the state of the new one. `spec.image`
+        does not matter. Raises `InvalidStateError` when the box runs, `NotFoundError` when there is no such
+        snapshot; the box is then as it was.
+        """
+
+    def clone(self, source: BoxRef, box: BoxRef, spec: BoxSpec) -> BoxState:
+        """Make another box, not started, with the disk of `source`. `spec.image` does not matter."""
+
+    def export(self, box: BoxRef) -> AbstractContextManager[Export]:
+        """The disk as a tar archive, of the moment of entry whatever the box does afterwards."""
+
+    def load(self, box: BoxRef, spec: BoxSpec, tar: Iterable[bytes]) -> BoxState:
+        """Make a box, not started, with the disk in the archive; `spec.image` does not matter.
+
+        The box comes to be only once all of `tar` is read; what `tar` raises is passed on. Raises
+        `InvalidArgumentError` when it is no tar archive.
+        """
+
+    def tidy(self) -> None:
+        """Remove what a verb left behind when its process was killed. Called while no verb is under way."""
+
+
 class BoxRuntime(Protocol):
     """Keeps boxes. Each verb is idempotent: repeated, it finds its work done."""
 
@@ -271,6 +348,9 @@ class BoxRuntime(Protocol):
 
     @property
     def volumes(self) -> Volumes: ...
+
+    @property
+    def disks(self) -> Disks: ...
 
     def ping(self) -> None:
         """Returns when the engine answers; raises `EngineError` otherwise."""
@@ -299,7 +379,7 @@ class BoxRuntime(Protocol):
         """SIGTERM, SIGKILL after `timeout` seconds; returns once stopped. Of a box at rest: its state."""
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        """Remove the box and its older generations; nothing when there is none.
+        """Remove the box, its older generations and their disks; nothing when there is none.
 
         Raises `InvalidStateError` when it runs and `force` is not given.
         """
@@ -308,7 +388,8 @@ class BoxRuntime(Protocol):
         """The state of the box, from the engine."""
 
     def measure(self, box: BoxRef) -> Usage:
-        """What the box uses now, and how long its start took; at once, also of a box at rest."""
+        """What the box uses now, and how long its start took; also of a box at rest. The answer may be a
+        second old."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""
@@ -325,6 +406,10 @@ class BoxRuntime(Protocol):
         Raises `ExecutionError` when it cannot be ("... not found ..." when that is the reason),
         `StoppedError` when the box does not run, `InvalidStateError` when it is paused.
         """
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
+        """What the main command has said in all its runs, from the last `tail` lines on (None: from the
+        first). With `follow`, what it says until the box is at rest, too."""
 
     def attach_main(self, box: BoxRef) -> Process:
         """The box's main command; of a box at rest: its next run, which begins with `start`."""

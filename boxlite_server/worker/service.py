@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -42,6 +42,7 @@ from .runtime import (
     Mount,
     PortMapping,
     PullProgress,
+    Settings,
     Volume,
 )
 from .usage import Counts, Usage
@@ -233,6 +234,22 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._reader_slots.release()
 
     @_answers
+    def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
+        if not self._reader_slots.acquire(blocking=False):
+            raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
+        try:
+            tail = request.tail if request.HasField("tail") else None
+            log = self._runtime.read_logs(_ref(request.box), tail, request.follow)
+            try:
+                if context.add_callback(log.close):
+                    while (piece := log.read()) is not None:
+                        yield pb.OutputChunk(stream=_STREAM[piece[0]], data=piece[1])
+            finally:
+                log.close()
+        finally:
+            self._reader_slots.release()
+
+    @_answers
     def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
         execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
         done = request.delivered
@@ -333,6 +350,59 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[_volume(volume) for volume in self._runtime.volumes.list()])
 
+    # ---- snapshots and archives ----
+
+    @_answers
+    def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
+        box, snapshot_id = _snapshot_ref(request)
+        with self._order.turn(box):
+            size = self._runtime.disks.snapshot(box, snapshot_id)
+        return pb.Snapshot(
+            snapshot_id=snapshot_id, container_disk_bytes=size.container_disk_bytes, size_bytes=size.size_bytes
+        )
+
+    @_answers
+    def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
+        box, snapshot_id = _snapshot_ref(request)
+        with self._order.turn(box):
+            self._runtime.disks.remove_snapshot(box, snapshot_id)
+        return pb.Empty()
+
+    @_answers
+    def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
+        box, snapshot_id = _snapshot_ref(request.snapshot)
+        if request.new_generation <= box.generation:
+            raise InvalidArgumentError("a restored box has a later generation than the one that goes")
+        with self._order.turn(box):
+            spec = _spec(request.spec)
+            return _box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
+
+    @_answers
+    def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        source, box = _ref(request.source), _ref(request.box)
+        with self._order.turn(source), self._order.turn(box):
+            return _box(self._runtime.disks.clone(source, box, _spec(request.spec)))
+
+    @_answers
+    def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
+        box = _ref(request)
+        with self._transfer(), ExitStack() as stack:
+            with self._order.turn(box):
+                export = stack.enter_context(self._runtime.disks.export(box))
+            yield pb.ExportChunk(settings=_settings(export.settings))
+            for data in export.tar:
+                yield pb.ExportChunk(data=data)
+
+    @_answers
+    def ImportBox(self, requests: Iterator[pb.ImportBoxRequest], context: grpc.ServicerContext) -> pb.Box:
+        first = next(requests, pb.ImportBoxRequest())
+        if not first.HasField("box"):
+            raise InvalidArgumentError("an import begins with the box")
+        box = _ref(first.box.box)
+        with self._transfer(), self._order.turn(box):
+            context.send_initial_metadata((rpc.ACCEPTED,))
+            return _box(self._runtime.disks.load(box, _spec(first.box.spec), _imported(requests)))
+
     # ---- measurements ----
 
     @_answers
@@ -410,6 +480,24 @@ def _ref(message: pb.BoxRef) -> BoxRef:
     return BoxRef(message.box_id, message.generation)
 
 
+def _snapshot_ref(message: pb.SnapshotRef) -> tuple[BoxRef, str]:
+    if not message.snapshot_id:
+        raise InvalidArgumentError("a snapshot needs an id")
+    return _ref(message.box), message.snapshot_id
+
+
+def _imported(requests: Iterator[pb.ImportBoxRequest]) -> Iterator[bytes]:
+    """The data of an import. Raises when it breaks off: nothing may be made of a part."""
+    try:
+        for request in requests:
+            if request.end:
+                return
+            yield request.data
+    except grpc.RpcError as exc:
+        raise UpstreamUnavailableError("the import broke off") from exc
+    raise UpstreamUnavailableError("the import broke off before its end")
+
+
 def _spec(message: pb.BoxSpec) -> BoxSpec:
     if not message.image:
         raise InvalidArgumentError("a box needs an image")
@@ -463,6 +551,16 @@ def _metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
             box_spawn_ms=usage.boot.box_spawn_ms,
             container_init_ms=usage.boot.container_init_ms,
         ),
+    )
+
+
+def _settings(settings: Settings) -> pb.BoxSettings:
+    return pb.BoxSettings(
+        env=settings.env,
+        working_dir=settings.working_dir,
+        entrypoint=settings.entrypoint,
+        cmd=settings.cmd,
+        user=settings.user,
     )
 
 

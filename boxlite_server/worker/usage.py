@@ -30,7 +30,7 @@ class BootTiming:
 class Usage:
     """What a box uses now; a box at rest uses nothing. None: cannot be measured.
 
-    `cpu_percent` is of one cpu, since the question before, or since the box's start when there was none.
+    `cpu_percent` is of one cpu, since the measurement before, or since the box's start when there was none.
     The network's bytes are since the box's start, seen from the box.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -126,6 +127,7 @@ class FakeServer:
     requests: list[Seen] = field(default_factory=list)
     answers: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
     scripts: dict[str, list[Script | Answer]] = field(default_factory=dict)
+    watched: dict[str, Callable[[Seen], None]] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)
     connections: int = 0
 
@@ -173,6 +175,13 @@ class FakeServer:
     def on_attach(self, path: str, *scripts: Script | Answer) -> None:
         self.scripts[path] = list(scripts)
 
+    def on_signal(self, box: str, *answers: Answer) -> queue.Queue[int]:
+        """The numbers of the signals that are sent to the execution in a box."""
+        path, numbers = f"/v1/boxes/{box}/executions/{EXECUTION}/signal", queue.Queue[int]()
+        self.on("POST", path, *(answers or [(204, None)]))
+        self.watched[path] = lambda seen: numbers.put(seen.body["signal"])
+        return numbers
+
     def on_exec(self, *scripts: Script | Answer, box: str = "web") -> None:
         self.on("POST", f"/v1/boxes/{box}/exec", (201, {"execution_id": EXECUTION}))
         self.on_attach(f"/v1/boxes/{box}/executions/{EXECUTION}/attach", *scripts)
@@ -199,13 +208,15 @@ class FakeServer:
             )
         )
         if handler.headers.get("Upgrade"):
-            scripts = self.scripts.get(handler.path, [(404, error("not_found", "no such execution"))])
+            scripts = self.scripts.get(handler.path.partition("?")[0], [(404, error("not_found", "no such execution"))])
             script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
             if callable(script):
                 self._play(handler, script)
             else:
                 self._answer(handler, *script)
             return
+        if watcher := self.watched.get(handler.path):
+            watcher(self.requests[-1])
         answers = self.answers.get((handler.command, handler.path), [(404, error("not_found", "no such box"))])
         self._answer(handler, *(answers.pop(0) if len(answers) > 1 else answers[0]))
 

@@ -241,21 +241,18 @@ def test_endless_input_does_not_keep_the_client(server: FakeServer, popen: Popen
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_go_to_the_command(server: FakeServer, popen: Popen, number: signal.Signals) -> None:
-    frames: list[object] = []
-
     def command(socket: Socket) -> None:
         assert socket.receive() == EOF
         socket.stdout(b"ready")
-        frames.append(socket.receive())
-        socket.exit(128 + number)
+        socket.exit(128 + numbers.get(timeout=WAIT))
 
     server.on_run(command)
+    numbers = server.on_signal(ID)
     process = popen("run", "--rm", "alpine", "sleep", "99")
     assert process.stdout is not None
     assert process.stdout.read(5) == b"ready"
     process.send_signal(number)
     assert process.wait(WAIT) == 128 + number
-    assert frames == [{"type": "signal", "sig": int(number)}]
     assert server.lines[-1] == f"DELETE /v1/boxes/{ID}?force=true"
 
 
@@ -267,32 +264,33 @@ def test_a_command_that_ignores_signals_does_not_hold_the_client(server: FakeSer
             frames.put(socket.receive())
 
     server.on_run(command)
+    numbers = server.on_signal(ID)
     process = popen("run", "--rm", "alpine", "stubborn")
     assert frames.get(timeout=WAIT) == EOF
     for _ in range(3):
         process.send_signal(signal.SIGINT)
-        assert frames.get(timeout=WAIT) == {"type": "signal", "sig": 2}
+        assert numbers.get(timeout=WAIT) == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(WAIT) == 130
     assert server.lines[-1] == f"DELETE /v1/boxes/{ID}?force=true"
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(server: FakeServer, popen: Popen) -> None:
-    frames: list[object] = []
-
     def yes(socket: Socket) -> None:
         assert socket.receive() == EOF
         socket.stdout(b"y\n")
-        frames.append(socket.receive())
+        with pytest.raises(StopIteration):
+            socket.receive()
 
     server.on_exec(yes)
+    numbers = server.on_signal("web")
     reader, writer = os.pipe()
     os.close(reader)
     process = popen("exec", "web", "yes", stdout=writer)
     os.close(writer)
     _, errors = process.communicate(timeout=WAIT)
     assert (process.returncode, errors) == (141, b"")
-    assert frames == [{"type": "signal", "sig": int(signal.SIGPIPE)}]
+    assert numbers.get(timeout=WAIT) == signal.SIGPIPE
 
 
 def test_a_broken_connection_is_taken_up_again(server: FakeServer, boxlite: Boxlite, capfd: Capture) -> None:
@@ -301,6 +299,7 @@ def test_a_broken_connection_is_taken_up_again(server: FakeServer, boxlite: Boxl
     def breaks(socket: Socket) -> None:
         eofs.append(socket.receive())
         socket.stdout(b"one ")
+        socket.text(type="error", message="9 bytes are lost", dropped_bytes=9)
         socket.drop()
 
     def goes_on(socket: Socket) -> None:
@@ -311,8 +310,10 @@ def test_a_broken_connection_is_taken_up_again(server: FakeServer, boxlite: Boxl
     # The server has not noticed yet that the first socket is dead when the second knocks.
     server.on_exec(breaks, (409, error("already_exists", "attached")), (503, b""), goes_on)
     assert boxlite("exec", "web", "sh") == 6
-    assert capfd.readouterr() == ("one two", "")
+    assert capfd.readouterr() == ("one two", "boxlite: 9 bytes are lost\n")
     assert eofs == [EOF, EOF]
+    attach = f"GET /v1/boxes/web/executions/{EXECUTION}/attach"
+    assert server.lines[1:] == [attach, *[f"{attach}?received=13"] * 3]
 
 
 def test_the_main_command_is_taken_up_again_and_not_started_twice(server: FakeServer, boxlite: Boxlite) -> None:
@@ -357,7 +358,7 @@ def test_gives_up_in_the_end(server: FakeServer, boxlite: Boxlite, capfd: Captur
     server.on("GET", execution, (200, {"execution_id": EXECUTION, "status": "running", "exit_code": None}))
     assert boxlite("exec", "web", "sh") == 125
     assert capfd.readouterr().err == "Error: lost the connection to the command, which may still be running\n"
-    attached = [line for line in server.lines if line.endswith("/attach")]
+    attached = [line for line in server.lines if "/attach" in line]
     assert len(attached) == 1 + len(stream.RECONNECT_DELAYS)
 
 

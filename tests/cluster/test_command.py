@@ -9,24 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.attach import attached
 from support.cluster import Cluster, call, free_port, wait_until
+from support.command import boxlite, output
 
 BIN = Path(sys.executable).parent
-
-
-def boxlite(cluster: Cluster, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "boxlite_server.client", "--url", cluster.url, *arguments],
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def output(done: subprocess.CompletedProcess[bytes]) -> str:
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
 
 
 @pytest.fixture
@@ -79,6 +66,35 @@ def test_run_leaves_the_box_stopped_unless_told_otherwise(cluster: Cluster, test
     assert (box["status"], box["exit_code"]) == ("stopped", 0)
     output(boxlite(cluster, "rm", "job"))
     assert cluster.containers() == []
+
+
+def test_logs(cluster: Cluster, test_image: str) -> None:
+    script = "echo out; echo err >&2; read x; echo $x"
+    output(boxlite(cluster, "create", "--name", "talker", test_image, "sh", "-c", script))
+    assert output(boxlite(cluster, "logs", "talker")) == ""
+    for word in (b"one\n", b"two\n"):
+        output(boxlite(cluster, "start", "talker"))
+        command = [sys.executable, "-m", "boxlite_server.client", "--url", cluster.url, "logs", "-f"]
+        with (
+            subprocess.Popen([*command, "talker"], stdout=subprocess.PIPE) as follower,
+            attached(cluster, "talker/attach") as client,
+        ):
+            client.until(b"out\n")
+            # Following disturbs nobody, and being attached does not disturb the log.
+            wait_until(lambda: boxlite(cluster, "logs", "talker").stdout.endswith(b"out\n"), "it is in the log")
+            assert client.stdout == b"out\n"  # of this run alone
+            client.send(word)
+            assert follower.stdout is not None
+            assert follower.stdout.read().endswith(word)
+        assert follower.returncode == 0
+        wait_until(
+            lambda: cluster.http("GET", "/v1/boxes/talker")[2]["status"] == "stopped", "the box is seen to have stopped"
+        )
+    done = boxlite(cluster, "logs", "talker")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\none\nout\ntwo\n", b"err\nerr\n")
+    assert output(boxlite(cluster, "logs", "-n", "1", "talker")) == "two\n"
+    assert boxlite(cluster, "logs", "nosuch").returncode == 1
+    output(boxlite(cluster, "rm", "talker"))
 
 
 def test_the_usage_lines(tmp_path: Path, docker_host: str, test_image: str) -> None:

@@ -70,7 +70,7 @@ class Box:
         found = 0
         for descriptor in Path(f"/proc/{self.worker.pid}/fd").iterdir():
             try:
-                found += str(self.worker.home / "spool") in str(descriptor.readlink())
+                found += str(self.worker.home / "transfers") in str(descriptor.readlink())
             except OSError:
                 continue
         return found

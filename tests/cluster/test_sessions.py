@@ -203,8 +203,7 @@ class TestReattach:
             with attached(cluster, path, port=proxy.port) as client:
                 client.send(b"%d\n" % number)
                 client.until(b"got %d\n" % number)
-                # Its answer to the last ping is behind this one's round trip.
-                assert client.connection.ping().wait(30)
+                client.settle()
                 proxy.cut()
                 client.to_the_cut()
                 assert client.stdout == b"got %d\n" % number
@@ -226,7 +225,7 @@ class TestReattach:
         with attached(cluster, path) as client:
             client.send("zwölf\n".encode())
             client.until("got zwölf\n".encode())
-            assert client.connection.ping().wait(30)
+            client.settle()
             wait_until(lambda: confirmed(cluster, box, execution) == 11, "the worker knows")
             getattr(coordinator, end)()
             client.to_the_cut()

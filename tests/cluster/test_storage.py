@@ -158,6 +158,34 @@ def test_removing_a_box_keeps_its_volume_in_every_way(pair: Cluster, test_image:
             assert run(pair, made, "grep 1 /data/file") == 0
 
 
+def test_copies_of_a_box_have_what_it_has_of_the_host(pair: Cluster, test_image: str) -> None:
+    with volume(pair, name="common") as made:
+        mount = {"managed_volume": "common", "guest_path": "/data"}
+        wanted = {"capabilities": {"drop": ["ALL"]}}
+        fields = {"volumes": [mount], "ports": [{"guest_port": 80}], "advanced": wanted}
+        script = "test -f /data/file && grep -q '^CapEff:.0*$' /proc/self/status"
+        with box(pair, test_image, **fields) as source:
+            path = f"/boxes/{source['box_id']}"
+            assert run(pair, source, "echo kept > /data/file") == 0
+            clone = request(pair, 201, "POST", f"{path}/clone", {})
+            assert run(pair, clone, script) == 0
+            assert clone["box_id"] in refused(pair, "DELETE", f"/volumes/{made['id']}")[2]
+            request(pair, 204, "DELETE", f"/boxes/{clone['box_id']}?force=true")
+            request(pair, 200, "POST", f"{path}/stop", {"timeout_seconds": 0})
+            request(pair, 201, "POST", f"{path}/snapshots", {"name": "s"})
+            request(pair, 204, "POST", f"{path}/snapshots/s/restore")
+            (port,) = request(pair, 200, "POST", f"{path}/start")["ports"]
+            assert port["host_port"]
+            assert run(pair, source, script) == 0
+            _, _, archive = pair.http("POST", f"/v1{path}/export", {})
+            # An archive has no mounts: what they hold is not the box's.
+            octets = {"Content-Type": "application/octet-stream"}
+            status, _, copy = pair.http("POST", "/v1/boxes/import", archive, headers=octets)
+            assert status == 201, copy
+            assert run(pair, copy, "test ! -e /data/file && grep -q '^CapEff:.0*$' /proc/self/status") == 0
+            request(pair, 204, "DELETE", f"/boxes/{copy['box_id']}?force=true")
+
+
 # ---- paths of the host, capabilities ----
 
 

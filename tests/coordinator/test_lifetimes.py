@@ -87,9 +87,11 @@ class Site:
         box = await self.core.boxes.create("default", fields)
         return await self.core.boxes.start("default", box.id)
 
-    async def after(self, seconds: float) -> None:
-        """Let time pass, and see what is done about it."""
+    async def after(self, seconds: float, *, beats: bool = True) -> None:
+        """Let time pass, and see what is done about it; the worker sends heartbeats unless told otherwise."""
         self.clock.now += seconds
+        if beats:
+            self.core.store.update_worker("w1", last_heartbeat=self.clock())
         self.core.lifetimes.look()
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
@@ -235,6 +237,19 @@ def test_without_auto_resume_a_stopped_box_takes_no_command(site: Site) -> None:
     asyncio.run(story())
 
 
+def test_starting_a_running_box_is_use(site: Site) -> None:
+    async def story() -> None:
+        box = await site.running(auto_stop=60)
+        site.clock.now += 59
+        await site.core.boxes.start("default", box.id)
+        await site.after(59)
+        assert site.status(box) == "running"
+        await site.after(1)
+        assert site.status(box) == "stopped"
+
+    asyncio.run(story())
+
+
 def test_a_box_that_is_started_again_is_not_removed(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_delete=10)
@@ -270,6 +285,19 @@ def test_a_worker_that_does_not_answer_is_asked_again(site: Site) -> None:
         await site.after(RETRY_SECONDS - 1)
         assert site.status(box) == "running"
         await site.after(1)
+        assert site.status(box) == "stopped"
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_is_gone_is_not_asked_until_it_is_back(site: Site) -> None:
+    async def story() -> None:
+        box = await site.running(auto_stop=60)
+        site.worker.calls.clear()
+        await site.after(3600, beats=False)
+        await site.after(3600, beats=False)
+        assert site.worker.calls == []
+        await site.after(RETRY_SECONDS)
         assert site.status(box) == "stopped"
 
     asyncio.run(story())

@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.requests import ClientDisconnect
 
-from boxlite_server.coordinator.handlers import files
+from boxlite_server.coordinator import bodies
 from boxlite_server.errors import InvalidArgumentError, TimedOutError
 
 
 async def collected(body: AsyncGenerator[bytes, None]) -> list[bytes]:
-    return [chunk async for chunk in files._received(body)]
+    return [chunk async for chunk in bodies.received(body)]
 
 
 async def silent() -> AsyncGenerator[bytes, None]:
@@ -40,7 +40,7 @@ def test_a_body_is_handed_on() -> None:
 
 
 def test_a_client_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr(bodies, "SILENCE_SECONDS", 0.01)
     with pytest.raises(TimedOutError, match="did not go on"):
         asyncio.run(collected(silent()))
 
@@ -51,8 +51,8 @@ def test_a_client_that_goes_away_is_no_end() -> None:
 
 
 def test_what_comes_after_a_refusal_is_read_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "DRAIN_BYTES", 10_000)
-    asyncio.run(files._drain(endless()))
-    asyncio.run(files._drain(broken()))
-    monkeypatch.setattr(files, "DRAIN_SECONDS", 0.01)
-    asyncio.run(files._drain(silent()))
+    monkeypatch.setattr(bodies, "DRAIN_BYTES", 10_000)
+    asyncio.run(bodies.drain(endless()))
+    asyncio.run(bodies.drain(broken()))
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 0.01)
+    asyncio.run(bodies.drain(silent()))

@@ -241,11 +241,21 @@ async def terminal():
         await execution.resize_tty(33, 101)
         await keys.send_input(b"stty size\n")
         await until("33 101")
-        await keys.send_input(b"sleep 600\n\x03")
+        await keys.send_input(b"echo $((8*9)); sleep 600\n")
+        await until("72")
+        await keys.send_input(b"\x03")
         await keys.send_input(b"echo $((7*8))\n")
         await until("56")
         await keys.send_input(b"exit 5\n")
         assert (await execution.wait()).exit_code == 5
+
+
+async def lost_connection():
+    """The way to the server is cut in the middle; the SDK comes back by itself, after 15 seconds."""
+    async with Running() as box:
+        script = "for i in 0 1 2 3 4 5 6 7 8 9; do echo line $i; sleep 0.5; done; exit 5"
+        code, out, _ = await outcome(await box.exec("sh", ["-c", script]))
+        assert (code, out) == (5, "".join(f"line {i}\n" for i in range(10))), (code, out)
 
 
 @since("0.10.0")
@@ -289,7 +299,7 @@ async def read_only():
     try:
         await box.start()
         watcher = await box.attach(stdin=False)
-        assert watcher.stdin() is None
+        assert "not available" in await refused(asyncio.to_thread(watcher.stdin))
         async for part in watcher.stdout():
             assert part == "begun\n", part
             break
@@ -690,6 +700,66 @@ async def lifetimes():
         return await rt.get(box.id) is None
 
     await until(is_gone, "a stopped box is removed")
+
+
+async def snapshots():
+    rt = runtime()
+    async with Running() as box:
+        assert await box.snapshot.list() == []
+        assert await box.snapshot.get("nosuch") is None
+        await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+        made = await box.snapshot.create(name="first try")
+        assert (made.name, made.box_id) == ("first try", box.id)
+        assert 0 < made.container_disk_bytes < made.size_bytes
+        assert abs(made.created_at - time.time()) < 60, made.created_at
+        assert "exists" in await refused(box.snapshot.create(name="first try"))
+        await (await box.exec("sh", ["-c", "echo two > /file"])).wait()
+        assert "running" in await refused(box.snapshot.restore("first try"))
+        await box.stop()
+        await box.snapshot.create(name="second")
+        assert [one.name for one in await box.snapshot.list()] == ["first try", "second"]
+        assert (await box.snapshot.get("first try")).id == made.id
+        await box.snapshot.restore("first try")
+        again = await rt.get(box.id)
+        assert again.id == box.id
+        await again.start()
+        assert await outcome(await again.exec("cat", ["/file"])) == (0, "one\n", "")
+        await again.snapshot.remove("first try")
+        assert [one.name for one in await again.snapshot.list()] == ["second"]
+        assert "nosuch" in await refused(again.snapshot.restore("nosuch"))
+
+
+async def clone():
+    rt = runtime()
+    async with Running() as box:
+        await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+        name = unique("copy")
+        copy = await box.clone_box(name=name)
+        nameless = await box.clone_box()
+        try:
+            assert len({box.id, copy.id, nameless.id}) == 3
+            assert (await rt.get(name)).id == copy.id
+            assert await outcome(await copy.exec("cat", ["/file"])) == (0, "one\n", "")
+        finally:
+            await rt.remove(copy.id, force=True)
+            await rt.remove(nameless.id, force=True)
+
+
+async def archives():
+    rt = runtime()
+    with tempfile.TemporaryDirectory() as directory:
+        async with Running(env=[("A", "b c")]) as box:
+            await (await box.exec("sh", ["-c", "echo one > /file"])).wait()
+            written = await box.export(dest=directory)
+        name = unique("back")
+        copy = await rt.import_box(str(written), name=name)
+        try:
+            assert (await rt.get(name)).id == copy.id
+            assert await outcome(await copy.exec("sh", ["-c", "cat /file; echo $A"])) == (0, "one\nb c\n", "")
+        finally:
+            await rt.remove(copy.id, force=True)
+        message = await refused(rt.import_box(__file__))
+        assert "archive" in message, message
 
 
 if __name__ == "__main__":

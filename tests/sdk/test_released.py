@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.attach import Proxy
 from support.cluster import Cluster
 from support.sdk import NEWEST, run_sdk
 
@@ -43,6 +44,17 @@ def test_scenario(cluster: Cluster, test_image: str, version: str, scenario: str
     said_to_the_server = ["auto_remove"] if _number(version) < (0, 10) else []
     done = run_sdk(version, SCENARIOS, scenario, test_image, *said_to_the_server, env=env, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert cluster.containers() == []
+
+
+def test_a_lost_connection_costs_nothing_and_repeats_nothing(cluster: Cluster, test_image: str) -> None:
+    proxy = Proxy(cluster.port, tripwire=b"line 4")
+    try:
+        env = {"BOXLITE_REST_URL": f"http://127.0.0.1:{proxy.port}"}
+        done = run_sdk(NEWEST, SCENARIOS, "lost_connection", test_image, env=env, timeout=180)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        proxy.close()
     assert cluster.containers() == []
 
 

@@ -69,6 +69,12 @@ class Attached:
         while text not in self.stdout:
             self.step()
 
+    def settle(self) -> None:
+        """Wait until the server knows that we have what we have: its ping came before our first one's answer,
+        and our answer to that arrives before our second one."""
+        for _ in range(2):
+            assert self.connection.ping().wait(WAIT)
+
     def to_the_end(self) -> int:
         """Read until the exit frame and the orderly close behind it; the exit code."""
         with contextlib.suppress(ConnectionClosed):
@@ -129,11 +135,13 @@ def run(cluster: Cluster, box: str, script: str) -> str:
 
 class Proxy:
     """Stands between clients and a port. `cut` loses all connections; `limit`: the bytes from the server
-    after which a connection is lost, whatever is under way."""
+    after which a connection is lost, whatever is under way; `tripwire`: what the server must say for all of
+    them to be lost, once and with what it says."""
 
-    def __init__(self, target: int, limit: int | None = None) -> None:
+    def __init__(self, target: int, limit: int | None = None, tripwire: bytes | None = None) -> None:
         self._target = target
-        self.limit = limit
+        self._limit = limit
+        self._tripwire = tripwire
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -162,13 +170,16 @@ class Proxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._open += [client, server]
-                for source, sink, limit in ((client, server, None), (server, client, self.limit)):
+                for source, sink, limit in ((client, server, None), (server, client, self._limit)):
                     threading.Thread(target=self._copy, args=(source, sink, limit), daemon=True).start()
 
-    @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+    def _copy(self, source: socket.socket, sink: socket.socket, limit: int | None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._tripwire is not None and self._tripwire in data:
+                    self._tripwire = None
+                    self.cut()
+                    return
                 if limit is not None:
                     data, limit = data[:limit], limit - len(data)
                 sink.sendall(data)

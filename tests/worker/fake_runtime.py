@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fake_disks import FakeDisks
 from fake_files import FakeFiles
 from fake_storage import FakeImages, FakePorts, FakeVolumes
 
@@ -47,6 +48,7 @@ from boxlite_server.worker.usage import BootTiming, Usage
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"
 PULLABLE_IMAGE = "fake-registry:5000/extra:latest"
+_KEEP_ALIVE = ("tail", "-f", "/dev/null")
 
 
 class FakeProcess:
@@ -175,10 +177,17 @@ class FakeBox:
     main: FakeProcess | None = None
     exit_code: int | None = None
     said: list[tuple[int, bytes]] = field(default_factory=list)
+    logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
     attached: list[FakeMain] = field(default_factory=list)
     at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
     ports: FakePorts = field(default_factory=FakePorts)
     published: tuple[PortMapping, ...] = ()
+
+    @property
+    def cmd(self) -> tuple[str, ...]:
+        if self.spec.cmd or self.spec.entrypoint:
+            return self.spec.cmd
+        return ("sh",) if self.spec.image == IMAGE else _KEEP_ALIVE
 
     @property
     def state(self) -> BoxState:
@@ -244,6 +253,28 @@ class FakeMain:
         return self.process
 
 
+class FakeLog:
+    """What a box has said, line by line."""
+
+    def __init__(self, box: FakeBox, tail: int | None, follow: bool) -> None:
+        self._box, self._follow, self._closed = box, follow, False
+        self._next = 0 if tail is None else max(len(box.logged) - tail, 0)
+
+    def read(self) -> tuple[int, bytes] | None:
+        while not self._closed:
+            at_rest = self._box.status is not BoxStatus.RUNNING
+            if self._next < len(self._box.logged):
+                self._next += 1
+                return self._box.logged[self._next - 1]
+            if at_rest or not self._follow:
+                return None
+            time.sleep(0.005)
+        return None
+
+    def close(self) -> None:
+        self._closed = True
+
+
 class FakeRuntime:
     """As strict as an engine. `down` makes every verb fail as an engine that does not answer."""
 
@@ -257,6 +288,7 @@ class FakeRuntime:
         self._lock = threading.RLock()
         self._changes: queue.Queue[None] = queue.Queue()
         self.down = False
+        self.disks = FakeDisks(self)
 
     def ping(self) -> None:
         if self.down:
@@ -283,12 +315,18 @@ class FakeRuntime:
         if found is not None:
             self._delete(found)
         with self._lock:
-            directory = Path(tempfile.mkdtemp(dir=self._directory))
-            directory.chmod(0o777)
-            self._boxes[box.box_id] = FakeBox(box, spec, directory)
-            self._commands[box.box_id] = []
-            self._changes.put(None)
-            return self._boxes[box.box_id].state
+            return self._make(box, spec, self._new_directory())
+
+    def _new_directory(self) -> Path:
+        directory = Path(tempfile.mkdtemp(dir=self._directory))
+        directory.chmod(0o777)
+        return directory
+
+    def _make(self, box: BoxRef, spec: BoxSpec, directory: Path) -> BoxState:
+        self._boxes[box.box_id] = FakeBox(box, spec, directory)
+        self._commands[box.box_id] = []
+        self._changes.put(None)
+        return self._boxes[box.box_id].state
 
     def start(self, box: BoxRef) -> BoxState:
         with self._lock:
@@ -301,10 +339,8 @@ class FakeRuntime:
             self._policy.recheck([mount.host_path for mount in spec.mounts if mount.host_path], writable)
             self.volumes.check(spec)
             published = found.ports.open(spec.ports)
-            default = ("sh",) if spec.image == IMAGE else ("tail", "-f", "/dev/null")
-            command = (*spec.entrypoint, *spec.cmd) or default
             found.said = []
-            exec_spec = ExecSpec(command, spec.env, spec.working_dir, spec.user, spec.tty)
+            exec_spec = ExecSpec((*spec.entrypoint, *found.cmd), spec.env, spec.working_dir, spec.user, spec.tty)
             try:
                 process = FakeProcess(exec_spec, found.directory, {})
             except ExecutionError as exc:
@@ -328,6 +364,7 @@ class FakeRuntime:
         while (piece := process.read()) is not None:
             with self._lock:
                 box.said.append(piece)
+                box.logged += [(piece[0], line) for line in piece[1].splitlines(keepends=True)]
                 for main in box.attached:
                     main.pieces.put(piece)
         code = process.wait()
@@ -360,12 +397,13 @@ class FakeRuntime:
     def remove(self, box: BoxRef, force: bool) -> None:
         with self._lock:
             found = self._boxes.get(box.box_id)
-            if found is None:
-                return
-            self._refuse_stale(box, found)
-            if found.status is BoxStatus.RUNNING and not force:
-                raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force")
-        self._delete(found)
+            if found is not None:
+                self._refuse_stale(box, found)
+                if found.status is BoxStatus.RUNNING and not force:
+                    raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force")
+        if found is not None:
+            self._delete(found)
+        self.disks.forget(box.box_id)
 
     def _delete(self, box: FakeBox) -> None:
         if box.main is not None:
@@ -411,6 +449,10 @@ class FakeRuntime:
             process = FakeProcess(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
             return process
+
+    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> FakeLog:
+        with self._lock:
+            return FakeLog(self._find(box), tail, follow)
 
     def attach_main(self, box: BoxRef) -> Process:
         with self._lock:

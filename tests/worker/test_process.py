@@ -214,6 +214,20 @@ class TestMain:
         assert collect(first) == (b"done\n", b"", 0)
         site.runtime.remove(box, force=False)
 
+    def test_attached_late_to_a_second_run_gets_that_alone(self, site: Site) -> None:
+        box = site.new_box(cmd=("sh", "-c", "echo said; echo and so >&2; read line; echo $line; exit 6"))
+        for word in (b"one\n", b"two\n", b"three\n"):
+            site.runtime.start(box)
+            first = site.runtime.attach_main(box)
+            said = sorted(piece for piece in (first.read(), first.read()) if piece)
+            assert said == [(1, b"said\n"), (2, b"and so\n")]
+            late = site.runtime.attach_main(box)
+            assert late.write(word, 5) == len(word)
+            assert collect(late) == (b"said\n" + word, b"and so\n", 6)
+            assert collect(first) == (word, b"", 6)
+            site.runtime.stop(box, 1)
+        site.runtime.remove(box, force=True)
+
     def test_second_run_does_not_repeat_the_first(self, site: Site) -> None:
         box = site.new_box(cmd=("sh", "-c", "echo $(cat); exit 6"))
         for word in (b"one\n", b"two\n"):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import connexion
 from starlette.responses import StreamingResponse
 
 from ... import errors
-from ..._gen import worker_pb2 as pb
 from .. import frames, wire
 from ..core import Core
 from ..http_errors import UpgradeRequiredError
 from ..store import Box
+
+T = TypeVar("T")
 
 INPUT_TRIES = 10  # by then the client of one request has given up
 
@@ -66,7 +67,28 @@ async def stream_execution_output(core: Core, prefix: str, box_id: str, executio
     if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
         raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is none of ours")
     events = _events(core, box, execution_id, int(last_id))
+    return _stream(events)
+
+
+async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
+    """Server-sent events of what the box's main command has said."""
+    box = core.boxes.get(prefix, box_id)
+    return _stream(_log_events(core, box, tail, follow))
+
+
+def _stream(events: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _log_events(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+    try:
+        async with contextlib.aclosing(core.executions.read_logs(box, tail, follow)) as chunks:
+            async for chunk in _until_stopping(core, chunks):
+                yield frames.keepalive_event() if chunk is None else frames.log_event(chunk.stream, chunk.data)
+        if not core.stopping.is_set():
+            yield frames.end_event()
+    except errors.BoxliteError as exc:
+        yield frames.error_event(exc.message)
 
 
 async def _events(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
@@ -87,9 +109,7 @@ async def _events(core: Core, box: Box, execution_id: str, position: int) -> Asy
         yield frames.error_event(exc.message)
 
 
-async def _until_stopping(
-    core: Core, output: AsyncGenerator[pb.OutputEvent, None]
-) -> AsyncIterator[pb.OutputEvent | None]:
+async def _until_stopping(core: Core, output: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:
     """The events, None where none came for a while, and an early end when the coordinator stops."""
     stopping = asyncio.create_task(core.stopping.wait())
     following = asyncio.ensure_future(anext(output, None))

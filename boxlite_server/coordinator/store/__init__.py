@@ -6,11 +6,12 @@ from .answers import Answer, Answers
 from .boxes import Box, Boxes, Page
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
+from .snapshots import Snapshot, Snapshots
 from .volumes import Volume, Volumes
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Store", "Volume", "Worker"]
+__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Snapshot", "Store", "Volume", "Worker"]
 
 
-class Store(Workers, Boxes, Volumes, Deadlines, Answers, CounterRows):
+class Store(Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""

@@ -1,0 +1,105 @@
+"""Export and import: a box carried away as a `.boxlite` archive, and made of one again, on any worker.
+
+The archive holds what the client asked for (`spec`) and what the box's commands ran with (`settings`: the
+image's part included, since the image itself stays behind). Both are a stranger's word when they come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from .. import errors, rpc, specs
+from .._gen import worker_pb2 as pb
+from . import attachments, boxfile, boxspec, validation, wire
+from .boxes import Boxes, ref
+from .fleet import Fleet
+from .policy import Policy
+from .snapshots import COPY_SECONDS
+from .store import Box
+
+_SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
+
+
+class Archives:
+    """Over the boxes and the fleet; `clock` gives Unix seconds. Bytes are handed on, never gathered."""
+
+    def __init__(self, boxes: Boxes, fleet: Fleet, policy: Policy, clock: Callable[[], float]) -> None:
+        self._boxes = boxes
+        self._fleet = fleet
+        self._policy = policy
+        self._clock = clock
+
+    async def export(self, prefix: str, id_or_name: str) -> tuple[Box, AsyncGenerator[bytes, None]]:
+        """The box and its archive, of this moment. A running box is paused until its disk is held; then the
+        box may do as it likes while the archive is on its way."""
+        async with self._boxes._locked(prefix, id_or_name) as box:
+            chunks = self._fleet.stream(box.worker_id, "ExportBox", ref(box))
+            try:
+                async with asyncio.timeout(COPY_SECONDS):
+                    first: pb.ExportChunk = await anext(chunks)
+            except TimeoutError:
+                raise errors.TimedOutError("the disk could not be held in time; try again") from None
+            except errors.NotFoundError as exc:
+                raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
+        manifest = {
+            "created_at": wire.timestamp(self._clock()),
+            "image": box.spec["image"],
+            "spec": {**box.spec, **attachments.as_request(box.spec)},
+            "settings": _settings(first.settings),
+        }
+
+        async def tar() -> AsyncIterator[bytes]:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk.data
+
+        return box, boxfile.write(manifest, tar())
+
+    async def load(self, prefix: str, name: str | None, stream: AsyncIterator[bytes]) -> Box:
+        """A box made of an archive, on the least loaded worker that has room, not started.
+
+        Raises InvalidArgumentError for what is no archive, or no whole one, and UnsupportedError for settings
+        that this server does not take; nothing is left of the box then.
+        """
+        reader = boxfile.Reader(stream)
+        manifest = await reader.manifest()
+        spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
+        settings = self._checked(manifest.get("settings"), "settings")
+        async with self._boxes._being_made(prefix, spec) as (box, worker):
+            whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
+            first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
+            await self._fleet.send(worker.id, "ImportBox", first, _requests(reader))
+        return self._boxes.get(prefix, box.box_id)
+
+    def _checked(self, request: Any, where: str) -> dict[str, Any]:
+        """As if a client had asked for it in `createBox`."""
+        if not isinstance(request, Mapping):
+            raise errors.InvalidArgumentError(f"the archive's {where} is missing")
+        validation.check(request, _create_request(), f"the archive's {where}")
+        return boxspec.normalise(request, self._policy)
+
+
+async def _requests(reader: boxfile.Reader) -> AsyncIterator[pb.ImportBoxRequest]:
+    async for piece in reader.pieces():
+        for chunk in rpc.chunks(piece):
+            yield pb.ImportBoxRequest(data=chunk)
+    yield pb.ImportBoxRequest(end=True)
+
+
+def _settings(message: pb.BoxSettings) -> dict[str, Any]:
+    return {
+        "env": dict(message.env),
+        "working_dir": message.working_dir or None,
+        "entrypoint": list(message.entrypoint),
+        "cmd": list(message.cmd),
+        "user": message.user or None,
+    }
+
+
+@functools.cache
+def _create_request() -> dict[str, Any]:
+    return {"$ref": "#/components/schemas/CreateBoxRequest", "components": specs.openapi()["components"]}

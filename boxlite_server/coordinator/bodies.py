@@ -1,0 +1,43 @@
+"""Request bodies that are handed on as they come in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from starlette.requests import ClientDisconnect
+
+from .. import errors
+
+SILENCE_SECONDS = 120.0  # after which a client that sends nothing is taken for gone
+
+# What is still read after a refusal: to a client that is interrupted in the middle of its body the answer is lost.
+DRAIN_SECONDS = 10.0
+DRAIN_BYTES = 256 * 1024 * 1024
+
+
+async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """The chunks of an archive. Raises where the client falls silent, or goes away before the end."""
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                chunk = await anext(body)
+            yield chunk
+    except StopAsyncIteration:
+        return
+    except TimeoutError:
+        raise errors.TimedOutError(f"the archive did not go on for {SILENCE_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise errors.InvalidArgumentError("the client went away in the middle of the archive") from None
+
+
+async def drain(body: AsyncGenerator[bytes, None]) -> None:
+    """Read on for a while after a refusal, so that the client comes to read it."""
+    size = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for chunk in body:
+                size += len(chunk)
+                if size > DRAIN_BYTES:
+                    return

@@ -1,0 +1,63 @@
+"""Snapshots, clones, exports and imports."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import connexion
+from starlette.responses import StreamingResponse
+
+from ... import errors
+from .. import wire
+from ..bodies import drain, received
+from ..core import Core
+from .boxes import _shown
+
+
+async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
+    return {"snapshots": [wire.snapshot(row) for row in core.snapshots.list(prefix, box_id)]}
+
+
+async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    snapshot = await core.snapshots.create(prefix, box_id, body["name"])
+    location = f"/v1/{prefix}/boxes/{snapshot.box_id}/snapshots/{quote(snapshot.name, safe='')}"
+    return wire.snapshot(snapshot), 201, {"Location": location}
+
+
+async def get_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
+    return wire.snapshot(core.snapshots.get(prefix, box_id, snapshot_name))
+
+
+async def remove_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
+    await core.snapshots.remove(prefix, box_id, snapshot_name)
+    return None, 204
+
+
+async def restore_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
+    await core.snapshots.restore(prefix, box_id, snapshot_name)
+    return None, 204
+
+
+async def clone_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
+    box = await core.snapshots.clone(prefix, box_id, (body or {}).get("name"))
+    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+
+
+async def export_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
+    """What can be refused is refused before the answer begins; what breaks later breaks the connection, and
+    leaves an archive without its end."""
+    box, archive = await core.archives.export(prefix, box_id)
+    headers = {"Content-Disposition": f'attachment; filename="{box.name or box.id}.boxlite"'}
+    return StreamingResponse(archive, media_type="application/octet-stream", headers=headers)
+
+
+async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
+    """Without a parameter `body`, which would have Connexion read it whole."""
+    body = connexion.request.stream()
+    try:
+        box = await core.archives.load(prefix, name, received(body))
+    except errors.BoxliteError:
+        await drain(body)
+        raise
+    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}

@@ -1,0 +1,156 @@
+"""Snapshots and clones: the disk of a box kept under a name, put back, or copied into a new box.
+
+A snapshot's row comes first and says what is under way; only then is the worker called, in a way that can be
+repeated. What a crash or a lost answer leaves behind is undone (a snapshot that was being made) or finished
+(one that was being removed, or that its box was being put back to), at the latest with the worker's next
+heartbeat. All of it happens in the box's turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .. import errors, ids
+from .._gen import worker_pb2 as pb
+from . import boxspec
+from .boxes import CALL_SECONDS, Boxes, ref
+from .fleet import Fleet
+from .store import RESERVING, Box, Snapshot, Store
+
+log = logging.getLogger(__name__)
+
+COPY_SECONDS = 280.0  # a disk is copied; released clients give up after 300
+
+# The worker has refused for good; of anything else nobody knows whether it was done.
+_REFUSED = (errors.InvalidArgumentError, errors.InvalidStateError, errors.NotFoundError)
+
+
+class Snapshots:
+    """The snapshots of all boxes, over the store and the fleet; `clock` gives Unix seconds."""
+
+    def __init__(self, store: Store, fleet: Fleet, boxes: Boxes, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._boxes = boxes
+        self._clock = clock
+
+    def list(self, prefix: str, id_or_name: str) -> list[Snapshot]:
+        return self._store.list_snapshots(self._boxes.get(prefix, id_or_name).id)
+
+    def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
+        return self._find(self._boxes.get(prefix, id_or_name), name)
+
+    async def create(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
+        """Keep the disk of a box, which is paused meanwhile if it runs. Raises AlreadyExistsError,
+        InvalidStateError for a box that has no disk any more."""
+        async with self._boxes._locked(prefix, id_or_name) as box:
+            box = await self._finished(box)
+            row = Snapshot(id=ids.new_id(), box_id=box.id, name=name, state="creating", created_at=self._clock())
+            with self._store.transaction():
+                self._store.insert_snapshot(row)
+            try:
+                made: pb.Snapshot = await self._fleet.call(
+                    box.worker_id, "CreateSnapshot", _snapshot_ref(box, row), timeout=COPY_SECONDS
+                )
+            except _REFUSED as exc:
+                with self._store.transaction():
+                    self._store.delete_snapshot(row.id)
+                raise _without_disk(box, exc) from exc
+            sizes = {"container_disk_bytes": made.container_disk_bytes, "size_bytes": made.size_bytes}
+            with self._store.transaction():
+                self._store.update_snapshot(row.id, state="ready", **sizes)
+            return self._find(box, name)
+
+    async def remove(self, prefix: str, id_or_name: str, name: str) -> None:
+        async with self._boxes._locked(prefix, id_or_name) as box:
+            box = await self._finished(box)
+            row = self._find(box, name)
+            with self._store.transaction():
+                self._store.update_snapshot(row.id, state="removing")
+            await self._discard(box, row)
+
+    async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
+        """Put the disk of a box back to a snapshot: a new container, not started. Raises InvalidStateError
+        when the box runs, ResourceExhaustedError when its worker has no room for it."""
+        async with self._boxes._locked(prefix, id_or_name) as box:
+            box = await self._finished(box)
+            row = self._find(box, name)
+            if box.status not in ("configured", "stopped", "failed"):
+                raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
+            if box.status not in RESERVING:
+                box = self._boxes._reserve_again(box)
+            with self._store.transaction():
+                self._store.update_snapshot(row.id, state="restoring")
+            return await self._put_back(box, row)
+
+    async def clone(self, prefix: str, id_or_name: str, name: str | None) -> Box:
+        """A new box with the disk and the spec of this one, on its worker, not started. Raises
+        AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
+        async with self._boxes._locked(prefix, id_or_name) as source:
+            source = await self._finished(source)
+            spec = {**source.spec, "name": name}
+            async with self._boxes._being_made(prefix, spec, only=source.worker_id) as (box, worker):
+                request = pb.CloneBoxRequest(source=ref(source), box=box, spec=boxspec.to_proto(spec, box.box_id))
+                try:
+                    await self._fleet.call(worker.id, "CloneBox", request, timeout=COPY_SECONDS)
+                except errors.NotFoundError as exc:
+                    raise _without_disk(source, exc) from exc
+        return self._boxes.get(prefix, box.box_id)
+
+    async def finish(self, box_id: str) -> None:
+        """Finish or undo what was broken off about a box's snapshots."""
+        async with self._boxes._alone(box_id):
+            box = self._store.get_box(box_id)
+            if box is not None:
+                await self._finished(box)
+
+    async def _finished(self, box: Box) -> Box:
+        """In the box's turn, so what is not finished is not under way."""
+        for row in self._store.unfinished_snapshots(box.id):
+            log.info("box %s: snapshot %s was left %s", box.id, row.name, row.state)
+            if row.state == "restoring":
+                box = await self._put_back(box, row)
+            else:
+                await self._discard(box, row)
+        return box
+
+    async def _put_back(self, box: Box, row: Snapshot) -> Box:
+        request = pb.RestoreSnapshotRequest(
+            snapshot=_snapshot_ref(box, row),
+            new_generation=box.generation + 1,
+            spec=boxspec.to_proto(box.spec, box.id),
+        )
+        try:
+            state: pb.Box = await self._fleet.call(box.worker_id, "RestoreSnapshot", request, timeout=CALL_SECONDS)
+        except _REFUSED:
+            with self._store.transaction():
+                self._store.update_snapshot(row.id, state="ready")
+            await self._boxes._observe(box)
+            raise
+        with self._store.transaction():
+            self._store.update_snapshot(row.id, state="ready")
+            self._store.update_box(box.id, generation=state.generation)
+        return self._boxes._apply(box, state)
+
+    async def _discard(self, box: Box, row: Snapshot) -> None:
+        await self._fleet.call(box.worker_id, "RemoveSnapshot", _snapshot_ref(box, row), timeout=CALL_SECONDS)
+        with self._store.transaction():
+            self._store.delete_snapshot(row.id)
+
+    def _find(self, box: Box, name: str) -> Snapshot:
+        row = self._store.find_snapshot(box.id, name)
+        if row is None:
+            raise errors.NotFoundError(f"snapshot not found: {name}")
+        return row
+
+
+def _snapshot_ref(box: Box, row: Snapshot) -> pb.SnapshotRef:
+    return pb.SnapshotRef(box=ref(box), snapshot_id=row.id)
+
+
+def _without_disk(box: Box, exc: errors.BoxliteError) -> errors.BoxliteError:
+    """To a client, "not found" would mean the box that it has just named."""
+    if isinstance(exc, errors.NotFoundError):
+        return errors.InvalidStateError(f"box '{box.name or box.id}' has no container any more, and so no disk")
+    return exc

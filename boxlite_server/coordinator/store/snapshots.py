@@ -1,0 +1,72 @@
+"""The rows of snapshots."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, NamedTuple
+
+from ... import errors
+from .database import Database, to_row
+
+
+class Snapshot(NamedTuple):
+    """One snapshot; `created_at` in Unix seconds, sizes in bytes and 0 while it is being made."""
+
+    id: str
+    box_id: str
+    name: str
+    state: str  # creating, ready, restoring: the box is being put back to it, removing
+    created_at: float
+    container_disk_bytes: int = 0
+    size_bytes: int = 0
+
+
+_COLUMNS = ", ".join(Snapshot._fields)
+_SHOWN = "state IN ('ready', 'restoring')"
+
+
+class Snapshots(Database):
+    """Methods over the table `snapshots`. A box's rows go with the box."""
+
+    def insert_snapshot(self, snapshot: Snapshot) -> None:
+        """Raises AlreadyExistsError when the box has one of that name."""
+        try:
+            self._execute(
+                f"INSERT INTO snapshots ({_COLUMNS}) VALUES ({', '.join('?' * len(Snapshot._fields))})",
+                to_row(snapshot._asdict()),
+            )
+        except sqlite3.IntegrityError as exc:
+            raise errors.AlreadyExistsError(f"snapshot '{snapshot.name}' already exists") from exc
+
+    def find_snapshot(self, box_id: str, name: str) -> Snapshot | None:
+        rows = self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name))
+        return rows[0] if rows else None
+
+    def list_snapshots(self, box_id: str) -> list[Snapshot]:
+        """Those that are there, oldest first."""
+        return self._snapshots(f"WHERE box_id = ? AND {_SHOWN} ORDER BY created_at, id", (box_id,))
+
+    def unfinished_snapshots(self, box_id: str) -> list[Snapshot]:
+        """Those with an operation under way, or broken off."""
+        return self._snapshots("WHERE box_id = ? AND state != 'ready' ORDER BY created_at, id", (box_id,))
+
+    def boxes_with_unfinished_snapshots(self, worker_id: str) -> set[str]:
+        rows = self._execute(
+            "SELECT DISTINCT box_id FROM snapshots JOIN boxes ON boxes.id = box_id "
+            "WHERE state != 'ready' AND worker_id = ?",
+            (worker_id,),
+        )
+        return {row[0] for row in rows}
+
+    def is_restoring(self, box_id: str) -> bool:
+        rows = self._execute("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,))
+        return rows.fetchone() is not None
+
+    def update_snapshot(self, snapshot_id: str, **changes: Any) -> None:
+        self._update("snapshots", snapshot_id, changes)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self._execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
+
+    def _snapshots(self, tail: str, parameters: tuple[Any, ...]) -> list[Snapshot]:
+        return [Snapshot(*row) for row in self._execute(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]
