@@ -158,11 +158,7 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
 
 
 def test_what_is_not_built_says_so(client: Client) -> None:
-    for call, request in [
-        (client.ExportBox, pb.BoxRef()),
-        (client.ImportBox, iter([pb.ImportBoxRequest()])),
-        (client.ListImages, pb.Empty()),
-    ]:
+    for call, request in [(client.PullImage, pb.PullImageRequest()), (client.ListImages, pb.Empty())]:
         status, code, text = refusal(call, request)
         assert (status, code) == (grpc.StatusCode.UNIMPLEMENTED, "unsupported")
         assert "not built" in text
@@ -366,3 +362,40 @@ class TestBoxOrder:
             pytest.fail("entered")
         with order.turn(BoxRef("one", 2)):
             pass
+
+
+def test_snapshots_over_the_wire(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    ref = pb.SnapshotRef(box=box, snapshot_id=ids.new_id())
+    made = client.CreateSnapshot(ref)
+    assert made.snapshot_id == ref.snapshot_id
+    assert client.CreateSnapshot(ref) == made
+    spec = create_request(fake_site, box).spec
+    back = pb.RestoreSnapshotRequest(snapshot=ref, new_generation=box.generation, spec=spec)
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_argument"
+    back.new_generation += 1
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_state"
+    client.StopBox(pb.StopBoxRequest(box=box, timeout_seconds=1))
+    restored = client.RestoreSnapshot(back)
+    assert (restored.generation, restored.status) == (box.generation + 1, pb.BOX_STATUS_CONFIGURED)
+    assert client.RestoreSnapshot(back) == restored
+    later = pb.BoxRef(box_id=box.box_id, generation=restored.generation)
+    client.StartBox(later)
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_state"
+    client.RemoveSnapshot(pb.SnapshotRef(box=later, snapshot_id=ref.snapshot_id))
+    assert refusal(client.CreateSnapshot, pb.SnapshotRef(box=later))[1] == "invalid_argument"
+    box.generation = later.generation
+
+
+def test_archives_over_the_wire(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    chunks = list(client.ExportBox(box))
+    assert chunks[0].settings.cmd == ["sh"]
+    data = b"".join(chunk.data for chunk in chunks[1:])
+    new = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    first = pb.ImportBoxRequest(box=create_request(fake_site, new, cmd=["sh"]))
+    pieces = [pb.ImportBoxRequest(data=piece) for piece in rpc.chunks(data)]
+    assert refusal(client.ImportBox, iter(pieces))[1] == "invalid_argument"
+    assert refusal(client.ImportBox, iter([first, *pieces]))[1] == "upstream_unavailable"
+    assert refusal(client.GetBox, new)[1] == "not_found"
+    done = client.ImportBox(iter([first, *pieces, pb.ImportBoxRequest(end=True)]))
+    assert (done.box_id, done.status) == (new.box_id, pb.BOX_STATUS_CONFIGURED)
+    client.RemoveBox(pb.RemoveBoxRequest(box=new, force=True))
