@@ -71,9 +71,8 @@ class DockerDisks:
 
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
         new = BoxRef(box.box_id, generation)
-        held = self._boxes._generations(box.box_id)
-        older = [found for found in held if found.generation < generation]
-        if new not in held:
+        older = [found for found in self._boxes._generations(box.box_id) if found.generation < generation]
+        if not self._is_made(new):
             image = self._own(_snapshot(snapshot_id), box.box_id)
             if image is None:
                 raise NotFoundError(f"snapshot {snapshot_id} of box {box.box_id} is not on this worker")
@@ -91,7 +90,7 @@ class DockerDisks:
     # ---- copies ----
 
     def clone(self, source: BoxRef, box: BoxRef, spec: BoxSpec) -> BoxState:
-        if box not in self._boxes._generations(box.box_id):
+        if not self._is_made(box):
             container = self._boxes._container(source)
             disk = self._own(_disk(box.box_id), box.box_id)
             disk = disk or self._commit(container, _disk(box.box_id), self._labels(box.box_id))
@@ -129,7 +128,7 @@ class DockerDisks:
             self._sweep()
 
     def load(self, box: BoxRef, spec: BoxSpec, tar: Iterable[bytes]) -> BoxState:
-        if box not in self._boxes._generations(box.box_id):
+        if not self._is_made(box):
             disk = self._import(box, tar)
             self._stand_on(disk, box, spec)
         return self._boxes.inspect(box)
@@ -163,6 +162,14 @@ class DockerDisks:
         except BaseException:
             self.forget(box.box_id)
             raise
+
+    def _is_made(self, box: BoxRef) -> bool:
+        """Raises `InvalidStateError` where there is a later generation."""
+        try:
+            self._boxes.inspect(box)
+        except NotFoundError:
+            return False
+        return True
 
     def _stand_on(self, disk: Mapping[str, Any], box: BoxRef, spec: BoxSpec) -> None:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from boxlite_server import errors
-from boxlite_server.coordinator.store import Box, Load, Store, Worker
+from boxlite_server.coordinator.store import Box, Load, Snapshot, Store, Worker
 
 WORKER = Worker("w1", "frosty-meadow-42", "http://h:1", "s", "active", "e", {"zone": "a"}, 2, 4096, None, "", "", 1, 1)
 
@@ -140,3 +140,24 @@ def test_a_database_of_the_future_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written_is_a_clear_error() -> None:
     with pytest.raises(errors.DatabaseError, match="/proc/nowhere"):
         Store(Path("/proc/nowhere/c.db"))
+
+
+def test_snapshots_belong_to_their_box(store: Store) -> None:
+    store.insert_box(box(1))
+    store.insert_box(box(2))
+    store.insert_snapshot(Snapshot("s1", "box1", "same", "ready", 1.0, 2, 3))
+    store.insert_snapshot(Snapshot("s2", "box2", "same", "creating", 1.0))
+    with pytest.raises(errors.AlreadyExistsError, match="'same'"):
+        store.insert_snapshot(Snapshot("s3", "box2", "same", "creating", 1.0))
+    assert store.list_snapshots("box1") == [Snapshot("s1", "box1", "same", "ready", 1.0, 2, 3)]
+    assert store.list_snapshots("box2") == []
+    assert store.find_snapshot("box2", "same") is None
+    assert store.boxes_with_unfinished_snapshots("w1") == {"box2"}
+    store.update_snapshot("s1", state="restoring")
+    assert store.is_restoring("box1")
+    assert not store.is_restoring("box2")
+    assert store.find_snapshot("box1", "same") is not None
+    store.delete_box("box1")
+    assert store.unfinished_snapshots("box1") == []
+    store.delete_snapshot("s2")
+    assert store.boxes_with_unfinished_snapshots("w1") == set()

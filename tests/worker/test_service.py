@@ -158,16 +158,6 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
         assert "execution unknown not found" in text
 
 
-def test_what_is_not_built_says_so(client: Client) -> None:
-    for call, request in [
-        (client.ExportBox, pb.BoxRef()),
-        (client.ImportBox, iter([pb.ImportBoxRequest()])),
-    ]:
-        status, code, text = refusal(call, request)
-        assert (status, code) == (grpc.StatusCode.UNIMPLEMENTED, "unsupported")
-        assert "not built" in text
-
-
 def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     ref = execute(client, box, "sh", "-c", "cat; echo $A >&2; exit 3", env={"A": "b"})
     stream = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
@@ -368,34 +358,41 @@ class TestBoxOrder:
             pass
 
 
-def test_images_over_the_wire(client: Client) -> None:
-    *progress, last = client.PullImage(pb.PullImageRequest(reference=PULLABLE_IMAGE))
-    assert [(event.progress.current_bytes, event.progress.total_bytes) for event in progress] == [(500, 1000)]
-    assert (last.image.reference, last.image.size_bytes) == (PULLABLE_IMAGE, 1000)
-    assert last.image in client.ListImages(pb.Empty()).images
-    client.RemoveImage(pb.RemoveImageRequest(reference=PULLABLE_IMAGE))
-    assert last.image not in client.ListImages(pb.Empty()).images
-    status, code, text = refusal(client.PullImage, pb.PullImageRequest(reference="no/such:image"))
-    assert (status, code) == (grpc.StatusCode.FAILED_PRECONDITION, "image_pull_failed")
-    assert "no/such:image" in text
+from fake_runtime import PULLABLE_IMAGE
 
 
-def test_volumes_mounts_and_ports_over_the_wire(client: Client, fake_site: Site) -> None:
-    ref, volume = pb.BoxRef(box_id=ids.new_id(), generation=1), pb.VolumeRef(volume_id=ids.new_id())
-    assert refusal(client.CreateVolume, pb.VolumeRef())[1] == "invalid_argument"
-    made = client.CreateVolume(volume)
-    assert list(client.ListVolumes(pb.Empty()).volumes) == [made]
-    wanted = pb.PortMapping(guest_port=80, protocol="tcp", host_ip="127.0.0.1")
-    mount = pb.Mount(volume_id=volume.volume_id, guest_path="/data", read_only=True)
-    spec = {"mounts": [mount], "ports": [wanted], "cap_add": ["CHOWN"], "cap_drop": ["ALL"]}
-    assert list(client.CreateBox(create_request(fake_site, ref, **spec)).ports) == []
-    (port,) = client.StartBox(ref).ports
-    assert (port.guest_port, port.protocol, port.host_ip) == (80, "tcp", "127.0.0.1")
-    assert port.host_port
-    assert refusal(client.RemoveVolume, volume)[1] == "invalid_state"
-    client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
-    client.RemoveVolume(volume)
-    assert list(client.ListVolumes(pb.Empty()).volumes) == []
-    for field in ({"cap_add": ["SYS_ADMIN"]}, {"mounts": [pb.Mount(host_path="/", guest_path="/data")]}):
-        code = refusal(client.CreateBox, create_request(fake_site, ref, **field))[1]
-        assert code == ("unsupported" if "cap_add" in field else "invalid_argument")
+def test_snapshots_over_the_wire(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    ref = pb.SnapshotRef(box=box, snapshot_id=ids.new_id())
+    made = client.CreateSnapshot(ref)
+    assert made.snapshot_id == ref.snapshot_id
+    assert client.CreateSnapshot(ref) == made
+    spec = create_request(fake_site, box).spec
+    back = pb.RestoreSnapshotRequest(snapshot=ref, new_generation=box.generation, spec=spec)
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_argument"
+    back.new_generation += 1
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_state"
+    client.StopBox(pb.StopBoxRequest(box=box, timeout_seconds=1))
+    restored = client.RestoreSnapshot(back)
+    assert (restored.generation, restored.status) == (box.generation + 1, pb.BOX_STATUS_CONFIGURED)
+    assert client.RestoreSnapshot(back) == restored
+    later = pb.BoxRef(box_id=box.box_id, generation=restored.generation)
+    client.StartBox(later)
+    assert refusal(client.RestoreSnapshot, back)[1] == "invalid_state"
+    client.RemoveSnapshot(pb.SnapshotRef(box=later, snapshot_id=ref.snapshot_id))
+    assert refusal(client.CreateSnapshot, pb.SnapshotRef(box=later))[1] == "invalid_argument"
+    box.generation = later.generation
+
+
+def test_archives_over_the_wire(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    chunks = list(client.ExportBox(box))
+    assert chunks[0].settings.cmd == ["sh"]
+    data = b"".join(chunk.data for chunk in chunks[1:])
+    new = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    first = pb.ImportBoxRequest(box=create_request(fake_site, new, cmd=["sh"]))
+    pieces = [pb.ImportBoxRequest(data=piece) for piece in rpc.chunks(data)]
+    assert refusal(client.ImportBox, iter(pieces))[1] == "invalid_argument"
+    assert refusal(client.ImportBox, iter([first, *pieces]))[1] == "upstream_unavailable"
+    assert refusal(client.GetBox, new)[1] == "not_found"
+    done = client.ImportBox(iter([first, *pieces, pb.ImportBoxRequest(end=True)]))
+    assert (done.box_id, done.status) == (new.box_id, pb.BOX_STATUS_CONFIGURED)
+    client.RemoveBox(pb.RemoveBoxRequest(box=new, force=True))
