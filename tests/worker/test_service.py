@@ -159,8 +159,7 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
 
 def test_what_is_not_built_says_so(client: Client) -> None:
     for call, request in [
-        (client.ExportBox, pb.BoxRef()),
-        (client.ImportBox, iter([pb.ImportBoxRequest()])),
+        (client.PullImage, pb.PullImageRequest()),
         (client.ListImages, pb.Empty()),
     ]:
         status, code, text = refusal(call, request)
