@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -23,11 +23,11 @@ from ..errors import (
     InvalidStateError,
     NotBuiltError,
     ResourceExhaustedError,
-    UpstreamUnavailableError,
 )
 from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from .executions import Executions
 from .files import Files
+from .incoming import Upload, imported
 from .output_log import Chunk, Dropped
 from .runtime import (
     STDERR,
@@ -286,7 +286,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.Empty:
         with self._transfer():
             header = next(request, pb.PutFilesRequest()).header
-            upload = _Upload(request, context)
+            upload = Upload(request, context)
             try:
                 self._files.put(
                     _ref(header.box),
@@ -401,7 +401,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = _ref(first.box.box)
         with self._transfer(), self._order.turn(box):
             context.send_initial_metadata((rpc.ACCEPTED,))
-            return _box(self._runtime.disks.load(box, _spec(first.box.spec), _imported(requests)))
+            return _box(self._runtime.disks.load(box, _spec(first.box.spec), imported(requests)))
 
     # ---- measurements ----
 
@@ -443,34 +443,6 @@ def make_server(service: WorkerService, secret: str) -> grpc.Server:
     return server
 
 
-class _Upload:
-    """The data of an upload. To read it is to accept it: the coordinator sends nothing before."""
-
-    def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
-        self._requests = requests
-        self._context = context
-        self._is_accepted = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Raises when it breaks off: nothing may be made of a part."""
-        self._is_accepted = True
-        self._context.send_initial_metadata((rpc.ACCEPTED,))
-        try:
-            for request in self._requests:
-                yield request.data
-        except grpc.RpcError as exc:
-            raise UpstreamUnavailableError("the upload broke off") from exc
-        if not self._context.is_active():
-            raise UpstreamUnavailableError("the upload broke off")
-
-    def drain(self) -> None:
-        """Read to the end what was accepted: a sender that is interrupted does not hear the reason."""
-        if self._is_accepted:
-            with suppress(grpc.RpcError):
-                for _ in self._requests:
-                    pass
-
-
 # ---- messages --------------------------------------------------------------------------------------------
 
 
@@ -484,18 +456,6 @@ def _snapshot_ref(message: pb.SnapshotRef) -> tuple[BoxRef, str]:
     if not message.snapshot_id:
         raise InvalidArgumentError("a snapshot needs an id")
     return _ref(message.box), message.snapshot_id
-
-
-def _imported(requests: Iterator[pb.ImportBoxRequest]) -> Iterator[bytes]:
-    """The data of an import. Raises when it breaks off: nothing may be made of a part."""
-    try:
-        for request in requests:
-            if request.end:
-                return
-            yield request.data
-    except grpc.RpcError as exc:
-        raise UpstreamUnavailableError("the import broke off") from exc
-    raise UpstreamUnavailableError("the import broke off before its end")
 
 
 def _spec(message: pb.BoxSpec) -> BoxSpec:

@@ -358,7 +358,37 @@ class TestBoxOrder:
             pass
 
 
-from fake_runtime import PULLABLE_IMAGE
+def test_images_over_the_wire(client: Client) -> None:
+    *progress, last = client.PullImage(pb.PullImageRequest(reference=PULLABLE_IMAGE))
+    assert [(event.progress.current_bytes, event.progress.total_bytes) for event in progress] == [(500, 1000)]
+    assert (last.image.reference, last.image.size_bytes) == (PULLABLE_IMAGE, 1000)
+    assert last.image in client.ListImages(pb.Empty()).images
+    client.RemoveImage(pb.RemoveImageRequest(reference=PULLABLE_IMAGE))
+    assert last.image not in client.ListImages(pb.Empty()).images
+    status, code, text = refusal(client.PullImage, pb.PullImageRequest(reference="no/such:image"))
+    assert (status, code) == (grpc.StatusCode.FAILED_PRECONDITION, "image_pull_failed")
+    assert "no/such:image" in text
+
+
+def test_volumes_mounts_and_ports_over_the_wire(client: Client, fake_site: Site) -> None:
+    ref, volume = pb.BoxRef(box_id=ids.new_id(), generation=1), pb.VolumeRef(volume_id=ids.new_id())
+    assert refusal(client.CreateVolume, pb.VolumeRef())[1] == "invalid_argument"
+    made = client.CreateVolume(volume)
+    assert list(client.ListVolumes(pb.Empty()).volumes) == [made]
+    wanted = pb.PortMapping(guest_port=80, protocol="tcp", host_ip="127.0.0.1")
+    mount = pb.Mount(volume_id=volume.volume_id, guest_path="/data", read_only=True)
+    spec = {"mounts": [mount], "ports": [wanted], "cap_add": ["CHOWN"], "cap_drop": ["ALL"]}
+    assert list(client.CreateBox(create_request(fake_site, ref, **spec)).ports) == []
+    (port,) = client.StartBox(ref).ports
+    assert (port.guest_port, port.protocol, port.host_ip) == (80, "tcp", "127.0.0.1")
+    assert port.host_port
+    assert refusal(client.RemoveVolume, volume)[1] == "invalid_state"
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
+    client.RemoveVolume(volume)
+    assert list(client.ListVolumes(pb.Empty()).volumes) == []
+    for field in ({"cap_add": ["SYS_ADMIN"]}, {"mounts": [pb.Mount(host_path="/", guest_path="/data")]}):
+        code = refusal(client.CreateBox, create_request(fake_site, ref, **field))[1]
+        assert code == ("unsupported" if "cap_add" in field else "invalid_argument")
 
 
 def test_snapshots_over_the_wire(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
