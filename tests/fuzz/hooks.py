@@ -54,7 +54,7 @@ _REFERENCE = re.compile(r"[\w][\w./:@-]{0,511}", re.ASCII)
 
 _WORKER_URL = re.compile(r"https?://(\[[^]]*\]|[\w.-]+):\d{1,5}/?", re.ASCII)
 
-_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|error)\n(id: \d+\n)?data: [^\n]*\n\n|: ?[^\n]*\n\n)*")
+_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
 
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
@@ -77,6 +77,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _local(body, "reference")
     elif operation_id == "startExecution" and isinstance(body, dict):
         case.body = _short(body)
+    elif (case.query or {}).get("follow"):  # which lasts as long as the box
+        case.query = {**case.query, "follow": False}
     elif operation_id == "registerWorker" and isinstance(body, dict):
         case.body = _nowhere(body)
     elif operation_id in ("removeWorker", "setWorkerStatus") and case.path_parameters.get("worker_id") == WORKER:
