@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import re
 from pathlib import Path
 
 from grpc_tools import protoc
@@ -41,13 +40,6 @@ def test_every_handler_serves_an_operation_of_the_spec() -> None:
         for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
             if function.__module__ == module.__name__ and not name.startswith("_"):
                 assert function in served, f"{module.__name__}.{name} serves no operation"
-
-
-def test_the_readme_names_what_is_not_built() -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("## Not built yet")[2].partition("\n## ")[0].partition("\nAnd these fields")[0]
-    named = set(re.findall(r"`([a-z][A-Za-z]+)`", section)) - {"unsupported"}
-    assert named == {name for name, tag in OPERATIONS.items() if handlers.find(tag, name) is None}
 
 
 def test_the_readme_shows_the_state_of_every_operation() -> None:

@@ -21,7 +21,6 @@ from ..errors import (
     BoxliteError,
     InvalidArgumentError,
     InvalidStateError,
-    NotBuiltError,
     ResourceExhaustedError,
 )
 from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
@@ -134,7 +133,7 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class WorkerService(pb_grpc.WorkerServiceServicer):
-    """The servicer. Calls that are not built answer UNIMPLEMENTED."""
+    """The servicer."""
 
     def __init__(self, runtime: BoxRuntime, executions: Executions, files: Files) -> None:
         self._runtime = runtime
@@ -409,18 +408,6 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
         usage = self._runtime.measure(_ref(request))
         return _metrics(usage, self._executions.tally(request.box_id).counts)
-
-
-def _not_built(name: str) -> Callable[..., Any]:
-    def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
-        rpc.abort(context, NotBuiltError(f"{name} is not built in this worker yet"))
-
-    return method
-
-
-for _method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
-    if _method.name not in vars(WorkerService):
-        setattr(WorkerService, _method.name, _not_built(_method.name))
 
 
 def make_server(service: WorkerService, secret: str) -> grpc.Server:

@@ -54,7 +54,11 @@ _REFERENCE = re.compile(r"[\w][\w./:@-]{0,511}", re.ASCII)
 
 _WORKER_URL = re.compile(r"https?://(\[[^]]*\]|[\w.-]+):\d{1,5}/?", re.ASCII)
 
+<<<<<<< HEAD
 _EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?data: [^\n]*\n\n|: ?[^\n]*\n\n)*")
+=======
+_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
+>>>>>>> a9123eb3bd55c4f5546fc737729435c102b7f092
 
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
@@ -77,11 +81,10 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _local(body, "reference")
     elif operation_id == "startExecution" and isinstance(body, dict):
         case.body = _short(body)
+    elif (case.query or {}).get("follow"):  # which lasts as long as the box
+        case.query = {**case.query, "follow": False}
     elif operation_id == "registerWorker" and isinstance(body, dict):
         case.body = _nowhere(body)
-    elif operation_id == "readBoxLogs" and str((case.query or {}).get("follow")).lower() == "true":
-        # A box's log is followed as long as the box runs.
-        case.query = {key: value for key, value in case.query.items() if key != "follow"}
     elif operation_id in ("removeWorker", "setWorkerStatus") and case.path_parameters.get("worker_id") == WORKER:
         case.path_parameters = {**case.path_parameters, "worker_id": "W0rk3r000001"}
 
