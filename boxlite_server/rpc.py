@@ -24,6 +24,8 @@ MAX_EXECUTIONS = 2000  # that run at one worker; each costs it a thread and a co
 
 log = logging.getLogger(__name__)
 
+_BROKEN_OFF = "Internal error from Core"  # what grpc.aio says of a write to a connection that is lost
+
 _STATUS: dict[str, grpc.StatusCode] = {
     "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
     "unsupported": grpc.StatusCode.UNIMPLEMENTED,
@@ -72,6 +74,8 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
         return errors.UpstreamUnavailableError(
             f"what answers at the address of worker {worker_name} is none: {details}"
         )
+    if exc.code() is grpc.StatusCode.INTERNAL and details == _BROKEN_OFF:
+        return errors.UpstreamUnavailableError(f"worker {worker_name} broke off the call; try again")
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")

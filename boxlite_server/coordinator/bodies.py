@@ -1,14 +1,20 @@
-"""Request bodies that are handed on as they come in."""
+"""Bodies of requests and answers that are handed on as they come in."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from .. import errors
+from .http_errors import REQUEST_ID
+
+log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 120.0  # after which a client that sends nothing is taken for gone
 
@@ -41,3 +47,17 @@ async def drain(body: AsyncGenerator[bytes, None]) -> None:
                 size += len(chunk)
                 if size > DRAIN_BYTES:
                     return
+
+
+class ArchiveResponse(StreamingResponse):
+    """Chunks as the answer. Where they break off the connection does too: an archive that ends early looks
+    whole. A client that goes away is no fault."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        except errors.BoxliteError as exc:
+            # Nothing more is sent: the server sees that the answer is not whole, and closes the connection.
+            log.warning("%s: the answer broke off: %s", scope[REQUEST_ID], exc)

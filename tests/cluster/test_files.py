@@ -225,6 +225,26 @@ def test_a_download_that_the_worker_breaks_off_breaks_the_connection(new_cluster
     assert cluster.http("DELETE", f"/v1/boxes/{box.id}?force=true")[0] == 204
 
 
+def test_an_upload_that_the_worker_breaks_off_is_an_outage(new_cluster, test_image: str) -> None:
+    cluster = new_cluster()
+    cluster.start_coordinator()
+    worker = cluster.start_worker()
+    box = Box(cluster, test_image)
+    archive = tar(("f", bytes(8 * MIB)))
+
+    def body() -> Iterator[bytes]:
+        yield archive[: 4 * MIB]
+        wait_until(lambda: box.spooled() == 1, "the upload has reached the worker")
+        worker.kill()
+        yield archive[4 * MIB :]
+
+    status, answer = box.put("/x", body())
+    assert (status, answer["error"]["code"]) == (503, "upstream_unavailable")
+    worker.start()
+    assert not box.has("/x")
+    assert cluster.http("DELETE", f"/v1/boxes/{box.id}?force=true")[0] == 204
+
+
 # ---- the command ----------------------------------------------------------------------------------------
 
 

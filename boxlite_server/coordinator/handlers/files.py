@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import connexion
-from starlette.responses import StreamingResponse
 
 from ... import errors
-from ..bodies import drain, received
+from ..bodies import ArchiveResponse, drain, received
 from ..core import Core
 
 MEDIA_TYPE = "application/x-tar"
@@ -32,4 +31,4 @@ async def download_files(core: Core, prefix: str, box_id: str, path: str, follow
     an archive that ends early looks whole."""
     is_dir, chunks = await core.files.download(prefix, box_id, path, follow_symlinks=follow_symlinks)
     headers = {"X-Boxlite-Source-Is-Dir": "true" if is_dir else "false"}
-    return StreamingResponse(chunks, media_type=MEDIA_TYPE, headers=headers)
+    return ArchiveResponse(chunks, media_type=MEDIA_TYPE, headers=headers)

@@ -6,11 +6,10 @@ from typing import Any
 from urllib.parse import quote
 
 import connexion
-from starlette.responses import StreamingResponse
 
 from ... import errors
 from .. import wire
-from ..bodies import drain, received
+from ..bodies import ArchiveResponse, drain, received
 from ..core import Core
 from .boxes import _shown
 
@@ -49,7 +48,7 @@ async def export_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] 
     leaves an archive without its end."""
     box, archive = await core.archives.export(prefix, box_id)
     headers = {"Content-Disposition": f'attachment; filename="{box.name or box.id}.boxlite"'}
-    return StreamingResponse(archive, media_type="application/octet-stream", headers=headers)
+    return ArchiveResponse(archive, media_type="application/octet-stream", headers=headers)
 
 
 async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
