@@ -54,7 +54,7 @@ _REFERENCE = re.compile(r"[\w][\w./:@-]{0,511}", re.ASCII)
 
 _WORKER_URL = re.compile(r"https?://(\[[^]]*\]|[\w.-]+):\d{1,5}/?", re.ASCII)
 
-_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?data: [^\n]*\n\n|: ?[^\n]*\n\n)*")
+_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
 
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id

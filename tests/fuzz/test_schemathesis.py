@@ -16,7 +16,7 @@ from support.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-key"
-EXAMPLES = 5  # of each operation, in the random phases
+EXAMPLES = 4  # of each operation, in the random phases
 SECONDS = os.environ.get("BOXLITE_FUZZ_SECONDS")  # of `make fuzz`; 0 is without end
 
 
