@@ -84,8 +84,9 @@ def test_a_person_at_a_shell(cluster: Cluster, new_box: Callable[..., str], tmux
     tmux.type("stty size")
     tmux.until("stty size\n24 80\n/ #")
 
-    tmux.type("echo begun; sleep 600")
-    tmux.until("sleep 600\nbegun")
+    # Of the command itself, so that it has the terminal when the key comes.
+    tmux.type("sh -c 'echo begun; exec sleep 600'")
+    tmux.until("sleep 600'\nbegun")
     tmux.press("C-c")
     tmux.until(r"begun\n\^C\n/ #")
     tmux.type("echo $?")

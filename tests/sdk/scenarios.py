@@ -241,7 +241,8 @@ async def terminal():
         await execution.resize_tty(33, 101)
         await keys.send_input(b"stty size\n")
         await until("33 101")
-        await keys.send_input(b"echo $((8*9)); sleep 600\n")
+        # Of the command itself, so that it has the terminal when the key comes.
+        await keys.send_input(b"sh -c 'echo $((8*9)); exec sleep 600'\n")
         await until("72")
         await keys.send_input(b"\x03")
         await keys.send_input(b"echo $((7*8))\n")
