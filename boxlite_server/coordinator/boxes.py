@@ -353,8 +353,8 @@ class Boxes:
         """Remove a container of ours that no row stands for."""
         async with self._alone(stray.box_id):
             box = self._store.get_box(stray.box_id)
-            if box and (box.worker_id, box.generation) == (worker_id, stray.generation):
-                return
+            if box and box.worker_id == worker_id and stray.generation >= box.generation:
+                return  # it is the box; or a later generation of it, with which the box itself would go
             request = pb.RemoveBoxRequest(box=stray, force=True)
             await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
 

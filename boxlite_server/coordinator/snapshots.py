@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 COPY_SECONDS = 280.0  # a disk is copied; released clients give up after 300
 
-# The worker has refused for good; of anything else nobody knows whether it was done.
-_REFUSED = (errors.InvalidArgumentError, errors.InvalidStateError, errors.NotFoundError)
+# Afterwards nobody knows whether it was done; any other error of the worker's says that it was not.
+_UNCERTAIN = (errors.UpstreamUnavailableError, errors.TimedOutError, errors.EngineError)
 
 
 class Snapshots:
@@ -53,7 +53,9 @@ class Snapshots:
                 made: pb.Snapshot = await self._fleet.call(
                     box.worker_id, "CreateSnapshot", _snapshot_ref(box, row), timeout=COPY_SECONDS
                 )
-            except _REFUSED as exc:
+            except _UNCERTAIN:
+                raise
+            except errors.BoxliteError as exc:
                 with self._store.transaction():
                     self._store.delete_snapshot(row.id)
                 raise _without_disk(box, exc) from exc
@@ -123,7 +125,9 @@ class Snapshots:
         )
         try:
             state: pb.Box = await self._fleet.call(box.worker_id, "RestoreSnapshot", request, timeout=CALL_SECONDS)
-        except _REFUSED:
+        except _UNCERTAIN:
+            raise
+        except errors.BoxliteError:
             with self._store.transaction():
                 self._store.update_snapshot(row.id, state="ready")
             await self._boxes._observe(box)

@@ -71,6 +71,8 @@ class DockerImages:
             description = self._inspect(reference)
         except NotFoundError:
             return
+        if any(label.startswith(_OWN_LABELS) for label in (description.get("Config") or {}).get("Labels") or {}):
+            return  # a box's disk is no image
         with engine_errors("cannot list the containers"):
             containers = self._engine.api.containers(all=True)
         names = {image.reference for image in _names(description)}

@@ -85,6 +85,8 @@ def test_a_disk_is_no_image_for_another_box(site: Site, api: docker.APIClient) -
     for reference in (image, api.inspect_image(image)["Id"]):
         with pytest.raises(ImageError, match="disk of a box"):
             site.new_box(image=reference)
+    site.runtime.images.remove(image)
+    assert len(tagged(api, image)) == 1
     site.runtime.remove(box, force=True)
 
 
