@@ -28,7 +28,7 @@ from .core import Core
 from .edge import Edge
 from .handlers import TagResolver
 from .idempotency import Idempotency
-from .validation import VALIDATORS
+from .validation import VALIDATORS, QueryParser
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
 
@@ -63,6 +63,7 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
         pythonic_params=True,
         resolver=TagResolver(core),
         validator_map=VALIDATORS,
+        uri_parser_class=QueryParser,
         swagger_ui_options=SwaggerUIOptions(swagger_ui=False),
     )
     app.add_api(_without_security(spec))

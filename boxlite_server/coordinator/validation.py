@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema.validators
 from connexion.exceptions import BadRequestProblem
 from connexion.json_schema import Draft4RequestValidator
+from connexion.uri_parsing import OpenAPIURIParser
 from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, FormDataValidator, ParameterValidator
 from jsonschema import Draft4Validator, ValidationError
 from starlette.datastructures import MutableHeaders
@@ -56,6 +57,19 @@ class FormBody(FormDataValidator):  # type: ignore[misc]
             self._validator.validate(body)
         except ValidationError as exc:
             raise BadRequestProblem(detail=describe(exc, "form")) from None
+
+
+class QueryParser(OpenAPIURIParser):  # type: ignore[misc]
+    """Repeated query parameters as they were sent. Connexion joins them by commas and splits the whole at every
+    comma, also at those in the values."""
+
+    @staticmethod
+    def _resolve_param_duplicates(values: Any, param_defn: dict[str, Any], _in: str) -> Any:
+        return values if _in == "query" else OpenAPIURIParser._resolve_param_duplicates(values, param_defn, _in)
+
+    @staticmethod
+    def _split(value: Any, param_defn: dict[str, Any], _in: str) -> Any:
+        return value if _in == "query" else OpenAPIURIParser._split(value, param_defn, _in)
 
 
 class Parameters(ParameterValidator):  # type: ignore[misc]

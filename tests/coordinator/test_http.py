@@ -14,6 +14,7 @@ import yaml
 from support.cluster import Cluster
 
 SPEC = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
+EMPTY_PAGE = {"boxes": [], "next_page_token": None}
 JSON = {"Content-Type": "application/json"}
 
 
@@ -230,6 +231,11 @@ def test_what_is_no_request_gets_the_contracts_body_too(lonely: Cluster, request
 def test_a_json_body_needs_neither_content_type_nor_content_length(lonely: Cluster) -> None:
     status, _, body = lonely.http("POST", "/v1/boxes", iter([b'{"ima', b'ge": 3}']))
     assert (status, body["error"]["message"]) == (400, "body: 'image': 3 is not of type 'string'")
+
+
+def test_a_repeated_parameter_may_hold_commas(lonely: Cluster) -> None:
+    assert lonely.http("GET", "/v1/boxes?label=a%3Db%2Cc&label=d%3D,")[::2] == (200, EMPTY_PAGE)
+    assert error_of(lonely.http("GET", "/v1/boxes?label=a%3Db&label=c"))[0] == 400
 
 
 def test_a_request_id_is_taken_over(lonely: Cluster) -> None:

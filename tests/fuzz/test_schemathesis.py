@@ -57,22 +57,22 @@ def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> sub
 def test_every_answer_is_one_that_the_spec_promises(guarded: Cluster, test_image: str) -> None:
     done = schemathesis(guarded, test_image, "run", "--max-examples", str(EXAMPLES))
     assert done.returncode == 0, done.stdout
-    check_that_it_survived(guarded)
+    check_that_it_survived(guarded, test_image)
 
 
 @pytest.mark.skipif(SECONDS is None, reason="make fuzz runs it")
 def test_until_something_fails(guarded: Cluster, test_image: str) -> None:
     limit = ["--max-time", SECONDS] if SECONDS and SECONDS != "0" else []
     assert schemathesis(guarded, test_image, "fuzz", *limit).returncode == 0
-    check_that_it_survived(guarded)
+    check_that_it_survived(guarded, test_image)
 
 
-def check_that_it_survived(cluster: Cluster) -> None:
+def check_that_it_survived(cluster: Cluster, image: str) -> None:
     """No fault in a log, nothing left on the engine, and the fuzzer's own workers are in nobody's way."""
     for process in cluster.processes:
         assert "Traceback" not in process.log.read_text(errors="replace"), process.tail()
     assert cluster.containers() == []
-    status, _, box = cluster.http("POST", "/v1/boxes", {})
+    status, _, box = cluster.http("POST", "/v1/boxes", {"image": image})
     assert status == 201, box
     assert cluster.http("POST", f"/v1/boxes/{box['box_id']}/exec", {"command": "true"})[0] == 201
     assert cluster.http("DELETE", f"/v1/boxes/{box['box_id']}?force=true")[0] == 204
