@@ -17,34 +17,13 @@ import grpc
 from .. import rpc
 from .._gen import worker_pb2 as pb
 from .._gen import worker_pb2_grpc as pb_grpc
-from ..errors import (
-    BoxliteError,
-    InvalidArgumentError,
-    InvalidStateError,
-    ResourceExhaustedError,
-)
-from .execution import Delivered, Ended, ExecutionState, ExecutionStatus
+from ..errors import BoxliteError, InvalidArgumentError, InvalidStateError, ResourceExhaustedError
+from . import messages
+from .execution import Delivered
 from .executions import Executions
 from .files import Files
 from .incoming import Upload, imported
-from .output_log import Chunk, Dropped
-from .runtime import (
-    STDERR,
-    STDOUT,
-    BoxRef,
-    BoxRuntime,
-    BoxSpec,
-    BoxState,
-    BoxStatus,
-    ExecSpec,
-    Image,
-    Mount,
-    PortMapping,
-    PullProgress,
-    Settings,
-    Volume,
-)
-from .usage import Counts, Usage
+from .runtime import BoxRef, BoxRuntime, ExecSpec
 
 MAX_CALLS = 768
 # Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
@@ -52,21 +31,6 @@ MAX_READERS = 400
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
 _KNOWN_BOXES = 10_000
-
-_BOX_STATUS = {
-    BoxStatus.CONFIGURED: pb.BOX_STATUS_CONFIGURED,
-    BoxStatus.RUNNING: pb.BOX_STATUS_RUNNING,
-    BoxStatus.STOPPED: pb.BOX_STATUS_STOPPED,
-    BoxStatus.PAUSED: pb.BOX_STATUS_PAUSED,
-    BoxStatus.FAILED: pb.BOX_STATUS_FAILED,
-}
-_EXECUTION_STATUS = {
-    ExecutionStatus.RUNNING: pb.EXECUTION_STATUS_RUNNING,
-    ExecutionStatus.COMPLETED: pb.EXECUTION_STATUS_COMPLETED,
-    ExecutionStatus.KILLED: pb.EXECUTION_STATUS_KILLED,
-    ExecutionStatus.TIMED_OUT: pb.EXECUTION_STATUS_TIMED_OUT,
-}
-_STREAM: dict[int, pb.OutputStream] = {STDOUT: pb.OUTPUT_STREAM_STDOUT, STDERR: pb.OUTPUT_STREAM_STDERR}
 
 
 class BoxOrder:
@@ -147,25 +111,25 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
-        box = _ref(request.box)
+        box = messages.ref(request.box)
         with self._order.turn(box):
-            return _box(self._runtime.create(box, _spec(request.spec)))
+            return messages.box(self._runtime.create(box, messages.spec(request.spec)))
 
     @_answers
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
-        box = _ref(request)
+        box = messages.ref(request)
         with self._order.turn(box):
-            return _box(self._runtime.start(box))
+            return messages.box(self._runtime.start(box))
 
     @_answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
-        box = _ref(request.box)
+        box = messages.ref(request.box)
         with self._order.turn(box):
-            return _box(self._runtime.stop(box, request.timeout_seconds))
+            return messages.box(self._runtime.stop(box, request.timeout_seconds))
 
     @_answers
     def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
-        box = _ref(request.box)
+        box = messages.ref(request.box)
         with self._order.turn(box):
             self._runtime.remove(box, request.force)
             self._executions.forget_box(box.box_id)
@@ -173,8 +137,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
-        state = self._runtime.inspect(_ref(request))
-        answer = _box(state)
+        state = self._runtime.inspect(messages.ref(request))
+        answer = messages.box(state)
         # The engine knows of commands that a former life of this process has started.
         answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
         if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
@@ -183,7 +147,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
-        return pb.ListBoxesResponse(boxes=[_box(state) for state in self._runtime.list_boxes()])
+        return pb.ListBoxesResponse(boxes=[messages.box(state) for state in self._runtime.list_boxes()])
 
     # ---- executions ----
 
@@ -200,10 +164,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             user=request.user,
             tty=request.tty,
         )
-        return _execution(
+        return messages.execution(
             self._executions.start(
                 request.execution_id,
-                _ref(request.box),
+                messages.ref(request.box),
                 spec,
                 request.timeout_seconds,
                 hangup=request.hangup_seconds,
@@ -213,11 +177,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
-        return _execution(self._executions.attach_box(_ref(request.box), request.hangup_seconds))
+        return messages.execution(self._executions.attach_box(messages.ref(request.box), request.hangup_seconds))
 
     @_answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
-        return _execution(self._executions.get(request.box_id, request.execution_id))
+        return messages.execution(self._executions.get(request.box_id, request.execution_id))
 
     @_answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
@@ -228,7 +192,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             for event in self._executions.read_output(
                 ref.box_id, ref.execution_id, request.position, context.add_callback
             ):
-                yield _output_event(event)
+                yield messages.output_event(event)
         finally:
             self._reader_slots.release()
 
@@ -238,11 +202,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
         try:
             tail = request.tail if request.HasField("tail") else None
-            log = self._runtime.read_logs(_ref(request.box), tail, request.follow)
+            log = self._runtime.read_logs(messages.ref(request.box), tail, request.follow)
             try:
                 if context.add_callback(log.close):
                     while (piece := log.read()) is not None:
-                        yield pb.OutputChunk(stream=_STREAM[piece[0]], data=piece[1])
+                        yield pb.OutputChunk(stream=messages.STREAM[piece[0]], data=piece[1])
             finally:
                 log.close()
         finally:
@@ -288,7 +252,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             upload = Upload(request, context)
             try:
                 self._files.put(
-                    _ref(header.box),
+                    messages.ref(header.box),
                     header.path,
                     upload,
                     overwrite=header.overwrite,
@@ -303,7 +267,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def GetFiles(self, request: pb.GetFilesRequest, context: grpc.ServicerContext) -> Iterator[pb.FilesChunk]:
         with (
             self._transfer(),
-            self._files.get(_ref(request.box), request.path, follow_links=request.follow_symlinks) as (is_dir, chunks),
+            self._files.get(messages.ref(request.box), request.path, follow_links=request.follow_symlinks) as (
+                is_dir,
+                chunks,
+            ),
         ):
             # The shape goes with the first bytes: once it is sent, the client is told that all is well.
             yield pb.FilesChunk(source_is_dir=is_dir, data=next(chunks))
@@ -325,11 +292,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
         with self._transfer():
             for event in self._runtime.images.pull(request.reference):
-                yield _pull_event(event)
+                yield messages.pull_event(event)
 
     @_answers
     def ListImages(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListImagesResponse:
-        return pb.ListImagesResponse(images=[_image(image) for image in self._runtime.images.list()])
+        return pb.ListImagesResponse(images=[messages.image(image) for image in self._runtime.images.list()])
 
     @_answers
     def RemoveImage(self, request: pb.RemoveImageRequest, context: grpc.ServicerContext) -> pb.Empty:
@@ -338,22 +305,22 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def CreateVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Volume:
-        return _volume(self._runtime.volumes.create(_volume_id(request)))
+        return messages.volume(self._runtime.volumes.create(messages.volume_id(request)))
 
     @_answers
     def RemoveVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Empty:
-        self._runtime.volumes.remove(_volume_id(request))
+        self._runtime.volumes.remove(messages.volume_id(request))
         return pb.Empty()
 
     @_answers
     def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
-        return pb.ListVolumesResponse(volumes=[_volume(volume) for volume in self._runtime.volumes.list()])
+        return pb.ListVolumesResponse(volumes=[messages.volume(volume) for volume in self._runtime.volumes.list()])
 
     # ---- snapshots and archives ----
 
     @_answers
     def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
-        box, snapshot_id = _snapshot_ref(request)
+        box, snapshot_id = messages.snapshot_ref(request)
         with self._order.turn(box):
             size = self._runtime.disks.snapshot(box, snapshot_id)
         return pb.Snapshot(
@@ -362,33 +329,33 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
-        box, snapshot_id = _snapshot_ref(request)
+        box, snapshot_id = messages.snapshot_ref(request)
         with self._order.turn(box):
             self._runtime.disks.remove_snapshot(box, snapshot_id)
         return pb.Empty()
 
     @_answers
     def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
-        box, snapshot_id = _snapshot_ref(request.snapshot)
+        box, snapshot_id = messages.snapshot_ref(request.snapshot)
         if request.new_generation <= box.generation:
             raise InvalidArgumentError("a restored box has a later generation than the one that goes")
         with self._order.turn(box):
-            spec = _spec(request.spec)
-            return _box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
+            spec = messages.spec(request.spec)
+            return messages.box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
 
     @_answers
     def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
-        source, box = _ref(request.source), _ref(request.box)
+        source, box = messages.ref(request.source), messages.ref(request.box)
         with self._order.turn(source), self._order.turn(box):
-            return _box(self._runtime.disks.clone(source, box, _spec(request.spec)))
+            return messages.box(self._runtime.disks.clone(source, box, messages.spec(request.spec)))
 
     @_answers
     def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
-        box = _ref(request)
+        box = messages.ref(request)
         with self._transfer(), ExitStack() as stack:
             with self._order.turn(box):
                 export = stack.enter_context(self._runtime.disks.export(box))
-            yield pb.ExportChunk(settings=_settings(export.settings))
+            yield pb.ExportChunk(settings=messages.settings(export.settings))
             for data in export.tar:
                 yield pb.ExportChunk(data=data)
 
@@ -397,17 +364,17 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         first = next(requests, pb.ImportBoxRequest())
         if not first.HasField("box"):
             raise InvalidArgumentError("an import begins with the box")
-        box = _ref(first.box.box)
+        box = messages.ref(first.box.box)
         with self._transfer(), self._order.turn(box):
             context.send_initial_metadata((rpc.ACCEPTED,))
-            return _box(self._runtime.disks.load(box, _spec(first.box.spec), imported(requests)))
+            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), imported(requests)))
 
     # ---- measurements ----
 
     @_answers
     def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
-        usage = self._runtime.measure(_ref(request))
-        return _metrics(usage, self._executions.tally(request.box_id).counts)
+        usage = self._runtime.measure(messages.ref(request))
+        return messages.metrics(usage, self._executions.tally(request.box_id).counts)
 
 
 def make_server(service: WorkerService, secret: str) -> grpc.Server:
@@ -428,138 +395,3 @@ def make_server(service: WorkerService, secret: str) -> grpc.Server:
     )
     pb_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server
-
-
-# ---- messages --------------------------------------------------------------------------------------------
-
-
-def _ref(message: pb.BoxRef) -> BoxRef:
-    if not message.box_id or not message.generation:
-        raise InvalidArgumentError("a box is named by its id and its generation, counted from 1")
-    return BoxRef(message.box_id, message.generation)
-
-
-def _snapshot_ref(message: pb.SnapshotRef) -> tuple[BoxRef, str]:
-    if not message.snapshot_id:
-        raise InvalidArgumentError("a snapshot needs an id")
-    return _ref(message.box), message.snapshot_id
-
-
-def _spec(message: pb.BoxSpec) -> BoxSpec:
-    if not message.image:
-        raise InvalidArgumentError("a box needs an image")
-    return BoxSpec(
-        image=message.image,
-        cpus=message.cpus,
-        memory_mib=message.memory_mib,
-        env=dict(message.env),
-        working_dir=message.working_dir,
-        entrypoint=tuple(message.entrypoint),
-        cmd=tuple(message.cmd),
-        user=message.user,
-        network_enabled=message.network_enabled,
-        tty=message.tty,
-        hostname=message.hostname,
-        mounts=tuple(Mount(m.guest_path, m.volume_id, m.host_path, m.read_only) for m in message.mounts),
-        ports=tuple(PortMapping(p.guest_port, p.host_port, p.protocol, p.host_ip) for p in message.ports),
-        cap_add=tuple(message.cap_add),
-        cap_drop=tuple(message.cap_drop),
-    )
-
-
-def _box(state: BoxState) -> pb.Box:
-    return pb.Box(
-        box_id=state.box.box_id,
-        generation=state.box.generation,
-        status=_BOX_STATUS[state.status],
-        pid=state.pid,
-        exit_code=state.exit_code,
-        ports=[
-            pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
-            for p in state.ports
-        ],
-    )
-
-
-def _metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
-    return pb.BoxMetrics(
-        commands_executed=counts.commands,
-        exec_errors=counts.errors,
-        input_bytes=counts.input_bytes,
-        output_bytes=counts.output_bytes,
-        cpu_percent=usage.cpu_percent,
-        memory_bytes=usage.memory_bytes,
-        network_bytes_sent=usage.network_bytes_sent,
-        network_bytes_received=usage.network_bytes_received,
-        boot_timing=pb.BootTiming(
-            total_ms=usage.boot.total_ms,
-            image_prepare_ms=usage.boot.image_prepare_ms,
-            box_config_ms=usage.boot.box_config_ms,
-            box_spawn_ms=usage.boot.box_spawn_ms,
-            container_init_ms=usage.boot.container_init_ms,
-        ),
-    )
-
-
-def _settings(settings: Settings) -> pb.BoxSettings:
-    return pb.BoxSettings(
-        env=settings.env,
-        working_dir=settings.working_dir,
-        entrypoint=settings.entrypoint,
-        cmd=settings.cmd,
-        user=settings.user,
-    )
-
-
-def _execution(state: ExecutionState) -> pb.Execution:
-    return pb.Execution(
-        execution_id=state.execution_id,
-        status=_EXECUTION_STATUS[state.status],
-        exit_code=state.exit_code,
-        started_at_ms=state.started_at_ms,
-        duration_ms=state.duration_ms,
-        error_message=state.error_message,
-        delivered=pb.Delivered(
-            bytes=state.delivered.total,
-            position=state.delivered.position,
-            bytes_at_position=state.delivered.at_position,
-        ),
-    )
-
-
-def _output_event(event: Chunk | Dropped | Ended) -> pb.OutputEvent:
-    match event:
-        case Chunk():
-            chunk = pb.OutputChunk(stream=_STREAM[event.stream], data=event.data)
-            return pb.OutputEvent(position=event.position, chunk=chunk)
-        case Dropped():
-            return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
-        case Ended():
-            return pb.OutputEvent(position=event.position, ended=_execution(event.state))
-
-
-def _pull_event(event: PullProgress | Image) -> pb.PullImageEvent:
-    if isinstance(event, Image):
-        return pb.PullImageEvent(image=_image(event))
-    progress = pb.PullProgress(current_bytes=event.current_bytes, total_bytes=event.total_bytes)
-    return pb.PullImageEvent(progress=progress)
-
-
-def _image(image: Image) -> pb.Image:
-    return pb.Image(
-        reference=image.reference,
-        image_id=image.image_id,
-        cached_at_ms=image.cached_at_ms,
-        size_bytes=image.size_bytes,
-        digests=image.digests,
-    )
-
-
-def _volume_id(message: pb.VolumeRef) -> str:
-    if not message.volume_id:
-        raise InvalidArgumentError("a volume is named by its id")
-    return message.volume_id
-
-
-def _volume(volume: Volume) -> pb.Volume:
-    return pb.Volume(volume_id=volume.volume_id, created_at_ms=volume.created_at_ms)
