@@ -36,7 +36,7 @@ class Archives:
     async def export(self, prefix: str, id_or_name: str) -> tuple[Box, AsyncGenerator[bytes, None]]:
         """The box and its archive, of this moment. A running box is paused until its disk is held; then the
         box may do as it likes while the archive is on its way."""
-        async with self._boxes._locked(prefix, id_or_name) as box:
+        async with self._boxes.locked(prefix, id_or_name) as box:
             chunks = self._fleet.stream(box.worker_id, "ExportBox", ref(box))
             try:
                 async with asyncio.timeout(COPY_SECONDS):
@@ -69,7 +69,7 @@ class Archives:
         manifest = await reader.manifest()
         spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
         settings = self._checked(manifest.get("settings"), "settings")
-        async with self._boxes._being_made(prefix, spec) as (box, worker):
+        async with self._boxes.being_made(prefix, spec) as (box, worker):
             whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._fleet.send(worker.id, "ImportBox", first, _requests(reader))

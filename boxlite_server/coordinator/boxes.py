@@ -96,7 +96,7 @@ class Boxes:
         spec = boxspec.normalise(request, self._policy)
         spec["mounts"], home = self._volumes.resolve(prefix, spec["mounts"])
         box_id = ids.new_id()
-        async with self._alone(box_id):
+        async with self.alone(box_id):
             tried: dict[str, str] = {}
             refused: errors.BoxliteError | None = None
             for generation in itertools.count(1):
@@ -180,14 +180,14 @@ class Boxes:
             )
 
     @asynccontextmanager
-    async def _being_made(
+    async def being_made(
         self, prefix: str, spec: dict[str, Any], *, only: str | None = None
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """A new box's row and reservation around the one call that makes the box with a disk of its own.
         Configured afterwards; where that fails, nothing is left of it."""
         spec["mounts"], home = self._volumes.resolve(prefix, spec.get("mounts", []))
         box_id = ids.new_id()
-        async with self._alone(box_id):
+        async with self.alone(box_id):
             worker = self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only)
             try:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
@@ -217,7 +217,7 @@ class Boxes:
 
     async def start(self, prefix: str, id_or_name: str) -> Box:
         """Start a box; of a running one the state. Raises ResourceExhaustedError when its worker is full."""
-        async with self._locked(prefix, id_or_name) as box:
+        async with self.locked(prefix, id_or_name) as box:
             with self._schedule.use(box):
                 return await self._start(box)
 
@@ -226,7 +226,7 @@ class Boxes:
         box = self.get(prefix, id_or_name)
         if box.status == "running" and not self.is_busy(box.id):
             return box
-        async with self._locked(prefix, box.id) as box:
+        async with self.locked(prefix, box.id) as box:
             if box.status == "running":
                 return box
             if box.status == "stopped" and not box.spec["auto_resume"]:
@@ -237,18 +237,18 @@ class Boxes:
         if self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         if box.status not in RESERVING:
-            box = self._reserve_again(box)
+            box = self.reserve_again(box)
         try:
             state = await self._fleet.call(box.worker_id, "StartBox", ref(box), timeout=CALL_SECONDS)
         except errors.BoxliteError as exc:
-            await self._observe(box)
+            await self.observe(box)
             now = self._store.get_box(box.id)
             if now and now.status == "failed":
                 self._change(box.id, error=now.error or exc.message)
             raise
-        return self._apply(box, state)
+        return self.apply(box, state)
 
-    def _reserve_again(self, box: Box) -> Box:
+    def reserve_again(self, box: Box) -> Box:
         """A stopped box gave its room away; take it again, or say why not."""
         worker = self._fleet.get(box.worker_id)
         need, candidate = Need(box.cpus, box.memory_mib), Candidate(worker, self._fleet.load(worker.id), True)
@@ -264,7 +264,7 @@ class Boxes:
         """Stop a box: SIGTERM, and SIGKILL after the timeout. A box made with auto_remove is gone afterwards;
         the answer is its last state. `unless` is asked once it is this operation's turn."""
         patience = DEFAULT_STOP_SECONDS if timeout_seconds is None else min(timeout_seconds, MAX_STOP_SECONDS)
-        async with self._locked(prefix, id_or_name) as box:
+        async with self.locked(prefix, id_or_name) as box:
             if unless and await unless(box):
                 return box
             if box.status == "running":
@@ -277,9 +277,9 @@ class Boxes:
                     timeout=patience + CALL_SECONDS,
                 )
             except errors.BoxliteError:
-                await self._observe(box)
+                await self.observe(box)
                 raise
-            stopped = self._apply(box, state)
+            stopped = self.apply(box, state)
             if stopped.spec["auto_remove"] and stopped.status == "stopped":
                 await self._remove(stopped, force=True)
             return stopped
@@ -288,7 +288,7 @@ class Boxes:
         """Remove a box and all it holds. A running one only with `force`; with `force` the box of a worker
         that cannot be reached is forgotten too, and cleaned up there when the worker comes back. `unless` is
         asked once it is this operation's turn."""
-        async with self._locked(prefix, id_or_name, removing=True) as box:
+        async with self.locked(prefix, id_or_name, removing=True) as box:
             if not (unless and await unless(box)):
                 await self._remove(box, force=force)
 
@@ -309,7 +309,7 @@ class Boxes:
         except errors.BoxliteError:
             with self._store.transaction():
                 self._store.update_box(box.id, status=box.status)
-            await self._observe(box)
+            await self.observe(box)
             raise
         self._forget(box.id)
 
@@ -317,12 +317,12 @@ class Boxes:
 
     async def refresh(self, box_id: str) -> None:
         """Ask the worker how the box is and write it down; finishes what a crash left half done."""
-        async with self._alone(box_id):
+        async with self.alone(box_id):
             box = self._store.get_box(box_id)
             if box is not None:
-                await self._observe(box)
+                await self.observe(box)
 
-    async def _observe(self, box: Box) -> None:
+    async def observe(self, box: Box) -> None:
         """Under the box's lock. A worker that does not answer leaves the row as it is."""
         try:
             state = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
@@ -345,20 +345,20 @@ class Boxes:
         if box.status == "removing":
             await self._remove(box, force=True)
             return
-        now = self._apply(box, state)
+        now = self.apply(box, state)
         if now.status == "stopped" and now.spec["auto_remove"]:
             await self._remove(now, force=True)
 
     async def remove_stray(self, worker_id: str, stray: pb.BoxRef) -> None:
         """Remove a container of ours that no row stands for."""
-        async with self._alone(stray.box_id):
+        async with self.alone(stray.box_id):
             box = self._store.get_box(stray.box_id)
             if box and box.worker_id == worker_id and stray.generation >= box.generation:
                 return  # it is the box; or a later generation of it, with which the box itself would go
             request = pb.RemoveBoxRequest(box=stray, force=True)
             await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
 
-    def _apply(self, box: Box, state: pb.Box) -> Box:
+    def apply(self, box: Box, state: pb.Box) -> Box:
         """Write the worker's word about a box into its row."""
         status = _STATUS[state.status]
         changes: dict[str, Any] = {
@@ -394,18 +394,18 @@ class Boxes:
             self._store.delete_box(box_id)
 
     @asynccontextmanager
-    async def _alone(self, box_id: str) -> AsyncIterator[None]:
+    async def alone(self, box_id: str) -> AsyncIterator[None]:
         """Operations on one box in turn; the lock lives as long as somebody holds or awaits it."""
         lock = self._locks.setdefault(box_id, asyncio.Lock())
         async with lock:
             yield
 
     @asynccontextmanager
-    async def _locked(self, prefix: str, id_or_name: str, *, removing: bool = False) -> AsyncIterator[Box]:
+    async def locked(self, prefix: str, id_or_name: str, *, removing: bool = False) -> AsyncIterator[Box]:
         """The box as it is once it is this operation's turn. One whose removal was begun, and broken off by
         a crash, is for `removing` alone."""
         box_id = self.get(prefix, id_or_name).id
-        async with self._alone(box_id):
+        async with self.alone(box_id):
             box = self.get(prefix, box_id)
             if box.status == "removing" and not removing:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")

@@ -44,7 +44,7 @@ class Snapshots:
     async def create(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
         """Keep the disk of a box, which is paused meanwhile if it runs. Raises AlreadyExistsError,
         InvalidStateError for a box that has no disk any more."""
-        async with self._boxes._locked(prefix, id_or_name) as box:
+        async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
             row = Snapshot(id=ids.new_id(), box_id=box.id, name=name, state="creating", created_at=self._clock())
             with self._store.transaction():
@@ -65,7 +65,7 @@ class Snapshots:
             return self._find(box, name)
 
     async def remove(self, prefix: str, id_or_name: str, name: str) -> None:
-        async with self._boxes._locked(prefix, id_or_name) as box:
+        async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
             row = self._find(box, name)
             with self._store.transaction():
@@ -75,13 +75,13 @@ class Snapshots:
     async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
         """Put the disk of a box back to a snapshot: a new container, not started. Raises InvalidStateError
         when the box runs, ResourceExhaustedError when its worker has no room for it."""
-        async with self._boxes._locked(prefix, id_or_name) as box:
+        async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
             row = self._find(box, name)
             if box.status not in ("configured", "stopped", "failed"):
                 raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
             if box.status not in RESERVING:
-                box = self._boxes._reserve_again(box)
+                box = self._boxes.reserve_again(box)
             with self._store.transaction():
                 self._store.update_snapshot(row.id, state="restoring")
             return await self._put_back(box, row)
@@ -89,10 +89,10 @@ class Snapshots:
     async def clone(self, prefix: str, id_or_name: str, name: str | None) -> Box:
         """A new box with the disk and the spec of this one, on its worker, not started. Raises
         AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
-        async with self._boxes._locked(prefix, id_or_name) as source:
+        async with self._boxes.locked(prefix, id_or_name) as source:
             source = await self._finished(source)
             spec = {**source.spec, "name": name}
-            async with self._boxes._being_made(prefix, spec, only=source.worker_id) as (box, worker):
+            async with self._boxes.being_made(prefix, spec, only=source.worker_id) as (box, worker):
                 request = pb.CloneBoxRequest(source=ref(source), box=box, spec=boxspec.to_proto(spec, box.box_id))
                 try:
                     await self._fleet.call(worker.id, "CloneBox", request, timeout=COPY_SECONDS)
@@ -102,7 +102,7 @@ class Snapshots:
 
     async def finish(self, box_id: str) -> None:
         """Finish or undo what was broken off about a box's snapshots."""
-        async with self._boxes._alone(box_id):
+        async with self._boxes.alone(box_id):
             box = self._store.get_box(box_id)
             if box is not None:
                 await self._finished(box)
@@ -130,12 +130,12 @@ class Snapshots:
         except errors.BoxliteError:
             with self._store.transaction():
                 self._store.update_snapshot(row.id, state="ready")
-            await self._boxes._observe(box)
+            await self._boxes.observe(box)
             raise
         with self._store.transaction():
             self._store.update_snapshot(row.id, state="ready")
             self._store.update_box(box.id, generation=state.generation)
-        return self._boxes._apply(box, state)
+        return self._boxes.apply(box, state)
 
     async def _discard(self, box: Box, row: Snapshot) -> None:
         await self._fleet.call(box.worker_id, "RemoveSnapshot", _snapshot_ref(box, row), timeout=CALL_SECONDS)
