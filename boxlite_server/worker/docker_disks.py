@@ -50,7 +50,7 @@ class DockerDisks:
     # ---- snapshots ----
 
     def snapshot(self, box: BoxRef, snapshot_id: str) -> SnapshotSize:
-        container = self._boxes._container(box)
+        container = self._boxes.container(box)
         image = self._own(_snapshot(snapshot_id), box.box_id)
         if image is None:
             labels = self._labels(box.box_id) | {SNAPSHOT_LABEL: snapshot_id}
@@ -71,7 +71,7 @@ class DockerDisks:
 
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
         new = BoxRef(box.box_id, generation)
-        older = [found for found in self._boxes._generations(box.box_id) if found.generation < generation]
+        older = [found for found in self._boxes.generations(box.box_id) if found.generation < generation]
         if not self._is_made(new):
             image = self._own(_snapshot(snapshot_id), box.box_id)
             if image is None:
@@ -80,9 +80,9 @@ class DockerDisks:
                 if self._boxes.inspect(found).status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
                     raise InvalidStateError(f"box {box.box_id} is running; stop it first")
             # The new one first: if it cannot be made, the box is as it was.
-            self._boxes._create_container(new, replace(spec, image=_snapshot(snapshot_id)), image)
+            self._boxes.create_container(new, replace(spec, image=_snapshot(snapshot_id)), image)
         for found in older:
-            self._boxes._delete(found, force=True)
+            self._boxes.delete(found, force=True)
         self._untag(_disk(box.box_id))
         self._sweep()
         return self._boxes.inspect(new)
@@ -91,7 +91,7 @@ class DockerDisks:
 
     def clone(self, source: BoxRef, box: BoxRef, spec: BoxSpec) -> BoxState:
         if not self._is_made(box):
-            container = self._boxes._container(source)
+            container = self._boxes.container(source)
             disk = self._own(_disk(box.box_id), box.box_id)
             disk = disk or self._commit(container, _disk(box.box_id), self._labels(box.box_id))
             self._stand_on(disk, box, spec)
@@ -99,7 +99,7 @@ class DockerDisks:
 
     @contextmanager
     def export(self, box: BoxRef) -> Iterator[Export]:
-        container = self._boxes._container(box)
+        container = self._boxes.container(box)
         config = container["Config"]
         settings = Settings(
             env=dict(pair.split("=", 1) for pair in config["Env"] or [] if "=" in pair),
@@ -173,7 +173,7 @@ class DockerDisks:
 
     def _stand_on(self, disk: Mapping[str, Any], box: BoxRef, spec: BoxSpec) -> None:
         try:
-            self._boxes._create_container(box, replace(spec, image=_disk(box.box_id)), dict(disk))
+            self._boxes.create_container(box, replace(spec, image=_disk(box.box_id)), dict(disk))
         except BaseException:
             self.forget(box.box_id)
             raise

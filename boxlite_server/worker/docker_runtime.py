@@ -80,7 +80,7 @@ class DockerRuntime:
 
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         older = []
-        for found in self._generations(box.box_id):
+        for found in self.generations(box.box_id):
             if found.generation > box.generation:
                 raise _stale(box, found.generation)
             if found.generation == box.generation:
@@ -94,8 +94,8 @@ class DockerRuntime:
         prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
         for found in older:
-            self._delete(found, force=True)
-        self._create_container(box, spec, image)
+            self.delete(found, force=True)
+        self.create_container(box, spec, image)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return self.inspect(box)
 
@@ -104,7 +104,7 @@ class DockerRuntime:
         self.volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
         return self._policy.admit(spec)
 
-    def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
+    def create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
         spec = self._admitted(spec)
         api = self._engine.api
         defaults = image.get("Config") or {}
@@ -155,7 +155,7 @@ class DockerRuntime:
             return state
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
-        container = self._container(box)
+        container = self.container(box)
         self.volumes.check(volume_ids(container))
         began, called = int(time.time()), time.monotonic()
         what = f"box {box.box_id} cannot be started"
@@ -208,20 +208,20 @@ class DockerRuntime:
         return state
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        generations = self._generations(box.box_id)
+        generations = self.generations(box.box_id)
         for found in generations:
             if found.generation > box.generation:
                 raise _stale(box, found.generation)
         for found in generations:
-            self._delete(found, force)
+            self.delete(found, force)
         self._meter.forget(box)
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
-        return _state(box, self._container(box))
+        return _state(box, self.container(box))
 
     def measure(self, box: BoxRef) -> Usage:
-        return self._meter.measure(box, self._container(box))
+        return self._meter.measure(box, self.container(box))
 
     def list_boxes(self) -> list[BoxState]:
         states = []
@@ -238,7 +238,7 @@ class DockerRuntime:
             states.append(state)
         return states
 
-    def _container(self, box: BoxRef) -> dict[str, Any]:
+    def container(self, box: BoxRef) -> dict[str, Any]:
         """The engine's description of the box's container; refuses what is stale or not ours."""
         try:
             with engine_errors("cannot inspect the box"):
@@ -249,12 +249,12 @@ class DockerRuntime:
             owner, labels = self._owner(), container["Config"]["Labels"] or {}
             if (labels.get(CLUSTER_LABEL), labels.get(WORKER_LABEL)) == (owner.cluster_id, owner.worker_id):
                 return container
-        for found in self._generations(box.box_id):
+        for found in self.generations(box.box_id):
             if found.generation > box.generation:
                 raise _stale(box, found.generation)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
 
-    def _generations(self, box_id: str) -> list[BoxRef]:
+    def generations(self, box_id: str) -> list[BoxRef]:
         return [BoxRef(box_id, int(entry["Labels"][GENERATION_LABEL])) for entry in self._ours(f"{BOX_LABEL}={box_id}")]
 
     def _ours(self, *labels: str) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ class DockerRuntime:
         with engine_errors("cannot list the boxes"):
             return list(self._engine.api.containers(all=True, filters={"label": mine}))
 
-    def _delete(self, box: BoxRef, force: bool) -> None:
+    def delete(self, box: BoxRef, force: bool) -> None:
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
                 self._engine.api.remove_container(container_name(box), v=True, force=force)
@@ -275,7 +275,7 @@ class DockerRuntime:
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):
-            if box not in self._generations(box.box_id):
+            if box not in self.generations(box.box_id):
                 return
             time.sleep(0.1)
         raise EngineError(f"box {box.box_id} is still being removed; try again")
@@ -283,14 +283,14 @@ class DockerRuntime:
     # ---- commands ----
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
-        container = self._container(box)
+        container = self.container(box)
         return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
-        return DockerLog(self._engine, self._container(box), tail, follow)
+        return DockerLog(self._engine, self.container(box), tail, follow)
 
     def attach_main(self, box: BoxRef) -> Process:
-        container = self._container(box)
+        container = self.container(box)
         if container["State"]["Paused"]:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         return MainProcess(self._engine, container)
@@ -298,7 +298,7 @@ class DockerRuntime:
     # ---- files ----
 
     def files(self, box: BoxRef) -> BoxFiles:
-        return DockerFiles(self._engine, self._container(box))
+        return DockerFiles(self._engine, self.container(box))
 
     # ---- changes ----
 
