@@ -62,7 +62,7 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
             pytest.skip("tmux is not installed and cannot be had")
     terminal = Tmux(tmp_path)
     try:
-        terminal.type("PS1='HOST> '; clear")
+        terminal.type(f"D={shlex.quote(str(tmp_path))} PS1='HOST> '; clear")
         terminal.until("HOST>")
         yield terminal
     finally:
@@ -71,7 +71,7 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
 
 @pytest.mark.parametrize("how", ["run", "exec"])
 def test_a_person_at_a_shell(cluster: Cluster, new_box: Callable[..., str], tmux: Tmux, how: str) -> None:
-    tmux.type("stty -a >before; stty size")
+    tmux.type("stty -g >$D/before; stty size")
     tmux.until("24 80\nHOST>")
     words = ["run", "-it", "--rm", "--memory", "128", "alpine:latest", "sh"]
     if how == "exec":
@@ -101,8 +101,7 @@ def test_a_person_at_a_shell(cluster: Cluster, new_box: Callable[..., str], tmux
     tmux.until("HOST>")
     tmux.type("echo code $?")
     tmux.until("code 5\nHOST>")
-    tmux.resize(80, 24)
-    tmux.type("stty -a >after; cmp before after && echo as before")
+    tmux.type("stty -g >$D/after; cmp $D/before $D/after && echo as before")
     tmux.until("as before\nHOST>")
 
 

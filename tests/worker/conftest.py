@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import fake_runtime
 import pytest
 from fake_runtime import FakeRuntime
@@ -33,6 +34,20 @@ def allowed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pullable(request: pytest.FixtureRequest, site: Site) -> str:
     """An image that the site's registry has. Only a real engine needs a real registry."""
     return site.pullable or request.getfixturevalue("registry_image")
+
+
+@pytest.fixture(scope="module")
+def docker_alone(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Docker Engine alone, for what only it has."""
+    yield from docker_site(request)
+
+
+@pytest.fixture(scope="module")
+def api(docker_host: str) -> Iterator[docker.APIClient]:
+    """The same engine, as others see it."""
+    client = docker.APIClient(base_url=docker_host, version="auto")
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")

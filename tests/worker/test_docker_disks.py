@@ -7,7 +7,7 @@ from typing import Any
 
 import docker
 import pytest
-from sites import Site, docker_site
+from sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError
@@ -17,15 +17,9 @@ from boxlite_server.worker.runtime import BoxRef, Owner
 
 
 @pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    yield from docker_site(request)
-
-
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
+def site(docker_alone: Site) -> Site:
+    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
+    return docker_alone
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +124,7 @@ def test_what_a_killed_worker_left_is_tidied(
     with monkeypatch.context() as patch:
         # As a kill would have it: no container is made, and nothing is cleaned up.
         patch.setattr(disks, "forget", lambda box_id: None)
-        patch.setattr(DockerRuntime, "_create_container", _killed)
+        patch.setattr(DockerRuntime, "create_container", _killed)
         with pytest.raises(EngineError), disks.export(box) as export:
             disks.load(half, site.spec(), export.tar)
         patch.setattr(disks, "_untag", lambda tag: True)
@@ -159,7 +153,7 @@ def test_a_restore_that_a_kill_interrupted_is_finished(
     disks, box, kept = site.runtime.disks, site.new_box(), ids.new_id()
     disks.snapshot(box, kept)
     with monkeypatch.context() as patch:
-        patch.setattr(DockerRuntime, "_delete", _killed)
+        patch.setattr(DockerRuntime, "delete", _killed)
         with pytest.raises(EngineError):
             disks.restore(box, kept, 2, site.spec())
     new = BoxRef(box.box_id, 2)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from sites import Site, collect, docker_site
+from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
@@ -23,15 +22,9 @@ from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec, Owner
 
 
 @pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    yield from docker_site(request)
-
-
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
+def site(docker_alone: Site) -> Site:
+    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
+    return docker_alone
 
 
 def run(site: Site, box: BoxRef, *command: str, **fields: Any) -> bytes:

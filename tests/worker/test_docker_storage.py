@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
-from sites import Site, collect, docker_site
+from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError
@@ -19,15 +19,9 @@ from boxlite_server.worker.runtime import BoxRef, ExecSpec, Image, Mount, Owner,
 
 
 @pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    yield from docker_site(request)
-
-
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
+def site(docker_alone: Site) -> Site:
+    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
+    return docker_alone
 
 
 @pytest.fixture
