@@ -46,7 +46,7 @@ PROMISED = {
     (431, "invalid_argument"),  # a path or query that fits its schema and no request line
 }
 # How the refusal of a request begins whose fields do not go together.
-TOGETHER = ("env: ", "network: ", "volumes", "ports")
+TOGETHER = ("env: ", "network: ", "volumes", "ports", "'auto_stop' and 'auto_pause'")
 PROGRAMS = ("true", "id", "sh", "cat", "nosuch")
 
 # A reference that an engine would go out and pull; anything else is refused without a pull.
