@@ -56,9 +56,9 @@ class ApiClient:
         self._secure = parts.scheme == "https"
         self._host = parts.hostname
         self._netloc = parts.netloc
-        self._root = parts.path.rstrip("/") + "/v1"
+        root = parts.path.rstrip("/") + "/v1"
         prefix = path_prefix.strip("/")
-        self._base = f"{self._root}/{quote(prefix)}" if prefix else self._root
+        self._base = f"{root}/{quote(prefix)}" if prefix else root
         self._connection: http.client.HTTPConnection | None = None
 
     def another(self) -> ApiClient:
@@ -72,10 +72,6 @@ class ApiClient:
     def path(self, *segments: str) -> str:
         """The path of a resource under the prefix; each segment is percent-encoded."""
         return "/".join([self._base, *(quote(segment, safe="") for segment in segments)])
-
-    def root_path(self, *segments: str) -> str:
-        """The path of a resource that never carries the prefix, such as `health`."""
-        return "/".join([self._root, *segments])
 
     def websocket_url(self, path: str) -> str:
         """The `ws://` or `wss://` address of a path made by `path()`."""

@@ -6,7 +6,6 @@ kept by the worker with the execution, so that a client goes on where it stopped
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -18,8 +17,6 @@ from .boxspec import checked_env
 from .fleet import Fleet
 from .schedule import Schedule
 from .store import Box, Store
-
-log = logging.getLogger(__name__)
 
 CALL_SECONDS = 30.0
 RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants

@@ -46,6 +46,9 @@ class KeyReusedError(errors.InvalidArgumentError):
 class UpgradeRequiredError(errors.InvalidArgumentError):
     status = 426
 
+    def __init__(self) -> None:
+        super().__init__("this path speaks WebSocket; connect with an Upgrade handshake")
+
 
 class HeadTooLargeError(errors.InvalidArgumentError):
     status = 431

@@ -32,9 +32,6 @@ class Placement(NamedTuple):
     workers: list[Worker]
     refusals: dict[str, str]
 
-    def explain(self) -> str:
-        return "; ".join(f"{name}: {reason}" for name, reason in self.refusals.items())
-
 
 def place(need: Need, candidates: list[Candidate]) -> Placement:
     """Order the candidates for a new box: the least loaded first, the name deciding between equals."""

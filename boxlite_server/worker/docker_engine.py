@@ -5,7 +5,6 @@ With the other `docker_*.py` the only code that knows docker.
 
 from __future__ import annotations
 
-import logging
 import select
 import socket
 import threading
@@ -29,8 +28,6 @@ from .runtime import STDERR, STDOUT
 CALL_TIMEOUT = 60.0  # seconds, of every engine call but a pull
 _POOL = 64  # connections kept; more are opened when needed
 _RECEIVE = 256 * 1024
-
-log = logging.getLogger(__name__)
 
 
 def reason(exc: Exception) -> str:

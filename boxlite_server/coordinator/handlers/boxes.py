@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from typing import Any
 
 from ... import errors
-from .. import wire
+from .. import paging, wire
 from ..core import Core
 from ..store import Box
 
@@ -35,10 +32,10 @@ async def list_boxes(
         statuses=_FILTER.get(status, (status,)) if status else (),
         name=name,
         labels=_labels(label or []),
-        after=_decode_token(page_token) if page_token else None,
+        after=paging.decode_token(page_token, float, str) if page_token else None,
         limit=page_size,
     )
-    token = _encode_token(page.next_token) if page.next_token else None
+    token = paging.encode_token(page.next_token) if page.next_token else None
     names = {worker.id: worker.name for worker in core.store.list_workers()}
     return {"boxes": [wire.box(box, names.get(box.worker_id)) for box in page.boxes], "next_page_token": token}
 
@@ -78,15 +75,3 @@ def _labels(pairs: list[str]) -> dict[str, str]:
             raise errors.InvalidArgumentError(f"label filter '{pair}' has to be KEY=VALUE")
         labels[key] = value
     return labels
-
-
-def _encode_token(position: tuple[float, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[float, str]:
-    try:
-        created_at, box_id = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return float(created_at), str(box_id)
-    except (binascii.Error, ValueError, TypeError):
-        raise errors.InvalidArgumentError("pageToken is none of ours; use next_page_token of the page before") from None

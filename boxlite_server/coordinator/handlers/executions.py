@@ -136,7 +136,7 @@ async def _until_stopping(core: Core, output: AsyncGenerator[T, None]) -> AsyncI
 
 
 async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
-    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
+    raise UpgradeRequiredError
 
 
 async def open_terminal(
@@ -148,8 +148,8 @@ async def open_terminal(
     cols: int = 0,
     rows: int = 0,
 ) -> Any:
-    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
+    raise UpgradeRequiredError
 
 
 async def attach_box(core: Core, prefix: str, box_id: str) -> Any:
-    raise UpgradeRequiredError("this path speaks WebSocket; connect with an Upgrade handshake")
+    raise UpgradeRequiredError

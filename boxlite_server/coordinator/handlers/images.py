@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Scope
 
 from ... import errors
-from .. import http_errors, wire
+from .. import http_errors, paging, wire
 from ..core import Core
 from ..images import Image, PullProgress
 
@@ -64,10 +62,10 @@ def _line(event: PullProgress | Image) -> bytes:
 async def list_images(core: Core, prefix: str, page_size: int | None = None, page_token: str | None = None) -> Any:
     images = await core.images.all()
     if page_token:
-        behind = _decode_token(page_token)
+        behind = paging.decode_token(page_token, str, str)
         images = [image for image in images if (image.reference, image.id) > behind]
     page = images[:page_size]
-    token = _encode_token(page[-1].reference, page[-1].id) if len(page) < len(images) else None
+    token = paging.encode_token((page[-1].reference, page[-1].id)) if len(page) < len(images) else None
     return {"images": [wire.image(image) for image in page], "next_page_token": token}
 
 
@@ -103,15 +101,3 @@ async def add_image_alias(core: Core, prefix: str, image_id: str, body: dict[str
 
 async def remove_image_alias(core: Core, prefix: str, image_id: str, alias: str) -> NoReturn:
     raise errors.UnsupportedError("this server keeps no aliases of images; there is none to remove")
-
-
-def _encode_token(reference: str, image_id: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([reference, image_id]).encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[str, str]:
-    try:
-        reference, image_id = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return str(reference), str(image_id)
-    except (binascii.Error, ValueError, TypeError):
-        raise errors.InvalidArgumentError("pageToken is none of ours; use next_page_token of the page before") from None
