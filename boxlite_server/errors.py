@@ -15,6 +15,7 @@
     ├── ExecutionError                 422 execution_failed
     ├── ResourceExhaustedError         429 resource_exhausted
     ├── UpstreamUnavailableError       503 upstream_unavailable
+    │   └── UnreachableError           503 upstream_unavailable
     ├── EngineError                    503 engine_unavailable
     ├── TimedOutError                  504 timeout
     └── DatabaseError                  500 database_error
@@ -104,6 +105,10 @@ class UpstreamUnavailableError(BoxliteError):
     status, type, code = 503, "UpstreamUnavailableError", "upstream_unavailable"
 
 
+class UnreachableError(UpstreamUnavailableError):
+    """A worker cannot be reached, or was lost in the middle of a call: what became of it is not known."""
+
+
 class EngineError(BoxliteError):
     """The container engine does not answer, or answers with a fault of its own."""
 
@@ -126,7 +131,7 @@ def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:
         yield from _tree(child)
 
 
-# The first class of a code wins: NotBuiltError shares its parent's code and never crosses the wire.
+# The first class of a code wins: one that shares its parent's code never crosses the wire.
 _BY_CODE: dict[str, type[BoxliteError]] = {}
 for _cls in _tree(BoxliteError):
     _BY_CODE.setdefault(_cls.code, _cls)

@@ -69,7 +69,7 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.TimedOutError(f"worker {worker_name} did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:
-        return errors.UpstreamUnavailableError(f"worker {worker_name} cannot be reached: {details}")
+        return errors.UnreachableError(f"worker {worker_name} cannot be reached: {details}")
     if exc.code() in _FOREIGN:
         return errors.UpstreamUnavailableError(
             f"what answers at the address of worker {worker_name} is none: {details}"
@@ -79,12 +79,6 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
-
-
-def is_unanswered(exc: grpc.aio.AioRpcError) -> bool:
-    """Whether the call did not reach the worker at all."""
-    told = any(key == CODE_KEY for key, _ in exc.trailing_metadata() or ())
-    return exc.code() is grpc.StatusCode.UNAVAILABLE and not told
 
 
 class SecretInterceptor(grpc.ServerInterceptor):

@@ -73,7 +73,7 @@ class Archives:
             whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._fleet.send(worker.id, "ImportBox", first, _requests(reader))
-        return self._boxes.get(prefix, box.box_id)
+        return await self._boxes.get(prefix, box.box_id)
 
     def _checked(self, request: Any, where: str) -> dict[str, Any]:
         """As if a client had asked for it in `createBox`."""

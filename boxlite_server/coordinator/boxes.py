@@ -19,11 +19,12 @@ from weakref import WeakValueDictionary
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import attachments, boxspec, scheduler
-from .fleet import Fleet, target_of
+from .fleet import Fleet
+from .link import target_of
 from .policy import Policy
 from .schedule import Schedule
 from .scheduler import Candidate, Need
-from .store import RESERVING, Box, Page, Store, Worker
+from .store import RESERVING, Box, Page, Store, Tables, Worker
 from .volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -69,15 +70,15 @@ class Boxes:
 
     # ---- reading --------------------------------------------------------------------------------------
 
-    def get(self, prefix: str, id_or_name: str) -> Box:
-        box = self._store.find_box(prefix, id_or_name)
+    async def get(self, prefix: str, id_or_name: str) -> Box:
+        box = await self._store.find_box(prefix, id_or_name)
         if box is None:
             raise errors.NotFoundError(f"box not found: {id_or_name}")
         return box
 
-    def list(self, prefix: str, **filters: Any) -> Page:
+    async def list(self, prefix: str, **filters: Any) -> Page:
         """See `Store.list_boxes`."""
-        return self._store.list_boxes(prefix, **filters)
+        return await self._store.list_boxes(prefix, **filters)
 
     def is_busy(self, box_id: str) -> bool:
         """Whether an operation on the box is under way."""
@@ -94,39 +95,39 @@ class Boxes:
         ResourceExhaustedError (no worker has room), UpstreamUnavailableError (no worker answers).
         """
         spec = boxspec.normalise(request, self._policy)
-        spec["mounts"], home = self._volumes.resolve(prefix, spec["mounts"])
+        spec["mounts"], home = await self._volumes.resolve(prefix, spec["mounts"])
         box_id = ids.new_id()
         async with self.alone(box_id):
             tried: dict[str, str] = {}
             refused: errors.BoxliteError | None = None
             for generation in itertools.count(1):
                 try:
-                    worker = self._reserve(box_id, prefix, spec, generation, tried, home=home)
+                    worker = await self._reserve(box_id, prefix, spec, generation, tried, home=home)
                 except errors.BoxliteError as exc:
                     if tried:
-                        self._store.count(prefix, "boxes_failed")
+                        await self._store.count(prefix, "boxes_failed")
                     if refused and isinstance(exc, errors.UpstreamUnavailableError):
                         raise refused from None
                     raise
                 try:
                     await self._create_on(worker, box_id, generation, spec)
-                    return self._change(box_id, status="configured")
+                    return await self._change(box_id, status="configured")
                 except _TRY_ELSEWHERE as exc:
                     log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                     tried[worker.name] = exc.message
-                    self._forget(box_id)
+                    await self._forget(box_id)
                 except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
-                    self._forget(box_id)
+                    await self._forget(box_id)
                     if not attachments.depends_on_operator(spec):
                         raise
                     tried[worker.name], refused = exc.message, exc  # another one's operator may allow it
                 except BaseException:
-                    self._forget(box_id)
-                    self._store.count(prefix, "boxes_failed")
+                    await self._forget(box_id)
+                    await self._store.count(prefix, "boxes_failed")
                     raise
             raise AssertionError("every worker was tried, and _reserve did not say so")
 
-    def _reserve(
+    async def _reserve(
         self,
         box_id: str,
         prefix: str,
@@ -139,17 +140,17 @@ class Boxes:
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step. `home` is the id of the one
         worker that has the box's volumes, `only` of the one that can be for another reason."""
-        with self._store.transaction():
-            self._volumes.check_ready(spec["mounts"])
-            self._refuse_too_many(prefix)
-            candidates = [c for c in self._fleet.candidates() if only in (None, c.worker.id)]
+        async with self._store.transaction() as tx:
+            await self._volumes.check_ready(tx, spec["mounts"])
+            await self._refuse_too_many(tx, prefix)
+            candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
             placement = scheduler.place(
                 Need(spec["cpus"], spec["memory_mib"], home), [c for c in candidates if c.worker.name not in tried]
             )
             if not placement.workers:
                 raise scheduler.not_placed("box", candidates, {**tried, **placement.refusals}, bool(tried))
             now = self._clock()
-            self._store.insert_box(
+            await tx.insert_box(
                 Box(
                     id=box_id,
                     prefix=prefix,
@@ -172,9 +173,9 @@ class Boxes:
             )
             return placement.workers[0]
 
-    def _refuse_too_many(self, prefix: str) -> None:
+    async def _refuse_too_many(self, tx: Tables, prefix: str) -> None:
         limit = self._policy.max_boxes_per_prefix
-        if limit is not None and self._store.count_boxes(prefix) >= limit:
+        if limit is not None and await tx.count_boxes(prefix) >= limit:
             raise errors.ResourceExhaustedError(
                 f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
             )
@@ -185,27 +186,27 @@ class Boxes:
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """A new box's row and reservation around the one call that makes the box with a disk of its own.
         Configured afterwards; where that fails, nothing is left of it."""
-        spec["mounts"], home = self._volumes.resolve(prefix, spec.get("mounts", []))
+        spec["mounts"], home = await self._volumes.resolve(prefix, spec.get("mounts", []))
         box_id = ids.new_id()
         async with self.alone(box_id):
-            worker = self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only)
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only)
             try:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
             except BaseException:
-                self._store.count(prefix, "boxes_failed")
-                box = self._change(box_id, status="removing")
+                await self._store.count(prefix, "boxes_failed")
+                box = await self._change(box_id, status="removing")
                 try:
                     await self._clean_up(box)
                 except errors.BoxliteError as exc:
                     log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by `refresh`
                 raise
-            self._change(box_id, status="configured")
+            await self._change(box_id, status="configured")
 
     async def _clean_up(self, box: Box) -> None:
         """Forget a box, once its worker has nothing left of it."""
         request = pb.RemoveBoxRequest(box=ref(box), force=True)
         await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
-        self._forget(box.id)
+        await self._forget(box.id)
 
     async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
         request = pb.CreateBoxRequest(
@@ -217,13 +218,12 @@ class Boxes:
 
     async def start(self, prefix: str, id_or_name: str) -> Box:
         """Start a box; of a running one the state. Raises ResourceExhaustedError when its worker is full."""
-        async with self.locked(prefix, id_or_name) as box:
-            with self._schedule.use(box):
-                return await self._start(box)
+        async with self.locked(prefix, id_or_name) as box, self._schedule.use(box):
+            return await self._start(box)
 
     async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
         """The box, started if it does not run. Raises StoppedError where the box forbids that."""
-        box = self.get(prefix, id_or_name)
+        box = await self.get(prefix, id_or_name)
         if box.status == "running" and not self.is_busy(box.id):
             return box
         async with self.locked(prefix, box.id) as box:
@@ -234,29 +234,29 @@ class Boxes:
             return await self._start(box)
 
     async def _start(self, box: Box) -> Box:
-        if self._store.is_restoring(box.id):
+        if await self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         if box.status not in RESERVING:
-            box = self.reserve_again(box)
+            box = await self.reserve_again(box)
         try:
             state = await self._fleet.call(box.worker_id, "StartBox", ref(box), timeout=CALL_SECONDS)
         except errors.BoxliteError as exc:
             await self.observe(box)
-            now = self._store.get_box(box.id)
+            now = await self._store.get_box(box.id)
             if now and now.status == "failed":
-                self._change(box.id, error=now.error or exc.message)
+                await self._change(box.id, error=now.error or exc.message)
             raise
-        return self.apply(box, state)
+        return await self.apply(box, state)
 
-    def reserve_again(self, box: Box) -> Box:
+    async def reserve_again(self, box: Box) -> Box:
         """A stopped box gave its room away; take it again, or say why not."""
-        worker = self._fleet.get(box.worker_id)
-        need, candidate = Need(box.cpus, box.memory_mib), Candidate(worker, self._fleet.load(worker.id), True)
+        worker = await self._fleet.get(box.worker_id)
+        need, candidate = Need(box.cpus, box.memory_mib), Candidate(worker, await self._fleet.load(worker.id), True)
         if reason := scheduler.no_room(need, candidate):
             raise errors.ResourceExhaustedError(
                 f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
             )
-        return self._change(box.id, status="configured")
+        return await self._change(box.id, status="configured")
 
     async def stop(
         self, prefix: str, id_or_name: str, timeout_seconds: float | None, *, unless: Unless | None = None
@@ -268,7 +268,7 @@ class Boxes:
             if unless and await unless(box):
                 return box
             if box.status == "running":
-                box = self._change(box.id, status="stopping")
+                box = await self._change(box.id, status="stopping")
             try:
                 state = await self._fleet.call(
                     box.worker_id,
@@ -279,7 +279,7 @@ class Boxes:
             except errors.BoxliteError:
                 await self.observe(box)
                 raise
-            stopped = self.apply(box, state)
+            stopped = await self.apply(box, state)
             if stopped.spec["auto_remove"] and stopped.status == "stopped":
                 await self._remove(stopped, force=True)
             return stopped
@@ -296,29 +296,29 @@ class Boxes:
         if box.status == "running" and not force:
             raise errors.InvalidStateError(f"box '{box.name or box.id}' is running; stop it first, or use force")
         request = pb.RemoveBoxRequest(box=ref(box), force=force)
-        with self._store.transaction():
-            self._store.update_box(box.id, status="removing")
+        async with self._store.transaction() as tx:
+            await tx.update_box(box.id, status="removing")
         try:
             await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
         except (errors.UpstreamUnavailableError, errors.TimedOutError):
             if not force:
-                with self._store.transaction():
-                    self._store.update_box(box.id, status=box.status)
+                async with self._store.transaction() as tx:
+                    await tx.update_box(box.id, status=box.status)
                 raise
             log.warning("box %s is forgotten; its worker %s cannot be reached", box.id, box.worker_id)
         except errors.BoxliteError:
-            with self._store.transaction():
-                self._store.update_box(box.id, status=box.status)
+            async with self._store.transaction() as tx:
+                await tx.update_box(box.id, status=box.status)
             await self.observe(box)
             raise
-        self._forget(box.id)
+        await self._forget(box.id)
 
     # ---- observing ------------------------------------------------------------------------------------
 
     async def refresh(self, box_id: str) -> None:
         """Ask the worker how the box is and write it down; finishes what a crash left half done."""
         async with self.alone(box_id):
-            box = self._store.get_box(box_id)
+            box = await self._store.get_box(box_id)
             if box is not None:
                 await self.observe(box)
 
@@ -330,9 +330,9 @@ class Boxes:
             if box.status in ("creating", "removing"):
                 await self._clean_up(box)  # of a box without container there may still be disks
             elif box.status != "failed":
-                worker = self._fleet.get(box.worker_id)
+                worker = await self._fleet.get(box.worker_id)
                 log.warning("box %s is gone from worker %s", box.id, worker.name)
-                self._change(
+                await self._change(
                     box.id,
                     status="failed",
                     pid=None,
@@ -345,20 +345,20 @@ class Boxes:
         if box.status == "removing":
             await self._remove(box, force=True)
             return
-        now = self.apply(box, state)
+        now = await self.apply(box, state)
         if now.status == "stopped" and now.spec["auto_remove"]:
             await self._remove(now, force=True)
 
     async def remove_stray(self, worker_id: str, stray: pb.BoxRef) -> None:
         """Remove a container of ours that no row stands for."""
         async with self.alone(stray.box_id):
-            box = self._store.get_box(stray.box_id)
+            box = await self._store.get_box(stray.box_id)
             if box and box.worker_id == worker_id and stray.generation >= box.generation:
                 return  # it is the box; or a later generation of it, with which the box itself would go
             request = pb.RemoveBoxRequest(box=stray, force=True)
             await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
 
-    def apply(self, box: Box, state: pb.Box) -> Box:
+    async def apply(self, box: Box, state: pb.Box) -> Box:
         """Write the worker's word about a box into its row."""
         status = _STATUS[state.status]
         changes: dict[str, Any] = {
@@ -366,32 +366,32 @@ class Boxes:
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
             "error": None,
-            "published": attachments.published(state, self._host_of(box.worker_id)),
+            "published": attachments.published(state, await self._host_of(box.worker_id)),
         }
         if status == "running" and box.status != "running":
             changes["started_at"] = self._clock()
         if status == "stopped" and box.status != "stopped":
             changes["stopped_at"] = self._clock()
-        return self._change(box.id, **changes)
+        return await self._change(box.id, **changes)
 
-    def _host_of(self, worker_id: str) -> str:
-        return target_of(self._fleet.get(worker_id).url).rpartition(":")[0].strip("[]")
+    async def _host_of(self, worker_id: str) -> str:
+        return target_of((await self._fleet.get(worker_id)).url).rpartition(":")[0].strip("[]")
 
     # ---- rows and locks -------------------------------------------------------------------------------
 
-    def _change(self, box_id: str, **changes: Any) -> Box:
-        with self._store.transaction():
-            before = self._store.get_box(box_id)
-            self._store.update_box(box_id, updated_at=self._clock(), **changes)
-            box = self._store.get_box(box_id)
+    async def _change(self, box_id: str, **changes: Any) -> Box:
+        async with self._store.transaction() as tx:
+            before = await tx.get_box(box_id)
+            await tx.update_box(box_id, updated_at=self._clock(), **changes)
+            box = await tx.get_box(box_id)
             assert before and box, "rows go only under the box's lock"
             if box.status != before.status:
-                self._schedule.plan(box)
+                await self._schedule.plan(box, tx=tx)
         return box
 
-    def _forget(self, box_id: str) -> None:
-        with self._store.transaction():
-            self._store.delete_box(box_id)
+    async def _forget(self, box_id: str) -> None:
+        async with self._store.transaction() as tx:
+            await tx.delete_box(box_id)
 
     @asynccontextmanager
     async def alone(self, box_id: str) -> AsyncIterator[None]:
@@ -404,9 +404,9 @@ class Boxes:
     async def locked(self, prefix: str, id_or_name: str, *, removing: bool = False) -> AsyncIterator[Box]:
         """The box as it is once it is this operation's turn. One whose removal was begun, and broken off by
         a crash, is for `removing` alone."""
-        box_id = self.get(prefix, id_or_name).id
+        box_id = (await self.get(prefix, id_or_name)).id
         async with self.alone(box_id):
-            box = self.get(prefix, box_id)
+            box = await self.get(prefix, box_id)
             if box.status == "removing" and not removing:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
             yield box

@@ -16,6 +16,7 @@ from .files import Files
 from .fleet import Fleet
 from .images import Images
 from .lifetimes import Lifetimes
+from .link import Connect, GrpcLink
 from .policy import Policy
 from .reconcile import Reconciler
 from .schedule import Schedule
@@ -46,7 +47,7 @@ class Core:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
 
     @classmethod
-    def open(
+    async def open(
         cls,
         db_path: Path | str,
         api_key: str | None,
@@ -54,10 +55,11 @@ class Core:
         clock: Callable[[], float] = time.time,
         *,
         reconnect_grace: float = RECONNECT_GRACE,
+        connect: Connect = GrpcLink,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
-        store = Store(db_path)
-        fleet = Fleet(store, clock)
+        store = await Store.open(db_path)
+        fleet = Fleet(store, clock, connect)
         volumes = Volumes(store, fleet, clock)
         schedule = Schedule(store, clock)
         boxes = Boxes(store, fleet, volumes, schedule, policy, clock)
@@ -88,4 +90,4 @@ class Core:
         await self.lifetimes.close()
         await self.reconciler.close()
         await self.fleet.close()
-        self.store.close()
+        await self.store.close()

@@ -81,18 +81,18 @@ class Executions:
             expects_reader=expects_reader,
         )
         # Nothing may come between the caller's look at the box and this: an idle box may just be due.
-        with self._schedule.use(box):
+        async with self._schedule.use(box):
             try:
                 execution: pb.Execution = await self._call(box, "StartExecution", message)
             except errors.ExecutionError:
-                self._store.count(box.prefix, "exec_errors")
+                await self._store.count(box.prefix, "exec_errors")
                 raise
-        self._store.count(box.prefix, "commands_executed")
+        await self._store.count(box.prefix, "commands_executed")
         return execution
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""
-        box = self._boxes.get(prefix, id_or_name)
+        box = await self._boxes.get(prefix, id_or_name)
         # The main command is the box's life: it is hung up only where the box belongs to its client.
         tied = box.spec["tty"] and not box.spec.get("detach", True)
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
@@ -100,7 +100,7 @@ class Executions:
 
     async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
         """Raises NotFoundError for an unknown one, and for one that ended more than some minutes ago."""
-        box = self._boxes.get(prefix, id_or_name)
+        box = await self._boxes.get(prefix, id_or_name)
         return box, await self.state(box, execution_id)
 
     async def state(self, box: Box, execution_id: str) -> pb.Execution:
@@ -141,10 +141,10 @@ class Executions:
     async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
         """Output from `position` on, and the end as the last event. Whoever reads uses the box."""
         request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
-        with self._schedule.use(box):
-            async with aclosing(self._fleet.stream(box.worker_id, "ReadOutput", request)) as events:
-                async for event in events:
-                    yield event
+        events = self._fleet.stream(box.worker_id, "ReadOutput", request)
+        async with self._schedule.use(box), aclosing(events):
+            async for event in events:
+                yield event
 
     async def read_logs(self, box: Box, tail: int | None, follow: bool) -> AsyncGenerator[pb.OutputChunk, None]:
         """What the box's main command has said in all its runs, the last `tail` lines of it (None: all), and

@@ -35,7 +35,7 @@ class Files:
         Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError where something is
         in the way, ResourceExhaustedError where a disk is full. Where `archive` raises, nothing is written.
         """
-        box = self._boxes.get(prefix, id_or_name)
+        box = await self._boxes.get(prefix, id_or_name)
         header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
 
         async def requests() -> AsyncIterator[pb.PutFilesRequest]:
@@ -43,24 +43,23 @@ class Files:
                 for chunk in rpc.chunks(data):
                     yield pb.PutFilesRequest(data=chunk)
 
-        with self._schedule.use(box):
+        async with self._schedule.use(box):
             await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
     ) -> tuple[bool, AsyncGenerator[bytes, None]]:
         """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError before the first byte."""
-        box = self._boxes.get(prefix, id_or_name)
+        box = await self._boxes.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
         answers = self._fleet.stream(box.worker_id, "GetFiles", request)
-        with self._schedule.use(box):
+        async with self._schedule.use(box):
             first: pb.FilesChunk = await anext(answers)
 
         async def chunks() -> AsyncGenerator[bytes, None]:
-            with self._schedule.use(box):
-                async with aclosing(answers):
-                    yield first.data
-                    async for answer in answers:
-                        yield answer.data
+            async with self._schedule.use(box), aclosing(answers):
+                yield first.data
+                async for answer in answers:
+                    yield answer.data
 
         return first.source_is_dir, chunks()

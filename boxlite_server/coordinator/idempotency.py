@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -60,7 +60,7 @@ class Idempotency:
     async def _answer(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> Answer | None:
         """The answer that is kept; None when the request was carried out. Raises KeyReusedError."""
         while True:
-            if known := self._store.find_answer(*claim, self._clock()):
+            if known := await self._store.find_answer(*claim, self._clock()):
                 await _check_same(known, scope, receive)
                 return known
             other = self._under_way.get(claim)
@@ -78,7 +78,7 @@ class Idempotency:
     async def _carry_out(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(receive)
 
-        def keep(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+        async def keep(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
             names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
             answer = Answer(
                 request=_line(scope),
@@ -91,7 +91,7 @@ class Idempotency:
                 expires_at=self._clock() + LIFETIME_SECONDS,
             )
             try:
-                self._store.put_answer(*claim, answer)
+                await self._store.put_answer(*claim, answer)
             except errors.DatabaseError as exc:
                 log.error("%s: the answer cannot be kept for its Idempotency-Key: %s", scope[REQUEST_ID], exc)
 
@@ -123,7 +123,7 @@ class _Recorder:
     Not kept is what only says "try again", and what is too large.
     """
 
-    def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], None]) -> None:
+    def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]) -> None:
         self._send = send
         self._keep = keep
         self._status = 500
@@ -137,7 +137,7 @@ class _Recorder:
             self._body += message.get("body", b"")
             is_whole = not message.get("more_body", False) and len(self._body) <= MAX_BODY_BYTES
             if is_whole and self._status < 500 and self._status != 429:
-                self._keep(self._status, self._headers, bytes(self._body))
+                await self._keep(self._status, self._headers, bytes(self._body))
         await self._send(message)
 
 

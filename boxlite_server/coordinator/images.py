@@ -105,7 +105,7 @@ class Images:
         request = pb.PullImageRequest(reference=reference)
         tried: dict[str, str] = {}
         while True:
-            candidates = self._fleet.candidates()
+            candidates = await self._fleet.candidates()
             untried = [c for c in candidates if c.worker.name not in tried]
             placement = scheduler.place(Need(0, 0), untried)
             if not placement.workers:
@@ -130,7 +130,7 @@ class Images:
         """
         found, _ = await self.find(name)
         doomed = {image.reference for image in found} | {f"{image.repository}@{image.id}" for image in found}
-        for used in self._store.images_of_boxes():
+        for used in await self._store.images_of_boxes():
             if _full(used) in doomed:
                 raise errors.InvalidStateError(f"image {used} is in use; remove the boxes made of it first")
         orders = [(image.reference, worker_id) for image in found for worker_id in image.workers]
@@ -149,7 +149,7 @@ class Images:
 
     async def _ask(self) -> tuple[list[Image], list[str]]:
         """What the workers have, and the names of those that did not say."""
-        workers = [c.worker for c in self._fleet.candidates()]
+        workers = [c.worker for c in await self._fleet.candidates()]
         reachable = [worker for worker in workers if self._fleet.is_reachable(worker)]
         answers = await asyncio.gather(
             *(self._fleet.call(w.id, "ListImages", pb.Empty(), timeout=ASK_SECONDS) for w in reachable),

@@ -53,21 +53,21 @@ class Lifetimes:
     async def _keep(self) -> None:
         while True:
             try:
-                wakes_at = self.look()
+                wakes_at = await self.look()
             except errors.BoxliteError as exc:
                 log.error("the deadlines cannot be read, trying again: %s", exc)
                 wakes_at = self._clock() + RETRY_SECONDS
             await self._schedule.sleep_until(wakes_at)
 
-    def look(self) -> float:
+    async def look(self) -> float:
         """Begin with what is due; the time of the next look."""
         now = self._clock()
-        self._store.purge_answers(now)
-        for box_id in self._store.deadlines(now):
+        await self._store.purge_answers(now)
+        for box_id in await self._store.deadlines(now):
             if box_id not in self._acts:
                 task = self._acts[box_id] = asyncio.create_task(self._act(box_id))
                 task.add_done_callback(lambda _, box_id=box_id: self._acts.pop(box_id))  # type: ignore[misc]
-        return min(self._store.next_deadline(now) or math.inf, now + LONGEST_SLEEP)
+        return min(await self._store.next_deadline(now) or math.inf, now + LONGEST_SLEEP)
 
     async def _act(self, box_id: str) -> None:
         async with self._slots:
@@ -79,37 +79,37 @@ class Lifetimes:
                 log.warning("box %s is due, but cannot be acted on yet: %s", box_id, exc)
             except Exception:
                 log.exception("fault while acting on box %s, which is due", box_id)
-        due_at = self._store.deadline(box_id)
+        due_at = await self._store.deadline(box_id)
         if due_at is not None and due_at <= self._clock():
-            self._schedule.postpone(box_id, RETRY_SECONDS)
+            await self._schedule.postpone(box_id, RETRY_SECONDS)
 
     async def _stop_or_remove(self, box_id: str) -> None:
-        box = self._store.get_box(box_id)
+        box = await self._store.get_box(box_id)
         if box is None:
             return
-        if not self._fleet.is_reachable(self._fleet.get(box.worker_id)):
+        if not self._fleet.is_reachable(await self._fleet.get(box.worker_id)):
             return  # for as long as that lasts, without a word for each box and each time
         if box.status == "running":
             await self._boxes.stop(box.prefix, box.id, None, unless=self._is_in_use)
         elif box.status == "stopped":
             await self._boxes.remove(box.prefix, box.id, force=False, unless=self._is_wanted)
         else:
-            self._schedule.plan(box)
+            await self._schedule.plan(box)
 
     async def _is_in_use(self, box: Box) -> bool:
         """Whether a running box must not be stopped now; if so, its deadline has been moved."""
         if box.status != "running" or self._schedule.is_used(box.id):
-            self._schedule.plan(box)
+            await self._schedule.plan(box)
             return True
-        if self._is_moved(box):
+        if await self._is_moved(box):
             return True
         state: pb.Box = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
         if state.live_executions or self._schedule.is_used(box.id):
-            self._schedule.plan(box)
+            await self._schedule.plan(box)
             return True
         if state.HasField("idle_seconds"):
-            self._schedule.plan(box, since=self._clock() - state.idle_seconds)
-        if self._is_moved(box):
+            await self._schedule.plan(box, since=self._clock() - state.idle_seconds)
+        if await self._is_moved(box):
             return True
         log.info("box %s is idle and will be stopped", box.id)
         return False
@@ -117,16 +117,16 @@ class Lifetimes:
     async def _is_wanted(self, box: Box) -> bool:
         """Whether a stopped box must not be removed now; if so, its deadline has been moved."""
         if box.status != "stopped":
-            self._schedule.plan(box)
+            await self._schedule.plan(box)
             return True
         if self._schedule.is_used(box.id):
-            self._schedule.postpone(box.id, RETRY_SECONDS)
+            await self._schedule.postpone(box.id, RETRY_SECONDS)
             return True
-        if self._is_moved(box):
+        if await self._is_moved(box):
             return True
         log.info("box %s was stopped long enough ago and will be removed", box.id)
         return False
 
-    def _is_moved(self, box: Box) -> bool:
-        due_at = self._store.deadline(box.id)
+    async def _is_moved(self, box: Box) -> bool:
+        due_at = await self._store.deadline(box.id)
         return due_at is None or due_at > self._clock()

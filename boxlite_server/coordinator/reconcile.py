@@ -52,10 +52,10 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def report(self, worker_id: str, inventory: Iterable[Mapping[str, Any]]) -> None:
+    async def report(self, worker_id: str, inventory: Iterable[Mapping[str, Any]]) -> None:
         """Compare a worker's inventory with its rows and start asking about what differs."""
-        rows = {box.id: box for box in self._store.boxes_of_worker(worker_id)}
-        unfinished = self._store.boxes_with_unfinished_snapshots(worker_id)
+        rows = {box.id: box for box in await self._store.boxes_of_worker(worker_id)}
+        unfinished = await self._store.boxes_with_unfinished_snapshots(worker_id)
         for box_id in unfinished:
             self._ask(box_id, self._snapshots.finish(box_id))
         strays: dict[_Stray, float] = {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from .. import errors
-from .store import Box, Store
+from .store import Box, Store, Tables
 
 
 class Schedule:
@@ -21,9 +21,10 @@ class Schedule:
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
 
-    def plan(self, box: Box, *, since: float | None = None) -> None:
+    async def plan(self, box: Box, *, since: float | None = None, tx: Tables | None = None) -> None:
         """Set the deadline that follows from the box as it is now: a running one may be stopped when it has
-        been idle since `since` (else: since now), a stopped one removed some time after its stop."""
+        been idle since `since` (else: since now), a stopped one removed some time after its stop. `tx`: the
+        transaction that it is part of."""
         auto_stop, auto_delete = _lifetimes(box)
         if not auto_stop and not auto_delete:
             return
@@ -32,40 +33,40 @@ class Schedule:
             due_at = (self._clock() if since is None else since) + auto_stop
         if auto_delete and box.status == "stopped" and box.stopped_at is not None:
             due_at = box.stopped_at + auto_delete
-        self._set(box.id, due_at)
+        await self._set(tx or self._store, box.id, due_at)
 
-    def postpone(self, box_id: str, seconds: float) -> None:
+    async def postpone(self, box_id: str, seconds: float) -> None:
         """Look at the box again in that many seconds."""
-        self._set(box_id, self._clock() + seconds)
+        await self._set(self._store, box_id, self._clock() + seconds)
 
-    def _set(self, box_id: str, due_at: float | None) -> None:
-        self._store.set_deadline(box_id, due_at)
+    async def _set(self, tables: Tables, box_id: str, due_at: float | None) -> None:
+        await tables.set_deadline(box_id, due_at)
         if due_at is not None and due_at < self._wakes_at:
             self._earlier.set()
 
     # ---- use ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def use(self, box: Box) -> Iterator[None]:
+    @asynccontextmanager
+    async def use(self, box: Box) -> AsyncIterator[None]:
         """Be somebody who uses the box: an attached client, a file transfer, a command about to start. As long
         as there is one the box is not idle, and it has been idle only since the last one left."""
         self._users[box.id] += 1
         try:
-            self._used(box)
+            await self._used(box)
             yield
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:
                 del self._users[box.id]
             with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
-                self._used(box)
+                await self._used(box)
 
     def is_used(self, box_id: str) -> bool:
         return box_id in self._users
 
-    def _used(self, box: Box) -> None:
-        if any(_lifetimes(box)) and (now := self._store.get_box(box.id)):
-            self.plan(now)
+    async def _used(self, box: Box) -> None:
+        if any(_lifetimes(box)) and (now := await self._store.get_box(box.id)):
+            await self.plan(now)
 
     # ---- waiting --------------------------------------------------------------------------------------
 

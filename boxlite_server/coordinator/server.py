@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -55,7 +56,15 @@ def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises BoxliteError when it cannot start."""
     _refuse_open_door(config)
     listener = _listen(config)
-    core = Core.open(config.db_path, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
+    # uvicorn raises the signal that ended it once more: an orderly end is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    asyncio.run(_serve(config, listener))
+    return 0
+
+
+async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
+    core = await Core.open(config.db_path, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, config.db_path)
     server = _Server(
@@ -75,11 +84,7 @@ def run(config: CoordinatorConfig) -> int:
         ),
         core,
     )
-    # uvicorn raises the signal that ended it once more: an orderly end is no failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    server.run(sockets=[listener])
-    return 0
+    await server.serve(sockets=[listener])
 
 
 def _refuse_open_door(config: CoordinatorConfig) -> None:

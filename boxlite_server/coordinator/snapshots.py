@@ -35,11 +35,11 @@ class Snapshots:
         self._boxes = boxes
         self._clock = clock
 
-    def list(self, prefix: str, id_or_name: str) -> list[Snapshot]:
-        return self._store.list_snapshots(self._boxes.get(prefix, id_or_name).id)
+    async def list(self, prefix: str, id_or_name: str) -> list[Snapshot]:
+        return await self._store.list_snapshots((await self._boxes.get(prefix, id_or_name)).id)
 
-    def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
-        return self._find(self._boxes.get(prefix, id_or_name), name)
+    async def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
+        return await self._find(await self._boxes.get(prefix, id_or_name), name)
 
     async def create(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
         """Keep the disk of a box, which is paused meanwhile if it runs. Raises AlreadyExistsError,
@@ -47,8 +47,8 @@ class Snapshots:
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
             row = Snapshot(id=ids.new_id(), box_id=box.id, name=name, state="creating", created_at=self._clock())
-            with self._store.transaction():
-                self._store.insert_snapshot(row)
+            async with self._store.transaction() as tx:
+                await tx.insert_snapshot(row)
             try:
                 made: pb.Snapshot = await self._fleet.call(
                     box.worker_id, "CreateSnapshot", _snapshot_ref(box, row), timeout=COPY_SECONDS
@@ -56,20 +56,20 @@ class Snapshots:
             except _UNCERTAIN:
                 raise
             except errors.BoxliteError as exc:
-                with self._store.transaction():
-                    self._store.delete_snapshot(row.id)
+                async with self._store.transaction() as tx:
+                    await tx.delete_snapshot(row.id)
                 raise _without_disk(box, exc) from exc
             sizes = {"container_disk_bytes": made.container_disk_bytes, "size_bytes": made.size_bytes}
-            with self._store.transaction():
-                self._store.update_snapshot(row.id, state="ready", **sizes)
-            return self._find(box, name)
+            async with self._store.transaction() as tx:
+                await tx.update_snapshot(row.id, state="ready", **sizes)
+            return await self._find(box, name)
 
     async def remove(self, prefix: str, id_or_name: str, name: str) -> None:
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
-            row = self._find(box, name)
-            with self._store.transaction():
-                self._store.update_snapshot(row.id, state="removing")
+            row = await self._find(box, name)
+            async with self._store.transaction() as tx:
+                await tx.update_snapshot(row.id, state="removing")
             await self._discard(box, row)
 
     async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
@@ -77,13 +77,13 @@ class Snapshots:
         when the box runs, ResourceExhaustedError when its worker has no room for it."""
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
-            row = self._find(box, name)
+            row = await self._find(box, name)
             if box.status not in ("configured", "stopped", "failed"):
                 raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
             if box.status not in RESERVING:
-                box = self._boxes.reserve_again(box)
-            with self._store.transaction():
-                self._store.update_snapshot(row.id, state="restoring")
+                box = await self._boxes.reserve_again(box)
+            async with self._store.transaction() as tx:
+                await tx.update_snapshot(row.id, state="restoring")
             return await self._put_back(box, row)
 
     async def clone(self, prefix: str, id_or_name: str, name: str | None) -> Box:
@@ -98,18 +98,18 @@ class Snapshots:
                     await self._fleet.call(worker.id, "CloneBox", request, timeout=COPY_SECONDS)
                 except errors.NotFoundError as exc:
                     raise _without_disk(source, exc) from exc
-        return self._boxes.get(prefix, box.box_id)
+        return await self._boxes.get(prefix, box.box_id)
 
     async def finish(self, box_id: str) -> None:
         """Finish or undo what was broken off about a box's snapshots."""
         async with self._boxes.alone(box_id):
-            box = self._store.get_box(box_id)
+            box = await self._store.get_box(box_id)
             if box is not None:
                 await self._finished(box)
 
     async def _finished(self, box: Box) -> Box:
         """In the box's turn, so what is not finished is not under way."""
-        for row in self._store.unfinished_snapshots(box.id):
+        for row in await self._store.unfinished_snapshots(box.id):
             log.info("box %s: snapshot %s was left %s", box.id, row.name, row.state)
             if row.state == "restoring":
                 box = await self._put_back(box, row)
@@ -128,22 +128,22 @@ class Snapshots:
         except _UNCERTAIN:
             raise
         except errors.BoxliteError:
-            with self._store.transaction():
-                self._store.update_snapshot(row.id, state="ready")
+            async with self._store.transaction() as tx:
+                await tx.update_snapshot(row.id, state="ready")
             await self._boxes.observe(box)
             raise
-        with self._store.transaction():
-            self._store.update_snapshot(row.id, state="ready")
-            self._store.update_box(box.id, generation=state.generation)
-        return self._boxes.apply(box, state)
+        async with self._store.transaction() as tx:
+            await tx.update_snapshot(row.id, state="ready")
+            await tx.update_box(box.id, generation=state.generation)
+        return await self._boxes.apply(box, state)
 
     async def _discard(self, box: Box, row: Snapshot) -> None:
         await self._fleet.call(box.worker_id, "RemoveSnapshot", _snapshot_ref(box, row), timeout=CALL_SECONDS)
-        with self._store.transaction():
-            self._store.delete_snapshot(row.id)
+        async with self._store.transaction() as tx:
+            await tx.delete_snapshot(row.id)
 
-    def _find(self, box: Box, name: str) -> Snapshot:
-        row = self._store.find_snapshot(box.id, name)
+    async def _find(self, box: Box, name: str) -> Snapshot:
+        row = await self._store.find_snapshot(box.id, name)
         if row is None:
             raise errors.NotFoundError(f"snapshot not found: {name}")
         return row

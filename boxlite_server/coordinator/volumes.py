@@ -15,7 +15,7 @@ from .._gen import worker_pb2 as pb
 from . import scheduler
 from .fleet import Fleet
 from .scheduler import Need
-from .store import Store, Volume, Worker
+from .store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ class Volumes:
         self._clock = clock
         self._under_way: set[str] = set()  # ids of volumes being created or removed
 
-    def get(self, prefix: str, id_or_name: str) -> Volume:
-        volume = self._store.find_volume(prefix, id_or_name)
+    async def get(self, prefix: str, id_or_name: str) -> Volume:
+        volume = await self._store.find_volume(prefix, id_or_name)
         if volume is None:
             raise errors.NotFoundError(f"volume not found: {id_or_name}")
         return volume
 
-    def all(self, prefix: str) -> list[Volume]:
+    async def all(self, prefix: str) -> list[Volume]:
         """The volumes of a prefix, oldest first."""
-        return self._store.list_volumes(prefix)
+        return await self._store.list_volumes(prefix)
 
     async def create(self, prefix: str, name: str | None) -> Volume:
         """Make a volume on the least loaded worker; the next one is tried where one cannot.
@@ -48,23 +48,23 @@ class Volumes:
         What was left half made is finished by asking for the same name again.
         Raises AlreadyExistsError, ResourceExhaustedError, UpstreamUnavailableError.
         """
-        left = self._store.find_volume(prefix, name) if name else None
+        left = await self._store.find_volume(prefix, name) if name else None
         if left and left.name == name and left.state == "creating" and left.id not in self._under_way:
             return await self._make(left.id, left.worker_id)
         volume_id = ids.new_id()
         tried: dict[str, str] = {}
         while True:
-            worker = self._reserve(volume_id, prefix, name, tried)
+            worker = await self._reserve(volume_id, prefix, name, tried)
             try:
                 return await self._make(volume_id, worker.id)
             except _TRY_ELSEWHERE as exc:
                 log.warning("volume %s cannot be created on %s: %s", volume_id, worker.name, exc)
                 tried[worker.name] = exc.message
-                self._forget(volume_id)
+                await self._forget(volume_id)
             except errors.TimedOutError:
                 raise  # it may have been made: the row stays, to be finished or removed
             except errors.BoxliteError:
-                self._forget(volume_id)
+                await self._forget(volume_id)
                 raise
 
     async def _make(self, volume_id: str, worker_id: str) -> Volume:
@@ -72,7 +72,7 @@ class Volumes:
         try:
             ref = pb.VolumeRef(volume_id=volume_id)
             await self._fleet.call(worker_id, "CreateVolume", ref, timeout=CALL_SECONDS)
-            return self._change(volume_id, "ready")
+            return await self._change(volume_id, "ready")
         finally:
             self._under_way.discard(volume_id)
 
@@ -82,34 +82,36 @@ class Volumes:
         Raises InvalidStateError while a box mounts it. Raises UpstreamUnavailableError when its worker does not
         answer; nobody mounts it then any more, and it can be removed again.
         """
-        with self._store.transaction():
-            volume = self._store.find_volume(prefix, id_or_name)
+        async with self._store.transaction() as tx:
+            volume = await tx.find_volume(prefix, id_or_name)
             if volume is None:
                 if force:
                     return
                 raise errors.NotFoundError(f"volume not found: {id_or_name}")
             if volume.id in self._under_way:
                 raise errors.InvalidStateError(f"volume '{volume.name}' is being created or removed; try again")
-            if users := self._store.boxes_with_volume(volume.id):
+            if users := await tx.boxes_with_volume(volume.id):
                 raise errors.InvalidStateError(
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
-            self._store.update_volume(volume.id, state="deleting", updated_at=self._clock())
+            await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
         self._under_way.add(volume.id)
         try:
             await self._fleet.call(
                 volume.worker_id, "RemoveVolume", pb.VolumeRef(volume_id=volume.id), timeout=CALL_SECONDS
             )
-            self._forget(volume.id)
+            await self._forget(volume.id)
         except errors.InvalidStateError:
-            self._change(volume.id, volume.state)
+            await self._change(volume.id, volume.state)
             raise
         finally:
             self._under_way.discard(volume.id)
 
     # ---- for boxes ------------------------------------------------------------------------------------
 
-    def resolve(self, prefix: str, mounts: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    async def resolve(
+        self, prefix: str, mounts: Iterable[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Any]], str | None]:
         """The mounts with the `volume_id` of each volume, and the id of the one worker that holds them all.
 
         Raises NotFoundError for an unknown volume, InvalidArgumentError where no one worker holds them all.
@@ -118,7 +120,7 @@ class Volumes:
         for mount in mounts:
             full = dict(mount)
             if mount["volume"]:
-                volume = self.get(prefix, mount.get("volume_id") or mount["volume"])
+                volume = await self.get(prefix, mount.get("volume_id") or mount["volume"])
                 full["volume_id"] = volume.id
                 homes[volume.worker_id] = volume.name
             resolved.append(full)
@@ -127,36 +129,37 @@ class Volumes:
             raise errors.InvalidArgumentError(f"volumes: {names} are on different workers; a box is on one")
         return resolved, next(iter(homes), None)
 
-    def check_ready(self, mounts: Iterable[Mapping[str, Any]]) -> None:
+    @staticmethod
+    async def check_ready(tx: Tables, mounts: Iterable[Mapping[str, Any]]) -> None:
         """In the transaction that makes a box. Raises InvalidStateError when a volume cannot be mounted now."""
         for mount in mounts:
             if volume_id := mount.get("volume_id"):
-                volume = self._store.get_volume(volume_id)
+                volume = await tx.get_volume(volume_id)
                 if volume is None or volume.state != "ready":
                     state = volume.state if volume else "gone"
                     raise errors.InvalidStateError(f"volume '{mount['volume']}' cannot be mounted: it is {state}")
 
     # ---- rows -----------------------------------------------------------------------------------------
 
-    def _reserve(self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, str]) -> Worker:
+    async def _reserve(self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, str]) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step."""
-        with self._store.transaction():
-            candidates = self._fleet.candidates()
+        async with self._store.transaction() as tx:
+            candidates = await self._fleet.candidates(tx)
             untried = [c for c in candidates if c.worker.name not in tried]
             placement = scheduler.place(Need(0, 0), untried)
             if not placement.workers:
                 raise scheduler.not_placed("volume", candidates, {**tried, **placement.refusals}, bool(tried))
             worker, now = placement.workers[0], self._clock()
-            self._store.insert_volume(Volume(volume_id, prefix, name or volume_id, worker.id, "creating", now, now))
+            await tx.insert_volume(Volume(volume_id, prefix, name or volume_id, worker.id, "creating", now, now))
             return worker
 
-    def _change(self, volume_id: str, state: str) -> Volume:
-        with self._store.transaction():
-            self._store.update_volume(volume_id, state=state, updated_at=self._clock())
-        volume = self._store.get_volume(volume_id)
+    async def _change(self, volume_id: str, state: str) -> Volume:
+        async with self._store.transaction() as tx:
+            await tx.update_volume(volume_id, state=state, updated_at=self._clock())
+        volume = await self._store.get_volume(volume_id)
         assert volume is not None, "a row goes only with its operation"
         return volume
 
-    def _forget(self, volume_id: str) -> None:
-        with self._store.transaction():
-            self._store.delete_volume(volume_id)
+    async def _forget(self, volume_id: str) -> None:
+        async with self._store.transaction() as tx:
+            await tx.delete_volume(volume_id)

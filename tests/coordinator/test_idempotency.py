@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.blocking import Blocking
 from support.cluster import Cluster
 
 from boxlite_server.coordinator.auth import Principal
@@ -88,9 +89,9 @@ async def read_all(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    store = Store(tmp_path / "c.db")
+    store = asyncio.run(Store.open(tmp_path / "c.db"))
     yield Site(store)
-    store.close()
+    Blocking(store).close()
 
 
 def test_a_repetition_gets_the_first_answer(site: Site) -> None:
@@ -244,13 +245,13 @@ def test_keys_expire(site: Site) -> None:
 
 
 def test_expired_answers_are_purged(tmp_path: Path) -> None:
-    store = Store(tmp_path / "c.db")
+    store = asyncio.run(Store.open(tmp_path / "c.db"))
     site = Site(store)
     asyncio.run(site.send(b"a"))
-    store.purge_answers(site.now + LIFETIME_SECONDS - 1)
-    assert store.find_answer("me default", "k", site.now)
-    store.purge_answers(site.now + LIFETIME_SECONDS)
-    assert store.find_answer("me default", "k", site.now) is None
+    Blocking(store).purge_answers(site.now + LIFETIME_SECONDS - 1)
+    assert Blocking(store).find_answer("me default", "k", site.now)
+    Blocking(store).purge_answers(site.now + LIFETIME_SECONDS)
+    assert Blocking(store).find_answer("me default", "k", site.now) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.blocking import Blocking
 
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
@@ -74,12 +75,12 @@ class Site:
         self.policy = policy
         self.clock = clock or Clock()
         self.worker = FakeWorker()
-        self.core = self.open()
+        self.core = asyncio.run(self.open())
         row = Worker("w1", "one", "http://127.0.0.1:1", "s", "active", "e", {}, 8, 65536, None, "", "", 0, 0)
-        self.core.store.put_worker(row._replace(last_heartbeat=self.clock()))
+        Blocking(self.core.store).put_worker(row._replace(last_heartbeat=self.clock()))
 
-    def open(self) -> Core:
-        core = Core.open(self.path, None, self.policy, self.clock)
+    async def open(self) -> Core:
+        core = await Core.open(self.path, None, self.policy, self.clock)
         core.fleet.call = self.worker.call  # type: ignore[method-assign]
         return core
 
@@ -91,13 +92,13 @@ class Site:
         """Let time pass, and see what is done about it; the worker sends heartbeats unless told otherwise."""
         self.clock.now += seconds
         if beats:
-            self.core.store.update_worker("w1", last_heartbeat=self.clock())
-        self.core.lifetimes.look()
+            await self.core.store.update_worker("w1", last_heartbeat=self.clock())
+        await self.core.lifetimes.look()
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
 
-    def status(self, box: Box) -> str | None:
-        row = self.core.store.get_box(box.id)
+    async def status(self, box: Box) -> str | None:
+        row = await self.core.store.get_box(box.id)
         return row.status if row else None
 
 
@@ -110,14 +111,14 @@ def test_an_idle_box_is_stopped_and_later_removed(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_stop=60, auto_delete=100)
         await site.after(59)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         assert "GetBox" not in site.worker.calls
         await site.after(1)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
         await site.after(99)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
         await site.after(1)
-        assert site.status(box) is None
+        assert await site.status(box) is None
         assert site.worker.states == {}
 
     asyncio.run(story())
@@ -127,10 +128,10 @@ def test_without_a_wish_a_box_stays(site: Site) -> None:
     async def story() -> None:
         box = await site.running()
         await site.after(1e6)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         await site.core.boxes.stop("default", box.id, None)
         await site.after(1e6)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -144,9 +145,9 @@ def test_the_operators_defaults_hold_unless_the_box_says_otherwise(tmp_path: Pat
         longer = await site.running(auto_pause=30)
         assert (longer.spec["auto_stop"], longer.spec["auto_delete"]) == (30, 20)
         await site.after(10)
-        assert [site.status(box) for box in (plain, never, longer)] == ["stopped", "running", "running"]
+        assert [await site.status(box) for box in (plain, never, longer)] == ["stopped", "running", "running"]
         await site.after(20)
-        assert [site.status(box) for box in (plain, never, longer)] == [None, "running", "stopped"]
+        assert [await site.status(box) for box in (plain, never, longer)] == [None, "running", "stopped"]
 
     asyncio.run(story())
 
@@ -160,14 +161,14 @@ def test_two_names_of_one_wish_must_agree(site: Site) -> None:
 def test_use_holds_the_stop_off_and_the_time_counts_from_its_end(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_stop=60)
-        with site.core.schedule.use(box):
+        async with site.core.schedule.use(box):
             await site.after(1000)
-            assert site.status(box) == "running"
+            assert await site.status(box) == "running"
             await site.after(1000)
         await site.after(59)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         await site.after(1)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -179,13 +180,13 @@ def test_a_command_that_nobody_watches_holds_the_stop_off(site: Site) -> None:
         site.worker.live = 1
         for _ in range(3):
             await site.after(60)
-            assert site.status(box) == "running"
+            assert await site.status(box) == "running"
         site.worker.live, site.worker.idle = 0, 45.0  # it ended 45 seconds ago
         await site.after(60)
-        assert site.core.store.next_deadline(0) == site.clock() + 15
+        assert await site.core.store.next_deadline(0) == site.clock() + 15
         site.worker.idle = 60.0
         await site.after(15)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -195,12 +196,12 @@ def test_a_command_that_comes_while_the_worker_is_asked_wins(site: Site) -> None
         box = await site.running(auto_stop=60)
 
         async def exec_in_between() -> None:
-            users.enter_context(site.core.schedule.use(box))
+            await users.enter_async_context(site.core.schedule.use(box))
 
-        with ExitStack() as users:
+        async with AsyncExitStack() as users:
             site.worker.before["GetBox"] = exec_in_between
             await site.after(60)
-            assert site.status(box) == "running"
+            assert await site.status(box) == "running"
             assert "StopBox" not in site.worker.calls
 
     asyncio.run(story())
@@ -219,7 +220,7 @@ def test_a_command_that_comes_during_the_stop_starts_the_box_again(site: Site) -
         site.worker.before["StopBox"] = exec_now
         await site.after(60)
         assert site.worker.calls[-3:] == ["StopBox", "StartBox", "StartExecution"]
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         assert begun[0].exception() is None
 
     asyncio.run(story())
@@ -243,9 +244,9 @@ def test_starting_a_running_box_is_use(site: Site) -> None:
         site.clock.now += 59
         await site.core.boxes.start("default", box.id)
         await site.after(59)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         await site.after(1)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -257,7 +258,7 @@ def test_a_box_that_is_started_again_is_not_removed(site: Site) -> None:
         await site.after(9)
         await site.core.boxes.start("default", box.id)
         await site.after(100)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
 
     asyncio.run(story())
 
@@ -266,11 +267,11 @@ def test_a_transfer_holds_the_removal_off(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_delete=10)
         box = await site.core.boxes.stop("default", box.id, None)
-        with site.core.schedule.use(box):
+        async with site.core.schedule.use(box):
             await site.after(10)
-            assert site.status(box) == "stopped"
+            assert await site.status(box) == "stopped"
         await site.after(0)
-        assert site.status(box) is None
+        assert await site.status(box) is None
 
     asyncio.run(story())
 
@@ -280,12 +281,12 @@ def test_a_worker_that_does_not_answer_is_asked_again(site: Site) -> None:
         box = await site.running(auto_stop=60)
         site.worker.down = True
         await site.after(60)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         site.worker.down = False
         await site.after(RETRY_SECONDS - 1)
-        assert site.status(box) == "running"
+        assert await site.status(box) == "running"
         await site.after(1)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -298,7 +299,7 @@ def test_a_worker_that_is_gone_is_not_asked_until_it_is_back(site: Site) -> None
         await site.after(3600, beats=False)
         assert site.worker.calls == []
         await site.after(RETRY_SECONDS)
-        assert site.status(box) == "stopped"
+        assert await site.status(box) == "stopped"
 
     asyncio.run(story())
 
@@ -308,11 +309,11 @@ def test_deadlines_outlive_the_coordinator(site: Site) -> None:
         idle = await site.running(auto_stop=60)
         gone = await site.running(auto_delete=60)
         await site.core.boxes.stop("default", gone.id, None)
-        site.core.store.close()
+        await site.core.store.close()
         site.clock.now += 3600
-        site.core = site.open()
+        site.core = await site.open()
         await site.after(0)
-        assert (site.status(idle), site.status(gone)) == ("stopped", None)
+        assert (await site.status(idle), await site.status(gone)) == ("stopped", None)
 
     asyncio.run(story())
 
@@ -349,10 +350,10 @@ def test_counters(site: Site) -> None:
             await site.core.boxes.create("default", {})
 
     asyncio.run(story())
-    assert site.core.store.counters("default") == (1, 1, 1, 1, 0)
-    assert site.core.store.counters("other") == (0, 0, 0, 0, 0)
-    site.core.store.close()
-    assert site.open().store.counters("default") == (1, 1, 1, 1, 0)
+    assert Blocking(site.core.store).counters("default") == (1, 1, 1, 1, 0)
+    assert Blocking(site.core.store).counters("other") == (0, 0, 0, 0, 0)
+    Blocking(site.core.store).close()
+    assert Blocking(asyncio.run(site.open()).store).counters("default") == (1, 1, 1, 1, 0)
 
 
 def test_a_prefix_may_have_so_many_boxes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.blocking import Blocking
 
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
@@ -35,9 +36,11 @@ class Workers(Fleet):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "coordinator.db")
+    store = asyncio.run(Store.open(tmp_path / "coordinator.db"))
     for name in ("one", "two"):
-        store.put_worker(Worker(name, name, "http://h:1", "s", "active", "e", {}, 2, 4096, None, "", "", NOW, NOW))
+        Blocking(store).put_worker(
+            Worker(name, name, "http://h:1", "s", "active", "e", {}, 2, 4096, None, "", "", NOW, NOW)
+        )
     return store
 
 
@@ -62,7 +65,7 @@ def failing(worker: str, error: errors.BoxliteError) -> Answer:
 
 def box_with(store: Store, volume_id: str, worker_id: str) -> None:
     spec = {"image": "alpine", "mounts": [{"volume": "x", "volume_id": volume_id, "guest_path": "/d"}]}
-    store.insert_box(
+    Blocking(store).insert_box(
         Box("box1", "p", None, worker_id, 1, "stopped", spec, 1, 1, {}, None, None, None, NOW, NOW, None, None)
     )
 
@@ -71,21 +74,22 @@ def test_the_next_worker_is_tried(store: Store, volumes: Volumes, workers: Worke
     workers.answer = failing("one", errors.UpstreamUnavailableError("gone"))
     made = asyncio.run(volumes.create("p", "data"))
     assert (made.worker_id, made.state) == ("two", "ready")
-    assert store.list_volumes("p") == [made]
+    assert Blocking(store).list_volumes("p") == [made]
     workers.answer = lambda worker_id, method: (_ for _ in ()).throw(errors.EngineError("no engine"))
     with pytest.raises(errors.UpstreamUnavailableError, match="one no engine; two no engine"):
         asyncio.run(volumes.create("p", "more"))
-    assert store.list_volumes("p") == [made]
+    assert Blocking(store).list_volumes("p") == [made]
 
 
 def test_what_was_left_half_made_is_finished_by_asking_again(store: Store, volumes: Volumes, workers: Workers) -> None:
     workers.answer = failing("one", errors.TimedOutError("late"))
     with pytest.raises(errors.TimedOutError):
         asyncio.run(volumes.create("p", "data"))
-    (left,) = store.list_volumes("p")
+    (left,) = Blocking(store).list_volumes("p")
     assert left.state == "creating"
     with pytest.raises(errors.InvalidStateError, match="creating"):
-        volumes.check_ready(volumes.resolve("p", [{"volume": "data"}])[0])
+        mounts, _ = Blocking(volumes).resolve("p", [{"volume": "data"}])
+        asyncio.run(volumes.check_ready(store, mounts))
     workers.answer = lambda worker_id, method: pb.Empty()
     made = asyncio.run(volumes.create("p", "data"))
     assert (made.id, made.worker_id, made.state) == (left.id, left.worker_id, "ready")
@@ -100,9 +104,9 @@ def test_a_volume_in_use_is_kept_and_its_worker_not_asked(store: Store, volumes:
     with pytest.raises(errors.InvalidStateError, match="box1"):
         asyncio.run(volumes.remove("p", made.id, force=True))
     assert workers.calls == []
-    store.delete_box("box1")
+    Blocking(store).delete_box("box1")
     asyncio.run(volumes.remove("p", made.id, force=False))
-    assert store.list_volumes("p") == []
+    assert Blocking(store).list_volumes("p") == []
 
 
 def test_a_removal_that_did_not_end_can_be_repeated(store: Store, volumes: Volumes, workers: Workers) -> None:
@@ -111,10 +115,11 @@ def test_a_removal_that_did_not_end_can_be_repeated(store: Store, volumes: Volum
     with pytest.raises(errors.UpstreamUnavailableError):
         asyncio.run(volumes.remove("p", "data", force=True))
     with pytest.raises(errors.InvalidStateError, match="deleting"):
-        volumes.check_ready(volumes.resolve("p", [{"volume": "data"}])[0])
+        mounts, _ = Blocking(volumes).resolve("p", [{"volume": "data"}])
+        asyncio.run(volumes.check_ready(store, mounts))
     workers.answer = lambda worker_id, method: pb.Empty()
     asyncio.run(volumes.remove("p", "data", force=False))
-    assert store.list_volumes("p") == []
+    assert Blocking(store).list_volumes("p") == []
 
 
 def test_what_the_engine_refuses_to_remove_is_as_before(store: Store, volumes: Volumes, workers: Workers) -> None:
@@ -122,14 +127,14 @@ def test_what_the_engine_refuses_to_remove_is_as_before(store: Store, volumes: V
     workers.answer = failing(made.worker_id, errors.InvalidStateError("a container has it"))
     with pytest.raises(errors.InvalidStateError, match="a container"):
         asyncio.run(volumes.remove("p", "data", force=False))
-    assert volumes.get("p", "data").state == "ready"
+    assert Blocking(volumes).get("p", "data").state == "ready"
 
 
 def test_an_id_comes_before_a_name(volumes: Volumes) -> None:
     first = asyncio.run(volumes.create("p", None))
     second = asyncio.run(volumes.create("q", first.id))
-    assert volumes.get("p", first.id) == first
-    assert volumes.get("q", first.id) == second
+    assert Blocking(volumes).get("p", first.id) == first
+    assert Blocking(volumes).get("q", first.id) == second
 
 
 def test_a_removed_worker_takes_its_volumes_rows_along(store: Store, volumes: Volumes, workers: Workers) -> None:
@@ -137,7 +142,7 @@ def test_a_removed_worker_takes_its_volumes_rows_along(store: Store, volumes: Vo
     with pytest.raises(errors.InvalidStateError, match="1 volumes"):
         asyncio.run(workers.remove(made.worker_id, force=False))
     asyncio.run(workers.remove(made.worker_id, force=True))
-    assert store.list_volumes("p") == []
+    assert Blocking(store).list_volumes("p") == []
 
 
 # ---- images, over the same workers ----

@@ -15,7 +15,7 @@ _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "r
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     box = await core.boxes.create(prefix, body)
-    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
 async def list_boxes(
@@ -27,7 +27,7 @@ async def list_boxes(
     page_size: int | None = None,
     page_token: str | None = None,
 ) -> Any:
-    page = core.boxes.list(
+    page = await core.boxes.list(
         prefix,
         statuses=_FILTER.get(status, (status,)) if status else (),
         name=name,
@@ -36,16 +36,16 @@ async def list_boxes(
         limit=page_size,
     )
     token = paging.encode_token(page.next_token) if page.next_token else None
-    names = {worker.id: worker.name for worker in core.store.list_workers()}
+    names = {worker.id: worker.name for worker in await core.store.list_workers()}
     return {"boxes": [wire.box(box, names.get(box.worker_id)) for box in page.boxes], "next_page_token": token}
 
 
 async def get_box(core: Core, prefix: str, box_id: str) -> Any:
-    return _shown(core, core.boxes.get(prefix, box_id))
+    return await _shown(core, await core.boxes.get(prefix, box_id))
 
 
 async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
-    core.boxes.get(prefix, box_id)
+    await core.boxes.get(prefix, box_id)
     return None, 204
 
 
@@ -55,15 +55,15 @@ async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) 
 
 
 async def start_box(core: Core, prefix: str, box_id: str) -> Any:
-    return _shown(core, await core.boxes.start(prefix, box_id))
+    return await _shown(core, await core.boxes.start(prefix, box_id))
 
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
-    return _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+    return await _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
 
 
-def _shown(core: Core, box: Box) -> dict[str, Any]:
-    worker = core.store.get_worker(box.worker_id)
+async def _shown(core: Core, box: Box) -> dict[str, Any]:
+    worker = await core.store.get_worker(box.worker_id)
     return wire.box(box, worker.name if worker else None)
 
 

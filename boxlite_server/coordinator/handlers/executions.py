@@ -33,17 +33,17 @@ async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str)
 
 
 async def kill_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
-    await core.executions.kill(core.boxes.get(prefix, box_id), execution_id)
+    await core.executions.kill(await core.boxes.get(prefix, box_id), execution_id)
     return None, 204
 
 
 async def signal_execution(core: Core, prefix: str, box_id: str, execution_id: str, body: dict[str, Any]) -> Any:
-    await core.executions.signal(core.boxes.get(prefix, box_id), execution_id, body["signal"])
+    await core.executions.signal(await core.boxes.get(prefix, box_id), execution_id, body["signal"])
     return None, 204
 
 
 async def resize_execution(core: Core, prefix: str, box_id: str, execution_id: str, body: dict[str, Any]) -> Any:
-    await core.executions.resize(core.boxes.get(prefix, box_id), execution_id, body["cols"], body["rows"])
+    await core.executions.resize(await core.boxes.get(prefix, box_id), execution_id, body["cols"], body["rows"])
     return None, 204
 
 
@@ -72,7 +72,7 @@ async def stream_execution_output(core: Core, prefix: str, box_id: str, executio
 
 async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
     """Server-sent events of what the box's main command has said."""
-    box = core.boxes.get(prefix, box_id)
+    box = await core.boxes.get(prefix, box_id)
     return _stream(_log_events(core, box, tail, follow))
 
 

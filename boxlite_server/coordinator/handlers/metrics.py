@@ -13,19 +13,19 @@ CALL_SECONDS = 30.0
 
 
 async def get_runtime_metrics(core: Core, prefix: str) -> Any:
-    counters = core.store.counters(prefix)
+    counters = await core.store.counters(prefix)
     return {
         "boxes_created_total": counters.boxes_created,
         "boxes_failed_total": counters.boxes_failed,
         "boxes_stopped_total": counters.boxes_stopped,
-        "num_running_boxes": core.store.count_boxes(prefix, "running"),
+        "num_running_boxes": await core.store.count_boxes(prefix, "running"),
         "total_commands_executed": counters.commands_executed,
         "total_exec_errors": counters.exec_errors,
     }
 
 
 async def get_box_metrics(core: Core, prefix: str, box_id: str) -> Any:
-    box = core.boxes.get(prefix, box_id)
+    box = await core.boxes.get(prefix, box_id)
     try:
         found: pb.BoxMetrics = await core.fleet.call(box.worker_id, "GetBoxMetrics", ref(box), timeout=CALL_SECONDS)
     except errors.NotFoundError:

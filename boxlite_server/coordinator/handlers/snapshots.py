@@ -15,7 +15,7 @@ from .boxes import _shown
 
 
 async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
-    return {"snapshots": [wire.snapshot(row) for row in core.snapshots.list(prefix, box_id)]}
+    return {"snapshots": [wire.snapshot(row) for row in await core.snapshots.list(prefix, box_id)]}
 
 
 async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
@@ -25,7 +25,7 @@ async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, 
 
 
 async def get_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
-    return wire.snapshot(core.snapshots.get(prefix, box_id, snapshot_name))
+    return wire.snapshot(await core.snapshots.get(prefix, box_id, snapshot_name))
 
 
 async def remove_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
@@ -40,7 +40,7 @@ async def restore_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: 
 
 async def clone_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     box = await core.snapshots.clone(prefix, box_id, (body or {}).get("name"))
-    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
 async def export_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
@@ -59,4 +59,4 @@ async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
     except errors.BoxliteError:
         await drain(body)
         raise
-    return _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}

@@ -10,7 +10,7 @@ from ..core import Core
 
 
 async def get_config(core: Core) -> Any:
-    workers = [c.worker for c in core.fleet.candidates() if c.reachable]
+    workers = [c.worker for c in await core.fleet.candidates() if c.reachable]
     return {
         "defaults": {
             "cpus": boxspec.DEFAULT_CPUS,
@@ -49,7 +49,7 @@ async def get_health(core: Core) -> Any:
 
 
 async def get_readiness(core: Core) -> Any:
-    active = sum(c.reachable and c.worker.status == "active" for c in core.fleet.candidates())
+    active = sum(c.reachable and c.worker.status == "active" for c in await core.fleet.candidates())
     if active:
         return {"status": "ready", "active_workers": active, "reason": None}
     return {"status": "not_ready", "active_workers": 0, "reason": "no worker is active"}, 503

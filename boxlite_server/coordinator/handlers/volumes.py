@@ -14,11 +14,11 @@ async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = N
 
 
 async def list_volumes(core: Core, prefix: str) -> Any:
-    return {"volumes": [wire.volume(volume) for volume in core.volumes.all(prefix)]}
+    return {"volumes": [wire.volume(volume) for volume in await core.volumes.all(prefix)]}
 
 
 async def get_volume(core: Core, prefix: str, volume_id: str) -> Any:
-    return wire.volume(core.volumes.get(prefix, volume_id))
+    return wire.volume(await core.volumes.get(prefix, volume_id))
 
 
 async def remove_volume(core: Core, prefix: str, volume_id: str, force: bool = False) -> Any:

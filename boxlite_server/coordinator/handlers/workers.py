@@ -13,32 +13,32 @@ from ..store import Load, Worker
 
 async def register_worker(core: Core, body: dict[str, Any]) -> Any:
     worker = await core.fleet.register(body)
-    core.reconciler.report(worker.id, body.get("boxes") or [])
+    await core.reconciler.report(worker.id, body.get("boxes") or [])
     return {
         "id": worker.id,
         "name": worker.name,
-        "cluster_id": core.store.cluster_id(),
+        "cluster_id": await core.store.cluster_id(),
         "heartbeat_interval_seconds": HEARTBEAT_SECONDS,
     }
 
 
 async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    worker = core.fleet.heartbeat(worker_id, body["epoch"])
-    core.reconciler.report(worker.id, body.get("boxes") or [])
+    worker = await core.fleet.heartbeat(worker_id, body["epoch"])
+    await core.reconciler.report(worker.id, body.get("boxes") or [])
     return {"heartbeat_interval_seconds": HEARTBEAT_SECONDS}
 
 
 async def list_workers(core: Core) -> Any:
-    loads = core.store.loads()
+    loads = await core.store.loads()
     return {
         "workers": [
-            wire.worker(worker, core.fleet, loads.get(worker.id, Load())) for worker in core.store.list_workers()
+            wire.worker(worker, core.fleet, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
         ]
     }
 
 
 async def get_worker(core: Core, worker_id: str) -> Any:
-    return _shown(core, core.fleet.get(worker_id))
+    return await _shown(core, await core.fleet.get(worker_id))
 
 
 async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
@@ -47,15 +47,15 @@ async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
 
 
 async def set_worker_status(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    return _shown(core, core.fleet.set_status(worker_id, body["status"]))
+    return await _shown(core, await core.fleet.set_status(worker_id, body["status"]))
 
 
 async def get_worker_by_box(core: Core, box_id: str) -> Any:
-    box = core.store.get_box(box_id)
+    box = await core.store.get_box(box_id)
     if box is None:
         raise errors.NotFoundError(f"box not found: {box_id}")
-    return _shown(core, core.fleet.get(box.worker_id))
+    return await _shown(core, await core.fleet.get(box.worker_id))
 
 
-def _shown(core: Core, worker: Worker) -> dict[str, Any]:
-    return wire.worker(worker, core.fleet, core.fleet.load(worker.id))
+async def _shown(core: Core, worker: Worker) -> dict[str, Any]:
+    return wire.worker(worker, core.fleet, await core.fleet.load(worker.id))

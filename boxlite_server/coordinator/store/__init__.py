@@ -10,8 +10,12 @@ from .snapshots import Snapshot, Snapshots
 from .volumes import Volume, Volumes
 from .workers import RESERVING, Load, Worker, Workers
 
-__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Snapshot", "Store", "Volume", "Worker"]
+__all__ = ["RESERVING", "Answer", "Box", "Counters", "Load", "Page", "Snapshot", "Store", "Tables", "Volume", "Worker"]
 
 
-class Store(Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots):
+class Tables(Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots):
+    """All reads and writes, of a store or of one transaction."""
+
+
+class Store(Tables):
     """Everything the coordinator keeps. See `Database` for how it is opened and written."""

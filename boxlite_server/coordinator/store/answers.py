@@ -27,24 +27,24 @@ _COLUMNS = ", ".join(Answer._fields)
 class Answers(Database):
     """Methods over the table `answers`."""
 
-    def find_answer(self, owner: str, key: str, now: float) -> Answer | None:
+    async def find_answer(self, owner: str, key: str, now: float) -> Answer | None:
         """The answer of that key, unless it has expired."""
-        row = self._execute(
+        row = await self._row(
             f"SELECT {_COLUMNS} FROM answers WHERE owner = ? AND key = ? AND expires_at > ?", (owner, key, now)
-        ).fetchone()
+        )
         if row is None:
             return None
         answer = Answer(*row)
         headers = [(name, value) for name, value in json.loads(row[5])]
         return answer._replace(body_ended=bool(answer.body_ended), headers=headers)
 
-    def put_answer(self, owner: str, key: str, answer: Answer) -> None:
+    async def put_answer(self, owner: str, key: str, answer: Answer) -> None:
         row = {**answer._asdict(), "body_ended": int(answer.body_ended), "headers": json.dumps(answer.headers)}
-        self._execute(
+        await self._execute(
             f"INSERT OR REPLACE INTO answers (owner, key, {_COLUMNS}) VALUES (?, ?{', ?' * len(row)})",
             (owner, key, *row.values()),
         )
 
-    def purge_answers(self, now: float) -> None:
+    async def purge_answers(self, now: float) -> None:
         """Forget what has expired."""
-        self._execute("DELETE FROM answers WHERE expires_at <= ?", (now,))
+        await self._execute("DELETE FROM answers WHERE expires_at <= ?", (now,))

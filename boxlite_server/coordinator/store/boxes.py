@@ -44,30 +44,30 @@ _COLUMNS = ", ".join(Box._fields)
 class Boxes(Database):
     """Methods over the table `boxes`."""
 
-    def insert_box(self, box: Box) -> None:
+    async def insert_box(self, box: Box) -> None:
         """Raises AlreadyExistsError when the name is taken in its prefix."""
         try:
-            self._execute(
+            await self._execute(
                 f"INSERT INTO boxes ({_COLUMNS}) VALUES ({', '.join('?' * len(Box._fields))})",
                 to_row(box._asdict()),
             )
         except sqlite3.IntegrityError as exc:
             raise errors.AlreadyExistsError(f"box '{box.name}' already exists") from exc
 
-    def find_box(self, prefix: str, id_or_name: str) -> Box | None:
+    async def find_box(self, prefix: str, id_or_name: str) -> Box | None:
         """The box of that id, else of that name, in that prefix."""
-        rows = self._boxes(
+        rows = await self._boxes(
             "WHERE prefix = ? AND (id = ? OR name = ?) ORDER BY id = ? DESC LIMIT 1",
             (prefix, id_or_name, id_or_name, id_or_name),
         )
         return rows[0] if rows else None
 
-    def get_box(self, box_id: str) -> Box | None:
+    async def get_box(self, box_id: str) -> Box | None:
         """The box of that id, in whatever prefix."""
-        rows = self._boxes("WHERE id = ?", (box_id,))
+        rows = await self._boxes("WHERE id = ?", (box_id,))
         return rows[0] if rows else None
 
-    def list_boxes(
+    async def list_boxes(
         self,
         prefix: str,
         *,
@@ -96,21 +96,21 @@ class Boxes(Database):
         tail = f"WHERE {' AND '.join(clauses)} ORDER BY created_at, id"
         if limit is not None:
             tail += f" LIMIT {limit + 1}"
-        found = self._boxes(tail, tuple(parameters))
+        found = await self._boxes(tail, tuple(parameters))
         if limit is None or len(found) <= limit:
             return Page(found, None)
         last = found[limit - 1]
         return Page(found[:limit], (last.created_at, last.id))
 
-    def boxes_of_worker(self, worker_id: str) -> list[Box]:
-        return self._boxes("WHERE worker_id = ?", (worker_id,))
+    async def boxes_of_worker(self, worker_id: str) -> list[Box]:
+        return await self._boxes("WHERE worker_id = ?", (worker_id,))
 
-    def update_box(self, box_id: str, **changes: Any) -> None:
-        self._update("boxes", box_id, changes)
+    async def update_box(self, box_id: str, **changes: Any) -> None:
+        await self._update("boxes", box_id, changes)
 
-    def delete_box(self, box_id: str) -> None:
-        self._execute("DELETE FROM boxes WHERE id = ?", (box_id,))
+    async def delete_box(self, box_id: str) -> None:
+        await self._execute("DELETE FROM boxes WHERE id = ?", (box_id,))
 
-    def _boxes(self, tail: str, parameters: tuple[Any, ...]) -> list[Box]:
-        rows = self._execute(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
+    async def _boxes(self, tail: str, parameters: tuple[Any, ...]) -> list[Box]:
+        rows = await self._execute(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
         return [Box(**from_row(Box._fields, row)) for row in rows]

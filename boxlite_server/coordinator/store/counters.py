@@ -18,24 +18,24 @@ class Counters(NamedTuple):
 class CounterRows(Database):
     """Methods over the table `counters`. Created, failed and stopped boxes are counted by the schema itself."""
 
-    def count(self, prefix: str, counter: str) -> None:
+    async def count(self, prefix: str, counter: str) -> None:
         """Add one to a counter, named by its field."""
         assert counter in Counters._fields
-        self._execute(
+        await self._execute(
             f"INSERT INTO counters (prefix, {counter}) VALUES (?, 1) "
             f"ON CONFLICT (prefix) DO UPDATE SET {counter} = {counter} + 1",
             (prefix,),
         )
 
-    def counters(self, prefix: str) -> Counters:
+    async def counters(self, prefix: str) -> Counters:
         columns = ", ".join(Counters._fields)
-        row = self._execute(f"SELECT {columns} FROM counters WHERE prefix = ?", (prefix,)).fetchone()
+        row = await self._row(f"SELECT {columns} FROM counters WHERE prefix = ?", (prefix,))
         return Counters(*row) if row else Counters()
 
-    def count_boxes(self, prefix: str, status: str | None = None) -> int:
+    async def count_boxes(self, prefix: str, status: str | None = None) -> int:
         """How many boxes the prefix has, in that status or in any."""
         clause, parameters = ("AND status = ?", (prefix, status)) if status else ("", (prefix,))
-        (number,) = self._execute(
+        row = await self._row(
             f"SELECT count(*) FROM boxes WHERE prefix = ? AND status != 'removing' {clause}", parameters
-        ).fetchone()
-        return int(number)
+        )
+        return int(row[0]) if row else 0

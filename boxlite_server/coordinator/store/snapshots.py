@@ -28,45 +28,44 @@ _SHOWN = "state IN ('ready', 'restoring')"
 class Snapshots(Database):
     """Methods over the table `snapshots`. A box's rows go with the box."""
 
-    def insert_snapshot(self, snapshot: Snapshot) -> None:
+    async def insert_snapshot(self, snapshot: Snapshot) -> None:
         """Raises AlreadyExistsError when the box has one of that name."""
         try:
-            self._execute(
+            await self._execute(
                 f"INSERT INTO snapshots ({_COLUMNS}) VALUES ({', '.join('?' * len(Snapshot._fields))})",
                 to_row(snapshot._asdict()),
             )
         except sqlite3.IntegrityError as exc:
             raise errors.AlreadyExistsError(f"snapshot '{snapshot.name}' already exists") from exc
 
-    def find_snapshot(self, box_id: str, name: str) -> Snapshot | None:
-        rows = self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name))
+    async def find_snapshot(self, box_id: str, name: str) -> Snapshot | None:
+        rows = await self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name))
         return rows[0] if rows else None
 
-    def list_snapshots(self, box_id: str) -> list[Snapshot]:
+    async def list_snapshots(self, box_id: str) -> list[Snapshot]:
         """Those that are there, oldest first."""
-        return self._snapshots(f"WHERE box_id = ? AND {_SHOWN} ORDER BY created_at, id", (box_id,))
+        return await self._snapshots(f"WHERE box_id = ? AND {_SHOWN} ORDER BY created_at, id", (box_id,))
 
-    def unfinished_snapshots(self, box_id: str) -> list[Snapshot]:
+    async def unfinished_snapshots(self, box_id: str) -> list[Snapshot]:
         """Those with an operation under way, or broken off."""
-        return self._snapshots("WHERE box_id = ? AND state != 'ready' ORDER BY created_at, id", (box_id,))
+        return await self._snapshots("WHERE box_id = ? AND state != 'ready' ORDER BY created_at, id", (box_id,))
 
-    def boxes_with_unfinished_snapshots(self, worker_id: str) -> set[str]:
-        rows = self._execute(
+    async def boxes_with_unfinished_snapshots(self, worker_id: str) -> set[str]:
+        rows = await self._execute(
             "SELECT DISTINCT box_id FROM snapshots JOIN boxes ON boxes.id = box_id "
             "WHERE state != 'ready' AND worker_id = ?",
             (worker_id,),
         )
         return {row[0] for row in rows}
 
-    def is_restoring(self, box_id: str) -> bool:
-        rows = self._execute("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,))
-        return rows.fetchone() is not None
+    async def is_restoring(self, box_id: str) -> bool:
+        return bool(await self._execute("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,)))
 
-    def update_snapshot(self, snapshot_id: str, **changes: Any) -> None:
-        self._update("snapshots", snapshot_id, changes)
+    async def update_snapshot(self, snapshot_id: str, **changes: Any) -> None:
+        await self._update("snapshots", snapshot_id, changes)
 
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        self._execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self._execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
 
-    def _snapshots(self, tail: str, parameters: tuple[Any, ...]) -> list[Snapshot]:
-        return [Snapshot(*row) for row in self._execute(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]
+    async def _snapshots(self, tail: str, parameters: tuple[Any, ...]) -> list[Snapshot]:
+        return [Snapshot(*row) for row in await self._execute(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]

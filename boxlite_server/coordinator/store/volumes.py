@@ -27,55 +27,55 @@ _COLUMNS = ", ".join(Volume._fields)
 class Volumes(Database):
     """Methods over the table `volumes`, and over what boxes hold of volumes and images."""
 
-    def insert_volume(self, volume: Volume) -> None:
+    async def insert_volume(self, volume: Volume) -> None:
         """Raises AlreadyExistsError when the name is taken in its prefix."""
         try:
-            self._execute(
+            await self._execute(
                 f"INSERT INTO volumes ({_COLUMNS}) VALUES ({', '.join('?' * len(Volume._fields))})",
                 to_row(volume._asdict()),
             )
         except sqlite3.IntegrityError as exc:
             raise errors.AlreadyExistsError(f"volume '{volume.name}' already exists") from exc
 
-    def find_volume(self, prefix: str, id_or_name: str) -> Volume | None:
+    async def find_volume(self, prefix: str, id_or_name: str) -> Volume | None:
         """The volume of that id, else of that name, in that prefix."""
-        rows = self._volumes(
+        rows = await self._volumes(
             "WHERE prefix = ? AND (id = ? OR name = ?) ORDER BY id = ? DESC LIMIT 1",
             (prefix, id_or_name, id_or_name, id_or_name),
         )
         return rows[0] if rows else None
 
-    def get_volume(self, volume_id: str) -> Volume | None:
+    async def get_volume(self, volume_id: str) -> Volume | None:
         """The volume of that id, in whatever prefix."""
-        rows = self._volumes("WHERE id = ?", (volume_id,))
+        rows = await self._volumes("WHERE id = ?", (volume_id,))
         return rows[0] if rows else None
 
-    def list_volumes(self, prefix: str) -> list[Volume]:
+    async def list_volumes(self, prefix: str) -> list[Volume]:
         """The volumes of a prefix, oldest first."""
-        return self._volumes("WHERE prefix = ? ORDER BY created_at, id", (prefix,))
+        return await self._volumes("WHERE prefix = ? ORDER BY created_at, id", (prefix,))
 
-    def volumes_of_worker(self, worker_id: str) -> list[Volume]:
-        return self._volumes("WHERE worker_id = ?", (worker_id,))
+    async def volumes_of_worker(self, worker_id: str) -> list[Volume]:
+        return await self._volumes("WHERE worker_id = ?", (worker_id,))
 
-    def update_volume(self, volume_id: str, **changes: Any) -> None:
-        self._update("volumes", volume_id, changes)
+    async def update_volume(self, volume_id: str, **changes: Any) -> None:
+        await self._update("volumes", volume_id, changes)
 
-    def delete_volume(self, volume_id: str) -> None:
-        self._execute("DELETE FROM volumes WHERE id = ?", (volume_id,))
+    async def delete_volume(self, volume_id: str) -> None:
+        await self._execute("DELETE FROM volumes WHERE id = ?", (volume_id,))
 
-    def boxes_with_volume(self, volume_id: str) -> list[str]:
+    async def boxes_with_volume(self, volume_id: str) -> list[str]:
         """Ids of the boxes that mount a volume. What their specs say is the one truth about it."""
-        rows = self._execute(
+        rows = await self._execute(
             "SELECT DISTINCT boxes.id FROM boxes, json_each(boxes.spec, '$.mounts') AS mount "
             "WHERE json_extract(mount.value, '$.volume_id') = ? ORDER BY boxes.id",
             (volume_id,),
         )
         return [row[0] for row in rows]
 
-    def images_of_boxes(self) -> set[str]:
+    async def images_of_boxes(self) -> set[str]:
         """The images that boxes were asked for with, as the clients wrote them."""
-        return {row[0] for row in self._execute("SELECT DISTINCT json_extract(spec, '$.image') FROM boxes")}
+        return {row[0] for row in await self._execute("SELECT DISTINCT json_extract(spec, '$.image') FROM boxes")}
 
-    def _volumes(self, tail: str, parameters: tuple[Any, ...]) -> list[Volume]:
-        rows = self._execute(f"SELECT {_COLUMNS} FROM volumes {tail}", parameters)
+    async def _volumes(self, tail: str, parameters: tuple[Any, ...]) -> list[Volume]:
+        rows = await self._execute(f"SELECT {_COLUMNS} FROM volumes {tail}", parameters)
         return [Volume(**from_row(Volume._fields, row)) for row in rows]

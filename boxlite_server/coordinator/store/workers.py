@@ -46,12 +46,12 @@ _COLUMNS = ", ".join(Worker._fields)
 class Workers(Database):
     """Methods over the table `workers`."""
 
-    def put_worker(self, worker: Worker) -> None:
+    async def put_worker(self, worker: Worker) -> None:
         """Insert or replace the row of `worker.id`. Raises AlreadyExistsError when the name is another's."""
         columns = Worker._fields
         updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
         try:
-            self._execute(
+            await self._execute(
                 f"INSERT INTO workers ({_COLUMNS}) VALUES ({', '.join('?' * len(columns))}) "
                 f"ON CONFLICT (id) DO UPDATE SET {updates}",
                 to_row(worker._asdict()),
@@ -59,31 +59,31 @@ class Workers(Database):
         except sqlite3.IntegrityError as exc:
             raise errors.AlreadyExistsError(f"worker name '{worker.name}' belongs to another worker") from exc
 
-    def get_worker(self, worker_id: str) -> Worker | None:
-        rows = self._workers("WHERE id = ?", (worker_id,))
+    async def get_worker(self, worker_id: str) -> Worker | None:
+        rows = await self._workers("WHERE id = ?", (worker_id,))
         return rows[0] if rows else None
 
-    def list_workers(self) -> list[Worker]:
+    async def list_workers(self) -> list[Worker]:
         """All workers, oldest first."""
-        return self._workers("ORDER BY registered_at, id", ())
+        return await self._workers("ORDER BY registered_at, id", ())
 
-    def update_worker(self, worker_id: str, **changes: Any) -> None:
-        self._update("workers", worker_id, changes)
+    async def update_worker(self, worker_id: str, **changes: Any) -> None:
+        await self._update("workers", worker_id, changes)
 
-    def delete_worker(self, worker_id: str) -> None:
+    async def delete_worker(self, worker_id: str) -> None:
         """Forget a worker; its boxes' rows must be gone before."""
-        self._execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+        await self._execute("DELETE FROM workers WHERE id = ?", (worker_id,))
 
-    def loads(self) -> dict[str, Load]:
+    async def loads(self) -> dict[str, Load]:
         """Reservations by worker id; a worker without any is missing."""
         marks = ", ".join("?" * len(RESERVING))
-        rows = self._execute(
+        rows = await self._execute(
             "SELECT worker_id, sum(cpus), sum(memory_mib), count(*), sum(status = 'running') "
             f"FROM boxes WHERE status IN ({marks}) GROUP BY worker_id",
             RESERVING,
         )
         return {row[0]: Load(*row[1:]) for row in rows}
 
-    def _workers(self, tail: str, parameters: tuple[Any, ...]) -> list[Worker]:
-        rows = self._execute(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
+    async def _workers(self, tail: str, parameters: tuple[Any, ...]) -> list[Worker]:
+        rows = await self._execute(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
         return [Worker(**from_row(Worker._fields, row)) for row in rows]

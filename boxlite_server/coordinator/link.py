@@ -1,0 +1,116 @@
+"""The way to one worker: the seam between the coordinator and the network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+
+from .. import errors, rpc
+from .._gen import worker_pb2_grpc
+from .store import Worker
+
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # workers are on our own network, whatever the environment says of the world
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long a connection may take to come about: 20 s unless given, and a create waits for it.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
+    # A channel per worker, also when two share an address in turn: never another worker's connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Link(Protocol):
+    """Calls to one life of one worker. They raise what the worker raised; `UnreachableError` and `TimedOutError`
+    leave open whether it has done what it was asked for."""
+
+    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+        """One call, answered within `timeout` seconds."""
+
+    def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        """The answers of a streaming call. It has no deadline, a stream may last as long as a command; it ends
+        when the worker is gone."""
+
+    async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
+        """The answer to a streamed call: its header, and what follows once the worker has accepted that (see
+        `rpc.ACCEPTED`). What it refuses at once is so known before anything is taken from `requests`.
+
+        Requests are taken no faster than the worker takes them. Without a deadline, as `stream`. Where
+        `requests` raises or the caller is cancelled, the worker's side ends too.
+        """
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+
+
+Connect = Callable[[Worker], Link]
+
+
+class GrpcLink:
+    """The `Link` of a running system: one persistent channel."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._name = worker.name
+        self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
+        self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._metadata = rpc.with_secret(worker.secret)
+
+    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as exc:
+            raise rpc.from_rpc_error(exc, self._name) from None
+
+    async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        call = getattr(self._stub, method)(request, metadata=self._metadata)
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as exc:
+            raise rpc.from_rpc_error(exc, self._name) from None
+        finally:
+            call.cancel()
+
+    async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
+        call = getattr(self._stub, method)(metadata=self._metadata)
+        try:
+            # A call that has ended takes nothing more: the last line then raises what the worker said.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(header)
+                if rpc.ACCEPTED in tuple(await call.initial_metadata()):
+                    async for request in requests:
+                        await call.write(request)
+                    await call.done_writing()
+            return await call
+        except grpc.aio.AioRpcError as exc:
+            raise rpc.from_rpc_error(exc, self._name) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._channel.close()
+
+
+def target_of(url: str) -> str:
+    """The gRPC target ``host:port`` of a worker's url; raises InvalidArgumentError when it is none."""
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        if parts.hostname and parts.port:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            return f"{host}:{parts.port}"
+    except ValueError:
+        pass
+    raise errors.InvalidArgumentError(f"'{url}' is no worker url; it has the form http://HOST:PORT")
