@@ -1,0 +1,223 @@
+"""What a large fleet costs the coordinator: `python bench/fleet.py [WORKERS] [BOXES] [SECONDS]`.
+
+By default 1,000 workers that send heartbeats as real ones do, 100,000 boxes spread over them, and 30 s of each
+phase, on loopback. Shows the coordinator's share of a core, and what two reads cost a client at 50 requests per
+second in all: a page of 100 boxes, and a box by its name. Times in milliseconds, median and 99th percentile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.cluster import Cluster  # noqa: E402
+
+from boxlite_server import ids  # noqa: E402
+from boxlite_server.coordinator.store import Box, Store, Worker  # noqa: E402
+
+BEAT_SECONDS = 5.0
+INVENTORY_SECONDS = 60.0
+READS_PER_SECOND = 50
+PAGE = 100
+SECRET, EPOCH = ids.secret(), ids.new_id()
+SPEC = {"image": "alpine:latest", "cpus": 1, "memory_mib": 128, "auto_remove": False, "auto_resume": True}
+
+
+async def fill(path: Path, workers: int, boxes: int) -> dict[str, list[dict[str, Any]]]:
+    """Write the rows; what each worker has to report."""
+    store = await Store.open(path)
+    now = time.time()
+    held: dict[str, list[dict[str, Any]]] = {ids.new_id(): [] for _ in range(workers)}
+    names = list(held)
+    async with store.transaction() as tx:
+        for number, worker_id in enumerate(names):
+            await tx.put_worker(
+                Worker(
+                    id=worker_id,
+                    name=f"simulated-{number}",
+                    url="http://127.0.0.1:1",
+                    secret=SECRET,
+                    status="active",
+                    epoch=EPOCH,
+                    labels={},
+                    cpus=16,
+                    memory_mib=65536,
+                    max_boxes=None,
+                    version="",
+                    engine_version="",
+                    registered_at=now,
+                    last_heartbeat=now,
+                )
+            )
+        for number in range(boxes):
+            worker_id, status = names[number % workers], "running" if number % 5 == 0 else "stopped"
+            row = Box(
+                id=ids.new_id(),
+                prefix="default",
+                name=f"box-{number}",
+                worker_id=worker_id,
+                generation=1,
+                status=status,
+                spec=SPEC,
+                cpus=1,
+                memory_mib=128,
+                labels={},
+                pid=None,
+                exit_code=None,
+                error=None,
+                created_at=now + number / 1e6,
+                updated_at=now,
+                started_at=now,
+                stopped_at=None,
+            )
+            await tx.insert_box(row._replace(desired="running" if status == "running" else "stopped"))
+            held[worker_id].append(
+                {"box_id": row.id, "generation": 1, "status": status, "pid": None, "exit_code": None}
+            )
+    await store.close()
+    return held
+
+
+async def request(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    """One request on a connection of its own, as workers make them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+    writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
+    answer = await reader.read(-1)
+    writer.close()
+    return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+class SimulatedWorker:
+    """Registers, and then beats: its boxes go along once a minute, or when it is asked for them."""
+
+    def __init__(self, port: int, number: int, worker_id: str, boxes: list[dict[str, Any]]) -> None:
+        self._port = port
+        self._id = worker_id
+        self._boxes = boxes
+        self._name = f"simulated-{number}"
+        self._digest = hashlib.sha256(json.dumps(boxes).encode()).hexdigest()
+        self.beats = 0
+
+    async def register(self) -> None:
+        status, body = await request(
+            self._port,
+            "POST",
+            "/v1/admin/workers",
+            {
+                "id": self._id,
+                "name": self._name,
+                "url": "http://127.0.0.1:1",
+                "secret": SECRET,
+                "epoch": EPOCH,
+                "capacity": {"cpus": 16, "memory_mib": 65536},
+                "boxes": self._boxes,
+            },
+        )
+        assert status == 200, body
+
+    async def live(self, rng: random.Random) -> None:
+        sent_at = time.monotonic() + rng.uniform(-INVENTORY_SECONDS, 0)
+        wanted = False
+        await asyncio.sleep(rng.uniform(0, BEAT_SECONDS))
+        while True:
+            beat: dict[str, Any] = {"epoch": EPOCH, "inventory": self._digest}
+            if wanted or time.monotonic() - sent_at > INVENTORY_SECONDS:
+                beat["boxes"], sent_at = self._boxes, time.monotonic()
+            status, body = await request(self._port, "POST", f"/v1/admin/workers/{self._id}/heartbeat", beat)
+            assert status == 200, body
+            wanted = bool(json.loads(body).get("send_inventory"))
+            self.beats += 1
+            await asyncio.sleep(BEAT_SECONDS * rng.uniform(0.9, 1.1))
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measured(name: str, pid: int, seconds: float, workers: list[SimulatedWorker]) -> None:
+    beats, cpu, begun = sum(worker.beats for worker in workers), cpu_seconds(pid), time.monotonic()
+    await asyncio.sleep(seconds)
+    took = time.monotonic() - begun
+    rate = (sum(worker.beats for worker in workers) - beats) / took
+    print(f"{name:<34}{(cpu_seconds(pid) - cpu) / took:>8.2f} cores at {rate:.0f} heartbeats/s", flush=True)
+
+
+async def read_steadily(
+    seconds: float, reads: dict[str, Callable[[], Awaitable[tuple[int, bytes]]]]
+) -> dict[str, list[float]]:
+    """Each read in turn at a fixed pace, whether those before have ended or not; how long each took."""
+    times: dict[str, list[float]] = {name: [] for name in reads}
+
+    async def read(name: str) -> None:
+        begun = time.perf_counter()
+        status, body = await reads[name]()
+        assert status == 200, body
+        times[name].append((time.perf_counter() - begun) * 1000)
+
+    tasks, begun = [], time.monotonic()
+    for number in range(int(seconds * READS_PER_SECOND)):
+        await asyncio.sleep(max(begun + number / READS_PER_SECOND - time.monotonic(), 0))
+        tasks.append(asyncio.create_task(read(list(reads)[number % len(reads)])))
+    await asyncio.gather(*tasks)
+    return times
+
+
+async def bench(cluster: Cluster, held: dict[str, list[dict[str, Any]]], boxes: int, seconds: float) -> None:
+    assert cluster.coordinator is not None
+    rng, port, pid = random.Random(1), cluster.port, cluster.coordinator.pid
+    workers = [SimulatedWorker(port, number, *held_by) for number, held_by in enumerate(held.items())]
+    begun = time.monotonic()
+    for worker in workers:
+        await worker.register()
+    print(f"{'all registered, with inventories':<34}{time.monotonic() - begun:>8.1f} s", flush=True)
+    lives = [asyncio.create_task(worker.live(rng)) for worker in workers]
+    await asyncio.sleep(BEAT_SECONDS * 2)
+    await measured("heartbeats alone", pid, seconds, workers)
+    reads: dict[str, Callable[[], Awaitable[tuple[int, bytes]]]] = {
+        f"list of {PAGE}": lambda: request(port, "GET", f"/v1/boxes?pageSize={PAGE}"),
+        "get by name": lambda: request(port, "GET", f"/v1/boxes/box-{rng.randrange(boxes)}"),
+    }
+    load = asyncio.create_task(measured("heartbeats and reads", pid, seconds, workers))
+    for name, times in (await read_steadily(seconds, reads)).items():
+        p99 = statistics.quantiles(times, n=100)[-1]
+        print(f"{name:<34}{statistics.median(times):>8.2f} ms{p99:>10.2f} ms (99 %)", flush=True)
+    await load
+    for life in lives:
+        life.cancel()
+        with suppress(asyncio.CancelledError):
+            await life
+
+
+def main() -> None:
+    workers = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    boxes = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
+    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 30.0
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        cluster = Cluster(Path(name), "unix:///nowhere")
+        held = asyncio.run(fill(cluster.directory / "coordinator.db", workers, boxes))
+        cluster.start_coordinator()
+        try:
+            asyncio.run(bench(cluster, held, boxes, seconds))
+        finally:
+            cluster.close()
+
+
+if __name__ == "__main__":
+    main()
