@@ -19,6 +19,7 @@
     ├── EngineError                    503 engine_unavailable
     ├── TimedOutError                  504 timeout
     └── DatabaseError                  500 database_error
+        └── DatabaseUnavailableError   503 database_error
 
 Each class carries the HTTP status, the `type` and the `code` that released clients dispatch on.
 The message is for the person at the client: it says what happened, to what, and what to do.
@@ -123,6 +124,12 @@ class DatabaseError(BoxliteError):
     """The coordinator's database cannot be read or written."""
 
     type, code = "DatabaseError", "database_error"
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """It cannot be now: locked, full, read-only, not reached. The next try may find that this is over."""
+
+    status = 503
 
 
 def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:

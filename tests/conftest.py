@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import boxes
 from support.cluster import Cluster
+from support.postgresql import Server, installed, private_server
 from support.registry import private_registry, push
 
 from boxlite_server import busybox, engine
@@ -93,6 +94,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def registry_image(docker_host: str, registry: str) -> str:
     """The name of an image that only the registry has."""
     return push(docker_host, BARE_IMAGE, registry, "boxlite/extra:v1")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A running PostgreSQL of our own. Whoever stops it starts it again."""
+    if os.geteuid() != 0 and not installed():
+        pytest.skip("a PostgreSQL takes root, or an installed one")
+    with private_server() as server:
+        yield server
 
 
 @contextmanager
@@ -180,3 +190,9 @@ def pytest_runtest_makereport(
 def pytest_sessionstart() -> None:
     """A terminated run ends its engines and clusters, as an interrupted one does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio."""
+    return "asyncio"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from .database import Database
+from .table import Table, marks
 
 
 class Answer(NamedTuple):
@@ -22,14 +22,15 @@ class Answer(NamedTuple):
 
 
 _COLUMNS = ", ".join(Answer._fields)
+_UPDATES = ", ".join(f"{column} = excluded.{column}" for column in Answer._fields)
 
 
-class Answers(Database):
+class Answers(Table):
     """Methods over the table `answers`."""
 
     async def find_answer(self, owner: str, key: str, now: float) -> Answer | None:
         """The answer of that key, unless it has expired."""
-        row = await self._row(
+        row = await self._read_one(
             f"SELECT {_COLUMNS} FROM answers WHERE owner = ? AND key = ? AND expires_at > ?", (owner, key, now)
         )
         if row is None:
@@ -40,11 +41,12 @@ class Answers(Database):
 
     async def put_answer(self, owner: str, key: str, answer: Answer) -> None:
         row = {**answer._asdict(), "body_ended": int(answer.body_ended), "headers": json.dumps(answer.headers)}
-        await self._execute(
-            f"INSERT OR REPLACE INTO answers (owner, key, {_COLUMNS}) VALUES (?, ?{', ?' * len(row)})",
+        await self._write(
+            f"INSERT INTO answers (owner, key, {_COLUMNS}) VALUES (?, ?, {marks(row)}) "
+            f"ON CONFLICT (owner, key) DO UPDATE SET {_UPDATES}",
             (owner, key, *row.values()),
         )
 
     async def purge_answers(self, now: float) -> None:
         """Forget what has expired."""
-        await self._execute("DELETE FROM answers WHERE expires_at <= ?", (now,))
+        await self._write("DELETE FROM answers WHERE expires_at <= ?", (now,))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ... import errors
-from .database import Database, from_row, to_row
+from .table import Table, decoded, json_columns, marks
 
 
 class Box(NamedTuple):
@@ -31,6 +30,21 @@ class Box(NamedTuple):
     started_at: float | None
     stopped_at: float | None
     published: list[dict[str, Any]] = []  # noqa: RUF012 - never changed; ports with real host ports, while it runs
+    desired: str = "stopped"  # what should be, running or stopped, where status is what is
+    engine_life: str | None = None  # of the engine under which it was last seen running
+    request_key: str | None = None  # of the request that made it, where that may come again; unique
+
+
+class BoxState(NamedTuple):
+    """What an inventory is compared with: the parts of a box's row that are cheap to have of many."""
+
+    id: str
+    generation: int
+    status: str
+    desired: str
+    engine_life: str | None
+    error: str | None
+    auto_remove: bool
 
 
 class Page(NamedTuple):
@@ -39,27 +53,29 @@ class Page(NamedTuple):
 
 
 _COLUMNS = ", ".join(Box._fields)
+_JSON = json_columns(Box._fields)
 
 
-class Boxes(Database):
+class Boxes(Table):
     """Methods over the table `boxes`."""
 
     async def insert_box(self, box: Box) -> None:
-        """Raises AlreadyExistsError when the name is taken in its prefix."""
-        try:
-            await self._execute(
-                f"INSERT INTO boxes ({_COLUMNS}) VALUES ({', '.join('?' * len(Box._fields))})",
-                to_row(box._asdict()),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise errors.AlreadyExistsError(f"box '{box.name}' already exists") from exc
+        """Raises AlreadyExistsError when the name is taken in its prefix, or the request has made a box."""
+        if not await self._insert("boxes", box._asdict()):
+            raise errors.AlreadyExistsError(f"box '{box.name or box.id}' already exists")
 
     async def find_box(self, prefix: str, id_or_name: str) -> Box | None:
         """The box of that id, else of that name, in that prefix."""
         rows = await self._boxes(
-            "WHERE prefix = ? AND (id = ? OR name = ?) ORDER BY id = ? DESC LIMIT 1",
-            (prefix, id_or_name, id_or_name, id_or_name),
+            "WHERE id = coalesce((SELECT id FROM boxes WHERE prefix = ? AND id = ?), "
+            "(SELECT id FROM boxes WHERE prefix = ? AND name = ?))",
+            (prefix, id_or_name, prefix, id_or_name),
         )
+        return rows[0] if rows else None
+
+    async def find_box_by_request(self, request_key: str) -> Box | None:
+        """The box that this request made."""
+        rows = await self._boxes("WHERE request_key = ?", (request_key,))
         return rows[0] if rows else None
 
     async def get_box(self, box_id: str) -> Box | None:
@@ -72,23 +88,29 @@ class Boxes(Database):
         prefix: str,
         *,
         statuses: tuple[str, ...] = (),
+        unreachable: tuple[str, ...] = (),
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         after: tuple[float, str] | None = None,
         limit: int | None = None,
     ) -> Page:
         """Boxes of a prefix, oldest first. `after` is the token of the page before;
-        it stays good when boxes come and go. Without `limit` the page holds all."""
+        it stays good when boxes come and go. Without `limit` the page holds all.
+
+        `statuses` may name ``unknown`` too: the status of all boxes of the workers `unreachable`, whatever their
+        rows say. No other status finds those.
+        """
         clauses: list[str] = ["prefix = ?"]
         parameters: list[Any] = [prefix]
         if statuses:
-            clauses.append(f"status IN ({', '.join('?' * len(statuses))})")
-            parameters += statuses
+            clause, values = _of_status(statuses, unreachable)
+            clauses.append(clause)
+            parameters += values
         if name is not None:
             clauses.append("name = ?")
             parameters.append(name)
         for key, value in (labels or {}).items():
-            clauses.append("EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)")
+            clauses.append(self._connection.dialect.has_label)
             parameters += [key, value]
         if after is not None:
             clauses.append("(created_at, id) > (?, ?)")
@@ -105,12 +127,33 @@ class Boxes(Database):
     async def boxes_of_worker(self, worker_id: str) -> list[Box]:
         return await self._boxes("WHERE worker_id = ?", (worker_id,))
 
+    async def inventory_of_worker(self, worker_id: str) -> list[BoxState]:
+        """The states of a worker's boxes."""
+        rows = await self._read(
+            "SELECT id, generation, status, desired, engine_life, error, "
+            f"{self._connection.dialect.auto_remove} FROM boxes WHERE worker_id = ?",
+            (worker_id,),
+        )
+        return [BoxState(*row)._replace(auto_remove=bool(row[-1])) for row in rows]
+
     async def update_box(self, box_id: str, **changes: Any) -> None:
         await self._update("boxes", box_id, changes)
 
     async def delete_box(self, box_id: str) -> None:
-        await self._execute("DELETE FROM boxes WHERE id = ?", (box_id,))
+        await self._write("DELETE FROM boxes WHERE id = ?", (box_id,))
 
     async def _boxes(self, tail: str, parameters: tuple[Any, ...]) -> list[Box]:
-        rows = await self._execute(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
-        return [Box(**from_row(Box._fields, row)) for row in rows]
+        rows = await self._read(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
+        return [Box(*decoded(row, _JSON)) for row in rows]
+
+
+def _of_status(statuses: tuple[str, ...], unreachable: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The condition for boxes that show one of these statuses, and its parameters."""
+    written = tuple(status for status in statuses if status != "unknown")
+    known = f"status IN ({marks(written)})" if written else "1 = 0"
+    if not unreachable:
+        return known, written
+    lost = f"worker_id IN ({marks(unreachable)})"
+    if "unknown" in statuses:
+        return f"({known} OR {lost})", (*written, *unreachable)
+    return f"({known} AND NOT {lost})", (*written, *unreachable)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, NamedTuple
 
 from ... import errors
-from .database import Database, to_row
+from .table import Table
 
 
 class Snapshot(NamedTuple):
@@ -25,18 +24,13 @@ _COLUMNS = ", ".join(Snapshot._fields)
 _SHOWN = "state IN ('ready', 'restoring')"
 
 
-class Snapshots(Database):
+class Snapshots(Table):
     """Methods over the table `snapshots`. A box's rows go with the box."""
 
     async def insert_snapshot(self, snapshot: Snapshot) -> None:
         """Raises AlreadyExistsError when the box has one of that name."""
-        try:
-            await self._execute(
-                f"INSERT INTO snapshots ({_COLUMNS}) VALUES ({', '.join('?' * len(Snapshot._fields))})",
-                to_row(snapshot._asdict()),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise errors.AlreadyExistsError(f"snapshot '{snapshot.name}' already exists") from exc
+        if not await self._insert("snapshots", snapshot._asdict()):
+            raise errors.AlreadyExistsError(f"snapshot '{snapshot.name}' already exists")
 
     async def find_snapshot(self, box_id: str, name: str) -> Snapshot | None:
         rows = await self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name))
@@ -51,7 +45,7 @@ class Snapshots(Database):
         return await self._snapshots("WHERE box_id = ? AND state != 'ready' ORDER BY created_at, id", (box_id,))
 
     async def boxes_with_unfinished_snapshots(self, worker_id: str) -> set[str]:
-        rows = await self._execute(
+        rows = await self._read(
             "SELECT DISTINCT box_id FROM snapshots JOIN boxes ON boxes.id = box_id "
             "WHERE state != 'ready' AND worker_id = ?",
             (worker_id,),
@@ -59,13 +53,13 @@ class Snapshots(Database):
         return {row[0] for row in rows}
 
     async def is_restoring(self, box_id: str) -> bool:
-        return bool(await self._execute("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,)))
+        return bool(await self._read("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,)))
 
     async def update_snapshot(self, snapshot_id: str, **changes: Any) -> None:
         await self._update("snapshots", snapshot_id, changes)
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
-        await self._execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
+        await self._write("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
 
     async def _snapshots(self, tail: str, parameters: tuple[Any, ...]) -> list[Snapshot]:
-        return [Snapshot(*row) for row in await self._execute(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]
+        return [Snapshot(*row) for row in await self._read(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]

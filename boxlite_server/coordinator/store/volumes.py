@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, NamedTuple
 
 from ... import errors
-from .database import Database, from_row, to_row
+from .table import Table
 
 
 class Volume(NamedTuple):
@@ -24,18 +23,13 @@ class Volume(NamedTuple):
 _COLUMNS = ", ".join(Volume._fields)
 
 
-class Volumes(Database):
+class Volumes(Table):
     """Methods over the table `volumes`, and over what boxes hold of volumes and images."""
 
     async def insert_volume(self, volume: Volume) -> None:
         """Raises AlreadyExistsError when the name is taken in its prefix."""
-        try:
-            await self._execute(
-                f"INSERT INTO volumes ({_COLUMNS}) VALUES ({', '.join('?' * len(Volume._fields))})",
-                to_row(volume._asdict()),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise errors.AlreadyExistsError(f"volume '{volume.name}' already exists") from exc
+        if not await self._insert("volumes", volume._asdict()):
+            raise errors.AlreadyExistsError(f"volume '{volume.name}' already exists")
 
     async def find_volume(self, prefix: str, id_or_name: str) -> Volume | None:
         """The volume of that id, else of that name, in that prefix."""
@@ -61,21 +55,22 @@ class Volumes(Database):
         await self._update("volumes", volume_id, changes)
 
     async def delete_volume(self, volume_id: str) -> None:
-        await self._execute("DELETE FROM volumes WHERE id = ?", (volume_id,))
+        await self._write("DELETE FROM volumes WHERE id = ?", (volume_id,))
 
     async def boxes_with_volume(self, volume_id: str) -> list[str]:
         """Ids of the boxes that mount a volume. What their specs say is the one truth about it."""
-        rows = await self._execute(
-            "SELECT DISTINCT boxes.id FROM boxes, json_each(boxes.spec, '$.mounts') AS mount "
-            "WHERE json_extract(mount.value, '$.volume_id') = ? ORDER BY boxes.id",
-            (volume_id,),
+        # A volume is on one worker, and so are they: of all boxes only those there are looked through.
+        rows = await self._read(
+            "SELECT id FROM boxes WHERE worker_id = (SELECT worker_id FROM volumes WHERE id = ?) "
+            f"AND {self._connection.dialect.mounts_volume} ORDER BY id",
+            (volume_id, volume_id),
         )
         return [row[0] for row in rows]
 
     async def images_of_boxes(self) -> set[str]:
         """The images that boxes were asked for with, as the clients wrote them."""
-        return {row[0] for row in await self._execute("SELECT DISTINCT json_extract(spec, '$.image') FROM boxes")}
+        return {row[0] for row in await self._read(f"SELECT DISTINCT {self._connection.dialect.image} FROM boxes")}
 
     async def _volumes(self, tail: str, parameters: tuple[Any, ...]) -> list[Volume]:
-        rows = await self._execute(f"SELECT {_COLUMNS} FROM volumes {tail}", parameters)
-        return [Volume(**from_row(Volume._fields, row)) for row in rows]
+        rows = await self._read(f"SELECT {_COLUMNS} FROM volumes {tail}", parameters)
+        return [Volume(*row) for row in rows]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, NamedTuple
 
 from ... import errors
-from .database import Database, from_row, to_row
+from .table import Table, decoded, json_columns, marks, to_row
 
 # A box in one of these states holds its reservation of cpus and memory; a stopped or failed one does not.
+# The schema says the same in its triggers.
 RESERVING = ("creating", "configured", "running", "stopping", "paused")
 
 
@@ -22,13 +22,17 @@ class Worker(NamedTuple):
     status: str  # what the operator wants: active or draining
     epoch: str
     labels: dict[str, str]
-    cpus: int
+    cpus: int  # that the machine has
     memory_mib: int
-    max_boxes: int | None
+    max_boxes: int | None  # None: no limit of its own
     version: str
     engine_version: str
     registered_at: float
     last_heartbeat: float
+    cpu_limit: int | None = None  # cpus that may be promised; None: no limit of its own
+    left_at: float | None = None  # when it said goodbye; None: it did not
+    inventory: str | None = None  # digest of the inventory that was taken last
+    engine_life: str | None = None  # of its engine now; None: it does not say
 
 
 class Load(NamedTuple):
@@ -41,23 +45,24 @@ class Load(NamedTuple):
 
 
 _COLUMNS = ", ".join(Worker._fields)
+_JSON = json_columns(Worker._fields)
+_LOAD = ", ".join(Load._fields)
 
 
-class Workers(Database):
-    """Methods over the table `workers`."""
+class Workers(Table):
+    """Methods over the tables `workers` and `loads`. The schema keeps the loads, with every change of a box."""
 
     async def put_worker(self, worker: Worker) -> None:
         """Insert or replace the row of `worker.id`. Raises AlreadyExistsError when the name is another's."""
-        columns = Worker._fields
-        updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
-        try:
-            await self._execute(
-                f"INSERT INTO workers ({_COLUMNS}) VALUES ({', '.join('?' * len(columns))}) "
-                f"ON CONFLICT (id) DO UPDATE SET {updates}",
-                to_row(worker._asdict()),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise errors.AlreadyExistsError(f"worker name '{worker.name}' belongs to another worker") from exc
+        updates = ", ".join(f"{column} = excluded.{column}" for column in Worker._fields if column != "id")
+        done = await self._write(
+            f"INSERT INTO workers ({_COLUMNS}) SELECT {marks(Worker._fields)} "
+            "WHERE NOT EXISTS (SELECT 1 FROM workers WHERE name = ? AND id != ?) "
+            f"ON CONFLICT (id) DO UPDATE SET {updates} RETURNING 1",
+            (*to_row(worker._asdict()), worker.name, worker.id),
+        )
+        if not done:
+            raise errors.AlreadyExistsError(f"worker name '{worker.name}' belongs to another worker")
 
     async def get_worker(self, worker_id: str) -> Worker | None:
         rows = await self._workers("WHERE id = ?", (worker_id,))
@@ -70,20 +75,30 @@ class Workers(Database):
     async def update_worker(self, worker_id: str, **changes: Any) -> None:
         await self._update("workers", worker_id, changes)
 
+    async def update_heartbeat(
+        self, worker_id: str, *, at: float, inventory: str | None = None, engine_life: str | None = None
+    ) -> None:
+        """Note a sign of life; a worker that said goodbye is back with it. None leaves what was known."""
+        await self._write(
+            "UPDATE workers SET last_heartbeat = ?, left_at = NULL, inventory = coalesce(?, inventory), "
+            "engine_life = coalesce(?, engine_life) WHERE id = ?",
+            (at, inventory, engine_life, worker_id),
+        )
+
     async def delete_worker(self, worker_id: str) -> None:
-        """Forget a worker; its boxes' rows must be gone before."""
-        await self._execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+        """Forget a worker; its boxes' and volumes' rows must be gone before."""
+        await self._write("DELETE FROM workers WHERE id = ?", (worker_id,))
 
     async def loads(self) -> dict[str, Load]:
-        """Reservations by worker id; a worker without any is missing."""
-        marks = ", ".join("?" * len(RESERVING))
-        rows = await self._execute(
-            "SELECT worker_id, sum(cpus), sum(memory_mib), count(*), sum(status = 'running') "
-            f"FROM boxes WHERE status IN ({marks}) GROUP BY worker_id",
-            RESERVING,
-        )
+        """Reservations by worker id; a worker that never had any is missing."""
+        rows = await self._read(f"SELECT worker_id, {_LOAD} FROM loads")
         return {row[0]: Load(*row[1:]) for row in rows}
 
+    async def load(self, worker_id: str) -> Load:
+        """What is reserved on that worker."""
+        row = await self._read_one(f"SELECT {_LOAD} FROM loads WHERE worker_id = ?", (worker_id,))
+        return Load(*row) if row else Load()
+
     async def _workers(self, tail: str, parameters: tuple[Any, ...]) -> list[Worker]:
-        rows = await self._execute(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
-        return [Worker(**from_row(Worker._fields, row)) for row in rows]
+        rows = await self._read(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
+        return [Worker(*decoded(row, _JSON)) for row in rows]
