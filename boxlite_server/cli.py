@@ -74,6 +74,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
             policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap)),
+            cpu_overcommit=arguments.cpu_overcommit,
         )
     )
 
@@ -169,6 +170,13 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--health-port", type=_port, default=9101, help="port of /healthz and /readyz")
     parser.add_argument("--max-boxes", metavar="N", type=_positive, help="take at most N boxes (default: no limit)")
     parser.add_argument(
+        "--cpu-overcommit",
+        metavar="FACTOR",
+        type=_factor,
+        default=16.0,
+        help="promise boxes so many cpus for each that the machine has",
+    )
+    parser.add_argument(
         "--allow-host-path",
         metavar="DIR",
         type=_directory,
@@ -236,6 +244,13 @@ def _positive(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) >= 1:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+
+
+def _factor(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 1 <= (factor := float(text)) <= 1000:
+            return factor
+    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 1000")
 
 
 def _seconds(text: str) -> float:

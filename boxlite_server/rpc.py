@@ -1,4 +1,4 @@
-"""The errors of `errors.py` on gRPC, both ways, and the secret that every call carries.
+"""The errors of `errors.py` on gRPC, both ways, and what every call carries: the worker's secret and its epoch.
 
 The status code is for generic gRPC clients; between our own processes the error's `code` travels as the
 trailing metadatum `boxlite-code`, and its message as the call's details.
@@ -17,6 +17,7 @@ import grpc.aio
 from . import errors
 
 CODE_KEY = "boxlite-code"
+EPOCH_KEY = "boxlite-epoch"  # of which life of the worker's process a call thinks; absent: of any
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum by which a streamed call's header is accepted
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024  # of every byte stream
@@ -81,33 +82,55 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
 
 
-class SecretInterceptor(grpc.ServerInterceptor):
-    """Refuses every call that does not carry the worker's own secret."""
+class _Gate(grpc.ServerInterceptor):
+    """Lets calls pass whose metadata `admits`; the others end with `error`."""
 
-    def __init__(self, secret: str) -> None:
-        self._expected = f"Bearer {secret}".encode()
-
+    def __init__(self, error: errors.BoxliteError) -> None:
         def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
-            abort(context, errors.AuthError("this call does not carry the worker's secret"))
+            abort(context, error)
 
         self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(refuse)
+
+    def admits(self, metadata: dict[str, bytes]) -> bool:
+        raise NotImplementedError
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        for key, value in handler_call_details.invocation_metadata:
-            if key == "authorization":
-                given = value if isinstance(value, bytes) else value.encode()
-                if hmac.compare_digest(given, self._expected):
-                    return continuation(handler_call_details)
-        return self._refuse
+        pairs = handler_call_details.invocation_metadata
+        metadata = {key: value if isinstance(value, bytes) else value.encode() for key, value in pairs}
+        return continuation(handler_call_details) if self.admits(metadata) else self._refuse
 
 
-def with_secret(secret: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that a call to a worker carries."""
-    return (("authorization", f"Bearer {secret}"),)
+class SecretInterceptor(_Gate):
+    """Refuses every call that does not carry the worker's own secret."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__(errors.AuthError("this call does not carry the worker's secret"))
+        self._expected = f"Bearer {secret}".encode()
+
+    def admits(self, metadata: dict[str, bytes]) -> bool:
+        return hmac.compare_digest(metadata.get("authorization", b""), self._expected)
+
+
+class EpochInterceptor(_Gate):
+    """Refuses calls that were meant for another life of the worker's process: it knows nothing of what that had
+    been told, so it could not tell a late call from a new one."""
+
+    def __init__(self, epoch: str) -> None:
+        super().__init__(errors.UpstreamUnavailableError("the call was addressed to a former life of this worker"))
+        self._epoch = epoch.encode()
+
+    def admits(self, metadata: dict[str, bytes]) -> bool:
+        return metadata.get(EPOCH_KEY, self._epoch) == self._epoch
+
+
+def with_secret(secret: str, epoch: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The metadata that a call to a worker carries; `epoch`: the life of the worker that is meant."""
+    carried = (("authorization", f"Bearer {secret}"),)
+    return (*carried, (EPOCH_KEY, epoch)) if epoch else carried
 
 
 def chunks(data: bytes) -> Iterator[bytes]:

@@ -122,12 +122,13 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "ports", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "ports", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
     LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -136,10 +137,11 @@ class Box(_message.Message):
     status: BoxStatus
     pid: int
     exit_code: int
+    interrupted: bool
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -257,16 +259,18 @@ class ReadOutputRequest(_message.Message):
     def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
 
 class OutputEvent(_message.Message):
-    __slots__ = ("position", "chunk", "ended", "dropped_bytes")
+    __slots__ = ("position", "chunk", "ended", "dropped_bytes", "gap")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
     position: int
     chunk: OutputChunk
     ended: Execution
     dropped_bytes: int
-    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
+    gap: str
+    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ...) -> None: ...
 
 class OutputChunk(_message.Message):
     __slots__ = ("stream", "data")

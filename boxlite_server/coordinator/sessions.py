@@ -186,6 +186,9 @@ class Session:
             if missed := self._progress.lost(event.dropped_bytes):
                 text = f"{missed} bytes of earlier output are lost: nobody read them in time"
                 await self._socket.send_text(frames.error_frame(text, dropped_bytes=missed))
+        elif event.HasField("gap"):
+            self._progress.skip = 0  # what follows is new, whatever the client has
+            await self._socket.send_text(frames.error_frame(event.gap))
         else:
             for stream, data in self._joiner.flush():
                 await self._send_bytes(stream, data)

@@ -15,8 +15,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import ids, rpc
-from ..errors import BoxliteError, EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
-from .docker_engine import Engine, engine_errors
+from ..errors import (
+    BoxliteError,
+    EngineError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from .docker_engine import Engine, engine_errors, is_full
 from .docker_labels import (
     BOX_LABEL,
     CLUSTER_LABEL,
@@ -302,6 +309,6 @@ def _raise_refusal(answer: Any) -> None:
     text = last.get("error") or last.get("message") or (answer.text if answer.status_code >= 300 else "")
     if not text:
         return
-    if "no space left" in text:
-        raise EngineError(f"the disk cannot be imported: {text}")
+    if is_full(text):
+        raise ResourceExhaustedError(f"the disk cannot be imported: {text} (the disk of the container engine is full)")
     raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {text}")

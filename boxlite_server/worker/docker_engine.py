@@ -22,10 +22,12 @@ from ..errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 from .runtime import STDERR, STDOUT
 
-CALL_TIMEOUT = 60.0  # seconds, of every engine call but a pull
+CALL_TIMEOUT = 60.0  # seconds that an answer may be silent, unless the call says otherwise
+STREAM_TIMEOUT = 300.0  # the same where the client library knows no bound: pulls and events
 _POOL = 64  # connections kept; more are opened when needed
 _RECEIVE = 256 * 1024
 
@@ -36,6 +38,11 @@ def reason(exc: Exception) -> str:
         text = exc.explanation
         return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     return str(exc)
+
+
+def is_full(text: str) -> bool:
+    """Whether the engine says that its disk is."""
+    return any(part in text.lower() for part in ("no space left", "quota exceeded"))
 
 
 @contextmanager
@@ -52,11 +59,22 @@ def engine_errors(what: str) -> Iterator[None]:
                 raise NotFoundError(text) from exc
             case 409:
                 raise InvalidStateError(text) from exc
+            case _ if is_full(text):
+                raise ResourceExhaustedError(f"{text} (the disk of the container engine is full)") from exc
             case _:
                 raise EngineError(text) from exc
     # The HTTP library's exceptions are OSErrors, as are the socket's own.
     except (docker.errors.DockerException, OSError) as exc:
         raise EngineError(f"{what}: the container engine does not answer: {exc}") from exc
+
+
+class _Client(docker.APIClient):
+    """Every call has a timeout: the library gives some of its streams none."""
+
+    def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if kwargs.setdefault("timeout", self.timeout) is None:
+            kwargs["timeout"] = STREAM_TIMEOUT
+        return kwargs
 
 
 class Engine:
@@ -76,6 +94,12 @@ class Engine:
                     self._client = self._connect()
             return self._client
 
+    @property
+    def socket_path(self) -> str | None:
+        """Where the engine's Unix socket is, if it has one."""
+        path = getattr(getattr(self.api, "_custom_adapter", None), "socket_path", None)
+        return path if isinstance(path, str) else None
+
     def close(self) -> None:
         """Drop the connections."""
         with self._lock:
@@ -86,7 +110,7 @@ class Engine:
         options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
-        return docker.APIClient(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
+        return _Client(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
 
 
 class Stream:

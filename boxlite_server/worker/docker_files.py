@@ -17,7 +17,7 @@ from typing import Any
 import docker.errors
 import requests
 
-from ..errors import EngineError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ..errors import EngineError, InvalidStateError, NotFoundError
 from ..rpc import CHUNK_BYTES
 from .docker_engine import Engine, engine_errors
 from .runtime import FileKind, FileState
@@ -172,8 +172,6 @@ def _refusals() -> Iterator[None]:
         yield
     except EngineError as exc:
         text = exc.message.lower()
-        if "no space left" in text or "quota exceeded" in text:
-            raise ResourceExhaustedError(exc.message) from exc
         if any(part in text for part in _LOOPS):
             raise InvalidStateError(
                 f"{exc.message.partition(': ')[0]}: links on the way to it lead in a circle"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from .docker_engine import Engine, engine_errors
+from .docker_engine import CALL_TIMEOUT, Engine, engine_errors
 from .runtime import STDERR, STDOUT
 
 _RECEIVE = 65536
@@ -33,10 +33,12 @@ class DockerLog:
         with engine_errors("cannot read the log"):
             # The SDK's own call loses which stream a piece belongs to, or the order of the streams.
             url = f"{api.base_url}/v{api.api_version}/containers/{container['Id']}/logs"
-            self._response = api.get(url, params=params, stream=True, timeout=None)
+            self._response = api.get(url, params=params, stream=True, timeout=CALL_TIMEOUT)
             api._raise_for_status(self._response)
         self._body: http.client.HTTPResponse = self._response.raw._fp
         self._socket: socket.socket = self._body.fp.raw._sock
+        if follow:
+            self._socket.settimeout(None)  # it lasts as long as somebody reads
         self._framed = not container["Config"]["Tty"]
         self._source, self._left = STDOUT, 0
 
@@ -78,7 +80,7 @@ def said_before(engine: Engine, container: dict[str, Any]) -> dict[int, int]:
     after that run's end, and this run's first shortly before what is recorded as its start. Halfway is safe.
     """
     sizes = {STDOUT: 0, STDERR: 0}
-    finished, started = (_unix(container["State"][name]) for name in ("FinishedAt", "StartedAt"))
+    finished, started = (unix_time(container["State"][name]) for name in ("FinishedAt", "StartedAt"))
     if finished > 0:
         log = DockerLog(engine, container, until=(finished + started) / 2)
         while (piece := log.read()) is not None:
@@ -87,6 +89,6 @@ def said_before(engine: Engine, container: dict[str, Any]) -> dict[int, int]:
     return sizes
 
 
-def _unix(timestamp: str) -> float:
+def unix_time(timestamp: str) -> float:
     """Of RFC 3339; negative for the year 1, which means never."""
     return datetime.fromisoformat(timestamp).timestamp()

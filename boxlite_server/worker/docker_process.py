@@ -21,12 +21,14 @@ from ..errors import (
 )
 from .docker_engine import Engine, Stream, engine_errors
 from .docker_logs import said_before
+from .docker_watch import Watch
 from .runtime import GONE_EXIT_CODE, ExecSpec
 
 END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
 # The engine lets a client of a terminal detach by typing keys; ours never does, so the keys are improbable.
 _DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
 _FIRST_POLL, _LAST_POLL = 0.01, 0.5  # seconds
+_LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine reports, too
 
 
 class _Waiter:
@@ -34,6 +36,7 @@ class _Waiter:
 
     def __init__(self) -> None:
         self._closed = threading.Event()
+        self.lost = ""  # see `Process.lost`
 
     def close(self) -> None:
         self._closed.set()
@@ -45,44 +48,34 @@ class _Waiter:
             try:
                 code = exit_code()
             except NotFoundError:
+                self.lost = "the exit code is lost: the box was removed, or the container engine restarted"
                 return GONE_EXIT_CODE
             except EngineError:
                 code = None  # it may come back
             if code is not None:
                 return code
             if self._closed.wait(interval):
+                self.lost = "the exit code is lost: the container engine did not tell it in time"
                 return GONE_EXIT_CODE
             interval = min(interval * 2, _LAST_POLL)
 
 
-class ExecProcess:
-    """A command started in a running container by the engine's exec."""
+class _Exec:
+    """A command started in a running container by the engine's exec, whoever has its connection."""
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool) -> None:
+    def __init__(self, engine: Engine, container_id: str, exec_id: str) -> None:
         self._engine = engine
         self._container_id = container_id
         self._exec_id = exec_id
-        self._stream = stream
-        self._tty = tty
         self._waiter = _Waiter()
 
-    # ---- input and output ----
+    @property
+    def handle(self) -> str:
+        return self._exec_id
 
-    def read(self) -> tuple[int, bytes] | None:
-        return self._stream.read()
-
-    def write(self, data: bytes, timeout: float) -> int:
-        try:
-            return self._stream.write(data, timeout)
-        except OSError as exc:
-            raise InvalidStateError("the command takes no more input: it has ended") from exc
-
-    def close_input(self) -> None:
-        if self._tty:
-            with suppress(OSError):
-                self._stream.write(END_OF_TRANSMISSION, timeout=1)
-        else:
-            self._stream.close_write()
+    @property
+    def lost(self) -> str:
+        return self._waiter.lost
 
     def resize(self, cols: int, rows: int) -> None:
         self._live_pid()
@@ -169,6 +162,33 @@ class ExecProcess:
         with engine_errors("cannot inspect the command"):
             return dict(self._engine.api.exec_inspect(self._exec_id))
 
+
+class ExecProcess(_Exec):
+    """A command that we have started, and are connected to."""
+
+    def __init__(self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool) -> None:
+        super().__init__(engine, container_id, exec_id)
+        self._stream = stream
+        self._tty = tty
+
+    # ---- input and output ----
+
+    def read(self) -> tuple[int, bytes] | None:
+        return self._stream.read()
+
+    def write(self, data: bytes, timeout: float) -> int:
+        try:
+            return self._stream.write(data, timeout)
+        except OSError as exc:
+            raise InvalidStateError("the command takes no more input: it has ended") from exc
+
+    def close_input(self) -> None:
+        if self._tty:
+            with suppress(OSError):
+                self._stream.write(END_OF_TRANSMISSION, timeout=1)
+        else:
+            self._stream.close_write()
+
     def close(self) -> None:
         self._waiter.close()
         self._stream.close()
@@ -227,11 +247,53 @@ class ExecProcess:
         raise spawn_error(spec, text.decode(errors="replace").strip())
 
 
+class AdoptedExec(_Exec):
+    """A command that a former life of this process started. The engine gives nobody a second connection to it."""
+
+    def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
+        """Raises `NotFoundError` when the engine knows no such command in the container."""
+        super().__init__(engine, container_id, exec_id)
+        self._watch = watch
+        if self._inspect()["ContainerID"] != container_id:
+            raise NotFoundError("the command is one of another box")
+        self._news = watch.command_end(exec_id)
+        self._left = False
+
+    def read(self) -> tuple[int, bytes] | None:
+        """Nothing, once the command has ended."""
+        interval = _FIRST_POLL
+        while not self._left:
+            try:
+                if self._exit_code() is not None:
+                    break
+            except NotFoundError:
+                break
+            except EngineError:
+                pass  # it may come back
+            self._news.wait(interval)
+            self._news.clear()
+            interval = min(interval * 2, _LAST_LOOK)
+        return None
+
+    def write(self, data: bytes, timeout: float) -> int:
+        raise UnsupportedError("the command takes no more input: its input ended when the worker was restarted")
+
+    def close_input(self) -> None:
+        pass  # so it is
+
+    def close(self) -> None:
+        self._left = True
+        self._waiter.close()
+        self._news.set()
+        self._watch.forget_command(self._exec_id)
+
+
 class MainProcess:
     """The container's main command, in its present run or, of a container at rest, its next one."""
 
-    def __init__(self, engine: Engine, container: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch) -> None:
         self._engine = engine
+        self._watch = watch
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
         # What a running command has said so far is in the log, behind what former runs have said.
@@ -241,6 +303,14 @@ class MainProcess:
         self._input: Stream | None = None
         self._input_lock = threading.Lock()
         self._waiter = _Waiter()
+
+    @property
+    def handle(self) -> str:
+        return ""
+
+    @property
+    def lost(self) -> str:
+        return self._waiter.lost
 
     def _attach(self, **what: int) -> Stream:
         params = {**what, "stream": 1, "detachKeys": _DETACH_KEYS}
@@ -280,6 +350,7 @@ class MainProcess:
 
     def signal(self, number: int) -> None:
         check_signal(number)
+        self._watch.signalling(self._container_id, number)
         with engine_errors("cannot signal the main command"):
             self._engine.api.kill(self._container_id, signal=number)
 

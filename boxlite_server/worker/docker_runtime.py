@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,25 @@ from .docker_engine import Engine, engine_errors
 from .docker_files import DockerFiles
 from .docker_images import DockerImages
 from .docker_labels import BOX_LABEL, CLUSTER_LABEL, GENERATION_LABEL, WORKER_LABEL, container_name, owned_by
-from .docker_logs import DockerLog
+from .docker_logs import DockerLog, unix_time
 from .docker_ports import bindings, port_errors, published
-from .docker_process import ExecProcess, MainProcess
+from .docker_process import AdoptedExec, ExecProcess, MainProcess
 from .docker_stats import Meter
 from .docker_volumes import DockerVolumes, engine_mounts, host_paths, volume_ids, writable_paths
+from .docker_watch import Watch, engine_life
+from .gate import Gate
 from .policy import Policy
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, LogReader, Owner, Process
 from .usage import Usage
 
 MIB = 1024 * 1024
+MAX_STARTS = 8  # boxes that the engine makes or starts at once; more of them only hold each other up
+MAX_WAITING_STARTS = 64
+START_PATIENCE = 60.0  # seconds
 _PIDS_LIMIT = 4096
 _KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
 _SPAWN_PATIENCE = 0.5  # seconds; the init process needs milliseconds
 _INIT_NAMES = ("docker-init", "tini")
-_RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0
-
-log = logging.getLogger(__name__)
 
 
 class DockerRuntime:
@@ -56,7 +58,8 @@ class DockerRuntime:
         self._engine = Engine(url)
         self.images = DockerImages(self._engine)
         self.volumes = DockerVolumes(self._engine, owner)
-        self._states = _States()
+        self._watch = Watch(self._engine, owner)
+        self._starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
         self._starting_with_paths = threading.Lock()
         self._meter = Meter(self._engine)
         self.disks = DockerDisks(self, self._engine, owner)
@@ -71,6 +74,9 @@ class DockerRuntime:
         with engine_errors("cannot ask the engine for its capacity"):
             info = self._engine.api.info()
         return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
+
+    def life(self) -> str:
+        return engine_life(self._engine)
 
     def close(self) -> None:
         self.images.close()
@@ -93,9 +99,10 @@ class DockerRuntime:
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         prepared = time.monotonic()
         # Only now, so that a pull that fails costs the box nothing.
-        for found in older:
-            self.delete(found, force=True)
-        self.create_container(box, spec, image)
+        with self._starts.place():
+            for found in older:
+                self.delete(found, force=True)
+            self._create_container(box, spec, image)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return self.inspect(box)
 
@@ -105,6 +112,10 @@ class DockerRuntime:
         return self._policy.admit(spec)
 
     def create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
+        with self._starts.place():
+            self._create_container(box, spec, image)
+
+    def _create_container(self, box: BoxRef, spec: BoxSpec, image: dict[str, Any]) -> None:
         spec = self._admitted(spec)
         api = self._engine.api
         defaults = image.get("Config") or {}
@@ -157,12 +168,14 @@ class DockerRuntime:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         container = self.container(box)
         self.volumes.check(volume_ids(container))
-        began, called = int(time.time()), time.monotonic()
         what = f"box {box.box_id} cannot be started"
-        with self._paths_kept(host_paths(container)), _refusals(), port_errors(box.box_id), engine_errors(what):
-            self._engine.api.start(container_name(box))
-        spawned = time.monotonic()
-        state = self._settled(box)
+        with self._starts.place():
+            began, called = int(time.time()), time.monotonic()
+            self._watch.starting(container["Id"])
+            with self._paths_kept(host_paths(container)), _refusals(), port_errors(box.box_id), engine_errors(what):
+                self._engine.api.start(container_name(box))
+            spawned = time.monotonic()
+            state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in (126, 127):
             # Either the command said so itself, or the init process could not execute it.
@@ -200,8 +213,10 @@ class DockerRuntime:
         return lines[-1].partition("] ")[2].strip() if lines else ""
 
     def stop(self, box: BoxRef, timeout: float) -> BoxState:
-        state = self.inspect(box)
+        container = self.container(box)
+        state = _state(box, container)
         if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
+            self._watch.stopping(container["Id"])
             with engine_errors(f"box {box.box_id} cannot be stopped"):
                 self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self.inspect(box)
@@ -218,7 +233,12 @@ class DockerRuntime:
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
-        return _state(box, self.container(box))
+        container = self.container(box)
+        state = _state(box, container)
+        if state.status is not BoxStatus.STOPPED:
+            return state
+        finished = unix_time(container["State"]["FinishedAt"])
+        return replace(state, interrupted=self._watch.interrupted(container["Id"], finished))
 
     def measure(self, box: BoxRef) -> Usage:
         return self._meter.measure(box, self.container(box))
@@ -227,14 +247,14 @@ class DockerRuntime:
         states = []
         for entry in self._ours():
             box = BoxRef(entry["Labels"][BOX_LABEL], int(entry["Labels"][GENERATION_LABEL]))
-            state = self._states.known(entry["Id"])
+            state = self._watch.known(entry["Id"])
             if state is None:
-                marker = self._states.marker()
+                marker = self._watch.marker()
                 try:
                     state = self.inspect(box)
                 except (NotFoundError, InvalidStateError):
                     continue  # gone, or followed by a later generation, between the two questions
-                self._states.remember(entry["Id"], state, marker)
+                self._watch.remember(entry["Id"], state, marker)
             states.append(state)
         return states
 
@@ -286,6 +306,9 @@ class DockerRuntime:
         container = self.container(box)
         return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
 
+    def readopt(self, box: BoxRef, handle: str) -> Process:
+        return AdoptedExec(self._engine, self.container(box)["Id"], handle, self._watch)
+
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
         return DockerLog(self._engine, self.container(box), tail, follow)
 
@@ -293,7 +316,7 @@ class DockerRuntime:
         container = self.container(box)
         if container["State"]["Paused"]:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
-        return MainProcess(self._engine, container)
+        return MainProcess(self._engine, container, self._watch)
 
     # ---- files ----
 
@@ -303,72 +326,7 @@ class DockerRuntime:
     # ---- changes ----
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
-        pause = _RECONNECT_FIRST
-        while not stopping.is_set():
-            try:
-                # Of every cluster that this worker has been in: the present one may change meanwhile.
-                filters = {"type": "container", "label": f"{WORKER_LABEL}={self._owner().worker_id}"}
-                with engine_errors("cannot watch the engine"):
-                    events = self._engine.api.events(filters=filters, decode=True)
-                    self._states.begin()
-                    on_change()  # whatever happened while nobody watched
-                    pause = _RECONNECT_FIRST
-                    for event in events:
-                        # Commands in a box change nothing about the box.
-                        if not event["Action"].startswith("exec_"):
-                            self._states.forget(event["Actor"]["ID"])
-                            on_change()
-                        if stopping.is_set():
-                            return
-            except Exception as exc:
-                log.debug("watching the engine: %s", exc)
-            finally:
-                self._states.end()
-            if stopping.wait(pause):
-                return
-            pause = min(pause * 2, _RECONNECT_LAST)
-
-
-class _States:
-    """States of containers, trusted only while the engine's events are being heard.
-
-    Spares the heartbeat one question per box. A state is remembered only if no event of its container
-    came between the question and the answer.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listening = False
-        self._events = 0
-        self._states: dict[str, BoxState] = {}
-
-    def begin(self) -> None:
-        with self._lock:
-            self._listening = True
-
-    def end(self) -> None:
-        with self._lock:
-            self._listening = False
-            self._events += 1
-            self._states.clear()
-
-    def forget(self, container_id: str) -> None:
-        with self._lock:
-            self._events += 1
-            self._states.pop(container_id, None)
-
-    def known(self, container_id: str) -> BoxState | None:
-        with self._lock:
-            return self._states.get(container_id)
-
-    def marker(self) -> int:
-        with self._lock:
-            return self._events
-
-    def remember(self, container_id: str, state: BoxState, marker: int) -> None:
-        with self._lock:
-            if self._listening and self._events == marker:
-                self._states[container_id] = state
+        self._watch.run(on_change, stopping)
 
 
 def _stale(box: BoxRef, newest: int) -> InvalidStateError:

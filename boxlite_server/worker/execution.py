@@ -72,7 +72,11 @@ class Execution:
         *,
         is_main: bool,
         hangup: float = 0,
+        started_at_ms: int,
+        gap: str | None = None,
     ) -> None:
+        """`started_at_ms`: Unix time. `gap`: of one that a former process started, why its output from before now
+        is lost; empty when it is not."""
         self.execution_id = execution_id
         self.box = box
         self.is_main = is_main
@@ -82,8 +86,10 @@ class Execution:
         self._process = process
         self._clock = clock
         self._tally = tally
-        self._started = clock()
-        self._started_at_ms = int(time.time() * 1000)
+        self._started_at_ms = started_at_ms
+        self._started = clock() - max(time.time() - started_at_ms / 1000, 0.0)
+        self.gap = gap or ""
+        self.is_inherited = gap is not None
         self._lock = threading.Lock()
         self._input = threading.Lock()
         self._input_closed = False
@@ -203,6 +209,7 @@ class Execution:
             exit_code = GONE_EXIT_CODE
         finally:
             self._process.close()
+        self._error = self._error or self._process.lost
         self._finish(exit_code)
         self.output.close()
 
@@ -223,6 +230,13 @@ class Execution:
                 int((self._clock() - self._started) * 1000),
                 message,
             )
+
+    def is_known_to_be(self, final: ExecutionState) -> None:
+        """It is over, and how is known from elsewhere. In place of `run`."""
+        self._process.close()
+        with self._lock:
+            self._final = final
+        self.output.close()
 
     def _refuse_when_over(self) -> None:
         if self.is_over:

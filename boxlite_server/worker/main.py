@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import os
 import random
 import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +27,14 @@ from .executions import Executions
 from .files import Files
 from .health import HealthServer
 from .identity import Identity, locked_home
+from .journal import Journal
 from .policy import Policy
 from .registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
 from .service import WorkerService, make_server
 from .spool import Spool
 
-STOP_GRACE = 3.0  # seconds for calls under way; streams would stay for ever
+STOP_GRACE = 10.0  # seconds for calls under way
+EXIT_GRACE = 10.0  # seconds, after that, for threads that wait for an engine which does not answer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class WorkerConfig:
     max_boxes: int | None = None
     api_key: str | None = None
     policy: Policy = field(default_factory=Policy)
+    cpu_overcommit: float = 16.0
 
 
 def run(config: WorkerConfig) -> int:
@@ -62,6 +67,8 @@ def run(config: WorkerConfig) -> int:
             worker.serve()
         finally:
             worker.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                _exit_anyway()
     return 0
 
 
@@ -75,10 +82,12 @@ class Worker:
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
         self._runtime = DockerRuntime(self._identity.owner, policy=config.policy)
-        self._executions = Executions(self._runtime, _made(config.home / "spool"))
+        journal = Journal(_made(config.home / "executions"))
+        self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
         files = Files(self._runtime, Spool(_made(config.home / "transfers")))
-        service = WorkerService(self._runtime, self._executions, files)
-        self._server = make_server(service, self._identity.secret)
+        self._service = WorkerService(self._runtime, self._executions, files)
+        self._epoch = ids.new_id()
+        self._server = make_server(self._service, self._identity.secret, self._epoch)
         self._host = bind_host(config, self._coordinator)
         self._registration: Registration | None = None
         self._health = HealthServer(self._host, config.health_port, self._not_ready)
@@ -91,6 +100,7 @@ class Worker:
             self._runtime.disks.tidy()  # before the first call, which could be making a disk
         except BoxliteError as exc:
             log.debug("nothing tidied: %s", exc)  # no engine yet, or no cluster yet
+        self._executions.recover()  # before anybody asks for them
         self._server.start()
         self._health.start()
         _thread("keeper", lambda: self._executions.keep(self._stopping))
@@ -100,10 +110,11 @@ class Worker:
             identity=self._identity,
             runtime=self._runtime,
             url=url,
-            epoch=ids.new_id(),
+            epoch=self._epoch,
             labels=self._config.labels,
             max_boxes=self._config.max_boxes,
             rng=self._rng,
+            cpu_overcommit=self._config.cpu_overcommit,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)
@@ -125,13 +136,15 @@ class Worker:
             raise self._registration.fatal
 
     def shutdown(self) -> None:
-        """In the order of `start`, backwards. Boxes are left as they are."""
+        """Take no more calls, finish those under way, say goodbye. Boxes and their commands are left as they are."""
         self._stopping.set()
         log.info("worker %s is shutting down", self._identity.name)
-        if self._registration is not None:
-            self._registration.stop()
         self._executions.wake()
-        self._server.stop(STOP_GRACE).wait()
+        ended = self._server.stop(STOP_GRACE)
+        self._service.end_streams()  # they would last as long as their commands
+        ended.wait()
+        if self._registration is not None:
+            self._registration.leave()
         # Frees the threads of cancelled calls that still wait for a pull; they would hold the process.
         self._runtime.close()
         self._health.stop()
@@ -217,6 +230,17 @@ def _raise_file_limit() -> None:
 
 def _thread(name: str, target: Callable[[], None]) -> None:
     threading.Thread(target=target, name=name, daemon=True).start()
+
+
+def _exit_anyway() -> None:
+    """Python would wait for every thread that serves a call, and so for the engine."""
+
+    def exit_late() -> None:
+        time.sleep(EXIT_GRACE)
+        log.warning("calls to the container engine do not end; leaving them")
+        os._exit(0)
+
+    _thread("exit", exit_late)
 
 
 @contextlib.contextmanager

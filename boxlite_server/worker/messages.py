@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._gen import worker_pb2 as pb
 from ..errors import InvalidArgumentError
 from .execution import Ended, ExecutionState, ExecutionStatus
-from .output_log import Chunk, Dropped
+from .output_log import Chunk, Dropped, Gap
 from .runtime import (
     STDERR,
     STDOUT,
@@ -79,6 +79,7 @@ def box(state: BoxState) -> pb.Box:
         status=_BOX_STATUS[state.status],
         pid=state.pid,
         exit_code=state.exit_code,
+        interrupted=state.interrupted,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports
@@ -132,13 +133,15 @@ def execution(state: ExecutionState) -> pb.Execution:
     )
 
 
-def output_event(event: Chunk | Dropped | Ended) -> pb.OutputEvent:
+def output_event(event: Chunk | Dropped | Gap | Ended) -> pb.OutputEvent:
     match event:
         case Chunk():
             chunk = pb.OutputChunk(stream=STREAM[event.stream], data=event.data)
             return pb.OutputEvent(position=event.position, chunk=chunk)
         case Dropped():
             return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
+        case Gap():
+            return pb.OutputEvent(position=event.position, gap=event.reason)
         case Ended():
             return pb.OutputEvent(position=event.position, ended=execution(event.state))
 

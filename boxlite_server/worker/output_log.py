@@ -45,6 +45,14 @@ class Dropped:
     byte_count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Output of an unknown size is lost before `position`, for the `reason` given."""
+
+    position: int
+    reason: str
+
+
 class OutputLog:
     """Written by one thread, read by many."""
 
@@ -91,6 +99,11 @@ class OutputLog:
             reader = Reader(self, position)
             self._readers.add(reader)
             return reader
+
+    def holds(self, position: int) -> bool:
+        """Whether there is something at or behind `position`, or it is the end."""
+        with self._changed:
+            return position <= self._end
 
     # ---- for the writer ----
 

@@ -1,4 +1,9 @@
-"""The worker's word to its coordinator: registration, then heartbeats, for as long as the worker lives."""
+"""The worker's word to its coordinator: registration, then heartbeats for as long as the worker lives, and goodbye.
+
+A beat says that the worker is there, and by a digest whether the coordinator knows what it holds; the boxes
+themselves go with a beat only when they have changed, when they are asked for, and once a minute. While the engine
+does not answer the beats say that instead: no boxes can be started here, and none of them may be taken for lost.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ import logging
 import random
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -17,12 +23,19 @@ from urllib.parse import SplitResult, urlsplit
 from .. import __version__
 from ..errors import AlreadyExistsError, BoxliteError, EngineError, InvalidArgumentError, UpstreamUnavailableError
 from .identity import Identity
-from .runtime import BoxRuntime, BoxState
+from .inventory import Inventory, Stocktaking
+from .runtime import BoxRuntime
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts
 DEFAULT_INTERVAL = 5.0
 JITTER = 0.1  # of the heartbeat's interval, either way
 TIMEOUT = 10.0
+GOODBYE_TIMEOUT = 3.0
+LEAVE_PATIENCE = 6.0  # seconds that the last beat has to end
+INVENTORY_PATIENCE = 5.0  # seconds that the engine has for one
+FULL_INTERVAL = 60.0  # seconds between two beats with all boxes, whatever happens
+
+_MAX_REASON = 1024  # characters
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +75,15 @@ class CoordinatorClient:
     def register(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         return self._post("/v1/admin/workers", body)
 
-    def heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        return self._post(f"/v1/admin/workers/{worker_id}/heartbeat", body)
+    def heartbeat(
+        self, worker_id: str, body: Mapping[str, Any], timeout: float = TIMEOUT
+    ) -> tuple[int, dict[str, Any]]:
+        return self._post(f"/v1/admin/workers/{worker_id}/heartbeat", body, timeout)
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _post(self, path: str, body: Mapping[str, Any], timeout: float = TIMEOUT) -> tuple[int, dict[str, Any]]:
         """Status and JSON answer; raises `UpstreamUnavailableError` when there is none."""
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(*coordinator_address(self._parts), timeout=TIMEOUT)
+        connection = kind(*coordinator_address(self._parts), timeout=timeout)
         try:
             with contextlib.closing(connection):
                 base = self._parts.path.rstrip("/")
@@ -92,11 +107,19 @@ class Registration:
     labels: Mapping[str, str]
     max_boxes: int | None
     rng: random.Random
+    cpu_overcommit: float = 1.0  # cpus that boxes may be promised for each that there is
+    clock: Callable[[], float] = time.monotonic
     registered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fatal: BoxliteError | None = None
     _stopping: bool = False
     _wake: threading.Event = field(default_factory=threading.Event)
+    _told: str | None = None  # the digest of the boxes that the coordinator took last
+    _told_at: float = 0.0
+    _is_asked: bool = False  # for the boxes
+
+    def __post_init__(self) -> None:
+        self._stocktaking = Stocktaking(self.runtime)
 
     def report_change(self) -> None:
         """Send a heartbeat at once."""
@@ -106,6 +129,24 @@ class Registration:
         """Make `run` return soon."""
         self._stopping = True
         self._wake.set()
+
+    def leave(self) -> None:
+        """Make `run` return, and tell the coordinator that nobody can be reached here any more. Never takes long."""
+        is_known = self.registered.is_set()
+        self.stop()
+        # A beat that came behind the goodbye would take it back.
+        if is_known and self.ended.wait(LEAVE_PATIENCE):
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        try:
+            status, answer = self.client.heartbeat(
+                self.identity.id, {"epoch": self.epoch, "leaving": True}, GOODBYE_TIMEOUT
+            )
+            if status != 200:
+                log.info("the coordinator took no goodbye (%d): %s", status, _error(answer)[0])
+        except UpstreamUnavailableError as exc:
+            log.info("no goodbye: %s", exc)
 
     def run(self) -> None:
         try:
@@ -128,13 +169,15 @@ class Registration:
         ceiling = FIRST_PAUSE
         while not self._stopping:
             try:
-                status, answer = self.client.register(self._introduction())
-            except (UpstreamUnavailableError, EngineError) as exc:
-                log.warning("not registered yet, trying again: %s", exc)
-            else:
+                held = self._take() if self.identity.cluster_id else None
+                status, answer = self.client.register(self._introduction(held))
                 if status == 200:
+                    self._note_told(held)
                     return self._registered(answer)
                 self._refused(status, answer)
+            except (UpstreamUnavailableError, EngineError, OSError) as exc:
+                # An OSError comes from a disk that has no room for what was learnt.
+                log.warning("not registered yet, trying again: %s", exc)
             # Full jitter, so that a hundred workers do not come back in step.
             self._pause(self.rng.uniform(0, ceiling))
             ceiling = min(ceiling * 2, LONGEST_PAUSE)
@@ -166,11 +209,10 @@ class Registration:
             self._wake.clear()
             if self._stopping:
                 return
+            held, beat = self._beat()
             try:
-                body = {"epoch": self.epoch, "boxes": self._inventory()}
-                status, answer = self.client.heartbeat(self.identity.id, body)
-            except (UpstreamUnavailableError, EngineError) as exc:
-                # Without an inventory there is no beat: an empty one would declare all boxes lost.
+                status, answer = self.client.heartbeat(self.identity.id, beat)
+            except UpstreamUnavailableError as exc:
                 log.warning("no heartbeat: %s", exc)
             else:
                 if status in (403, 404, 409):
@@ -178,11 +220,35 @@ class Registration:
                     return
                 if status == 200:
                     interval = _interval(answer)
+                    self._is_asked = bool(answer.get("send_inventory"))
+                    if "boxes" in beat:
+                        self._note_told(held)
+                    elif self._is_asked and held is not None:
+                        continue  # it shall not wait for what it has asked for
                 else:
                     log.error("heartbeat refused (%d): %s", status, _error(answer)[0])
             self._wake.wait(interval * self.rng.uniform(1 - JITTER, 1 + JITTER))
 
-    def _introduction(self) -> dict[str, Any]:
+    def _beat(self) -> tuple[Inventory | None, dict[str, Any]]:
+        """What is to be said now, and the inventory that it is made of."""
+        beat: dict[str, Any] = {"epoch": self.epoch}
+        try:
+            held = self._take()
+        except EngineError as exc:
+            log.warning("the boxes cannot be told: %s", exc)
+            return None, beat | {"engine_error": exc.message[:_MAX_REASON]}
+        beat |= {"inventory": held.digest, "engine_life": held.engine_life}
+        if self._is_asked or held.digest != self._told or self.clock() - self._told_at >= FULL_INTERVAL:
+            beat["boxes"] = held.boxes
+        return held, beat
+
+    def _take(self) -> Inventory:
+        return self._stocktaking.take(INVENTORY_PATIENCE)
+
+    def _note_told(self, held: Inventory | None) -> None:
+        self._told, self._told_at = held.digest if held else None, self.clock()
+
+    def _introduction(self, held: Inventory | None) -> dict[str, Any]:
         capacity = self.runtime.capacity()
         return {
             "id": self.identity.id,
@@ -195,30 +261,19 @@ class Registration:
                 "cpus": capacity.cpus,
                 "memory_mib": capacity.memory_mib,
                 "max_boxes": self.max_boxes,
+                "cpu_limit": capacity.cpus * self.cpu_overcommit,
             },
             "version": __version__,
             "engine_version": capacity.engine_version,
-            "boxes": self._inventory() if self.identity.cluster_id else [],
+            "engine_life": held.engine_life if held else self.runtime.life(),
+            "boxes": held.boxes if held else [],
         }
-
-    def _inventory(self) -> list[dict[str, Any]]:
-        return [_inventory_entry(state) for state in self.runtime.list_boxes()]
 
     def _pause(self, seconds: float) -> None:
         # Changes of boxes are no reason to knock again sooner.
         self._wake.clear()
         if not self._stopping:
             self._wake.wait(seconds)
-
-
-def _inventory_entry(state: BoxState) -> dict[str, Any]:
-    return {
-        "box_id": state.box.box_id,
-        "generation": state.box.generation,
-        "status": str(state.status),
-        "pid": state.pid,
-        "exit_code": state.exit_code,
-    }
 
 
 def _interval(answer: Mapping[str, Any]) -> float:

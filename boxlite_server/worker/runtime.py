@@ -96,7 +96,9 @@ class BoxSpec:
 class BoxState:
     """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over.
     `ports`: as they are published while it runs, with the real host ports.
-    `commands`: how many run besides the main one; only `inspect` has looked."""
+    `commands`: how many run besides the main one; only `inspect` has looked.
+    `interrupted`: it stopped because the engine was told to kill it, and not by us: by somebody's hand, or by
+    the engine's own end. Known only of ends that came while the runtime watched."""
 
     box: BoxRef
     status: BoxStatus
@@ -104,6 +106,7 @@ class BoxState:
     exit_code: int | None = None
     ports: tuple[PortMapping, ...] = ()
     commands: int = 0
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,15 @@ class Process(Protocol):
     `kill` and `close` on a command that has ended raise `InvalidStateError`.
     """
 
+    @property
+    def handle(self) -> str:
+        """By which `BoxRuntime.readopt` finds the command in another life of this process. Of a main command:
+        none, it is found by its box."""
+
+    @property
+    def lost(self) -> str:
+        """Once `wait` has returned: why the exit code is not the command's own; empty when it is."""
+
     def read(self) -> tuple[int, bytes] | None:
         """The next piece of output as (STDOUT or STDERR, data); blocks. None: the output has ended."""
 
@@ -358,6 +370,10 @@ class BoxRuntime(Protocol):
     def capacity(self) -> Capacity:
         """What the engine's host has, whoever uses it."""
 
+    def life(self) -> str:
+        """Names the engine's present life: another one after each restart of the engine or of its host, and
+        the same as long as it lives."""
+
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         """Make the box, not started; of an existing one: its state. Older generations are removed first.
 
@@ -405,6 +421,13 @@ class BoxRuntime(Protocol):
 
         Raises `ExecutionError` when it cannot be ("... not found ..." when that is the reason),
         `StoppedError` when the box does not run, `InvalidStateError` when it is paused.
+        """
+
+    def readopt(self, box: BoxRef, handle: str) -> Process:
+        """A command that was spawned in the box by a former life of this process, ended or not.
+
+        Its output is lost, so `read` only waits for its end; its input has ended, so `write` is an
+        `UnsupportedError`. Raises `NotFoundError` when the runtime knows it no more.
         """
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:

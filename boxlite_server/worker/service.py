@@ -1,15 +1,13 @@
-"""The gRPC face of the worker: messages to calls and back. What it decides itself is the order of calls
-about one box, and that the calls of a former generation come too late."""
+"""The gRPC face of the worker: messages to calls and back."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -17,60 +15,21 @@ import grpc
 from .. import rpc
 from .._gen import worker_pb2 as pb
 from .._gen import worker_pb2_grpc as pb_grpc
-from ..errors import BoxliteError, InvalidArgumentError, InvalidStateError, ResourceExhaustedError
+from ..errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from . import messages
 from .execution import Delivered
 from .executions import Executions
 from .files import Files
 from .incoming import Upload, imported
+from .order import BoxOrder
 from .runtime import BoxRef, BoxRuntime, ExecSpec
+from .streams import Streams
 
 MAX_CALLS = 768
 # Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
 MAX_READERS = 400
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
-_KNOWN_BOXES = 10_000
-
-
-class BoxOrder:
-    """Calls about one box one after the other, calls about different boxes at once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}
-        self._newest: OrderedDict[str, int] = OrderedDict()
-
-    @contextmanager
-    def turn(self, box: BoxRef) -> Iterator[None]:
-        """Waits until no other call about the box is under way. Raises `InvalidStateError` when a call of
-        a later generation has been seen before."""
-        with self._lock:
-            mine, waiting = self._turns.get(box.box_id, (threading.Lock(), 0))
-            self._turns[box.box_id] = (mine, waiting + 1)
-        try:
-            with mine:
-                self._check(box)
-                yield
-        finally:
-            with self._lock:
-                mine, waiting = self._turns[box.box_id]
-                if waiting == 1:
-                    del self._turns[box.box_id]
-                else:
-                    self._turns[box.box_id] = (mine, waiting - 1)
-
-    def _check(self, box: BoxRef) -> None:
-        with self._lock:
-            newest = self._newest.get(box.box_id, 0)
-            if box.generation < newest:
-                raise InvalidStateError(
-                    f"box {box.box_id}: generation {box.generation} is over, generation {newest} has begun"
-                )
-            self._newest[box.box_id] = box.generation
-            self._newest.move_to_end(box.box_id)
-            while len(self._newest) > _KNOWN_BOXES:
-                self._newest.popitem(last=False)
 
 
 def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,34 +63,42 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._executions = executions
         self._files = files
         self._order = BoxOrder()
-        self._reader_slots = threading.BoundedSemaphore(MAX_READERS)
+        self._readers = Streams(MAX_READERS)
         self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
+
+    def end_streams(self) -> None:
+        """Tell those who read output or logs to go: the worker is about to end."""
+        self._readers.end()
+
+    def _turn(self, box: BoxRef, context: grpc.ServicerContext, *, makes: bool = False) -> AbstractContextManager[None]:
+        return self._order.turn(box, makes=makes, still_wanted=context.is_active)
 
     # ---- boxes ----
 
     @_answers
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
-        with self._order.turn(box):
+        with self._turn(box, context, makes=True):
             return messages.box(self._runtime.create(box, messages.spec(request.spec)))
 
     @_answers
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
-        with self._order.turn(box):
+        with self._turn(box, context):
             return messages.box(self._runtime.start(box))
 
     @_answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
-        with self._order.turn(box):
+        with self._turn(box, context):
             return messages.box(self._runtime.stop(box, request.timeout_seconds))
 
     @_answers
     def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
         box = messages.ref(request.box)
-        with self._order.turn(box):
+        with self._turn(box, context):
             self._runtime.remove(box, request.force)
+            self._order.removed(box)
             self._executions.forget_box(box.box_id)
         return pb.Empty()
 
@@ -185,38 +152,28 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
-        if not self._reader_slots.acquire(blocking=False):
-            raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
-        try:
+        with self._readers.one(context) as on_leaving:
             ref = request.execution
-            for event in self._executions.read_output(
-                ref.box_id, ref.execution_id, request.position, context.add_callback
-            ):
+            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_leaving):
                 yield messages.output_event(event)
-        finally:
-            self._reader_slots.release()
 
     @_answers
     def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
-        if not self._reader_slots.acquire(blocking=False):
-            raise ResourceExhaustedError(f"the worker serves {MAX_READERS} readers already; try again later")
-        try:
+        with self._readers.one(context) as on_leaving:
             tail = request.tail if request.HasField("tail") else None
             log = self._runtime.read_logs(messages.ref(request.box), tail, request.follow)
             try:
-                if context.add_callback(log.close):
+                if on_leaving(log.close):
                     while (piece := log.read()) is not None:
                         yield pb.OutputChunk(stream=messages.STREAM[piece[0]], data=piece[1])
             finally:
                 log.close()
-        finally:
-            self._reader_slots.release()
 
     @_answers
     def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
-        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
-        done = request.delivered
-        execution.confirm(Delivered(done.bytes, done.position, done.bytes_at_position))
+        ref, done = request.execution, request.delivered
+        delivered = Delivered(done.bytes, done.position, done.bytes_at_position)
+        self._executions.confirm(ref.box_id, ref.execution_id, delivered)
         return pb.Empty()
 
     @_answers
@@ -305,11 +262,15 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def CreateVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Volume:
-        return messages.volume(self._runtime.volumes.create(messages.volume_id(request)))
+        volume_id = messages.volume_id(request)
+        with self._order.turn_of("volume", volume_id, makes=True):
+            return messages.volume(self._runtime.volumes.create(volume_id))
 
     @_answers
     def RemoveVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Empty:
-        self._runtime.volumes.remove(messages.volume_id(request))
+        volume_id = messages.volume_id(request)
+        with self._order.turn_of("volume", volume_id, removes=True):
+            self._runtime.volumes.remove(volume_id)
         return pb.Empty()
 
     @_answers
@@ -321,7 +282,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
         box, snapshot_id = messages.snapshot_ref(request)
-        with self._order.turn(box):
+        with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, makes=True):
             size = self._runtime.disks.snapshot(box, snapshot_id)
         return pb.Snapshot(
             snapshot_id=snapshot_id, container_disk_bytes=size.container_disk_bytes, size_bytes=size.size_bytes
@@ -330,7 +291,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
         box, snapshot_id = messages.snapshot_ref(request)
-        with self._order.turn(box):
+        with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, removes=True):
             self._runtime.disks.remove_snapshot(box, snapshot_id)
         return pb.Empty()
 
@@ -339,21 +300,21 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box, snapshot_id = messages.snapshot_ref(request.snapshot)
         if request.new_generation <= box.generation:
             raise InvalidArgumentError("a restored box has a later generation than the one that goes")
-        with self._order.turn(box):
+        with self._turn(box, context, makes=True):
             spec = messages.spec(request.spec)
             return messages.box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
 
     @_answers
     def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         source, box = messages.ref(request.source), messages.ref(request.box)
-        with self._order.turn(source), self._order.turn(box):
+        with self._turn(source, context), self._turn(box, context, makes=True):
             return messages.box(self._runtime.disks.clone(source, box, messages.spec(request.spec)))
 
     @_answers
     def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
         box = messages.ref(request)
         with self._transfer(), ExitStack() as stack:
-            with self._order.turn(box):
+            with self._turn(box, context):
                 export = stack.enter_context(self._runtime.disks.export(box))
             yield pb.ExportChunk(settings=messages.settings(export.settings))
             for data in export.tar:
@@ -365,7 +326,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         if not first.HasField("box"):
             raise InvalidArgumentError("an import begins with the box")
         box = messages.ref(first.box.box)
-        with self._transfer(), self._order.turn(box):
+        with self._transfer(), self._turn(box, context, makes=True):
             context.send_initial_metadata((rpc.ACCEPTED,))
             return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), imported(requests)))
 
@@ -377,11 +338,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         return messages.metrics(usage, self._executions.tally(request.box_id).counts)
 
 
-def make_server(service: WorkerService, secret: str) -> grpc.Server:
-    """A server for `service`, not bound and not started, that answers only calls with `secret`."""
+def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:
+    """A server for `service`, not bound and not started, that answers only calls with `secret`, and none that is
+    meant for another life of the worker than `epoch`."""
     server = grpc.server(
         ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
-        interceptors=[rpc.SecretInterceptor(secret)],
+        interceptors=[rpc.SecretInterceptor(secret), *([rpc.EpochInterceptor(epoch)] if epoch else [])],
         maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),

@@ -29,6 +29,7 @@ from boxlite_server.errors import (
     InvalidStateError,
     NotFoundError,
     StoppedError,
+    UnsupportedError,
 )
 from boxlite_server.worker.policy import Policy
 from boxlite_server.worker.runtime import (
@@ -92,10 +93,19 @@ class FakeProcess:
         os.set_blocking(self._stdin, False)
         self._wake_read, self._wake_write = os.pipe()
         self._closed = threading.Event()
+        self._lost = ""
 
     @property
     def pid(self) -> int:
         return self._popen.pid
+
+    @property
+    def handle(self) -> str:
+        return str(self.pid)
+
+    @property
+    def lost(self) -> str:
+        return self._lost
 
     @property
     def exit_code(self) -> int | None:
@@ -155,6 +165,7 @@ class FakeProcess:
     def wait(self) -> int:
         while (code := self.exit_code) is None:
             if self._closed.wait(0.01):
+                self._lost = "the exit code is lost"
                 return 137
         return code
 
@@ -162,10 +173,58 @@ class FakeProcess:
         if not self._closed.is_set():
             self._closed.set()
             os.write(self._wake_write, b"x")
+            if not self._tty and self._popen.stdin:
+                self._popen.stdin.close()  # an engine does so when it loses its client
 
     def _refuse_when_over(self) -> None:
         if self._popen.poll() is not None:
             raise InvalidStateError("the command has ended")
+
+
+class FakeAdopted:
+    """A process whose first client is gone: its output goes nowhere."""
+
+    def __init__(self, process: FakeProcess) -> None:
+        self._process = process
+        self._left = threading.Event()
+        self.handle = process.handle
+        self.lost = ""
+        for fd in process._streams:
+            threading.Thread(target=self._drain, args=(fd,), daemon=True).start()
+
+    @staticmethod
+    def _drain(fd: int) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(fd, 65536):
+                pass
+
+    def read(self) -> tuple[int, bytes] | None:
+        while self._process.exit_code is None and not self._left.wait(0.01):
+            pass
+        return None
+
+    def wait(self) -> int:
+        code = self._process.exit_code
+        if code is None:
+            self.lost = "the exit code is lost"
+        return 137 if code is None else code
+
+    def write(self, data: bytes, timeout: float) -> int:
+        raise UnsupportedError("the command takes no more input")
+
+    def close_input(self) -> None: ...
+
+    def signal(self, number: int) -> None:
+        self._process.signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def resize(self, cols: int, rows: int) -> None:
+        self._process.resize(cols, rows)
+
+    def close(self) -> None:
+        self._left.set()
 
 
 @dataclass
@@ -176,6 +235,7 @@ class FakeBox:
     status: BoxStatus = BoxStatus.CONFIGURED
     main: FakeProcess | None = None
     exit_code: int | None = None
+    interrupted: bool = False
     said: list[tuple[int, bytes]] = field(default_factory=list)
     logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
     attached: list[FakeMain] = field(default_factory=list)
@@ -193,7 +253,7 @@ class FakeBox:
     def state(self) -> BoxState:
         if self.status is BoxStatus.RUNNING and self.main is not None:
             return BoxState(self.ref, self.status, pid=self.main.pid, ports=self.published)
-        return BoxState(self.ref, self.status, exit_code=self.exit_code)
+        return BoxState(self.ref, self.status, exit_code=self.exit_code, interrupted=self.interrupted)
 
 
 class FakeMain:
@@ -204,6 +264,7 @@ class FakeMain:
         self.process = box.main
         self.pieces: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
         self.code: int | None = None
+        self.handle = self.lost = ""
         self._early = b""
         self._early_close = False
 
@@ -288,6 +349,7 @@ class FakeRuntime:
         self._lock = threading.RLock()
         self._changes: queue.Queue[None] = queue.Queue()
         self.down = False
+        self.lives = 1
         self.disks = FakeDisks(self)
 
     def ping(self) -> None:
@@ -297,6 +359,31 @@ class FakeRuntime:
     def capacity(self) -> Capacity:
         self.ping()
         return Capacity(cpus=os.cpu_count() or 1, memory_mib=4096, engine_version="fake")
+
+    def life(self) -> str:
+        self.ping()
+        return f"life-{self.lives}"
+
+    def restart(self) -> None:
+        """As an engine that ends and comes back: it kills all that runs."""
+        with self._lock:
+            running = [box for box in self._boxes.values() if box.main is not None]
+        for box in running:
+            self.interrupt(box.ref)
+        with self._lock:
+            self.lives += 1
+            self._commands = {box_id: [] for box_id in self._commands}
+        self._changes.put(None)
+
+    def interrupt(self, box: BoxRef) -> None:
+        """As an engine that was told by somebody else to kill the box."""
+        with self._lock:
+            found = self._find(box)
+            main = found.main
+            found.interrupted = main is not None
+        if main is not None:
+            main.kill()
+            found.at_rest.wait()
 
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         self.ping()
@@ -353,6 +440,7 @@ class FakeRuntime:
                 raise ExecutionError(f"the main command of box {box.box_id}: {exc.message}") from exc
             found.at_rest.clear()
             found.main, found.status, found.exit_code = process, BoxStatus.RUNNING, None
+            found.interrupted = False
             found.published = published
             for main in found.attached:
                 main.begin(process)
@@ -449,6 +537,14 @@ class FakeRuntime:
             process = FakeProcess(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
             return process
+
+    def readopt(self, box: BoxRef, handle: str) -> Process:
+        with self._lock:
+            self._find(box)
+            for process in self._commands[box.box_id]:
+                if process.handle == handle:
+                    return FakeAdopted(process)
+        raise NotFoundError(f"command {handle} is not known")
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> FakeLog:
         with self._lock:

@@ -278,6 +278,8 @@ class TestMain:
 class StuckProcess:
     """A command of which the engine says nothing any more. Ends only when let go."""
 
+    handle = lost = ""
+
     def __init__(self) -> None:
         self.closed = threading.Event()
         self.kills = 0

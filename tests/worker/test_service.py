@@ -21,8 +21,9 @@ from boxlite_server.errors import InvalidStateError
 from boxlite_server.worker import service as service_module
 from boxlite_server.worker.executions import Executions
 from boxlite_server.worker.files import Files
+from boxlite_server.worker.order import BoxOrder
 from boxlite_server.worker.runtime import BoxRef
-from boxlite_server.worker.service import BoxOrder, WorkerService, make_server
+from boxlite_server.worker.service import WorkerService, make_server
 from boxlite_server.worker.spool import Spool
 
 SECRET = "a secret"
@@ -386,6 +387,7 @@ def test_volumes_mounts_and_ports_over_the_wire(client: Client, fake_site: Site)
     client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
     client.RemoveVolume(volume)
     assert list(client.ListVolumes(pb.Empty()).volumes) == []
+    ref.box_id = ids.new_id()
     for field in ({"cap_add": ["SYS_ADMIN"]}, {"mounts": [pb.Mount(host_path="/", guest_path="/data")]}):
         code = refusal(client.CreateBox, create_request(fake_site, ref, **field))[1]
         assert code == ("unsupported" if "cap_add" in field else "invalid_argument")

@@ -24,8 +24,9 @@ async def register_worker(core: Core, body: dict[str, Any]) -> Any:
 
 async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
     worker = await core.fleet.heartbeat(worker_id, body["epoch"])
-    await core.reconciler.report(worker.id, body.get("boxes") or [])
-    return {"heartbeat_interval_seconds": HEARTBEAT_SECONDS}
+    if "boxes" in body:  # a beat without them says nothing about any box
+        await core.reconciler.report(worker.id, body["boxes"])
+    return {"heartbeat_interval_seconds": HEARTBEAT_SECONDS, "send_inventory": True}
 
 
 async def list_workers(core: Core) -> Any:
