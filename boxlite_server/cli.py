@@ -43,7 +43,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
         CoordinatorConfig(
             host=arguments.host,
             port=arguments.port,
-            db_path=arguments.db_path.expanduser(),
+            database=arguments.database,
             api_key=arguments.api_key,
             no_auth=arguments.no_auth,
             policy=Policy(
@@ -85,6 +85,18 @@ def _run_dev(arguments: argparse.Namespace) -> int:
     return run(arguments.port, arguments.home.expanduser(), debug=arguments.debug)
 
 
+def _run_backup(arguments: argparse.Namespace) -> int:
+    from .coordinator.store.backup import back_up
+    from .coordinator.store.where import is_url, shown
+
+    if is_url(arguments.database):
+        raise errors.InvalidArgumentError(
+            f"copying {shown(arguments.database)} is PostgreSQL's own job: pg_dump --format=custom --file=FILE URL"
+        )
+    back_up(arguments.database, arguments.file)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="boxlite-server", description="A distributed server for sandbox boxes.")
     parser.add_argument("--version", action="version", version=f"boxlite-server {__version__}")
@@ -92,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_coordinator(commands)
     _add_worker(commands)
     _add_dev(commands)
+    _add_backup(commands)
     return parser
 
 
@@ -104,12 +117,7 @@ def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument(
         "--port", type=_port, default=_from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port to serve on"
     )
-    parser.add_argument(
-        "--db-path",
-        type=Path,
-        default=_from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
-        help="the database file",
-    )
+    _add_database(parser)
     _add_api_key(parser, "require this key of clients and workers")
     parser.add_argument(
         "--reconnect-grace",
@@ -210,6 +218,31 @@ def _add_dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_debug(parser)
 
 
+def _add_backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "backup", help="copy the coordinator's database, also while it runs", formatter_class=_Formatter
+    )
+    parser.set_defaults(run=_run_backup)
+    _add_database(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="the copy; a file that does not exist yet")
+    _add_debug(parser)
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    """Its default is not shown as other defaults are: a URL may carry a password."""
+    parser.add_argument(
+        "--database",
+        "--db-path",
+        metavar="PATH|URL",
+        type=_database,
+        default=_from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
+        help=(
+            "the database: a file of SQLite's, or postgresql://USER@HOST/NAME, which several coordinators can share "
+            f"[BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)"
+        ),
+    )
+
+
 def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument(
         "--api-key", metavar="KEY", default=os.environ.get("BOXLITE_API_KEY"), help=f"{text} [BOXLITE_API_KEY]"
@@ -238,6 +271,12 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
+
+
+def _database(text: str) -> Path | str:
+    from .coordinator.store.where import is_url
+
+    return text if is_url(text) else Path(text).expanduser()
 
 
 def _positive(text: str) -> int:

@@ -49,7 +49,7 @@ class Core:
     @classmethod
     async def open(
         cls,
-        db_path: Path | str,
+        database: Path | str,
         api_key: str | None,
         policy: Policy = Policy(),  # noqa: B008
         clock: Callable[[], float] = time.time,
@@ -58,7 +58,7 @@ class Core:
         connect: Connect = GrpcLink,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
-        store = await Store.open(db_path)
+        store = await Store.open(database)
         fleet = Fleet(store, clock, connect)
         volumes = Volumes(store, fleet, clock)
         schedule = Schedule(store, clock)

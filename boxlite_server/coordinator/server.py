@@ -21,6 +21,7 @@ from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
 from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from .policy import Policy
+from .store.where import shown
 from .websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ GRACE_SECONDS = 10
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    db_path: Path
+    database: Path | str  # a file of SQLite's, or a URL of PostgreSQL's
     host: str = "127.0.0.1"
     port: int = 8200  # 0: any free one
     api_key: str | None = None
@@ -64,9 +65,9 @@ def run(config: CoordinatorConfig) -> int:
 
 
 async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
-    core = await Core.open(config.db_path, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
+    core = await Core.open(config.database, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
     host, port = listener.getsockname()[:2]
-    log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, config.db_path)
+    log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, shown(config.database))
     server = _Server(
         uvicorn.Config(
             create_app(core),

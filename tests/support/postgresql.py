@@ -19,7 +19,7 @@ from psycopg import sql
 from boxlite_server import engine
 from support.cluster import free_port, wait_until
 
-_FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "max_connections=300")
+_FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=32MB", "max_connections=300")
 _names = count(1)
 
 

@@ -60,9 +60,11 @@ class Store(Tables):
         if is_url(where):
             from .postgresql import Postgresql  # psycopg is an extra
 
-            return cls(await Postgresql.open(str(where)))
-        store = cls(await Sqlite.open(Path(where)))
-        await store.drop_leases()
+            store = cls(await Postgresql.open(str(where)))
+        else:
+            store = cls(await Sqlite.open(Path(where)))
+            await store.drop_leases()
+        await store.cluster_id()  # minted before anything can ask, or copy the database
         return store
 
     async def close(self) -> None:

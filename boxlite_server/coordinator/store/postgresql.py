@@ -272,6 +272,9 @@ async def _run(
         while cursor.nextset():
             pass
         return await cursor.fetchall() if cursor.description else []
+    except psycopg.errors.ReadOnlySqlTransaction:
+        await session.close()  # it stays so; a new one may be of a server that writes
+        raise
     finally:
         cut.cancel()
 

@@ -150,31 +150,24 @@ CREATE TABLE totals (
     running BIGINT NOT NULL
 ) WITH (fillfactor = 50);
 
-CREATE FUNCTION boxes_give_back(box boxes) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    IF box.status IN ('creating', 'configured', 'running', 'stopping', 'paused') THEN
-        UPDATE loads SET
-            cpus = cpus - box.cpus, memory_mib = memory_mib - box.memory_mib,
-            boxes = boxes - 1, running = running - (box.status = 'running')::int
-        WHERE worker_id = box.worker_id;
-    END IF;
-    IF box.status != 'removing' THEN
-        UPDATE totals SET boxes = boxes - 1, running = running - (box.status = 'running')::int
-        WHERE prefix = box.prefix;
-    END IF;
-END $$;
+-- Add a box, or with the sign -1 take it away. Writes of single boxes run beside each other: all of them change
+-- first loads, then totals, then counters, so that none waits for another that waits for it.
 
-CREATE FUNCTION boxes_take(box boxes) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION add_to_load(box boxes, sign int) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF box.status IN ('creating', 'configured', 'running', 'stopping', 'paused') THEN
-        INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running)
-        VALUES (box.worker_id, box.cpus, box.memory_mib, 1, (box.status = 'running')::int)
+        INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running) VALUES (
+            box.worker_id, sign * box.cpus, sign * box.memory_mib, sign, sign * (box.status = 'running')::int)
         ON CONFLICT (worker_id) DO UPDATE SET
             cpus = loads.cpus + excluded.cpus, memory_mib = loads.memory_mib + excluded.memory_mib,
             boxes = loads.boxes + excluded.boxes, running = loads.running + excluded.running;
     END IF;
+END $$;
+
+CREATE FUNCTION add_to_total(box boxes, sign int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     IF box.status != 'removing' THEN
-        INSERT INTO totals (prefix, boxes, running) VALUES (box.prefix, 1, (box.status = 'running')::int)
+        INSERT INTO totals (prefix, boxes, running) VALUES (box.prefix, sign, sign * (box.status = 'running')::int)
         ON CONFLICT (prefix) DO UPDATE SET
             boxes = totals.boxes + excluded.boxes, running = totals.running + excluded.running;
     END IF;
@@ -182,21 +175,25 @@ END $$;
 
 CREATE FUNCTION boxes_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM boxes_take(new);
+    PERFORM add_to_load(new, 1);
+    PERFORM add_to_total(new, 1);
     RETURN NULL;
 END $$;
 
 CREATE FUNCTION boxes_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM boxes_give_back(old);
+    PERFORM add_to_load(old, -1);
+    PERFORM add_to_total(old, -1);
     RETURN NULL;
 END $$;
 
 -- Counted with the change itself: whichever operation makes it, and never without it.
 CREATE FUNCTION boxes_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM boxes_give_back(old);
-    PERFORM boxes_take(new);
+    PERFORM add_to_load(old, -1);
+    PERFORM add_to_load(new, 1);
+    PERFORM add_to_total(old, -1);
+    PERFORM add_to_total(new, 1);
     IF old.status = 'creating' AND new.status IN ('configured', 'running', 'stopped', 'paused') THEN
         INSERT INTO counters (prefix, boxes_created) VALUES (new.prefix, 1)
         ON CONFLICT (prefix) DO UPDATE SET boxes_created = counters.boxes_created + 1;
