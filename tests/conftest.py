@@ -109,8 +109,9 @@ def postgresql() -> Iterator[Server]:
 def _clusters(docker_host: str) -> Iterator[NewCluster]:
     made: list[Cluster] = []
 
-    def new(*, api_key: str | None = None) -> Cluster:
-        cluster = Cluster(Path(tempfile.mkdtemp(prefix="boxlite-")), docker_host, api_key=api_key)
+    def new(*, api_key: str | None = None, database: str | None = None) -> Cluster:
+        directory = Path(tempfile.mkdtemp(prefix="boxlite-"))
+        cluster = Cluster(directory, docker_host, api_key=api_key, database=database)
         made.append(cluster)
         _open_clusters.append(cluster)
         return cluster

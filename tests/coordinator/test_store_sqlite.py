@@ -297,6 +297,34 @@ async def test_a_database_of_the_future_is_refused(path: Path) -> None:
     assert version_of(path) == 999
 
 
+async def test_what_is_asked_all_the_time_never_looks_through_all_boxes(store: Store) -> None:
+    asked: list[str] = []
+    reader: sqlite3.Connection = store._backend._reader  # type: ignore[attr-defined]
+    reader.set_trace_callback(asked.append)
+    await store.find_box("default", "web")
+    await store.find_box_by_request("me k")
+    await store.get_box("box1")
+    await store.list_boxes("default", limit=100)
+    await store.list_boxes("default", limit=100, after=(1.0, "box1"))
+    await store.list_boxes("default", limit=100, statuses=("failed",))
+    await store.list_boxes("default", limit=100, statuses=("running", "unknown"), unreachable=("w1",))
+    await store.list_boxes("default", name="web")
+    await store.boxes_of_worker("w1")
+    await store.inventory_of_worker("w1")
+    await store.load("w1")
+    await store.loads()
+    await store.count_boxes("default")
+    await store.deadlines(1.0)
+    await store.next_deadline(1.0)
+    await store.find_answer("me", "k", 1.0)
+    await store.is_leased("use/box1/", 1.0)
+    reader.set_trace_callback(None)
+    assert len(asked) == 17
+    for statement in asked:
+        plan = [row[3] for row in reader.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        assert not [step for step in plan if step.startswith(("SCAN boxes", "USE TEMP B-TREE"))], (statement, plan)
+
+
 # ---- copies ------------------------------------------------------------------------------------------------------
 
 

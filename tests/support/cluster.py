@@ -123,11 +123,12 @@ class Worker(Process):
 class Cluster:
     """One coordinator and any number of workers, with all their data in `directory`."""
 
-    def __init__(self, directory: Path, docker_host: str, *, api_key: str | None = None):
+    def __init__(self, directory: Path, docker_host: str, *, api_key: str | None = None, database: str | None = None):
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.docker_host = docker_host
         self.api_key = api_key
+        self.database = database or str(directory / "coordinator.db")
         self.port = free_port()
         self.coordinator: Process | None = None
         self.workers: list[Worker] = []
@@ -144,7 +145,7 @@ class Cluster:
     def start_coordinator(self, *flags: str) -> Process:
         """Start the coordinator; it answers when this returns."""
         command = ["coordinator", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--db-path", str(self.directory / "coordinator.db"), *flags]
+        command += ["--database", self.database, *flags]
         if self.api_key:
             command += ["--api-key", self.api_key]
         log = self.directory / "coordinator.log"

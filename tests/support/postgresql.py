@@ -103,7 +103,7 @@ def private_server() -> Iterator[Server]:
             server.start()
             yield server
         finally:
-            server.stop()
+            server.stop(at_once=True)
     finally:
         shutil.rmtree(directory)
 

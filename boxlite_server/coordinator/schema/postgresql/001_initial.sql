@@ -57,6 +57,7 @@ CREATE TABLE boxes (
 CREATE UNIQUE INDEX boxes_by_name ON boxes (prefix, name) WHERE name IS NOT NULL;
 CREATE UNIQUE INDEX boxes_by_request ON boxes (request_key) WHERE request_key IS NOT NULL;
 CREATE INDEX boxes_by_age ON boxes (prefix, created_at, id);
+CREATE INDEX boxes_by_status ON boxes (prefix, status, created_at, id);
 CREATE INDEX boxes_by_worker ON boxes (worker_id);
 
 -- The rows of snapshots are here, the images at the box's worker.

@@ -22,6 +22,7 @@ ALTER TABLE boxes ADD COLUMN request_key TEXT;        -- of the request that mad
 UPDATE boxes SET desired = 'running' WHERE status IN ('running', 'paused');
 
 CREATE UNIQUE INDEX boxes_by_request ON boxes (request_key) WHERE request_key IS NOT NULL;
+CREATE INDEX boxes_by_status ON boxes (prefix, status, created_at, id);
 CREATE INDEX snapshots_unfinished ON snapshots (box_id) WHERE state != 'ready';
 
 -- What is reserved on each worker, and how many boxes each prefix has: kept with every change of a box, so that
