@@ -17,6 +17,7 @@ from boxlite_server import errors
 from boxlite_server.coordinator.store import (
     RESERVING,
     Answer,
+    Box,
     BoxState,
     Counters,
     Load,
@@ -287,10 +288,11 @@ async def test_loads_count_what_may_run(store: Store) -> None:
 async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> None:
     await store.put_worker(WORKER._replace(id="w2", name="two"))
     chance = random.Random(7)
-    rows: dict[str, Any] = {}
+    rows: dict[str, Box] = {}
+    reserved: dict[str, bool] = {}
     for number in range(300):
         kind = chance.choice(("insert", "insert", "change", "change", "change", "delete", "touch"))
-        fields = {
+        fields: dict[str, Any] = {
             "status": chance.choice(STATUSES),
             "worker_id": chance.choice(("w1", "w2")),
             "cpus": chance.randint(1, 4),
@@ -300,6 +302,7 @@ async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> Non
             row = box(number, prefix=chance.choice(("default", "other")), **fields)
             await store.insert_box(row)
             rows[row.id] = row
+            reserved[row.id] = row.status in RESERVING
         elif rows:
             box_id = chance.choice(sorted(rows))
             if kind == "delete":
@@ -309,9 +312,11 @@ async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> Non
                 await store.update_box(box_id, status=rows[box_id].status, pid=number)
             else:
                 rows[box_id] = rows[box_id]._replace(**fields)
+                if fields["status"] != "removing":
+                    reserved[box_id] = fields["status"] in RESERVING
                 await store.update_box(box_id, **fields)
     for worker_id in ("w1", "w2"):
-        held = [row for row in rows.values() if row.worker_id == worker_id and row.status in RESERVING]
+        held = [row for row in rows.values() if row.worker_id == worker_id and reserved[row.id]]
         assert await store.load(worker_id) == Load(
             sum(row.cpus for row in held),
             sum(row.memory_mib for row in held),
@@ -323,6 +328,20 @@ async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> Non
         assert await store.count_boxes(prefix) == len(seen)
         assert await store.count_boxes(prefix, "running") == seen.count("running")
     assert await store.count_boxes("third") == 0
+
+
+async def test_a_box_that_is_being_removed_keeps_the_room_that_it_had(store: Store) -> None:
+    for number, status in ((1, "running"), (2, "stopped")):
+        await store.insert_box(box(number, status=status))
+        await store.update_box(f"box{number}", status="removing")
+    assert await store.load("w1") == Load(1, 256, 1, 0)
+    await store.update_box("box1", status="running")  # its removal failed
+    await store.update_box("box2", status="stopped")
+    assert await store.load("w1") == Load(1, 256, 1, 1)
+    await store.update_box("box1", status="removing")
+    await store.delete_box("box1")
+    await store.delete_box("box2")
+    assert await store.load("w1") == Load()
 
 
 async def test_a_removed_worker_takes_its_load_with_it(store: Store) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from .answers import Answer, Answers
-from .boxes import Box, Boxes, BoxState, Page
+from .boxes import RESERVING, Box, Boxes, BoxState, Page
 from .connection import Backend
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
@@ -19,7 +19,7 @@ from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
 from .volumes import Volume, Volumes
 from .where import is_url
-from .workers import RESERVING, Load, Worker, Workers
+from .workers import Load, Worker, Workers
 
 __all__ = [
     "RESERVING",

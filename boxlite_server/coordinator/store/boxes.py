@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from ... import errors
 from .table import Table, decoded, json_columns, marks
 
+# A box in one of these states has its cpus and memory reserved; a stopped or failed one does not. One that is being
+# removed keeps what it had: its container may still run, and the removal may fail.
+RESERVING = ("creating", "configured", "running", "stopping", "paused")
+
 
 class Box(NamedTuple):
     """One box; times in Unix seconds, `spec` as the client asked for it with the defaults filled in."""
@@ -61,7 +65,7 @@ class Boxes(Table):
 
     async def insert_box(self, box: Box) -> None:
         """Raises AlreadyExistsError when the name is taken in its prefix, or the request has made a box."""
-        if not await self._insert("boxes", box._asdict()):
+        if not await self._insert("boxes", {**box._asdict(), **_reservation(box.status)}):
             raise errors.AlreadyExistsError(f"box '{box.name or box.id}' already exists")
 
     async def find_box(self, prefix: str, id_or_name: str) -> Box | None:
@@ -137,7 +141,8 @@ class Boxes(Table):
         return [BoxState(*row)._replace(auto_remove=bool(row[-1])) for row in rows]
 
     async def update_box(self, box_id: str, **changes: Any) -> None:
-        await self._update("boxes", box_id, changes)
+        """Room is reserved, and given back, with the status; see RESERVING."""
+        await self._update("boxes", box_id, {**changes, **_reservation(changes.get("status"))})
 
     async def delete_box(self, box_id: str) -> None:
         await self._write("DELETE FROM boxes WHERE id = ?", (box_id,))
@@ -145,6 +150,11 @@ class Boxes(Table):
     async def _boxes(self, tail: str, parameters: tuple[Any, ...]) -> list[Box]:
         rows = await self._read(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
         return [Box(*decoded(row, _JSON)) for row in rows]
+
+
+def _reservation(status: str | None) -> dict[str, int]:
+    """What a status makes of a box's reservation."""
+    return {} if status in (None, "removing") else {"reserved": int(status in RESERVING)}
 
 
 def _of_status(statuses: tuple[str, ...], unreachable: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

@@ -7,10 +7,6 @@ from typing import Any, NamedTuple
 from ... import errors
 from .table import Table, decoded, json_columns, marks, to_row
 
-# A box in one of these states holds its reservation of cpus and memory; a stopped or failed one does not.
-# The schema says the same in its triggers.
-RESERVING = ("creating", "configured", "running", "stopping", "paused")
-
 
 class Worker(NamedTuple):
     """One row of the registry; times in Unix seconds."""

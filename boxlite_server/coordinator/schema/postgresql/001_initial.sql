@@ -51,7 +51,8 @@ CREATE TABLE boxes (
     -- What should be, where status is what is. A box that should go has the status removing.
     desired     TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped')),
     engine_life TEXT,                             -- of the engine under which it was last seen running
-    request_key TEXT COLLATE "C"                  -- of the request that made it, where that may come again
+    request_key TEXT COLLATE "C",                 -- of the request that made it, where that may come again
+    reserved    INTEGER NOT NULL DEFAULT 0 CHECK (reserved IN (0, 1))  -- its room
 );
 
 CREATE UNIQUE INDEX boxes_by_name ON boxes (prefix, name) WHERE name IS NOT NULL;
@@ -156,7 +157,7 @@ CREATE TABLE totals (
 
 CREATE FUNCTION add_to_load(box boxes, sign int) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF box.status IN ('creating', 'configured', 'running', 'stopping', 'paused') THEN
+    IF box.reserved = 1 THEN
         INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running) VALUES (
             box.worker_id, sign * box.cpus, sign * box.memory_mib, sign, sign * (box.status = 'running')::int)
         ON CONFLICT (worker_id) DO UPDATE SET
@@ -212,7 +213,7 @@ END $$;
 
 CREATE TRIGGER boxes_insert AFTER INSERT ON boxes FOR EACH ROW EXECUTE FUNCTION boxes_inserted();
 CREATE TRIGGER boxes_delete AFTER DELETE ON boxes FOR EACH ROW EXECUTE FUNCTION boxes_deleted();
-CREATE TRIGGER boxes_change AFTER UPDATE OF prefix, worker_id, status, cpus, memory_mib ON boxes FOR EACH ROW
-WHEN ((old.prefix, old.worker_id, old.status, old.cpus, old.memory_mib)
-    IS DISTINCT FROM (new.prefix, new.worker_id, new.status, new.cpus, new.memory_mib))
+CREATE TRIGGER boxes_change AFTER UPDATE OF prefix, worker_id, status, cpus, memory_mib, reserved ON boxes FOR EACH ROW
+WHEN ((old.prefix, old.worker_id, old.status, old.cpus, old.memory_mib, old.reserved)
+    IS DISTINCT FROM (new.prefix, new.worker_id, new.status, new.cpus, new.memory_mib, new.reserved))
 EXECUTE FUNCTION boxes_changed();

@@ -18,8 +18,10 @@ ALTER TABLE workers ADD COLUMN engine_life TEXT;      -- of its engine now; NULL
 ALTER TABLE boxes ADD COLUMN desired TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped'));
 ALTER TABLE boxes ADD COLUMN engine_life TEXT;        -- of the engine under which it was last seen running
 ALTER TABLE boxes ADD COLUMN request_key TEXT;        -- of the request that made it, where that may come again
+ALTER TABLE boxes ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved IN (0, 1));  -- its room
 
 UPDATE boxes SET desired = 'running' WHERE status IN ('running', 'paused');
+UPDATE boxes SET reserved = 1 WHERE status IN ('creating', 'configured', 'running', 'stopping', 'paused');
 
 CREATE UNIQUE INDEX boxes_by_request ON boxes (request_key) WHERE request_key IS NOT NULL;
 CREATE INDEX boxes_by_status ON boxes (prefix, status, created_at, id);
@@ -44,7 +46,7 @@ CREATE TABLE totals (
 
 INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running)
 SELECT worker_id, sum(cpus), sum(memory_mib), count(*), count(*) FILTER (WHERE status = 'running') FROM boxes
-WHERE status IN ('creating', 'configured', 'running', 'stopping', 'paused') GROUP BY worker_id;
+WHERE reserved = 1 GROUP BY worker_id;
 
 INSERT INTO totals (prefix, boxes, running)
 SELECT prefix, count(*), count(*) FILTER (WHERE status = 'running') FROM boxes
@@ -54,7 +56,7 @@ CREATE TRIGGER boxes_take AFTER INSERT ON boxes
 BEGIN
     INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running)
     SELECT new.worker_id, new.cpus, new.memory_mib, 1, new.status = 'running'
-    WHERE new.status IN ('creating', 'configured', 'running', 'stopping', 'paused')
+    WHERE new.reserved = 1
     ON CONFLICT (worker_id) DO UPDATE SET
         cpus = cpus + excluded.cpus, memory_mib = memory_mib + excluded.memory_mib,
         boxes = boxes + excluded.boxes, running = running + excluded.running;
@@ -68,22 +70,22 @@ BEGIN
     UPDATE loads SET
         cpus = cpus - old.cpus, memory_mib = memory_mib - old.memory_mib,
         boxes = boxes - 1, running = running - (old.status = 'running')
-    WHERE worker_id = old.worker_id AND old.status IN ('creating', 'configured', 'running', 'stopping', 'paused');
+    WHERE worker_id = old.worker_id AND old.reserved = 1;
     UPDATE totals SET boxes = boxes - 1, running = running - (old.status = 'running')
     WHERE prefix = old.prefix AND old.status != 'removing';
 END;
 
-CREATE TRIGGER boxes_change AFTER UPDATE OF prefix, worker_id, status, cpus, memory_mib ON boxes
-WHEN (old.prefix, old.worker_id, old.status, old.cpus, old.memory_mib)
-    IS NOT (new.prefix, new.worker_id, new.status, new.cpus, new.memory_mib)
+CREATE TRIGGER boxes_change AFTER UPDATE OF prefix, worker_id, status, cpus, memory_mib, reserved ON boxes
+WHEN (old.prefix, old.worker_id, old.status, old.cpus, old.memory_mib, old.reserved)
+    IS NOT (new.prefix, new.worker_id, new.status, new.cpus, new.memory_mib, new.reserved)
 BEGIN
     UPDATE loads SET
         cpus = cpus - old.cpus, memory_mib = memory_mib - old.memory_mib,
         boxes = boxes - 1, running = running - (old.status = 'running')
-    WHERE worker_id = old.worker_id AND old.status IN ('creating', 'configured', 'running', 'stopping', 'paused');
+    WHERE worker_id = old.worker_id AND old.reserved = 1;
     INSERT INTO loads (worker_id, cpus, memory_mib, boxes, running)
     SELECT new.worker_id, new.cpus, new.memory_mib, 1, new.status = 'running'
-    WHERE new.status IN ('creating', 'configured', 'running', 'stopping', 'paused')
+    WHERE new.reserved = 1
     ON CONFLICT (worker_id) DO UPDATE SET
         cpus = cpus + excluded.cpus, memory_mib = memory_mib + excluded.memory_mib,
         boxes = boxes + excluded.boxes, running = running + excluded.running;
