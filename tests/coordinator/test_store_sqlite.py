@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -97,6 +99,52 @@ async def test_a_killed_coordinator_leaves_neither_lock_nor_half_a_transaction(p
 async def test_the_file_is_its_owners_alone(store: Store, path: Path) -> None:
     modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()}
     assert modes and set(modes.values()) == {0o600}, modes
+
+
+# ---- on the disk -------------------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_ends_when_it_is_on_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end = threading.Semaphore(0), threading.Semaphore(0)
+
+    def slow(descriptor: int) -> None:
+        began.release()
+        assert may_end.acquire(timeout=60)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+
+    async def insert(number: int) -> None:
+        async with store.transaction() as tx:
+            await tx.insert_box(box(number))
+
+    first = asyncio.create_task(insert(1))
+    await asyncio.to_thread(began.acquire)
+    others = [asyncio.create_task(insert(number)) for number in range(2, 12)]
+    for _ in range(100):  # nobody's writing waits for the disk
+        await asyncio.sleep(0)
+    assert len((await store.list_boxes("default")).boxes) == 11
+    assert not first.done()
+    may_end.release()
+    await first
+    await asyncio.to_thread(began.acquire)
+    assert not any(other.done() for other in others)  # the sync that had begun was not theirs
+    may_end.release()
+    await asyncio.gather(*others)
+    assert not began.acquire(blocking=False)  # and one was enough for them all
+    await store.update_heartbeat("w1", at=5.0)
+
+
+async def test_a_disk_that_fails_is_an_outage_until_it_does_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(errors.DatabaseUnavailableError, match="disk fails"):
+            async with store.transaction() as tx:
+                await tx.insert_box(box(1))
+    async with store.transaction() as tx:
+        await tx.insert_box(box(2))
 
 
 # ---- faults of the file ------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ Calls are direct on the event loop, which is faster than any thread: a point rea
 writes and another reads, so that a read outside of a transaction never sees one half done. What waits, for
 a transaction's end or for another process's lock, waits on the loop and holds up nobody else.
 
-What was committed outlives the process. The last moments before the machine itself loses its power may be lost.
+A transaction is on the disk when it ends, which a thread waits for, once for all that ended meanwhile. A single
+write outside of one outlives the process, but the machine's loss of power may take the last of them: heartbeats,
+leases and deadlines, which are noted all the time.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Sqlite:
         self._reader.execute("PRAGMA query_only = ON")
         for connection in (self._writer, self._reader):
             connection.execute("PRAGMA busy_timeout = 0")  # from here on the waiting is ours, see `_patiently`
+        self._log = _Log(path.with_name(f"{path.name}-wal"))
 
     @classmethod
     async def open(cls, path: Path) -> Sqlite:
@@ -82,6 +85,7 @@ class Sqlite:
             raise errors.DatabaseError(f"cannot open the database {path}: {reason}") from exc
 
     async def close(self) -> None:
+        self._log.close()
         self._reader.close()
         self._writer.close()
         with suppress(OSError):  # closed before
@@ -110,6 +114,7 @@ class Sqlite:
                 statements.ended = True
                 if self._writer.in_transaction:  # a full disk may have ended it already
                     _run(self._writer, "ROLLBACK")
+        await self._log.sync()
 
 
 class _Transaction:
@@ -127,6 +132,36 @@ class _Transaction:
         return _run(self._writer, sql, parameters)
 
     write = read
+
+
+class _Log:
+    """SQLite's write-ahead log, which it writes but does not sync."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+        self._turn = asyncio.Lock()  # one sync at a time
+        self._next: asyncio.Task[None] | None = None  # the one that has not begun
+
+    async def sync(self) -> None:
+        """Wait until all that was written before this call is on the disk. Raises DatabaseUnavailableError, and
+        then that is not known."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._sync())
+        await asyncio.shield(self._next)
+
+    async def _sync(self) -> None:
+        async with self._turn:
+            self._next = None  # what is written from here on needs another
+            try:
+                await asyncio.to_thread(os.fdatasync, self._descriptor)
+            except OSError as exc:
+                raise errors.DatabaseUnavailableError(
+                    f"the database cannot be used now: its disk fails ({exc})"
+                ) from exc
+
+    def close(self) -> None:
+        with suppress(OSError):  # closed before
+            os.close(self._descriptor)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
