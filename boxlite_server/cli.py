@@ -19,7 +19,10 @@ DEFAULT_HOME = Path("~/.boxlite")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0 after a clean end, 1 when it cannot start, 2 for wrong arguments."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if getattr(arguments, "timeout", None) is not None and not arguments.wait:
+        parser.error("--timeout is of use with --wait only")
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",

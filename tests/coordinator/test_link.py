@@ -55,7 +55,9 @@ def with_link(story: Callable[[GrpcLink, Service], Awaitable[None]]) -> None:
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        row = Worker("w1", "one", f"http://127.0.0.1:{port}", "secret", "active", "Ep0ch1", {}, 1, 1, None, "", "", 0, 0)
+        row = Worker(
+            "w1", "one", f"http://127.0.0.1:{port}", "secret", "active", "Ep0ch1", {}, 1, 1, None, "", "", 0, 0
+        )
         link = GrpcLink(row)
         try:
             await story(link, service)

@@ -113,7 +113,7 @@ def test_only_the_worker_with_the_volumes_counts() -> None:
 def test_those_that_failed_are_told_by_name_and_not_all_of_them() -> None:
     text = why_not(SMALL, [candidate("a", status="draining")], b="engine says no", c="no")
     assert text == "no worker can take the box: 1 draining, 2 failed (b: engine says no; c: no)"
-    assert why_not(SMALL, [], **{name: "no" for name in "abcde"}).endswith(": 5 failed (a: no; b: no; c: no; ...)")
+    assert why_not(SMALL, [], **dict.fromkeys("abcde", "no")).endswith(": 5 failed (a: no; b: no; c: no; ...)")
 
 
 def test_without_workers_it_says_how_to_start_one() -> None:

@@ -139,7 +139,7 @@ def test_an_id_comes_before_a_name(volumes: Volumes) -> None:
 
 def test_a_removed_worker_takes_its_volumes_rows_along(store: Store, volumes: Volumes, workers: Workers) -> None:
     made = asyncio.run(volumes.create("p", "data"))
-    with pytest.raises(errors.InvalidStateError, match="0 boxes and 1 volume;.*1 volume is forgotten"):
+    with pytest.raises(errors.InvalidStateError, match=r"0 boxes and 1 volume;.*1 volume is forgotten"):
         asyncio.run(workers.remove(made.worker_id, force=False))
     asyncio.run(workers.remove(made.worker_id, force=True))
     assert Blocking(store).list_volumes("p") == []
