@@ -1,4 +1,4 @@
-"""The `boxlite-server` command: coordinator, worker, or both for local use."""
+"""The `boxlite-server` command: coordinator, worker, or both for local use; and what an operator does to a fleet."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import __version__, errors
+from . import __version__, admin, errors
+from .client.api import ApiClient
 
 DEFAULT_HOME = Path("~/.boxlite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0 after a clean end, 1 when it cannot start, 2 for wrong arguments."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if getattr(arguments, "timeout", None) is not None and not arguments.wait:
+        parser.error("--timeout is of use with --wait only")
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
@@ -97,6 +101,19 @@ def _run_backup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_admin(act: Callable[[ApiClient, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        api = ApiClient(
+            arguments.coordinator, api_key=arguments.api_key or "", setting="--coordinator or BOXLITE_COORDINATOR_URL"
+        )
+        try:
+            return act(api, arguments)
+        finally:
+            api.close()
+
+    return run
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="boxlite-server", description="A distributed server for sandbox boxes.")
     parser.add_argument("--version", action="version", version=f"boxlite-server {__version__}")
@@ -105,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_worker(commands)
     _add_dev(commands)
     _add_backup(commands)
+
+    _add_workers(commands)
+    _add_drain(commands)
     return parser
 
 
@@ -241,6 +261,44 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
             f"[BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)"
         ),
     )
+
+
+def _add_workers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "workers", help="list the workers and what is reserved on them", formatter_class=_Formatter
+    )
+    parser.set_defaults(run=_run_admin(admin.workers))
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print them")
+    _add_client(parser)
+
+
+def _add_drain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "drain",
+        help="keep a worker from new boxes; those that it has stay as they are",
+        formatter_class=_Formatter,
+    )
+    parser.set_defaults(run=_run_admin(admin.drain))
+    parser.add_argument("worker", metavar="WORKER", help="its name or id")
+    parser.add_argument("--wait", action="store_true", help="return when no box holds room there any more")
+    parser.add_argument("--timeout", metavar="S", type=_seconds, help="of --wait: fail after so many seconds")
+    _add_client(parser)
+    parser = commands.add_parser("undrain", help="let a worker take new boxes again", formatter_class=_Formatter)
+    parser.set_defaults(run=_run_admin(admin.undrain))
+    parser.add_argument("worker", metavar="WORKER", help="its name or id")
+    _add_client(parser)
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coordinator",
+        metavar="URL",
+        type=_http_url,
+        default=_from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
+        help="the coordinator's address",
+    )
+    _add_api_key(parser, "the coordinator's API key")
+    _add_debug(parser)
 
 
 def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:

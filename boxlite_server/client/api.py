@@ -20,6 +20,8 @@ from boxlite_server.errors import BoxliteError, InvalidArgumentError, UpstreamUn
 CONNECT_TIMEOUT = 10.0  # seconds
 ANSWER_TIMEOUT = 300.0  # seconds; a create may pull a large image first
 
+URL_SETTING = "--url or BOXLITE_REST_URL"
+
 _IDEMPOTENT = frozenset({"GET", "HEAD", "DELETE"})
 _CODE_OF_STATUS = {
     400: "invalid_argument",
@@ -42,8 +44,9 @@ log = logging.getLogger("boxlite.client")
 class ApiClient:
     """Requests to one server, under one path prefix. Not for use by two threads at once."""
 
-    def __init__(self, url: str, *, path_prefix: str = "", api_key: str = "") -> None:
-        """`url` may carry a base path (`http://host/api`); `path_prefix` may hold several segments."""
+    def __init__(self, url: str, *, path_prefix: str = "", api_key: str = "", setting: str = URL_SETTING) -> None:
+        """`url` may carry a base path (`http://host/api`); `path_prefix` may hold several segments; `setting` is
+        what to name where the url turns out to be wrong."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgumentError(f"invalid server URL '{url}': want http://HOST[:PORT]")
@@ -52,6 +55,7 @@ class ApiClient:
         except ValueError as error:
             raise InvalidArgumentError(f"invalid server URL '{url}': {error}") from None
         self.url = url.rstrip("/")
+        self._setting = setting
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._secure = parts.scheme == "https"
         self._host = parts.hostname
@@ -104,9 +108,11 @@ class ApiClient:
         body = None if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
         return self.post(self.path("boxes", box, "stop"), body)
 
-    def remove_box(self, box: str, *, force: bool = False) -> None:
+    def remove_box(self, box: str, *, force: bool = False) -> str:
+        """What the server has to say about it, mostly nothing."""
         # Always said: servers differ in what an absent `force` means.
-        self.request("DELETE", self.path("boxes", box) + f"?force={'true' if force else 'false'}")
+        answer = self.request("DELETE", self.path("boxes", box) + f"?force={'true' if force else 'false'}")
+        return str(self.parsed(answer).get("message") or "") if answer.startswith(b"{") else ""
 
     # HTTP
 
@@ -128,7 +134,7 @@ class ApiClient:
                 yield document
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error, self._setting) from error
 
     def request(self, method: str, path: str, body: Json | None = None) -> bytes:
         """One request and the body of its 2xx answer. Raises `BoxliteError`."""
@@ -142,7 +148,7 @@ class ApiClient:
             status, answer = self._exchange(method, path, payload, headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error, self._setting) from error
         log.debug("%s %s -> %d in %.0f ms", method, path, status, (time.monotonic() - started) * 1e3)
         if 200 <= status < 300:
             return answer
@@ -162,7 +168,7 @@ class ApiClient:
             answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error, self._setting) from error
         except BaseException:
             self.close()
             raise
@@ -186,7 +192,7 @@ class ApiClient:
             answer = b"" if 200 <= response.status < 300 else response.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error, self._setting) from error
         if 200 <= response.status < 300:
             return response
         raise error_from(response.status, answer)
@@ -235,12 +241,10 @@ class ApiClient:
         return document
 
 
-def unreachable(url: str, reason: BaseException) -> UpstreamUnavailableError:
+def unreachable(url: str, reason: BaseException, setting: str = URL_SETTING) -> UpstreamUnavailableError:
     """The error for a server that does not answer at `url`."""
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return UpstreamUnavailableError(
-        f"cannot reach {url}: {text}; is the coordinator running? set --url or BOXLITE_REST_URL"
-    )
+    return UpstreamUnavailableError(f"cannot reach {url}: {text}; is the coordinator running? set {setting}")
 
 
 def error_from(status: int, body: bytes) -> BoxliteError:

@@ -12,7 +12,7 @@ from boxlite_server.client import boxflags, output
 from boxlite_server.client.api import ApiClient, Json
 from boxlite_server.errors import BoxliteError, NotFoundError
 
-_ACTIVE = frozenset({"running", "stopping", "paused"})
+_ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown one may be running
 
 
 def version() -> str:
@@ -109,7 +109,12 @@ def remove(api: ApiClient, args: Namespace) -> int:
         if targets and not args.force and not _confirmed(f"Remove all {len(targets)} boxes? [y/N] "):
             print_error("nothing removed")
             return 1
-    return each(targets, lambda box: api.remove_box(box, force=args.force), echo=True)
+
+    def drop(box: str) -> None:
+        if left := api.remove_box(box, force=args.force):
+            print("Warning:", left, file=sys.stderr)
+
+    return each(targets, drop, echo=True)
 
 
 def info(api: ApiClient, args: Namespace) -> int:
@@ -118,7 +123,7 @@ def info(api: ApiClient, args: Namespace) -> int:
         "version": version(),
         "url": api.url,
         "boxesTotal": len(statuses),
-        **{f"boxes{name.title()}": statuses.count(name) for name in ("running", "stopped", "configured")},
+        **{f"boxes{name.title()}": statuses.count(name) for name in ("running", "stopped", "configured", "unknown")},
     }
     if args.format == "json":
         print(output.as_json(document))

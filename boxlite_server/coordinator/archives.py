@@ -6,7 +6,6 @@ image's part included, since the image itself stays behind). Both are a stranger
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -17,8 +16,8 @@ from .._gen import worker_pb2 as pb
 from . import attachments, boxfile, boxspec, validation, wire
 from .boxes import Boxes, ref
 from .fleet import Fleet
+from .patience import WORK_SECONDS
 from .policy import Policy
-from .snapshots import COPY_SECONDS
 from .store import Box
 
 _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
@@ -37,12 +36,9 @@ class Archives:
         """The box and its archive, of this moment. A running box is paused until its disk is held; then the
         box may do as it likes while the archive is on its way."""
         async with self._boxes.locked(prefix, id_or_name) as box:
-            chunks = self._fleet.stream(box.worker_id, "ExportBox", ref(box))
+            chunks = self._fleet.stream(box.worker_id, "ExportBox", ref(box), idle=WORK_SECONDS)
             try:
-                async with asyncio.timeout(COPY_SECONDS):
-                    first: pb.ExportChunk = await anext(chunks)
-            except TimeoutError:
-                raise errors.TimedOutError("the disk could not be held in time; try again") from None
+                first: pb.ExportChunk = await anext(chunks)
             except errors.NotFoundError as exc:
                 raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
         manifest = {
@@ -72,7 +68,7 @@ class Archives:
         async with self._boxes.being_made(prefix, spec) as (box, worker):
             whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
-            await self._fleet.send(worker.id, "ImportBox", first, _requests(reader))
+            await self._fleet.send(worker.id, "ImportBox", first, _requests(reader), idle=WORK_SECONDS)
         return await self._boxes.get(prefix, box.box_id)
 
     def _checked(self, request: Any, where: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from .volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-CREATE_SECONDS = 280.0  # an image pull is part of it; released clients give up after 300
+CREATE_SECONDS = 280.0  # on all workers that are tried; an image pull is part of it; released clients give up after 300
+LAST_TRY_SECONDS = 5.0
 CALL_SECONDS = 60.0
 DEFAULT_STOP_SECONDS = 30.0
 MAX_STOP_SECONDS = 240.0
@@ -88,11 +89,15 @@ class Boxes:
     # ---- creating -------------------------------------------------------------------------------------
 
     async def create(self, prefix: str, request: Mapping[str, Any]) -> Box:
-        """Create a box on the least loaded worker that has room; the next one is tried where one cannot.
-        A box with volumes goes to the worker that has them.
+        """Create a box on the least loaded worker that has room; the next one is tried where one cannot, under
+        the next generation: what may still come about at the first is a stray there. A box with volumes goes to
+        the worker that has them.
+
+        One that does not answer in time has used up the time of the others too: the box is forgotten, and what
+        comes about of it is a stray.
 
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
-        ResourceExhaustedError (no worker has room), UpstreamUnavailableError (no worker answers).
+        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
         """
         spec = boxspec.normalise(request, self._policy)
         spec["mounts"], home = await self._volumes.resolve(prefix, spec["mounts"])
@@ -100,25 +105,26 @@ class Boxes:
         async with self.alone(box_id):
             tried: dict[str, str] = {}
             refused: errors.BoxliteError | None = None
+            ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
             for generation in itertools.count(1):
                 try:
                     worker = await self._reserve(box_id, prefix, spec, generation, tried, home=home)
                 except errors.BoxliteError as exc:
                     if tried:
+                        await self._forget(box_id)
                         await self._store.count(prefix, "boxes_failed")
                     if refused and isinstance(exc, errors.UpstreamUnavailableError):
                         raise refused from None
                     raise
                 try:
-                    await self._create_on(worker, box_id, generation, spec)
+                    await self._create_on(worker, box_id, generation, spec, ends_at)
                     return await self._change(box_id, status="configured")
                 except _TRY_ELSEWHERE as exc:
                     log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                     tried[worker.name] = exc.message
-                    await self._forget(box_id)
                 except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
-                    await self._forget(box_id)
                     if not attachments.depends_on_operator(spec):
+                        await self._forget(box_id)
                         raise
                     tried[worker.name], refused = exc.message, exc  # another one's operator may allow it
                 except BaseException:
@@ -138,18 +144,21 @@ class Boxes:
         home: str | None,
         only: str | None = None,
     ) -> Worker:
-        """Choose a worker that was not tried yet and write the row, in one step. `home` is the id of the one
-        worker that has the box's volumes, `only` of the one that can be for another reason."""
+        """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home` is the
+        id of the one worker that has the box's volumes, `only` of the one that can be for another reason."""
+        need = Need(spec["cpus"], spec["memory_mib"], home)
         async with self._store.transaction() as tx:
             await self._volumes.check_ready(tx, spec["mounts"])
-            await self._refuse_too_many(tx, prefix)
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
-            placement = scheduler.place(
-                Need(spec["cpus"], spec["memory_mib"], home), [c for c in candidates if c.worker.name not in tried]
-            )
+            placement = scheduler.place(need, [c for c in candidates if c.worker.name not in tried])
             if not placement.workers:
-                raise scheduler.not_placed("box", candidates, {**tried, **placement.refusals}, bool(tried))
+                raise scheduler.not_placed("box", need, placement, tried)
             now = self._clock()
+            if generation > 1 and await tx.get_box(box_id):  # else its worker was removed, and the row with it
+                moved = {"worker_id": placement.workers[0].id, "generation": generation, "updated_at": now}
+                await tx.update_box(box_id, **moved)
+                return placement.workers[0]
+            await self._refuse_too_many(tx, prefix)
             await tx.insert_box(
                 Box(
                     id=box_id,
@@ -208,11 +217,14 @@ class Boxes:
         await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
         await self._forget(box.id)
 
-    async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any]) -> None:
+    async def _create_on(
+        self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any], ends_at: float
+    ) -> None:
         request = pb.CreateBoxRequest(
             box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
         )
-        await self._fleet.call(worker.id, "CreateBox", request, timeout=CREATE_SECONDS)
+        timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
+        await self._fleet.call(worker.id, "CreateBox", request, timeout=timeout)
 
     # ---- operating ------------------------------------------------------------------------------------
 
@@ -249,14 +261,17 @@ class Boxes:
         return await self.apply(box, state)
 
     async def reserve_again(self, box: Box) -> Box:
-        """A stopped box gave its room away; take it again, or say why not."""
-        worker = await self._fleet.get(box.worker_id)
-        need, candidate = Need(box.cpus, box.memory_mib), Candidate(worker, await self._fleet.load(worker.id), True)
-        if reason := scheduler.no_room(need, candidate):
-            raise errors.ResourceExhaustedError(
-                f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
-            )
-        return await self._change(box.id, status="configured")
+        """A stopped box gave its room away; take it again in one step, or say why not."""
+        async with self._store.transaction() as tx:
+            worker = await tx.get_worker(box.worker_id)
+            if worker is None:
+                raise _forgotten(box.id)
+            candidate = Candidate(worker, await tx.load(worker.id), True)
+            if reason := scheduler.no_room(Need(box.cpus, box.memory_mib), candidate):
+                raise errors.ResourceExhaustedError(
+                    f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
+                )
+            return await self._write(tx, box.id, status="configured")
 
     async def stop(
         self, prefix: str, id_or_name: str, timeout_seconds: float | None, *, unless: Unless | None = None
@@ -284,34 +299,40 @@ class Boxes:
                 await self._remove(stopped, force=True)
             return stopped
 
-    async def remove(self, prefix: str, id_or_name: str, *, force: bool, unless: Unless | None = None) -> None:
+    async def remove(self, prefix: str, id_or_name: str, *, force: bool, unless: Unless | None = None) -> str | None:
         """Remove a box and all it holds. A running one only with `force`; with `force` the box of a worker
-        that cannot be reached is forgotten too, and cleaned up there when the worker comes back. `unless` is
-        asked once it is this operation's turn."""
+        that cannot be reached is forgotten too, and cleaned up there when the worker comes back: then the answer
+        says so. `unless` is asked once it is this operation's turn."""
         async with self.locked(prefix, id_or_name, removing=True) as box:
-            if not (unless and await unless(box)):
-                await self._remove(box, force=force)
+            if unless and await unless(box):
+                return None
+            return await self._remove(box, force=force)
 
-    async def _remove(self, box: Box, *, force: bool) -> None:
+    async def _remove(self, box: Box, *, force: bool) -> str | None:
+        if not force:
+            await self._fleet.check_reachable(box.worker_id)
         if box.status == "running" and not force:
             raise errors.InvalidStateError(f"box '{box.name or box.id}' is running; stop it first, or use force")
         request = pb.RemoveBoxRequest(box=ref(box), force=force)
         async with self._store.transaction() as tx:
             await tx.update_box(box.id, status="removing")
+        left = None
         try:
             await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
-        except (errors.UpstreamUnavailableError, errors.TimedOutError):
+        except (errors.UpstreamUnavailableError, errors.TimedOutError) as exc:
             if not force:
                 async with self._store.transaction() as tx:
                     await tx.update_box(box.id, status=box.status)
                 raise
-            log.warning("box %s is forgotten; its worker %s cannot be reached", box.id, box.worker_id)
+            left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.message}"
+            log.warning("%s", left)
         except errors.BoxliteError:
             async with self._store.transaction() as tx:
                 await tx.update_box(box.id, status=box.status)
             await self.observe(box)
             raise
         await self._forget(box.id)
+        return left
 
     # ---- observing ------------------------------------------------------------------------------------
 
@@ -381,12 +402,16 @@ class Boxes:
 
     async def _change(self, box_id: str, **changes: Any) -> Box:
         async with self._store.transaction() as tx:
-            before = await tx.get_box(box_id)
-            await tx.update_box(box_id, updated_at=self._clock(), **changes)
-            box = await tx.get_box(box_id)
-            assert before and box, "rows go only under the box's lock"
-            if box.status != before.status:
-                await self._schedule.plan(box, tx=tx)
+            return await self._write(tx, box_id, **changes)
+
+    async def _write(self, tx: Tables, box_id: str, **changes: Any) -> Box:
+        before = await tx.get_box(box_id)
+        if before is None:  # rows go only under the box's lock, or with their worker
+            raise _forgotten(box_id)
+        box = before._replace(updated_at=self._clock(), **changes)
+        await tx.update_box(box_id, updated_at=box.updated_at, **changes)
+        if box.status != before.status:
+            await self._schedule.plan(box, tx=tx)
         return box
 
     async def _forget(self, box_id: str) -> None:
@@ -403,15 +428,21 @@ class Boxes:
     @asynccontextmanager
     async def locked(self, prefix: str, id_or_name: str, *, removing: bool = False) -> AsyncIterator[Box]:
         """The box as it is once it is this operation's turn. One whose removal was begun, and broken off by
-        a crash, is for `removing` alone."""
+        a crash, is for `removing` alone, and so is one whose worker cannot be reached."""
         box_id = (await self.get(prefix, id_or_name)).id
         async with self.alone(box_id):
             box = await self.get(prefix, box_id)
             if box.status == "removing" and not removing:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
+            if not removing:
+                await self._fleet.check_reachable(box.worker_id)
             yield box
 
 
 def ref(box: Box) -> pb.BoxRef:
     """The box as a worker knows it."""
     return pb.BoxRef(box_id=box.id, generation=box.generation)
+
+
+def _forgotten(box_id: str) -> errors.BoxliteError:
+    return errors.UpstreamUnavailableError(f"box {box_id} was forgotten, together with its worker")

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import errors, ids
 from . import http_errors
 from .auth import Authenticator
-from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
+from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER
 
 # A first path segment that names a resource and not a prefix: the caller's own prefix is meant.
 _PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
@@ -44,7 +44,7 @@ class Edge:
         scope = dict(scope)
         scope[REQUEST_ID] = request_id if _REQUEST_ID.fullmatch(request_id) else ids.request_id()
         scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
-        send = _with_request_id(send, scope[REQUEST_ID])
+        send = _with_headers(send, scope[REQUEST_ID])
         try:
             self._admit(scope, headers)
         except errors.BoxliteError as exc:
@@ -77,12 +77,15 @@ def canonical(path: str, own_prefix: str) -> str:
     return path
 
 
-def _with_request_id(send: Send, request_id: str) -> Send:
-    async def send_with_id(message: Message) -> None:
+def _with_headers(send: Send, request_id: str) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             message.setdefault("headers", [])
+            headers = MutableHeaders(scope=message)
             # An answer that is given again keeps the id of the request that it was made for.
-            MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
+            headers.setdefault("X-Request-Id", request_id)
+            if seconds := RETRY_AFTER.get(message.get("status", 0)):
+                headers.setdefault("Retry-After", str(seconds))
         await send(message)
 
-    return send_with_id
+    return send_with_headers

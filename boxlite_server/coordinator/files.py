@@ -9,6 +9,7 @@ from .. import rpc
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .fleet import Fleet
+from .patience import IDLE_SECONDS, WORK_SECONDS
 from .schedule import Schedule
 
 
@@ -44,7 +45,8 @@ class Files:
                     yield pb.PutFilesRequest(data=chunk)
 
         async with self._schedule.use(box):
-            await self._fleet.send(box.worker_id, "PutFiles", pb.PutFilesRequest(header=header), requests())
+            first = pb.PutFilesRequest(header=header)
+            await self._fleet.send(box.worker_id, "PutFiles", first, requests(), idle=WORK_SECONDS)
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
@@ -52,7 +54,7 @@ class Files:
         """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError before the first byte."""
         box = await self._boxes.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
-        answers = self._fleet.stream(box.worker_id, "GetFiles", request)
+        answers = self._fleet.stream(box.worker_id, "GetFiles", request, idle=IDLE_SECONDS)
         async with self._schedule.use(box):
             first: pb.FilesChunk = await anext(answers)
 

@@ -1,19 +1,23 @@
-"""The workers: who they are, whether they are there, and the one channel to each.
+"""The workers: who they are, whether they are there, and the one link to each.
 
 A worker is known by the id in its identity file, never by its address. It is reachable while its heartbeats
-come; one that misses several gets no new boxes. After the coordinator's own start every worker has a fresh
-window, because nobody could have beaten into a coordinator that was not there.
+come; one that misses three, says goodbye or loses its engine gets no new boxes and no calls, until it is heard
+again. After the coordinator's own start every worker has a fresh window, because nobody could have beaten into
+a coordinator that was not there. All of that is in the rows, for any coordinator to see; only what this one has
+found out by calling is its own.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from .. import errors
+from . import patience
 from .link import Connect, GrpcLink, Link, target_of
 from .scheduler import Candidate
 from .store import Load, Store, Tables, Worker
@@ -21,7 +25,25 @@ from .store import Load, Store, Tables, Worker
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
-MISSED_HEARTBEATS = 4  # worker jitter is ±20 %, so this is three beats missed for certain
+MISSED_HEARTBEATS = 3
+# From one beat to the next pass up to 1.2 intervals: a tenth of jitter, and as much again to make it and send it.
+UNREACHABLE_SECONDS = MISSED_HEARTBEATS * 1.2 * HEARTBEAT_SECONDS
+
+
+class Removed(NamedTuple):
+    """What went with a worker's row; `text` says what becomes of the things themselves, "" where there are none."""
+
+    boxes: int
+    volumes: int
+    text: str
+
+
+class _Silence(NamedTuple):
+    """A call that did not reach a worker."""
+
+    epoch: str
+    at: float
+    reason: str
 
 
 class Fleet:
@@ -33,62 +55,82 @@ class Fleet:
         self._connect = connect
         self._started_at = clock()
         self._links: dict[str, tuple[Worker, Link]] = {}
-        self._silent: set[str] = set()  # workers that a call did not reach, until they are heard again
+        self._silent: dict[str, _Silence] = {}  # by worker id, until it is heard again
+        self._told: set[str] = set()  # ids of workers whose inventory was taken since our start
 
     async def close(self) -> None:
-        for worker_id in list(self._links):
-            await self._drop_link(worker_id)
+        while self._links:
+            _, (_, link) = self._links.popitem()
+            await link.close()
 
     # ---- registry -------------------------------------------------------------------------------------
 
-    async def register(self, request: dict[str, Any]) -> Worker:
+    async def register(self, request: Mapping[str, Any]) -> Worker:
         """Take a worker in, or back in: it keeps its boxes and its operator's status.
 
         Raises AlreadyExistsError when the name is another worker's, PermissionDeniedError when the id is
-        known with another secret, InvalidArgumentError when the url is none.
+        known with another secret, InvalidArgumentError when the url is none, InvalidStateError when a later
+        process of the worker is registered and well: what comes now was sent before, and came late.
         """
         target_of(request["url"])
-        known = await self._store.get_worker(request["id"])
-        if known and not hmac.compare_digest(known.secret.encode(), request["secret"].encode()):
+        now = self._clock()
+        async with self._store.transaction() as tx:
+            known = await tx.get_worker(request["id"])
+            if known:
+                self._refuse_impostor(known, request)
+            worker = _worker(request, known, now)
+            await tx.put_worker(worker)
+        self._silent.pop(worker.id, None)
+        self._told.discard(worker.id)
+        log.info("worker %s (%s) registered at %s", worker.name, worker.id, worker.url)
+        return worker
+
+    def _refuse_impostor(self, known: Worker, request: Mapping[str, Any]) -> None:
+        if not hmac.compare_digest(known.secret.encode(), request["secret"].encode()):
             raise errors.PermissionDeniedError(
                 f"worker id {known.id} belongs to {known.name}, which has another secret; "
                 "give this worker a home of its own"
             )
+        started_at = request.get("started_at")
+        if known.epoch == request["epoch"] or started_at is None or known.started_at is None:
+            return
+        if started_at < known.started_at and self.why_unreachable(known) is None:  # else its clock was set back
+            raise errors.InvalidStateError(
+                f"worker {known.name} was registered by a process that started later; this registration is stale"
+            )
+
+    async def heartbeat(self, worker_id: str, beat: Mapping[str, Any]) -> Worker:
+        """Note a sign of life, or the last one; the worker as it was before. Raises NotFoundError for an unknown
+        worker and InvalidStateError for a stale epoch: in both cases the worker has to register again."""
+        worker = await self.get(worker_id)
         now = self._clock()
-        capacity = request["capacity"]
-        worker = Worker(
-            id=request["id"],
-            name=request["name"],
-            url=request["url"],
-            secret=request["secret"],
-            status=known.status if known else "active",
-            epoch=request["epoch"],
-            labels=request.get("labels") or {},
-            cpus=capacity["cpus"],
-            memory_mib=capacity["memory_mib"],
-            max_boxes=capacity.get("max_boxes"),
-            version=request.get("version") or "",
-            engine_version=request.get("engine_version") or "",
-            registered_at=known.registered_at if known else now,
-            last_heartbeat=now,
-        )
-        async with self._store.transaction() as tx:
-            await tx.put_worker(worker)
-        await self._drop_link(worker.id)
-        self._silent.discard(worker.id)
-        log.info("worker %s (%s) registered at %s", worker.name, worker.id, worker.url)
+        changes: dict[str, Any] = {
+            "last_heartbeat": now,
+            "left_at": now if beat.get("leaving") else None,
+            "engine_error": beat.get("engine_error"),
+        }
+        if beat.get("engine_life"):
+            changes["engine_life"] = beat["engine_life"]
+        if worker.epoch != beat["epoch"] or not await self._store.update_worker_of_epoch(
+            worker_id, beat["epoch"], **changes
+        ):
+            raise errors.InvalidStateError(f"worker {worker.name} was registered by another process; register again")
+        self._silent.pop(worker_id, None)
+        if beat.get("leaving"):
+            log.info("worker %s says goodbye", worker.name)
+        if (beat.get("engine_error") or None) != worker.engine_error:
+            log.warning("worker %s and its engine: %s", worker.name, beat.get("engine_error") or "it is well again")
         return worker
 
-    async def heartbeat(self, worker_id: str, epoch: str) -> Worker:
-        """Note a sign of life. Raises NotFoundError for an unknown worker and InvalidStateError for a stale
-        epoch: in both cases the worker has to register again."""
-        worker = await self.get(worker_id)
-        if worker.epoch != epoch:
-            raise errors.InvalidStateError(f"worker {worker.name} was registered by a later process; register again")
-        async with self._store.transaction() as tx:
-            await tx.update_worker(worker_id, last_heartbeat=self._clock())
-        self._silent.discard(worker_id)
-        return worker
+    def lacks_inventory(self, worker: Worker, digest: str | None) -> bool:
+        """Whether the worker holds something else than it has told us of, by the digest of what it holds now."""
+        return worker.id not in self._told or digest is None or digest != worker.inventory
+
+    async def inventory_taken(self, worker: Worker, digest: str | None) -> None:
+        """Remember that the worker's report has been dealt with."""
+        self._told.add(worker.id)
+        if digest != worker.inventory:
+            await self._store.update_worker_of_epoch(worker.id, worker.epoch, inventory=digest)
 
     async def get(self, worker_id: str) -> Worker:
         worker = await self._store.get_worker(worker_id)
@@ -96,92 +138,195 @@ class Fleet:
             raise errors.NotFoundError(f"worker not found: {worker_id}")
         return worker
 
-    def status(self, worker: Worker) -> str:
-        """As shown to people: active or draining as the operator set it, unreachable where beats are missing."""
-        return worker.status if self.is_reachable(worker) else "unreachable"
-
     async def set_status(self, worker_id: str, status: str) -> Worker:
         """Set what the operator wants: ``active``, or ``draining`` (keeps its boxes, takes no new ones)."""
-        await self.get(worker_id)
         async with self._store.transaction() as tx:
             await tx.update_worker(worker_id, status=status)
-        return await self.get(worker_id)
+        worker = await self.get(worker_id)
+        log.info("worker %s is to be %s", worker.name, status)
+        return worker
 
-    async def remove(self, worker_id: str, *, force: bool) -> None:
+    async def remove(self, worker_id: str, *, force: bool) -> Removed:
         """Forget a worker. One that has boxes or volumes only with `force`, and their rows go with it."""
         worker = await self.get(worker_id)
         async with self._store.transaction() as tx:
             boxes = await tx.boxes_of_worker(worker_id)
             volumes = await tx.volumes_of_worker(worker_id)
-            if (boxes or volumes) and not force:
+            removed = Removed(len(boxes), len(volumes), _what_becomes(len(boxes), len(volumes)))
+            if removed.text and not force:
                 raise errors.InvalidStateError(
-                    f"worker {worker.name} has {len(boxes)} boxes and {len(volumes)} volumes; "
-                    "remove them first, or force and lose sight of them"
+                    f"worker {worker.name} has {_count(len(boxes), 'box', 'boxes')} and "
+                    f"{_count(len(volumes), 'volume', 'volumes')}; remove them first, or use force: {removed.text}"
                 )
             for box in boxes:
                 await tx.delete_box(box.id)
             for volume in volumes:
                 await tx.delete_volume(volume.id)
             await tx.delete_worker(worker_id)
-        self._silent.discard(worker_id)
-        await self._drop_link(worker_id)
+        log.info("worker %s is removed%s", worker.name, removed.text and f"; {removed.text}")
+        self._silent.pop(worker_id, None)
+        self._told.discard(worker_id)
+        _, link = self._links.pop(worker_id, (None, None))
+        if link is not None:
+            await link.close()
+        return removed
+
+    # ---- reachability ---------------------------------------------------------------------------------
+
+    def status(self, worker: Worker) -> str:
+        """As shown to people: active or draining as the operator set it, unreachable where it is."""
+        return worker.status if self.is_reachable(worker) else "unreachable"
 
     def is_reachable(self, worker: Worker) -> bool:
-        """Whether its heartbeats come, and no call failed to reach it since the last one."""
-        if worker.id in self._silent:
-            return False
-        last_sign = max(worker.last_heartbeat, self._started_at)
-        return self._clock() - last_sign <= MISSED_HEARTBEATS * HEARTBEAT_SECONDS
+        return self.why_unreachable(worker) is None
 
-    async def load(self, worker_id: str) -> Load:
-        return (await self._store.loads()).get(worker_id, Load())
+    def why_unreachable(self, worker: Worker) -> str | None:
+        """Why a worker gets no calls, for the person at the client; None when it does."""
+        now = self._clock()
+        if worker.left_at is not None:
+            return f"worker {worker.name} was shut down at {_time_of(worker.left_at, now)}"
+        if worker.engine_error:
+            return f"the engine of worker {worker.name} does not answer: {worker.engine_error}"
+        silence = self._silent.get(worker.id)
+        if silence and silence.epoch == worker.epoch and silence.at >= worker.last_heartbeat:
+            return silence.reason
+        if now - max(worker.last_heartbeat, self._started_at) > UNREACHABLE_SECONDS:
+            heard = f"{_time_of(worker.last_heartbeat, now)} ({now - worker.last_heartbeat:.0f} s)"
+            return f"worker {worker.name} has not been heard of since {heard}"
+        return None
+
+    async def check_reachable(self, worker_id: str) -> None:
+        """Raises UpstreamUnavailableError, with the reason, for a worker that gets no calls."""
+        worker = await self._store.get_worker(worker_id)
+        if worker is None:
+            raise errors.UpstreamUnavailableError(f"worker {worker_id} is not registered any more")
+        if reason := self.why_unreachable(worker):
+            raise errors.UpstreamUnavailableError(reason)
+
+    async def unreachable(self) -> tuple[str, ...]:
+        """Ids of the workers that are not reachable."""
+        suspects = await self._store.workers_in_trouble(self._clock() - UNREACHABLE_SECONDS)
+        if self._silent:
+            suspects += (await self._store.get_workers(self._silent)).values()
+        return tuple({worker.id for worker in suspects if not self.is_reachable(worker)})
 
     async def candidates(self, tx: Tables | None = None) -> list[Candidate]:
         """Every worker with its reservations, for the scheduler. `tx`: the transaction that places."""
         tables = tx or self._store
         loads = await tables.loads()
+        nothing = Load()
         return [
-            Candidate(worker, loads.get(worker.id, Load()), self.is_reachable(worker))
+            Candidate(worker, loads.get(worker.id, nothing), self.is_reachable(worker))
             for worker in await tables.list_workers()
         ]
 
     # ---- calls ----------------------------------------------------------------------------------------
+    # Each raises UpstreamUnavailableError at once where the worker is not reachable, and what `Link` raises.
 
     async def call(self, worker_id: str, method: str, request: Any, *, timeout: float) -> Any:
-        """One unary call to a worker within `timeout` seconds; see `Link` for what calls raise."""
-        link = await self._link(worker_id)
-        try:
+        """One unary call to a worker within `timeout` seconds."""
+        worker, link = await self._link(worker_id)
+        with self._listening(worker):
             return await link.unary(method, request, timeout=timeout)
-        except errors.UnreachableError:
-            self._silent.add(worker_id)
+
+    async def stream(
+        self, worker_id: str, method: str, request: Any, *, idle: float | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The answers of a streaming call. TimedOutError where none comes for `idle` seconds while one is waited
+        for; None where silence is no sign: those who follow the output of a command wait for as long as it is
+        silent, and hear of a lost worker by the link's keepalive."""
+        worker, link = await self._link(worker_id)
+        with self._listening(worker):
+            async with aclosing(link.stream(method, request)) as answers:
+                while (answer := await patience.within(anext(answers, None), idle, worker.name)) is not None:
+                    yield answer
+
+    async def send(
+        self, worker_id: str, method: str, header: Any, requests: AsyncIterator[Any], *, idle: float | None = None
+    ) -> Any:
+        """The answer to a streamed call. TimedOutError where the worker neither takes a request nor answers for
+        `idle` seconds; what `requests` takes for itself does not count."""
+        worker, link = await self._link(worker_id)
+        with self._listening(worker):
+            async with patience.taking(requests, idle, worker.name) as watched:
+                return await link.send(method, header, watched)
+
+    @contextmanager
+    def _listening(self, worker: Worker) -> Iterator[None]:
+        """A worker that a call does not reach is unreachable until it is heard again."""
+        try:
+            yield
+        except errors.UnreachableError as exc:
+            self._silent[worker.id] = _Silence(worker.epoch, self._clock(), exc.message)
             raise
 
-    async def stream(self, worker_id: str, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        """The answers of a streaming call."""
-        link = await self._link(worker_id)
-        async with aclosing(link.stream(method, request)) as answers:
-            async for answer in answers:
-                yield answer
-
-    async def send(self, worker_id: str, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
-        """The answer to a streamed call."""
-        return await (await self._link(worker_id)).send(method, header, requests)
-
-    async def _link(self, worker_id: str) -> Link:
+    async def _link(self, worker_id: str) -> tuple[Worker, Link]:
         """The one connection to this life of the worker, wherever it serves now."""
-        worker = await self.get(worker_id)
+        worker = await self._store.get_worker(worker_id)
+        if worker is None:
+            raise errors.UpstreamUnavailableError(f"worker {worker_id} is not registered any more")
+        if reason := self.why_unreachable(worker):
+            raise errors.UpstreamUnavailableError(reason)
         known, link = self._links.get(worker_id, (None, None))
-        if link is None or known is None or _address(known) != _address(worker):
-            await self._drop_link(worker_id)
-            link = self._connect(worker)
-            self._links[worker_id] = worker, link
-        return link
-
-    async def _drop_link(self, worker_id: str) -> None:
-        _, link = self._links.pop(worker_id, (None, None))
+        if link and known and (_address(known) == _address(worker) or known.last_heartbeat > worker.last_heartbeat):
+            return known, link  # the newer of the two, when the row was read before somebody else's was
+        new = self._connect(worker)
+        self._links[worker_id] = worker, new
         if link is not None:
             await link.close()
+        return worker, new
+
+
+def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Worker:
+    """The row of a worker that registers; `known`: the one that it replaces."""
+    capacity = request["capacity"]
+    cpu_limit = capacity.get("cpu_limit")
+    return Worker(
+        id=request["id"],
+        name=request["name"],
+        url=request["url"],
+        secret=request["secret"],
+        status=known.status if known else "active",
+        epoch=request["epoch"],
+        labels=request.get("labels") or {},
+        cpus=capacity["cpus"],
+        memory_mib=capacity["memory_mib"],
+        max_boxes=capacity.get("max_boxes"),
+        version=request.get("version") or "",
+        engine_version=request.get("engine_version") or "",
+        registered_at=known.registered_at if known else now,
+        last_heartbeat=now,
+        cpu_limit=None if cpu_limit is None else int(cpu_limit),
+        engine_life=request.get("engine_life"),
+        started_at=request.get("started_at"),
+    )
 
 
 def _address(worker: Worker) -> tuple[str, str, str]:
     return worker.url, worker.secret, worker.epoch
+
+
+def _what_becomes(boxes: int, volumes: int) -> str:
+    """Of what a worker holds when it is forgotten by force; "" when it holds nothing."""
+    texts = []
+    if boxes:
+        texts.append(
+            f"{_count(boxes, 'box is', 'boxes are')} forgotten, whose containers stay on the worker's host until it "
+            "registers again and are then removed as orphans, after a grace"
+        )
+    if volumes:
+        texts.append(
+            f"{_count(volumes, 'volume is', 'volumes are')} forgotten, whose data stays on the worker's host until "
+            "somebody removes it there"
+        )
+    return "; ".join(texts)
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
+def _time_of(moment: float, now: float) -> str:
+    """With the date where the time of the day would not say it."""
+    date = "" if now - moment < 12 * 3600 else "%Y-%m-%d "
+    return datetime.fromtimestamp(moment, UTC).strftime(f"{date}%H:%M:%S UTC")

@@ -22,6 +22,10 @@ REQUEST_ID = "boxlite.request_id"
 INTEGER_CODES = "boxlite.integer_codes"
 PRINCIPAL = "boxlite.principal"
 
+# Seconds until the same request may go well, by status: what is used up is given back any moment, and what is
+# away is heard of again with its next heartbeat.
+RETRY_AFTER = {429: 1, 503: 5}
+
 _METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"}
 
 

@@ -17,7 +17,8 @@ from .. import errors, references
 from .._gen import worker_pb2 as pb
 from . import scheduler
 from .fleet import Fleet
-from .scheduler import Need
+from .patience import IDLE_SECONDS
+from .scheduler import NOTHING
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -105,14 +106,14 @@ class Images:
         request = pb.PullImageRequest(reference=reference)
         tried: dict[str, str] = {}
         while True:
-            candidates = await self._fleet.candidates()
-            untried = [c for c in candidates if c.worker.name not in tried]
-            placement = scheduler.place(Need(0, 0), untried)
+            untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
+            placement = scheduler.place(NOTHING, untried)
             if not placement.workers:
-                raise scheduler.not_placed("pull", candidates, {**tried, **placement.refusals}, bool(tried))
+                raise scheduler.not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
             try:
-                async with contextlib.aclosing(self._fleet.stream(worker.id, "PullImage", request)) as events:
+                events = self._fleet.stream(worker.id, "PullImage", request, idle=IDLE_SECONDS)
+                async with contextlib.aclosing(events):
                     async for event in events:
                         if event.HasField("image"):
                             yield _image(event.image, worker.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -40,8 +40,8 @@ class Link(Protocol):
         """One call, answered within `timeout` seconds."""
 
     def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        """The answers of a streaming call. It has no deadline, a stream may last as long as a command; it ends
-        when the worker is gone."""
+        """The answers of a streaming call. It has no deadline here, a stream may last as long as a command; it
+        ends when the worker is gone: keepalive notices that within 15 s."""
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         """The answer to a streamed call: its header, and what follows once the worker has accepted that (see
@@ -65,43 +65,65 @@ class GrpcLink:
         self._name = worker.name
         self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._metadata = rpc.with_secret(worker.secret)
+        self._metadata = rpc.with_secret(worker.secret, worker.epoch)
 
     async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
-        try:
+        with self._translated():
             return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
-        except grpc.aio.AioRpcError as exc:
-            raise rpc.from_rpc_error(exc, self._name) from None
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         call = getattr(self._stub, method)(request, metadata=self._metadata)
+        answers = aiter(call)
         try:
-            async for answer in call:
+            while True:
+                with self._translated():
+                    try:
+                        answer = await anext(answers)
+                    except StopAsyncIteration:
+                        return
                 yield answer
-        except grpc.aio.AioRpcError as exc:
-            raise rpc.from_rpc_error(exc, self._name) from None
         finally:
             call.cancel()
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         call = getattr(self._stub, method)(metadata=self._metadata)
         try:
-            # A call that has ended takes nothing more: the last line then raises what the worker said.
-            with contextlib.suppress(asyncio.InvalidStateError):
-                await call.write(header)
-                if rpc.ACCEPTED in tuple(await call.initial_metadata()):
-                    async for request in requests:
-                        await call.write(request)
-                    await call.done_writing()
-            return await call
-        except grpc.aio.AioRpcError as exc:
-            raise rpc.from_rpc_error(exc, self._name) from None
+            with self._translated():
+                # A call that has ended takes nothing more: the last line then raises what the worker said.
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(header)
+                    if rpc.ACCEPTED in tuple(await call.initial_metadata()):
+                        async for request in requests:
+                            await call.write(request)
+                        await call.done_writing()
+                return await call
         finally:
             call.cancel()
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):
             await self._channel.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """What gRPC raises, as what the link's callers know."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as exc:
+            error = rpc.from_rpc_error(exc, self._name)
+            if isinstance(error, errors.AuthError):  # it is not the client that the worker does not know
+                raise errors.UpstreamUnavailableError(
+                    f"worker {self._name} refuses its coordinator: {error.message}"
+                ) from None
+            raise error from None
+        except asyncio.CancelledError:
+            # Closing a channel cancels the calls on it, as if somebody had cancelled the tasks that wait for them.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise errors.UnreachableError(
+                f"worker {self._name} cannot be reached: the connection to it was closed"
+            ) from None
 
 
 def target_of(url: str) -> str:

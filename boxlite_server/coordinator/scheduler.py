@@ -1,14 +1,17 @@
 """Where a box goes: filters that say why not, and a score.
 
 Pure functions over what the registry says is reserved, so that a placement counts at once and not only with
-the next report. CPUs may be promised more often than they exist, because sandboxes mostly wait; memory may
-not, because a host without memory kills.
+the next report. CPUs may be promised more often than they exist, because sandboxes mostly wait, but only up to
+what the worker's operator allows; memory may not, because a host without memory kills. A box that is stopped or
+failed holds nothing of all that, no place among a worker's `max_boxes` either: it has to find room when it is
+started again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 from .. import errors
 from .store import Load, Worker
@@ -18,6 +21,10 @@ class Need(NamedTuple):
     cpus: int
     memory_mib: int
     worker_id: str | None = None  # of the one worker that has the box's volumes
+    boxes: int = 1  # places among a worker's boxes; volumes and images take none
+
+
+NOTHING = Need(0, 0, boxes=0)
 
 
 class Candidate(NamedTuple):
@@ -26,56 +33,135 @@ class Candidate(NamedTuple):
     reachable: bool
 
 
+class Filter(Protocol):
+    """One kind of reason for which a worker cannot take a thing."""
+
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool: ...
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        """What is wrong with those that it has removed: ``lacks memory (needs 4096 MiB, has 1024)``. Where they
+        are several, the number is that of the one that came closest."""
+
+
 class Placement(NamedTuple):
-    """Workers that can take the box, best first; and for each of the others why it cannot."""
+    """Workers that can take the box, best first; and the others by the filter that removed them."""
 
     workers: list[Worker]
-    refusals: dict[str, str]
+    removed: dict[Filter, list[Candidate]]
 
 
-def place(need: Need, candidates: list[Candidate]) -> Placement:
+class Holding:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return need.worker_id in (None, candidate.worker.id)
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return f"{_verb(removed, 'does', 'do')} not have its volumes"
+
+
+class Active:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return candidate.worker.status == "active"
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return "draining"
+
+
+class Reachable:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return candidate.reachable
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return "unreachable"
+
+
+class Places:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        limit = candidate.worker.max_boxes
+        return limit is None or candidate.load.boxes + need.boxes <= limit
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return (
+            f"{_verb(removed, 'has', 'have')} no place (allows {max(c.worker.max_boxes or 0 for c in removed)} boxes)"
+        )
+
+
+class MachineCpus:
+    """One box never gets more cpus than the machine has, whatever may be promised to all together."""
+
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return need.cpus <= candidate.worker.cpus
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        has = max(c.worker.cpus for c in removed)
+        return f"{_verb(removed, 'is', 'are')} too small (needs {need.cpus} cpus, has {has})"
+
+
+class PromisedCpus:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        limit = candidate.worker.cpu_limit
+        return limit is None or candidate.load.cpus + need.cpus <= limit
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        has = max((c.worker.cpu_limit or 0) - c.load.cpus for c in removed)
+        return f"{_verb(removed, 'lacks', 'lack')} cpus (needs {need.cpus}, may promise {max(has, 0)})"
+
+
+class Memory:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return need.memory_mib <= candidate.worker.memory_mib - candidate.load.memory_mib
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        has = max(c.worker.memory_mib - c.load.memory_mib for c in removed)
+        return f"{_verb(removed, 'lacks', 'lack')} memory (needs {need.memory_mib} MiB, has {max(has, 0)})"
+
+
+ROOM: tuple[Filter, ...] = (Places(), MachineCpus(), PromisedCpus(), Memory())
+FILTERS: tuple[Filter, ...] = (Holding(), Active(), Reachable(), *ROOM)  # the first that removes a worker tells why
+
+_TOLD = 3  # how many failures a message spells out
+
+
+def place(need: Need, candidates: Iterable[Candidate]) -> Placement:
     """Order the candidates for a new box: the least loaded first, the name deciding between equals."""
-    refusals = {c.worker.name: reason for c in candidates if (reason := refusal(need, c))}
-    fitting = [c for c in candidates if c.worker.name not in refusals]
+    fitting: list[Candidate] = []
+    removed: defaultdict[Filter, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        for test in FILTERS:
+            if not test.lets_pass(need, candidate):
+                removed[test].append(candidate)
+                break
+        else:
+            fitting.append(candidate)
     fitting.sort(key=lambda c: (_load_after(need, c), c.load.boxes, c.worker.name))
-    return Placement([c.worker for c in fitting], refusals)
-
-
-def refusal(need: Need, candidate: Candidate) -> str | None:
-    """Why this worker takes no new box of that size; None when it does."""
-    worker, load, reachable = candidate
-    if worker.status != "active":
-        return f"is {worker.status}"
-    if need.worker_id not in (None, worker.id):
-        return "does not have its volumes"
-    if not reachable:
-        return "sends no heartbeat"
-    if worker.max_boxes is not None and load.boxes >= worker.max_boxes:
-        return f"holds {load.boxes} boxes, its limit"
-    return no_room(need, candidate)
+    return Placement([c.worker for c in fitting], dict(removed))
 
 
 def no_room(need: Need, candidate: Candidate) -> str | None:
     """Why a box of that size cannot run there now; None when it can."""
-    worker, load, _ = candidate
-    if need.cpus > worker.cpus:
-        return f"has {worker.cpus} cpus, the box needs {need.cpus}"
-    free = worker.memory_mib - load.memory_mib
-    if need.memory_mib > free:
-        return f"has {max(free, 0)} MiB of memory free, the box needs {need.memory_mib}"
+    for test in ROOM:
+        if not test.lets_pass(need, candidate):
+            return test.tell(need, [candidate])
     return None
 
 
-def not_placed(
-    what: str, candidates: list[Candidate], reasons: Mapping[str, str], any_tried: bool
-) -> errors.BoxliteError:
-    """Why no worker takes it: for the client to read, and to raise."""
-    if not candidates:
+def not_placed(what: str, need: Need, placement: Placement, failed: Mapping[str, str]) -> errors.BoxliteError:
+    """Why no worker takes it: for the client to read, and to raise. `failed`: what those said, by name, that
+    were asked to and did not."""
+    removed = ((test, placement.removed[test]) for test in FILTERS if test in placement.removed)
+    reasons = [f"{len(candidates)} {test.tell(need, candidates)}" for test, candidates in removed]
+    if failed:
+        told = [f"{name}: {text}" for name, text in failed.items()]
+        told[_TOLD:] = ["..."] * (len(told) > _TOLD)
+        reasons.append(f"{len(failed)} failed ({'; '.join(told)})")
+    if not reasons:
         return errors.UpstreamUnavailableError(
             "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
         )
-    text = f"no worker can take the {what}: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    return errors.UpstreamUnavailableError(text) if any_tried else errors.ResourceExhaustedError(text)
+    return errors.UpstreamUnavailableError(f"no worker can take the {what}: {', '.join(reasons)}")
+
+
+def _verb(removed: list[Candidate], one: str, several: str) -> str:
+    return one if len(removed) == 1 else several
 
 
 def _load_after(need: Need, candidate: Candidate) -> float:

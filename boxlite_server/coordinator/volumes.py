@@ -14,7 +14,7 @@ from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import scheduler
 from .fleet import Fleet
-from .scheduler import Need
+from .scheduler import NOTHING
 from .store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
@@ -144,11 +144,10 @@ class Volumes:
     async def _reserve(self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, str]) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step."""
         async with self._store.transaction() as tx:
-            candidates = await self._fleet.candidates(tx)
-            untried = [c for c in candidates if c.worker.name not in tried]
-            placement = scheduler.place(Need(0, 0), untried)
+            untried = [c for c in await self._fleet.candidates(tx) if c.worker.name not in tried]
+            placement = scheduler.place(NOTHING, untried)
             if not placement.workers:
-                raise scheduler.not_placed("volume", candidates, {**tried, **placement.refusals}, bool(tried))
+                raise scheduler.not_placed("volume", NOTHING, placement, tried)
             worker, now = placement.workers[0], self._clock()
             await tx.insert_volume(Volume(volume_id, prefix, name or volume_id, worker.id, "creating", now, now))
             return worker
@@ -157,7 +156,8 @@ class Volumes:
         async with self._store.transaction() as tx:
             await tx.update_volume(volume_id, state=state, updated_at=self._clock())
         volume = await self._store.get_volume(volume_id)
-        assert volume is not None, "a row goes only with its operation"
+        if volume is None:  # a row goes only with its operation, or with its worker
+            raise errors.UpstreamUnavailableError(f"volume {volume_id} was forgotten, together with its worker")
         return volume
 
     async def _forget(self, volume_id: str) -> None:

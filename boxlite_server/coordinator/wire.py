@@ -29,19 +29,20 @@ def timestamp(seconds: float | None) -> str | None:
 _BOX_STATUS = {"creating": "configured", "removing": "stopping"}
 
 
-def box(row: Box, worker_name: str | None) -> dict[str, Any]:
-    """A Box."""
+def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
+    """A Box. Of one whose worker is unreachable nobody knows how it is."""
+    lost = fleet.why_unreachable(worker) if worker else None
     return {
         "box_id": row.id,
         "name": row.name,
-        "status": _BOX_STATUS.get(row.status, row.status),
+        "status": "unknown" if lost else _BOX_STATUS.get(row.status, row.status),
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "started_at": timestamp(row.started_at),
         "stopped_at": timestamp(row.stopped_at),
         "pid": row.pid,
         "exit_code": row.exit_code,
-        "error_message": row.error,
+        "error_message": lost or row.error,
         "image": row.spec["image"],
         "cpus": row.cpus,
         "memory_mib": row.memory_mib,
@@ -51,7 +52,7 @@ def box(row: Box, worker_name: str | None) -> dict[str, Any]:
         "auto_delete": row.spec.get("auto_delete", 0),
         "auto_resume": row.spec["auto_resume"],
         "ports": _ports(row),
-        "worker": worker_name,
+        "worker": worker.name if worker else None,
     }
 
 
@@ -131,11 +132,18 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
         "name": row.name,
         "url": row.url,
         "status": fleet.status(row),
+        "reason": fleet.why_unreachable(row),
+        "draining": row.status == "draining",
         "running_boxes": load.running,
         "last_heartbeat": timestamp(row.last_heartbeat),
         "registered_at": timestamp(row.registered_at),
         "labels": row.labels,
-        "capacity": {"cpus": row.cpus, "memory_mib": row.memory_mib, "max_boxes": row.max_boxes},
+        "capacity": {
+            "cpus": row.cpus,
+            "cpu_limit": row.cpu_limit,
+            "memory_mib": row.memory_mib,
+            "max_boxes": row.max_boxes,
+        },
         "reserved": {"cpus": load.cpus, "memory_mib": load.memory_mib, "boxes": load.boxes},
         "version": row.version,
         "engine_version": row.engine_version,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import grpc
@@ -97,16 +99,21 @@ def test_a_restarted_coordinator_knows_everything(new_cluster, test_image: str) 
 def test_a_lost_worker_costs_only_its_own_boxes(pair: Cluster, test_image: str) -> None:
     boxes = {host_of(pair, box): box for box in (create(pair, test_image) for _ in range(2))}
     pair.workers[0].kill()
-    assert pair.http("GET", f"/v1/boxes/{boxes['one']['box_id']}")[0] == 200
+    assert status_of(pair, boxes["one"]) == "configured"
     status, _, body = pair.http("POST", f"/v1/boxes/{boxes['one']['box_id']}/start")
     assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
     assert "one" in body["error"]["message"]
+    # A call did not reach the worker: nobody knows any more how its boxes are, and no call is tried.
+    lost = pair.http("GET", f"/v1/boxes/{boxes['one']['box_id']}")[2]
+    assert (lost["status"], lost["error_message"]) == ("unknown", body["error"]["message"])
+    listed = pair.http("GET", "/v1/boxes?status=unknown")[2]["boxes"]
+    assert [box["box_id"] for box in listed] == [boxes["one"]["box_id"]]
     assert pair.http("POST", f"/v1/boxes/{boxes['two']['box_id']}/start")[0] == 200
-    # The next box is tried on the lost worker, which still counts as there, and goes to the other one.
     assert host_of(pair, create(pair, test_image)) == "two"
     status, _, body = pair.http("DELETE", f"/v1/boxes/{boxes['one']['box_id']}")
     assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
     pair.workers[0].start()
+    assert status_of(pair, boxes["one"]) == "configured"
     remove_all(pair)
 
 
@@ -155,18 +162,35 @@ def test_draining_takes_no_new_boxes_and_keeps_the_old(pair: Cluster, test_image
     wait_until(lambda: name in workers(pair), "the worker is back")
 
 
+def test_draining_from_the_command_line_waits_for_the_last_box(pair: Cluster, test_image: str) -> None:
+    boxes = [create(pair, test_image) for _ in range(2)]
+    mine = next(box for box in boxes if host_of(pair, box) == "one")
+    assert pair.http("POST", f"/v1/boxes/{mine['box_id']}/start")[0] == 200
+    command = [sys.executable, "-m", "boxlite_server", "drain", "one", "--wait", "--coordinator", pair.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline() == "one takes no new boxes; 1 box holds room there\n"
+        assert pair.http("POST", f"/v1/boxes/{mine['box_id']}/exec", {"command": "true"})[0] == 201
+        assert waiting.poll() is None
+        assert pair.http("POST", f"/v1/boxes/{mine['box_id']}/stop")[0] == 200
+        assert waiting.stdout.readline() == "one: no boxes hold room there\n"
+        assert waiting.wait(60) == 0
+    remove_all(pair)
+
+
 def test_a_full_fleet_says_why(new_cluster, test_image: str) -> None:
     cluster = new_cluster()
     cluster.start_coordinator()
     cluster.start_worker(name="tiny", max_boxes=1)
     create(cluster, test_image)
     status, _, body = cluster.http("POST", "/v1/boxes", {"image": test_image})
-    assert (status, body["error"]["code"]) == (429, "resource_exhausted")
-    assert "tiny holds 1 boxes, its limit" in body["error"]["message"]
+    assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
+    assert body["error"]["message"] == "no worker can take the box: 1 has no place (allows 1 boxes)"
     remove_all(cluster)
-    status, _, body = cluster.http("POST", "/v1/boxes", {"image": test_image, "cpus": 255})
-    assert (status, body["error"]["code"]) == (429, "resource_exhausted")
-    assert "the box needs 255" in body["error"]["message"]
+    status, headers, body = cluster.http("POST", "/v1/boxes", {"image": test_image, "cpus": 255})
+    assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
+    assert "1 is too small (needs 255 cpus, has" in body["error"]["message"]
+    assert int(headers["retry-after"]) > 0
 
 
 def test_an_end_without_being_asked_is_noticed(cluster: Cluster, test_image: str) -> None:

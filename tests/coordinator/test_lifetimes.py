@@ -241,7 +241,7 @@ def test_without_auto_resume_a_stopped_box_takes_no_command(site: Site) -> None:
 def test_starting_a_running_box_is_use(site: Site) -> None:
     async def story() -> None:
         box = await site.running(auto_stop=60)
-        site.clock.now += 59
+        await site.after(59)
         await site.core.boxes.start("default", box.id)
         await site.after(59)
         assert await site.status(box) == "running"

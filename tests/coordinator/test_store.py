@@ -185,14 +185,21 @@ async def test_a_workers_name_is_its_own(store: Store) -> None:
     assert await store.get_worker("w2") is None
 
 
-async def test_a_heartbeat_brings_a_worker_back_and_keeps_what_it_does_not_tell(store: Store) -> None:
-    await store.update_worker("w1", left_at=5.0)
-    await store.update_heartbeat("w1", at=6.0, inventory="digest", engine_life="life")
-    assert await store.get_worker("w1") == WORKER._replace(
-        last_heartbeat=6.0, inventory="digest", engine_life="life", left_at=None
-    )
-    await store.update_heartbeat("w1", at=7.0)
-    assert await store.get_worker("w1") == WORKER._replace(last_heartbeat=7.0, inventory="digest", engine_life="life")
+async def test_only_the_life_of_a_worker_that_is_registered_changes_its_row(store: Store) -> None:
+    assert await store.update_worker_of_epoch("w1", WORKER.epoch, last_heartbeat=6.0, left_at=6.0)
+    assert not await store.update_worker_of_epoch("w1", "former", last_heartbeat=7.0)
+    assert not await store.update_worker_of_epoch("w2", WORKER.epoch, last_heartbeat=7.0)
+    assert await store.get_worker("w1") == WORKER._replace(last_heartbeat=6.0, left_at=6.0)
+
+
+async def test_workers_are_found_by_ids_and_by_their_trouble(store: Store) -> None:
+    await store.put_worker(WORKER)
+    for number, trouble in enumerate(({}, {"left_at": 5.0}, {"engine_error": "gone"}, {"last_heartbeat": 99.0})):
+        row = WORKER._replace(id=f"t{number}", name=f"t{number}", last_heartbeat=100.0)
+        await store.put_worker(row._replace(**trouble))
+    assert {worker.id for worker in await store.workers_in_trouble(100.0)} == {"w1", "t1", "t2", "t3"}
+    assert await store.get_workers(["w1", "nosuch"]) == {"w1": WORKER}
+    assert await store.get_workers([]) == {}
 
 
 async def test_an_inventory_is_the_states_of_a_workers_boxes(store: Store) -> None:

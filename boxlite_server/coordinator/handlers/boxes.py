@@ -30,14 +30,16 @@ async def list_boxes(
     page = await core.boxes.list(
         prefix,
         statuses=_FILTER.get(status, (status,)) if status else (),
+        unreachable=await core.fleet.unreachable() if status else (),
         name=name,
         labels=_labels(label or []),
         after=paging.decode_token(page_token, float, str) if page_token else None,
         limit=page_size,
     )
     token = paging.encode_token(page.next_token) if page.next_token else None
-    names = {worker.id: worker.name for worker in await core.store.list_workers()}
-    return {"boxes": [wire.box(box, names.get(box.worker_id)) for box in page.boxes], "next_page_token": token}
+    workers = await core.store.get_workers({box.worker_id for box in page.boxes})
+    boxes = [wire.box(box, workers.get(box.worker_id), core.fleet) for box in page.boxes]
+    return {"boxes": boxes, "next_page_token": token}
 
 
 async def get_box(core: Core, prefix: str, box_id: str) -> Any:
@@ -50,8 +52,8 @@ async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
 
 
 async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) -> Any:
-    await core.boxes.remove(prefix, box_id, force=force)
-    return None, 204
+    left = await core.boxes.remove(prefix, box_id, force=force)
+    return ({"message": left}, 200) if left else (None, 204)
 
 
 async def start_box(core: Core, prefix: str, box_id: str) -> Any:
@@ -63,8 +65,7 @@ async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | 
 
 
 async def _shown(core: Core, box: Box) -> dict[str, Any]:
-    worker = await core.store.get_worker(box.worker_id)
-    return wire.box(box, worker.name if worker else None)
+    return wire.box(box, await core.store.get_worker(box.worker_id), core.fleet)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

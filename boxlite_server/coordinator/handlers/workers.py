@@ -14,6 +14,7 @@ from ..store import Load, Worker
 async def register_worker(core: Core, body: dict[str, Any]) -> Any:
     worker = await core.fleet.register(body)
     await core.reconciler.report(worker.id, body.get("boxes") or [])
+    await core.fleet.inventory_taken(worker, None)
     return {
         "id": worker.id,
         "name": worker.name,
@@ -23,10 +24,15 @@ async def register_worker(core: Core, body: dict[str, Any]) -> Any:
 
 
 async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    worker = await core.fleet.heartbeat(worker_id, body["epoch"])
-    if "boxes" in body:  # a beat without them says nothing about any box
-        await core.reconciler.report(worker.id, body["boxes"])
-    return {"heartbeat_interval_seconds": HEARTBEAT_SECONDS, "send_inventory": True}
+    worker = await core.fleet.heartbeat(worker_id, body)
+    boxes, digest = body.get("boxes"), body.get("inventory")
+    if boxes is not None:
+        await core.reconciler.report(worker.id, boxes)
+        await core.fleet.inventory_taken(worker, digest)
+    return {
+        "heartbeat_interval_seconds": HEARTBEAT_SECONDS,
+        "send_inventory": boxes is None and core.fleet.lacks_inventory(worker, digest),
+    }
 
 
 async def list_workers(core: Core) -> Any:
@@ -43,8 +49,10 @@ async def get_worker(core: Core, worker_id: str) -> Any:
 
 
 async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
-    await core.fleet.remove(worker_id, force=force)
-    return None, 204
+    removed = await core.fleet.remove(worker_id, force=force)
+    if not removed.text:
+        return None, 204
+    return {"boxes": removed.boxes, "volumes": removed.volumes, "message": removed.text}
 
 
 async def set_worker_status(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
@@ -59,4 +67,4 @@ async def get_worker_by_box(core: Core, box_id: str) -> Any:
 
 
 async def _shown(core: Core, worker: Worker) -> dict[str, Any]:
-    return wire.worker(worker, core.fleet, await core.fleet.load(worker.id))
+    return wire.worker(worker, core.fleet, await core.store.load(worker.id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ... import errors
@@ -29,6 +30,8 @@ class Worker(NamedTuple):
     left_at: float | None = None  # when it said goodbye; None: it did not
     inventory: str | None = None  # digest of the inventory that was taken last
     engine_life: str | None = None  # of its engine now; None: it does not say
+    engine_error: str | None = None  # what is wrong with its engine
+    started_at: float | None = None  # of this life of its process, by its own clock
 
 
 class Load(NamedTuple):
@@ -68,18 +71,28 @@ class Workers(Table):
         """All workers, oldest first."""
         return await self._workers("ORDER BY registered_at, id", ())
 
+    async def get_workers(self, ids: Collection[str]) -> dict[str, Worker]:
+        """Those of these workers that there are, by id."""
+        rows = await self._workers(f"WHERE id IN ({marks(tuple(ids))})", tuple(ids)) if ids else []
+        return {worker.id: worker for worker in rows}
+
+    async def workers_in_trouble(self, unheard_since: float) -> list[Worker]:
+        """Those that sent no heartbeat since then, that said goodbye, or whose engine is not well."""
+        return await self._workers(
+            "WHERE last_heartbeat < ? OR left_at IS NOT NULL OR engine_error IS NOT NULL", (unheard_since,)
+        )
+
     async def update_worker(self, worker_id: str, **changes: Any) -> None:
         await self._update("workers", worker_id, changes)
 
-    async def update_heartbeat(
-        self, worker_id: str, *, at: float, inventory: str | None = None, engine_life: str | None = None
-    ) -> None:
-        """Note a sign of life; a worker that said goodbye is back with it. None leaves what was known."""
-        await self._write(
-            "UPDATE workers SET last_heartbeat = ?, left_at = NULL, inventory = coalesce(?, inventory), "
-            "engine_life = coalesce(?, engine_life) WHERE id = ?",
-            (at, inventory, engine_life, worker_id),
+    async def update_worker_of_epoch(self, worker_id: str, epoch: str, **changes: Any) -> bool:
+        """False, and nothing changed, where the worker's row is by now that of another life of it."""
+        assignments = ", ".join(f"{column} = ?" for column in changes)
+        done = await self._write(
+            f"UPDATE workers SET {assignments} WHERE id = ? AND epoch = ? RETURNING 1",
+            (*to_row(changes), worker_id, epoch),
         )
+        return bool(done)
 
     async def delete_worker(self, worker_id: str) -> None:
         """Forget a worker; its boxes' and volumes' rows must be gone before."""

@@ -24,7 +24,9 @@ CREATE TABLE workers (
     cpu_limit      BIGINT,                       -- cpus that may be promised; NULL: no limit of its own
     left_at        DOUBLE PRECISION,              -- when it said goodbye; NULL: it did not
     inventory      TEXT,                          -- digest of the inventory that was taken last
-    engine_life    TEXT                           -- of its engine now; NULL: it does not say
+    engine_life    TEXT,                          -- of its engine now; NULL: it does not say
+    engine_error   TEXT,                          -- why its engine does not answer; NULL: it does
+    started_at     DOUBLE PRECISION               -- this life of its process, by its own clock
 ) WITH (fillfactor = 50);                         -- heartbeats change rows in place
 
 CREATE TABLE boxes (

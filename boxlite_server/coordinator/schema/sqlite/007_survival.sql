@@ -13,6 +13,8 @@ ALTER TABLE workers ADD COLUMN cpu_limit INTEGER;     -- cpus that may be promis
 ALTER TABLE workers ADD COLUMN left_at REAL;          -- when it said goodbye; NULL: it did not
 ALTER TABLE workers ADD COLUMN inventory TEXT;        -- digest of the inventory that was taken last
 ALTER TABLE workers ADD COLUMN engine_life TEXT;      -- of its engine now; NULL: it does not say
+ALTER TABLE workers ADD COLUMN engine_error TEXT;     -- why its engine does not answer; NULL: it does
+ALTER TABLE workers ADD COLUMN started_at REAL;       -- this life of its process, by its own clock
 
 -- What should be, where status is what is. A box that should go has the status removing.
 ALTER TABLE boxes ADD COLUMN desired TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped'));

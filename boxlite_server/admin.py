@@ -1,0 +1,106 @@
+"""The operator's commands, over the coordinator's REST API: which workers there are, and taking one out of service."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .client import output
+from .client.api import ApiClient
+from .errors import InvalidStateError, NotFoundError, TimedOutError
+
+POLL_SECONDS = 1.0
+
+Worker = dict[str, Any]
+
+
+def workers(api: ApiClient, arguments: argparse.Namespace) -> int:
+    """Print a table of all workers, or JSON."""
+    found = sorted(_all(api), key=lambda worker: worker["name"])
+    if arguments.format == "json":
+        print(output.as_json(found))
+        return 0
+    header = ("NAME", "ID", "STATUS", "BOXES", "CPUS", "MEMORY (MIB)", "HEARTBEAT")
+    print(output.table(header, [_row(worker) for worker in found]))
+    for worker in found:
+        if worker.get("reason"):
+            print(worker["reason"], file=sys.stderr)
+    return 0
+
+
+def drain(api: ApiClient, arguments: argparse.Namespace, pause: Callable[[float], None] = time.sleep) -> int:
+    """Keep a worker from new boxes; with --wait, until no box holds a reservation there."""
+    worker = _set_status(api, arguments.worker, "draining")
+    print(f"{worker['name']} takes no new boxes; {_left(worker)}", flush=True)
+    if arguments.wait:
+        _wait(api, worker, arguments.timeout, pause)
+    return 0
+
+
+def undrain(api: ApiClient, arguments: argparse.Namespace) -> int:
+    """Let a worker take new boxes again."""
+    worker = _set_status(api, arguments.worker, "active")
+    print(f"{worker['name']} takes new boxes")
+    return 0
+
+
+def _wait(api: ApiClient, worker: Worker, timeout: float | None, pause: Callable[[float], None]) -> None:
+    ends_at = None if timeout is None else time.monotonic() + timeout
+    name, shown = worker["name"], (_left(worker), worker.get("reason"))
+    while worker["reserved"]["boxes"]:
+        if ends_at is not None and time.monotonic() >= ends_at:
+            raise TimedOutError(f"{name} is not empty after {timeout:.0f} s: {_left(worker)}; it goes on draining")
+        pause(POLL_SECONDS)
+        worker = api.get(api.path("admin", "workers", worker["id"]))
+        if not worker["draining"]:
+            raise InvalidStateError(f"{name} was taken back meanwhile; {_left(worker)}")
+        if shown != (now := (_left(worker), worker.get("reason"))):
+            shown = now
+            print(f"{name}: " + "; ".join(text for text in now if text), flush=True)
+
+
+def _set_status(api: ApiClient, id_or_name: str, status: str) -> Worker:
+    worker = _find(api, id_or_name)
+    return api.parsed(api.request("PATCH", api.path("admin", "workers", worker["id"], "status"), {"status": status}))
+
+
+def _find(api: ApiClient, id_or_name: str) -> Worker:
+    """By id, else by name. Raises NotFoundError."""
+    found = _all(api)
+    for key in ("id", "name"):
+        for worker in found:
+            if worker[key] == id_or_name:
+                return worker
+    raise NotFoundError(f"worker not found: {id_or_name}; `boxlite-server workers` lists what there is")
+
+
+def _all(api: ApiClient) -> list[Worker]:
+    return list(api.get(api.path("admin", "workers"))["workers"])
+
+
+def _row(worker: Worker) -> tuple[str, ...]:
+    reserved, capacity = worker["reserved"], worker["capacity"]
+    status = worker["status"]
+    if worker["draining"] and status != "draining":
+        status += ", draining"
+    return (
+        worker["name"],
+        worker["id"],
+        status,
+        _of(reserved["boxes"], capacity["max_boxes"]),
+        _of(reserved["cpus"], capacity["cpu_limit"]),
+        _of(reserved["memory_mib"], capacity["memory_mib"]),
+        output.age(worker["last_heartbeat"]),
+    )
+
+
+def _of(taken: int, limit: int | None) -> str:
+    return str(taken) if limit is None else f"{taken}/{limit}"
+
+
+def _left(worker: Worker) -> str:
+    count = worker["reserved"]["boxes"]
+    return f"{count or 'no'} {'box holds' if count == 1 else 'boxes hold'} room there"

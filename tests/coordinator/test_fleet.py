@@ -1,0 +1,450 @@
+"""The registry of workers: who is there, who is told what, and what is said of those who are not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fake_fleet import NOON, FakeFleet, epoch, id_of
+
+from boxlite_server import errors
+from boxlite_server.coordinator.fleet import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
+from boxlite_server.coordinator.handlers import boxes, system, workers
+
+Story = Callable[[FakeFleet], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Callable[[Story], None]:
+    def tell(story: Story) -> None:
+        async def run() -> None:
+            fleet = await FakeFleet(tmp_path / "c.db").open()
+            try:
+                await story(fleet)
+            finally:
+                await fleet.core.close()
+
+        asyncio.run(run())
+
+    return tell
+
+
+async def shown(fleet: FakeFleet, box: Any) -> tuple[str, str | None]:
+    answer = await boxes.get_box(fleet.core, "default", box.id)
+    return answer["status"], answer["error_message"]
+
+
+async def status(fleet: FakeFleet, name: str) -> str:
+    return str((await workers.get_worker(fleet.core, id_of(name)))["status"])
+
+
+# ---- reachable or not ----
+
+
+def test_three_beats_may_be_missed_and_no_more(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        fleet.clock.now += 3 * HEARTBEAT_SECONDS * 1.1  # the third of the slowest worker is due
+        assert await status(fleet, "one") == "active"
+        fleet.clock.now = NOON + UNREACHABLE_SECONDS + 0.1
+        assert await status(fleet, "one") == "unreachable"
+        await fleet.beat("one")
+        assert await status(fleet, "one") == "active"
+
+    tell(story)
+
+
+def test_calls_to_a_worker_that_is_not_there_fail_at_once_and_say_why(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("frosty-meado")
+        box = await fleet.create(name="web")
+        one.calls.clear()
+        fleet.clock.now += 19
+        reason = "worker frosty-meado has not been heard of since 12:00:00 UTC (19 s)"
+        core = fleet.core
+        for operation in (
+            core.boxes.start("default", "web"),
+            core.boxes.stop("default", "web", None),
+            core.boxes.remove("default", "web", force=False),
+            core.snapshots.create("default", "web", "s"),
+            core.snapshots.clone("default", "web", "copy"),
+            core.archives.export("default", "web"),
+            core.executions.start("default", "web", {"command": "true"}),
+            core.files.download("default", "web", "/etc", follow_symlinks=False),
+            core.files.upload("default", "web", "/etc", _nobody(), overwrite=True, source_is_dir=None),
+        ):
+            with pytest.raises(errors.UpstreamUnavailableError) as refused:
+                await operation
+            assert refused.value.message == reason
+        assert one.calls == []
+        assert (await core.store.get_box(box.id)) == box
+        assert await shown(fleet, box) == ("unknown", reason)
+        await fleet.beat("frosty-meado")
+        assert await shown(fleet, box) == ("configured", None)
+        assert (await core.boxes.start("default", "web")).status == "running"
+
+    tell(story)
+
+
+def test_the_day_is_told_where_it_is_another(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        fleet.clock.now += 13 * 3600
+        reason = (await workers.get_worker(fleet.core, id_of("one")))["reason"]
+        assert reason == "worker one has not been heard of since 2027-01-15 12:00:00 UTC (46800 s)"
+
+    tell(story)
+
+
+def test_after_its_own_start_the_coordinator_waits_for_everybody_again(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        fleet.clock.now += 3600
+        await fleet.reopen()
+        assert await status(fleet, "one") == "active"
+        fleet.clock.now += UNREACHABLE_SECONDS + 1
+        assert await status(fleet, "one") == "unreachable"
+
+    tell(story)
+
+
+def test_a_worker_that_says_goodbye_is_gone_at_once_also_for_the_next_coordinator(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        box = await fleet.create()
+        fleet.clock.now += 1
+        await fleet.beat("one", leaving=True)
+        assert await shown(fleet, box) == ("unknown", "worker one was shut down at 12:00:01 UTC")
+        await fleet.reopen()
+        assert await status(fleet, "one") == "unreachable"
+        await fleet.register("one", 2)
+        assert await shown(fleet, box) == ("configured", None)
+
+    tell(story)
+
+
+def test_a_worker_without_its_engine_gets_no_calls(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        box = await fleet.create()
+        await fleet.beat("one", engine_error="connection refused")
+        assert await shown(fleet, box) == ("unknown", "the engine of worker one does not answer: connection refused")
+        await fleet.beat("one")
+        assert await shown(fleet, box) == ("configured", None)
+
+    tell(story)
+
+
+def test_a_worker_that_a_call_did_not_reach_is_unreachable_until_it_is_heard(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        box = await fleet.create()
+        fleet.clock.now += 1
+        one.fails("StartBox", errors.UnreachableError("worker one cannot be reached: connection refused"))
+        with pytest.raises(errors.UnreachableError):
+            await fleet.core.boxes.start("default", box.id)
+        assert await shown(fleet, box) == ("unknown", "worker one cannot be reached: connection refused")
+        # Another coordinator on the same database has heard it since.
+        await fleet.core.store.update_worker(id_of("one"), last_heartbeat=NOON + 2)
+        assert await shown(fleet, box) == ("configured", None)
+
+    tell(story)
+
+
+def test_what_a_former_life_did_not_hear_is_not_held_against_the_next(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        box = await fleet.create()
+
+        async def die_and_return() -> None:
+            await fleet.register("one", 2)
+            raise errors.UnreachableError("connection reset")
+
+        one.on["StopBox"] = die_and_return
+        with pytest.raises(errors.UnreachableError):
+            await fleet.core.boxes.stop("default", box.id, None)
+        assert await status(fleet, "one") == "active"
+
+    tell(story)
+
+
+def test_a_list_finds_the_boxes_of_unreachable_workers_under_unknown_alone(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one", capacity={"cpus": 8, "memory_mib": 99999})
+        lost = await fleet.create(name="lost")
+        fleet.clock.now += 1
+        await workers.set_worker_status(fleet.core, id_of("one"), {"status": "draining"})
+        await fleet.register("two")
+        there = await fleet.create(name="there")
+
+        async def found(**filters: Any) -> list[str]:
+            page = await boxes.list_boxes(fleet.core, "default", **filters)
+            return [box["box_id"] for box in page["boxes"]]
+
+        assert await found(status="configured") == [lost.id, there.id]
+        assert await found(status="unknown") == []
+        one.fails("StartBox", errors.UnreachableError("gone"))
+        with pytest.raises(errors.UnreachableError):
+            await fleet.core.boxes.start("default", "lost")
+        assert await found(status="unknown") == [lost.id]
+        assert await found(status="configured") == [there.id]
+        fleet.clock.now += 60
+        await fleet.beat("one")
+        assert await found(status="unknown") == [there.id]
+        assert await found(status="configured") == [lost.id]
+        page = await boxes.list_boxes(fleet.core, "default")
+        assert [(box["status"], box["worker"]) for box in page["boxes"]] == [("configured", "one"), ("unknown", "two")]
+
+    tell(story)
+
+
+def test_a_lost_box_can_be_forgotten_and_the_answer_says_what_is_left(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        box = await fleet.create()
+        fleet.clock.now += 60
+        body, code = await boxes.remove_box(fleet.core, "default", box.id, force=True)
+        assert code == 200
+        assert body["message"].startswith(f"box {box.id} is forgotten; its container is removed when its worker is")
+        assert await fleet.core.store.get_box(box.id) is None
+        assert list(one.boxes) == [(box.id, 1)]
+        await fleet.beat("one")
+        assert await boxes.remove_box(fleet.core, "default", (await fleet.create()).id) == (None, 204)
+
+    tell(story)
+
+
+def test_only_workers_that_take_boxes_make_the_coordinator_ready(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        await fleet.register("two")
+        assert (await system.get_readiness(fleet.core))["active_workers"] == 2
+        await workers.set_worker_status(fleet.core, id_of("one"), {"status": "draining"})
+        await fleet.beat("two", leaving=True)
+        assert (await system.get_readiness(fleet.core))[1] == 503
+
+    tell(story)
+
+
+# ---- epochs ----
+
+
+def test_a_heartbeat_of_a_former_life_is_refused(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        await fleet.register("one", 2)
+        for last_word in ({}, {"leaving": True}, {"engine_error": "no"}):
+            with pytest.raises(errors.InvalidStateError, match="register again"):
+                await fleet.beat("one", 1, **last_word)
+        assert await status(fleet, "one") == "active"
+        with pytest.raises(errors.NotFoundError):
+            await fleet.beat("two")
+
+    tell(story)
+
+
+def test_a_registration_of_a_former_life_that_comes_late_is_refused(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one", 2, url="http://127.0.0.1:2")
+        with pytest.raises(errors.InvalidStateError, match="stale"):
+            await fleet.register("one", 1)
+        assert (await workers.get_worker(fleet.core, id_of("one")))["url"] == "http://127.0.0.1:2"
+        await fleet.register("one", 2, url="http://127.0.0.1:3")  # the same life, wherever it serves now
+        assert (await workers.get_worker(fleet.core, id_of("one")))["url"] == "http://127.0.0.1:3"
+        # A host whose clock was set back is let in once the other life is not heard of any more.
+        fleet.clock.now += UNREACHABLE_SECONDS + 1
+        await fleet.register("one", 1)
+        await fleet.beat("one", 1)
+
+    tell(story)
+
+
+def test_the_link_is_remade_with_url_secret_and_epoch_and_only_then(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        box = await fleet.create()
+        for fields in ({}, {"life": 2}, {"life": 2, "url": "http://127.0.0.1:2"}):
+            await fleet.register("one", **fields)
+            await fleet.core.boxes.start("default", box.id)
+            await fleet.core.boxes.start("default", box.id)
+        assert [(link.row.epoch, link.row.url[-1], link.closed) for link in fleet.links] == [
+            (epoch(1), "1", True),
+            (epoch(2), "1", True),
+            (epoch(2), "2", False),
+        ]
+
+    tell(story)
+
+
+def test_a_worker_keeps_what_its_operator_wants_through_its_lives(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        await workers.set_worker_status(fleet.core, id_of("one"), {"status": "draining"})
+        await fleet.register("one", 2)
+        await fleet.reopen()
+        assert await status(fleet, "one") == "draining"
+        await fleet.beat("one", 2, leaving=True)
+        worker = await workers.get_worker(fleet.core, id_of("one"))
+        assert (worker["status"], worker["draining"]) == ("unreachable", True)
+
+    tell(story)
+
+
+# ---- inventories ----
+
+
+def test_boxes_are_asked_for_when_they_are_not_those_that_were_taken_last(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        async def asks(**beat: Any) -> bool:
+            return bool((await fleet.beat("one", **beat))["send_inventory"])
+
+        await fleet.register("one")
+        assert await asks(inventory="a")
+        assert not await asks(inventory="a", boxes=[])
+        assert not await asks(inventory="a")
+        assert await asks(inventory="b")
+        assert await asks(inventory="b")
+        assert not await asks(inventory="b", boxes=[])
+        await fleet.reopen()
+        assert await asks(inventory="b")
+        assert not await asks(inventory="b", boxes=[])
+        assert not await asks(boxes=[])  # of a worker that knows no digests
+
+    tell(story)
+
+
+def test_an_inventory_that_could_not_be_dealt_with_is_asked_for_again(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+
+        async def fail(*_: Any, **__: Any) -> None:
+            raise errors.DatabaseError("disk full")
+
+        report, fleet.core.reconciler.report = fleet.core.reconciler.report, fail  # type: ignore[method-assign]
+        with pytest.raises(errors.DatabaseError):
+            await fleet.beat("one", inventory="a", boxes=[])
+        fleet.core.reconciler.report = report  # type: ignore[method-assign]
+        assert (await fleet.beat("one", inventory="a"))["send_inventory"]
+
+    tell(story)
+
+
+# ---- removal of a worker ----
+
+
+def test_a_worker_with_boxes_is_removed_by_force_and_the_answer_says_what_becomes_of_them(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        await fleet.create()
+        await fleet.create()
+        await fleet.core.volumes.create("default", "data")
+        with pytest.raises(errors.InvalidStateError) as refused:
+            await workers.remove_worker(fleet.core, id_of("one"))
+        assert refused.value.message == (
+            "worker one has 2 boxes and 1 volume; remove them first, or use force: 2 boxes are forgotten, whose "
+            "containers stay on the worker's host until it registers again and are then removed as orphans, after a "
+            "grace; 1 volume is forgotten, whose data stays on the worker's host until somebody removes it there"
+        )
+        answer = await workers.remove_worker(fleet.core, id_of("one"), force=True)
+        assert (answer["boxes"], answer["volumes"]) == (2, 1)
+        assert refused.value.message.endswith(answer["message"])
+        assert (await boxes.list_boxes(fleet.core, "default"))["boxes"] == []
+        assert fleet.links[0].closed
+        await fleet.register("two")
+        assert await workers.remove_worker(fleet.core, id_of("two")) == (None, 204)
+
+    tell(story)
+
+
+@pytest.mark.parametrize("method", ["StartBox", "StopBox", "RemoveBox"])
+def test_an_operation_on_a_box_whose_worker_is_removed_ends_clearly(tell: Any, method: str) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        box = await fleet.create()
+
+        async def removed() -> None:
+            await workers.remove_worker(fleet.core, id_of("one"), force=True)
+
+        one.on[method] = removed
+        if method == "RemoveBox":
+            await fleet.core.boxes.remove("default", box.id, force=False)
+            return
+        with pytest.raises((errors.UpstreamUnavailableError, errors.NotFoundError), match=r"forgotten|not found"):
+            if method == "StartBox":
+                await fleet.core.boxes.start("default", box.id)
+            else:
+                await fleet.core.boxes.stop("default", box.id, None)
+
+    tell(story)
+
+
+def test_a_create_whose_worker_is_removed_goes_to_the_next(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        await fleet.register("two")
+
+        async def removed() -> None:
+            one.on.clear()
+            await workers.remove_worker(fleet.core, id_of("one"), force=True)
+
+        one.on["CreateBox"] = removed
+        box = await fleet.create(name="web")
+        assert (box.worker_id, box.generation, box.status) == (id_of("two"), 2, "configured")
+
+    tell(story)
+
+
+# ---- streams ----
+
+
+async def _nobody() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+def test_a_worker_that_is_silent_in_a_stream_is_given_up(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        box = await fleet.create()
+
+        async def one_and_no_more() -> AsyncIterator[str]:
+            yield "first"
+            await asyncio.Event().wait()
+
+        fleet.links[0].answers = one_and_no_more()
+        answers = fleet.core.fleet.stream(box.worker_id, "GetFiles", None, idle=0.01)
+        assert await anext(answers) == "first"
+        with pytest.raises(errors.TimedOutError, match="worker one was silent"):
+            await anext(answers)
+        assert await status(fleet, "one") == "active"
+
+    tell(story)
+
+
+def test_an_upload_waits_for_its_client_and_not_for_its_worker(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        one = await fleet.register("one")
+        box = await fleet.create()
+        fallen_asleep = asyncio.Event()
+
+        async def slow_client() -> AsyncIterator[str]:
+            yield "a"
+            await asyncio.sleep(0.05)  # longer than a worker may be silent
+            yield "b"
+
+        taken = await fleet.core.fleet.send(box.worker_id, "PutFiles", "header", slow_client(), idle=0.02)
+        assert taken == ["header", "a", "b"]
+
+        async def stuck() -> None:
+            fallen_asleep.set()
+            await asyncio.Event().wait()
+
+        one.on["PutFiles"] = stuck
+        with pytest.raises(errors.TimedOutError, match="worker one was silent"):
+            await fleet.core.fleet.send(box.worker_id, "PutFiles", "header", slow_client(), idle=0.02)
+        assert fallen_asleep.is_set()
+
+    tell(story)
