@@ -164,7 +164,7 @@ async def test_writes_of_all_kinds_at_once_never_stand_in_each_others_way(store:
             case 1:
                 await other.update_box(f"box{first}", status=status)
             case 2:
-                await other.update_heartbeat("w1", at=number)
+                await other.update_worker("w1", last_heartbeat=number)
             case _:
                 await other.count("default", "exec_errors")
 
@@ -191,7 +191,7 @@ async def test_a_stopped_coordinator_loses_its_transaction_to_the_others(store: 
     with child(HOLDER, url) as process:
         assert line_of(process) == "inside"
         os.kill(process.pid, signal.SIGSTOP)
-        await store.update_heartbeat("w1", at=5.0)  # once the server has ended the other's session
+        await store.update_worker("w1", last_heartbeat=5.0)  # once the server has ended the other's session
         async with store.transaction() as tx:
             assert await tx.get_worker("w1") == WORKER._replace(last_heartbeat=5.0)
         os.kill(process.pid, signal.SIGCONT)
@@ -216,7 +216,7 @@ async def test_cancelled_calls_leave_the_store_as_good_as_new(store: Store) -> N
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*(store.update_heartbeat("w1", at=n) for n in range(2 * backend.CONNECTIONS)))
+    await asyncio.gather(*(store.update_worker("w1", last_heartbeat=n) for n in range(2 * backend.CONNECTIONS)))
     async with store.transaction() as tx:
         assert (await tx.get_worker("w1")) is not None
 
@@ -230,7 +230,7 @@ async def test_sessions_that_the_server_ended_are_replaced_unseen(store: Store, 
     assert len(ended) > 1
     for pid in ended:
         ask(url, f"SELECT pg_terminate_backend({pid}, 5000)")
-    await store.update_heartbeat("w1", at=2.0)
+    await store.update_worker("w1", last_heartbeat=2.0)
     async with store.transaction() as tx:
         assert await tx.get_worker("w1") == WORKER._replace(last_heartbeat=2.0)
     assert await store.list_workers() == [WORKER._replace(last_heartbeat=2.0)]
@@ -288,7 +288,7 @@ async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(
     os.kill(stopped, signal.SIGSTOP)
     try:
         with pytest.raises(errors.DatabaseUnavailableError):
-            await store.update_heartbeat("w1", at=1.0)
+            await store.update_worker("w1", last_heartbeat=1.0)
     finally:
         os.kill(stopped, signal.SIGCONT)
     monkeypatch.undo()

@@ -131,7 +131,7 @@ async def test_a_transaction_ends_when_it_is_on_the_disk(store: Store, monkeypat
     may_end.release()
     await asyncio.gather(*others)
     assert not began.acquire(blocking=False)  # and one was enough for them all
-    await store.update_heartbeat("w1", at=5.0)
+    await store.update_worker("w1", last_heartbeat=5.0)
 
 
 async def test_a_disk_that_fails_is_an_outage_until_it_does_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
