@@ -22,12 +22,14 @@ from ..errors import (
 from .docker_engine import Engine, Stream, engine_errors
 from .docker_logs import said_before
 from .docker_watch import Watch
+from .holder import Holder, is_connected
 from .runtime import GONE_EXIT_CODE, ExecSpec
 
 END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
 # The engine lets a client of a terminal detach by typing keys; ours never does, so the keys are improbable.
 _DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
 _FIRST_POLL, _LAST_POLL = 0.01, 0.5  # seconds
+_GIVEN_UP = 126  # also the exit code of a command that never was: then without a pid
 _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine reports, too
 
 
@@ -166,10 +168,15 @@ class _Exec:
 class ExecProcess(_Exec):
     """A command that we have started, and are connected to."""
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool) -> None:
+    def __init__(
+        self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool, holder: Holder | None
+    ) -> None:
         super().__init__(engine, container_id, exec_id)
         self._stream = stream
         self._tty = tty
+        self._holder = holder
+        if holder is not None:
+            holder.keep(exec_id, stream.fileno())
 
     # ---- input and output ----
 
@@ -191,12 +198,16 @@ class ExecProcess(_Exec):
 
     def close(self) -> None:
         self._waiter.close()
+        if self._holder is not None:
+            self._holder.drop(self._exec_id)
         self._stream.close()
 
     # ---- the beginning ----
 
     @classmethod
-    def spawn(cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec) -> ExecProcess:
+    def spawn(
+        cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec, holder: Holder | None
+    ) -> ExecProcess:
         """Start `spec` in the container; returns once it is spawned. The errors of `BoxRuntime.spawn`."""
         try:
             with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
@@ -217,7 +228,7 @@ class ExecProcess(_Exec):
             raise
         except InvalidArgumentError as exc:
             raise ExecutionError(exc.message) from exc
-        process = cls(engine, container_id, exec_id, stream, spec.tty)
+        process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
         try:
             process._confirm(spec)
         except BaseException:
@@ -247,17 +258,35 @@ class ExecProcess(_Exec):
         raise spawn_error(spec, text.decode(errors="replace").strip())
 
 
+def readopt(
+    engine: Engine, container_id: str, exec_id: str, watch: Watch, holder: Holder | None
+) -> ExecProcess | AdoptedExec:
+    """A command that a former process of ours started. Raises `NotFoundError` when the engine knows it no more."""
+    with engine_errors("cannot inspect the command"):
+        known = engine.api.exec_inspect(exec_id)
+    if known["ContainerID"] != container_id:
+        raise NotFoundError("the command is one of another box")
+    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
+        tty = bool(known["ProcessConfig"]["tty"])
+        return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+    return AdoptedExec(engine, container_id, exec_id, watch)
+
+
 class AdoptedExec(_Exec):
-    """A command that a former life of this process started. The engine gives nobody a second connection to it."""
+    """A command whose connection is lost; the engine gives nobody a second one. It runs on until it says something:
+    then the engine gives it up, with an exit code of its own making."""
 
     def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
-        """Raises `NotFoundError` when the engine knows no such command in the container."""
         super().__init__(engine, container_id, exec_id)
         self._watch = watch
-        if self._inspect()["ContainerID"] != container_id:
-            raise NotFoundError("the command is one of another box")
         self._news = watch.command_end(exec_id)
         self._left = False
+
+    def _exit_code(self) -> int | None:
+        state = self._inspect()
+        if not state["Running"] and state["ExitCode"] == _GIVEN_UP and state["Pid"]:
+            self._waiter.lost = "the exit code is lost: the command spoke while its worker was restarted"
+        return None if state["Running"] else state["ExitCode"]
 
     def read(self) -> tuple[int, bytes] | None:
         """Nothing, once the command has ended."""
@@ -291,9 +320,10 @@ class AdoptedExec(_Exec):
 class MainProcess:
     """The container's main command, in its present run or, of a container at rest, its next one."""
 
-    def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch) -> None:
+    def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch, holder: Holder | None = None) -> None:
         self._engine = engine
         self._watch = watch
+        self._holder = holder
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
         # What a running command has said so far is in the log, behind what former runs have said.
@@ -322,8 +352,22 @@ class MainProcess:
         # So a box that nobody has fed survives the worker's restart with its input open.
         with self._input_lock:
             if self._input is None:
-                self._input = self._attach(stdin=1)
+                self._input = self._inherited_input() or self._attach(stdin=1)
+                if self._holder is not None:
+                    self._holder.keep(self._input_name, self._input.fileno())
             return self._input
+
+    def _inherited_input(self) -> Stream | None:
+        """A former process may have fed this run: the command must not take its end for the end of the input."""
+        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
+        if descriptor is None:
+            return None
+        stream = Stream.inherited(descriptor, not self._tty)
+        return stream if is_connected(descriptor) else None
+
+    @property
+    def _input_name(self) -> str:
+        return f"input {self._container_id}"
 
     def read(self) -> tuple[int, bytes] | None:
         while (piece := self._stream.read()) is not None:
@@ -377,6 +421,8 @@ class MainProcess:
         self._stream.close()
         with self._input_lock:
             if self._input is not None:
+                if self._holder is not None:
+                    self._holder.drop(self._input_name)
                 self._input.close()
 
 

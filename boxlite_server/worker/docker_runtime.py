@@ -26,11 +26,12 @@ from .docker_images import DockerImages
 from .docker_labels import BOX_LABEL, CLUSTER_LABEL, GENERATION_LABEL, WORKER_LABEL, container_name, owned_by
 from .docker_logs import DockerLog, unix_time
 from .docker_ports import bindings, port_errors, published
-from .docker_process import AdoptedExec, ExecProcess, MainProcess
+from .docker_process import ExecProcess, MainProcess, readopt
 from .docker_stats import Meter
 from .docker_volumes import DockerVolumes, engine_mounts, host_paths, volume_ids, writable_paths
 from .docker_watch import Watch, engine_life
 from .gate import Gate
+from .holder import Holder
 from .policy import Policy
 from .runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, ExecSpec, LogReader, Owner, Process
 from .usage import Usage
@@ -49,10 +50,17 @@ class DockerRuntime:
     """The `BoxRuntime` of Docker Engine.
 
     `owner` is asked at every call, since a worker learns its cluster only when it registers; it may raise.
-    `policy`: what boxes may have of the host.
+    `policy`: what boxes may have of the host. `holder`: where connections to commands outlive this process.
     """
 
-    def __init__(self, owner: Callable[[], Owner], url: str | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        owner: Callable[[], Owner],
+        url: str | None = None,
+        policy: Policy | None = None,
+        holder: Holder | None = None,
+    ) -> None:
+        self._holder = holder
         self._owner = owner
         self._policy = policy or Policy()
         self._engine = Engine(url)
@@ -304,10 +312,10 @@ class DockerRuntime:
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self.container(box)
-        return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec)
+        return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec, self._holder)
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
-        return AdoptedExec(self._engine, self.container(box)["Id"], handle, self._watch)
+        return readopt(self._engine, self.container(box)["Id"], handle, self._watch, self._holder)
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
         return DockerLog(self._engine, self.container(box), tail, follow)
@@ -316,7 +324,7 @@ class DockerRuntime:
         container = self.container(box)
         if container["State"]["Paused"]:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
-        return MainProcess(self._engine, container, self._watch)
+        return MainProcess(self._engine, container, self._watch, self._holder)
 
     # ---- files ----
 

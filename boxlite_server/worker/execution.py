@@ -209,7 +209,7 @@ class Execution:
             exit_code = GONE_EXIT_CODE
         finally:
             self._process.close()
-        self._error = self._error or self._process.lost
+        self._error = self._error or self._process.lost or self.gap
         self._finish(exit_code)
         self.output.close()
 

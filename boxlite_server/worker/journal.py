@@ -54,6 +54,8 @@ class Journal:
     def load(self) -> list[Record]:
         """What a former process has left."""
         found = []
+        for unfinished in self._directory.glob("*.new") if self._directory else ():
+            unfinished.unlink(missing_ok=True)
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")) if self._directory else ():
             try:
                 found.append(Record(**json.loads(path.read_text())))

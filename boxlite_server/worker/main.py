@@ -26,6 +26,7 @@ from .docker_runtime import DockerRuntime
 from .executions import Executions
 from .files import Files
 from .health import HealthServer
+from .holder import Holder
 from .identity import Identity, locked_home
 from .journal import Journal
 from .policy import Policy
@@ -81,7 +82,7 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
-        self._runtime = DockerRuntime(self._identity.owner, policy=config.policy)
+        self._runtime = DockerRuntime(self._identity.owner, policy=config.policy, holder=Holder(config.home))
         journal = Journal(_made(config.home / "executions"))
         self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
         files = Files(self._runtime, Spool(_made(config.home / "transfers")))

@@ -426,8 +426,9 @@ class BoxRuntime(Protocol):
     def readopt(self, box: BoxRef, handle: str) -> Process:
         """A command that was spawned in the box by a former life of this process, ended or not.
 
-        Its output is lost, so `read` only waits for its end; its input has ended, so `write` is an
-        `UnsupportedError`. Raises `NotFoundError` when the runtime knows it no more.
+        What it has said is lost as far as that life had read it. What it says from then on is not, and its input
+        is open, where the runtime could keep its connection; where it could not, `read` only waits for its end
+        and `write` is an `UnsupportedError`. Raises `NotFoundError` when the runtime knows it no more.
         """
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:

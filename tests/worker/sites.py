@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from boxlite_server import ids
+from boxlite_server.worker.docker_process import ExecProcess
 from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.policy import Policy
 from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner, Process
 
@@ -49,7 +53,8 @@ def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
     docker_host = request.getfixturevalue("docker_host")
     owner = Owner(ids.new_id(), ids.new_id())
     allowed = request.getfixturevalue("allowed_directory")
-    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed))
+    home = request.getfixturevalue("tmp_path_factory").mktemp("home")
+    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed), Holder(home))
     yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"), allowed)
     for state in docker.list_boxes():
         docker.remove(state.box, force=True)
@@ -69,6 +74,16 @@ def collect(process: Process) -> tuple[bytes, bytes, int]:
     code = process.wait()
     process.close()
     return output[1], output[2], code
+
+
+def abandon(process: Process) -> None:
+    """Let go of the process as the death of this one would: without a word to anybody."""
+    if isinstance(process, ExecProcess):
+        mine, other = socket.socketpair()
+        with mine, other:
+            os.dup2(mine.fileno(), process._stream.fileno())
+    else:
+        process.close()
 
 
 def in_thread(target: Callable[[], object]) -> threading.Thread:

@@ -3,12 +3,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sites import Site, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import BoxliteError, EngineError, ExecutionError, InvalidStateError, NotFoundError
+from boxlite_server.errors import (
+    BoxliteError,
+    EngineError,
+    ExecutionError,
+    InvalidStateError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from boxlite_server.worker import executions as executions_module
 from boxlite_server.worker.executions import (
     KEEP_FINISHED,
     KILL_GRACE,
@@ -229,8 +238,9 @@ def test_a_reader_that_goes_away_is_let_go(executions: Executions, box: BoxRef) 
 
 def test_a_slow_reader_slows_the_command_and_loses_nothing(site: Site, box: BoxRef, tmp_path: Path) -> None:
     executions = Executions(site.runtime, tmp_path, log_capacity=300_000)
-    execution = start(executions, box, "sh", "-c", "read line; head -c 3000000 /dev/zero")
+    execution = start(executions, box, "sh", "-c", "echo ready; read line; head -c 3000000 /dev/zero")
     stream = executions.read_output(box.box_id, execution)
+    assert isinstance(next(stream), Chunk)
     executions.find(box.box_id, execution).write(b"\n", False, 5)
     assert not any(isinstance(event, Dropped) for event in stream)
 
@@ -417,3 +427,58 @@ class TestHostileEngine:
         assert state.exit_code == 137
         assert "output was lost" in state.error_message
         fake_site.runtime.remove(box, force=True)
+
+
+class TestBounds:
+    def test_a_box_has_a_bounded_number_of_executions(
+        self, fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(executions_module, "MAX_PER_BOX", 2)
+        executions, box, other = Executions(fake_site.runtime, tmp_path), fake_site.running_box(), None
+        first, second = (start(executions, box, "sleep", "1000") for _ in range(2))
+        with pytest.raises(ResourceExhaustedError, match="runs 2 executions"):
+            start(executions, box, "true")
+        with pytest.raises(ExecutionError):  # what was refused, or failed, takes no place
+            start(executions, other := fake_site.running_box(), "no-such-command")
+        start(executions, other, "true"), start(executions, other, "true")
+        assert executions.start(first, box, ExecSpec(("sleep", "1000"))).status is ExecutionStatus.RUNNING
+        executions.kill(box.box_id, first)
+        read(executions, box, first)
+        await_free(executions, box, 1)
+        start(executions, box, "true")
+        executions.kill(box.box_id, second)
+        for ref in (box, other):
+            fake_site.runtime.remove(ref, force=True)
+
+    def test_a_full_disk_is_said_before_the_start_and_recovers(
+        self, fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        executions, box = Executions(fake_site.runtime, tmp_path), fake_site.running_box()
+        with monkeypatch.context() as patch:
+            patch.setattr(executions_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+            with pytest.raises(ResourceExhaustedError, match="disk is full"):
+                start(executions, box, "true")
+            with pytest.raises(ResourceExhaustedError, match="disk is full"):
+                executions.attach_box(box)
+        assert read(executions, box, start(executions, box, "true"))[2].exit_code == 0
+        fake_site.runtime.remove(box, force=True)
+
+    def test_an_execution_that_was_forgotten_is_not_started_again(self, fake_site: Site, tmp_path: Path) -> None:
+        clock = Clock()
+        executions, box = Executions(fake_site.runtime, tmp_path, clock), fake_site.running_box()
+        execution = shell(executions, box, "echo x >> file")
+        read(executions, box, execution)
+        await_finished(executions)
+        clock.now += KEEP_FINISHED
+        with pytest.raises(InvalidStateError, match="ended long ago"):
+            executions.start(execution, box, ExecSpec(("sh", "-c", "echo x >> file")))
+        assert read(executions, box, shell(executions, box, "cat file"))[0] == b"x\n"
+        fake_site.runtime.remove(box, force=True)
+
+
+def await_free(executions: Executions, box: BoxRef, count: int) -> None:
+    """Until the threads of ended executions have given their places back."""
+    await_ended = [t for t in threading.enumerate() if t.name.startswith("execution ")]
+    while executions._counts[box.box_id] > count:
+        for thread in await_ended:
+            thread.join(0.01)

@@ -1,0 +1,215 @@
+"""A small process that keeps the worker's connections to commands open while the worker itself is restarted.
+
+An engine that loses the connection to a command gives the command up: its output has nowhere to go any more, its
+exit code is lost, its input ends. So each connection has a second owner: this process gets a copy of it, and hands
+it to the worker's next process. It never reads from one, so a command whose output nobody takes waits, as it does
+for any slow reader.
+
+Messages are packets on a Unix socket: a letter, a name, and a descriptor where one goes along.
+K: keep this one under the name. D: drop it. T: give it back; the answer is Y with it, or N.
+
+`Holder` is the worker's side; `main` is the process. It ends some time after the worker has.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import os
+import select
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SOCKET_NAME = "holder.sock"
+# Seconds that the process waits for the worker to come back: while commands run, for what ended ones have said,
+# and with nothing in its hands.
+LIVE_SECONDS, ENDED_SECONDS, EMPTY_SECONDS = 900.0, 60.0, 2.0
+_TIMEOUT = 5.0
+_MAX_PACKET = 512
+_DESCRIPTOR = array.array("i").itemsize
+
+log = logging.getLogger(__name__)
+
+
+class Holder:
+    """The worker's side. A process that cannot be had, or dies, costs what it is for, and nothing else."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+
+    def keep(self, name: str, descriptor: int) -> None:
+        """Have a copy of the descriptor kept under a name that nobody else uses."""
+        with self._lock:
+            for _ in range(2):  # once more with a new process, if there was one
+                try:
+                    _send(self._reached(or_started=True), b"K" + name.encode(), descriptor)
+                    return
+                except OSError as exc:
+                    self._forget()
+                    failure = exc
+            log.warning("a command would not survive a restart of this worker: %s", failure)
+
+    def drop(self, name: str) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._connection is not None:
+                _send(self._connection, b"D" + name.encode())
+
+    def take(self, name: str) -> int | None:
+        """A descriptor that was kept, for the caller to close; it stays kept. None: there is none."""
+        with self._lock:
+            try:
+                connection = self._reached(or_started=False)
+                _send(connection, b"T" + name.encode())
+                return _receive(connection)[1]
+            except OSError as exc:
+                log.debug("no holder: %s", exc)
+                self._forget()
+                return None
+
+    def close(self) -> None:
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _reached(self, *, or_started: bool) -> socket.socket:
+        if self._connection is None:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            connection.settimeout(_TIMEOUT)
+            try:
+                with _address(self._home) as address:
+                    try:
+                        connection.connect(address)
+                    except (FileNotFoundError, ConnectionError):
+                        if not or_started:
+                            raise
+                        self._start(address)
+                        connection.connect(address)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _start(self, address: str) -> None:
+        (self._home / SOCKET_NAME).unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(address)
+            (self._home / SOCKET_NAME).chmod(0o600)
+            listener.listen()  # connections wait until the process is up
+            subprocess.Popen(
+                [sys.executable, "-I", __file__],  # it needs nothing but the standard library
+                stdin=listener.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # not ended with the worker by its terminal
+            )
+
+
+@contextlib.contextmanager
+def _address(home: Path) -> Iterator[str]:
+    """The socket's path, however long: a socket's address has at most 107 bytes."""
+    directory = os.open(home, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+    finally:
+        os.close(directory)
+
+
+def _send(connection: socket.socket, packet: bytes, descriptor: int | None = None) -> None:
+    rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+    connection.sendmsg([packet], rights)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
+    """A packet and what came with it; raises OSError at the end."""
+    packet, rights, _, _ = connection.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(_DESCRIPTOR))
+    if not packet:
+        raise ConnectionResetError("the other end is gone")
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return packet, array.array("i", data[:_DESCRIPTOR])[0]
+    return packet, None
+
+
+# ---- the process ---------------------------------------------------------------------------------------
+
+
+class _Process:
+    def __init__(self, listener: socket.socket) -> None:
+        self._held: dict[str, int] = {}
+        self._listener = listener
+        self._workers: set[socket.socket] = set()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        alone_since = time.monotonic()
+        while True:
+            for key, _ in self._selector.select(1.0 if not self._workers else None):
+                if key.fileobj is self._listener:
+                    worker, _ = self._listener.accept()
+                    self._workers.add(worker)
+                    self._selector.register(worker, selectors.EVENT_READ)
+                elif isinstance(key.fileobj, socket.socket):
+                    self._serve(key.fileobj)
+            if self._workers:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since >= self._patience():
+                return
+
+    def _serve(self, worker: socket.socket) -> None:
+        try:
+            packet, descriptor = _receive(worker)
+            letter, name = packet[:1], packet[1:].decode()
+            if letter == b"K" and descriptor is not None:
+                self._drop(name)
+                self._held[name] = descriptor
+            elif letter == b"D":
+                self._drop(name)
+            elif letter == b"T":
+                kept = self._held.get(name)
+                _send(worker, b"N" if kept is None else b"Y", kept)
+        except OSError:
+            self._selector.unregister(worker)
+            self._workers.discard(worker)
+            worker.close()
+
+    def _drop(self, name: str) -> None:
+        if (kept := self._held.pop(name, None)) is not None:
+            os.close(kept)
+
+    def _patience(self) -> float:
+        if not self._held:
+            return EMPTY_SECONDS
+        return LIVE_SECONDS if any(map(is_connected, self._held.values())) else ENDED_SECONDS
+
+
+def is_connected(descriptor: int) -> bool:
+    """Whether a socket's other end is there."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # a hang-up is always told
+    return not poll.poll(0)
+
+
+def main() -> None:
+    """The listening socket is the standard input."""
+    with socket.socket(fileno=0) as listener:
+        _Process(listener).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Executions across the death of the worker's process: what the next one finds, on every runtime."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sites import Site, abandon, collect, in_thread
+
+from boxlite_server import ids
+from boxlite_server.errors import EngineError, NotFoundError
+from boxlite_server.worker.execution import Delivered, Ended, ExecutionState, ExecutionStatus
+from boxlite_server.worker.executions import KEEP_FINISHED, Executions
+from boxlite_server.worker.journal import Journal, Record
+from boxlite_server.worker.output_log import Chunk, Gap
+from boxlite_server.worker.runtime import BoxRef, ExecSpec
+
+
+class Worker:
+    """The part of a worker that knows of executions. `die` leaves what the death of its process would."""
+
+    def __init__(self, site: Site, home: Path, life: int = 1) -> None:
+        self._site, self._home, self._life = site, home, life
+        self._journal = home / f"journal-{life}"
+        self._journal.mkdir(exist_ok=True)
+        self.executions = Executions(site.runtime, home, journal=Journal(self._journal))
+        self.executions.recover()
+
+    def start(self, box: BoxRef, script: str, **how: float) -> str:
+        execution_id = ids.execution_id()
+        self.executions.start(execution_id, box, ExecSpec(("sh", "-c", script), tty=bool(how.get("hangup"))), **how)
+        return execution_id
+
+    def die(self) -> Callable[[], Worker]:
+        """Gives what starts the next one."""
+        after = self._home / f"journal-{self._life + 1}"
+        with self.executions._journal._lock:
+            shutil.copytree(self._journal, after)  # what this one's threads still write is written by nobody
+        for execution in self.executions.live():
+            abandon(execution._process)
+        return lambda: Worker(self._site, self._home, self._life + 1)
+
+    def records(self) -> list[str]:
+        return sorted(path.name for path in self._journal.iterdir())
+
+
+@pytest.fixture
+def worker(site: Site, tmp_path: Path) -> Worker:
+    return Worker(site, tmp_path)
+
+
+@pytest.fixture
+def stopping() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def read(worker: Worker, box: BoxRef, execution: str, position: int = 0) -> tuple[list[str], bytes, ExecutionState]:
+    """What is told as lost, the output, and the end."""
+    *events, last = worker.executions.read_output(box.box_id, execution, position)
+    assert isinstance(last, Ended)
+    lost = [event.reason for event in events if isinstance(event, Gap)]
+    return lost, b"".join(event.data for event in events if isinstance(event, Chunk)), last.state
+
+
+def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box: BoxRef) -> None:
+    script = "echo begun; until test -e go1; do sleep 0.02; done; rm go1; echo more; read x; echo $x >&2; cat; exit 7"
+    execution = worker.start(box, script)
+    assert isinstance(next(worker.executions.read_output(box.box_id, execution)), Chunk)
+    began = worker.executions.get(box.box_id, execution).started_at_ms
+    worker = worker.die()()
+    state = worker.executions.get(box.box_id, execution)
+    assert (state.status, state.started_at_ms) == (ExecutionStatus.RUNNING, began)
+    assert worker.executions.running_in(box.box_id) == 1
+    worker.start(box, "touch go1")
+    assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 5) == 6
+    lost, output, state = read(worker, box, execution)
+    assert output == b"more\nin\nput"
+    assert len(lost) == 1 and "restarted" in lost[0]
+    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 7)
+    assert "restarted" in state.error_message
+    # Once more, and for whoever knows a position in the former log.
+    assert read(worker, box, execution, 12345) == (lost, output, state)
+
+
+def test_what_is_said_in_between_is_not_lost(worker: Worker, box: BoxRef) -> None:
+    size = 3_000_000
+    script = f"until test -e go4; do sleep 0.02; done; rm go4; head -c {size} /dev/zero; echo err >&2; exit 8"
+    execution = worker.start(box, script)
+    next_life = worker.die()
+    collect(worker._site.runtime.spawn(box, ExecSpec(("touch", "go4"))))
+    _, output, state = read(next_life(), box, execution)
+    assert (len(output), state.exit_code) == (size + 4, 8)
+    assert output.strip(b"\0") == b"err\n"
+
+
+def test_two_deaths_in_a_row(worker: Worker, box: BoxRef) -> None:
+    execution = worker.start(box, "read x; echo $x; exit 2")
+    worker = worker.die()()
+    worker = worker.die()()
+    worker.executions.find(box.box_id, execution).write(b"y\n", False, 5)
+    assert read(worker, box, execution)[1:][0] == b"y\n"
+
+
+def test_a_repeated_start_of_a_former_command_starts_nothing(worker: Worker, box: BoxRef) -> None:
+    execution = worker.start(box, "echo x >> twice; sleep 1000")
+    worker = worker.die()()
+    spec = ExecSpec(("sh", "-c", "echo x >> twice; sleep 1000"))
+    assert worker.executions.start(execution, box, spec).status is ExecutionStatus.RUNNING
+    assert read(worker, box, worker.start(box, "cat twice; rm twice"))[1] == b"x\n"
+    worker.executions.kill(box.box_id, execution)
+    assert read(worker, box, execution)[2].status is ExecutionStatus.KILLED
+
+
+def test_a_command_that_ended_in_between_is_known_by_its_exit_code(worker: Worker, box: BoxRef) -> None:
+    execution = worker.start(box, "until test -e go2; do sleep 0.02; done; rm go2; exit 9")
+    next_life = worker.die()
+    script = "touch go2; while test -e go2; do sleep 0.02; done"
+    collect(worker._site.runtime.spawn(box, ExecSpec(("sh", "-c", script))))
+    assert read(next_life(), box, execution)[2].exit_code == 9
+
+
+def test_a_command_that_had_ended_before_is_known_for_a_while(
+    worker: Worker, box: BoxRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution = worker.start(box, "echo said; exit 3")
+    before = read(worker, box, execution)[2]
+    for thread in threading.enumerate():
+        if thread.name == f"execution {execution}":
+            thread.join(10)
+    next_life = worker.die()
+    worker = next_life()
+    lost, output, state = read(worker, box, execution)
+    assert (output, state.exit_code, state.status) == (b"", 3, ExecutionStatus.COMPLETED)
+    assert (state.duration_ms, state.started_at_ms) == (before.duration_ms, before.started_at_ms)
+    assert len(lost) == 1
+    last_life = worker.die()
+    monkeypatch.setattr("boxlite_server.worker.executions._now_ms", lambda: state.started_at_ms + 10**9)
+    worker = last_life()
+    with pytest.raises(NotFoundError):
+        worker.executions.get(box.box_id, execution)
+    assert worker.records() == []
+    assert KEEP_FINISHED * 1000 < 10**9
+
+
+def test_signals_and_kills_reach_a_found_command(worker: Worker, box: BoxRef) -> None:
+    trapped = worker.start(box, "trap 'exit 5' TERM; touch up; while :; do sleep 0.02; done")
+    killed = worker.start(box, "sleep 1000")
+    read(worker, box, worker.start(box, "until test -e up; do sleep 0.02; done; rm up"))
+    worker = worker.die()()
+    worker.executions.find(box.box_id, trapped).signal(signal.SIGTERM)
+    assert read(worker, box, trapped)[2].exit_code == 5
+    worker.executions.kill(box.box_id, killed)
+    state = read(worker, box, killed)[2]
+    assert (state.status, state.exit_code) == (ExecutionStatus.KILLED, 137)
+
+
+def test_a_terminal_is_resized_and_hung_up_by_the_next_life(
+    worker: Worker, box: BoxRef, stopping: threading.Event
+) -> None:
+    execution = worker.start(box, "touch up3; exec sleep 1000", hangup=0.3, expects_reader=True)
+    read(worker, box, worker.start(box, "until test -e up3; do sleep 0.02; done; rm up3"))
+    worker = worker.die()()
+    worker.executions.find(box.box_id, execution).resize(100, 30)
+    in_thread(lambda: worker.executions.keep(stopping))
+    waiting = worker.executions.find(box.box_id, execution)
+    reader = waiting.output.reader()
+    while not waiting.is_over:
+        reader.read(0.05)
+    assert waiting.state.exit_code == 129
+
+
+def test_a_time_limit_is_enforced_by_the_next_life(worker: Worker, box: BoxRef, stopping: threading.Event) -> None:
+    execution = worker.start(box, "sleep 1000", timeout=0.3)
+    worker = worker.die()()
+    in_thread(lambda: worker.executions.keep(stopping))
+    assert read(worker, box, execution)[2].status is ExecutionStatus.TIMED_OUT
+
+
+def test_the_main_command_is_found_again_with_all_it_has_said(worker: Worker, site: Site) -> None:
+    box = site.new_box(cmd=("sh", "-c", "echo one; read line; echo $line; exit 4"))
+    execution = worker.executions.attach_box(box).execution_id
+    site.runtime.start(box)
+    stream = worker.executions.read_output(box.box_id, execution)
+    first = next(stream)
+    assert isinstance(first, Chunk) and first.data == b"one\n"
+    worker.executions.confirm(box.box_id, execution, Delivered(4, first.position, 4))
+    stream.close()  # type: ignore[attr-defined]
+    worker = worker.die()()
+    state = worker.executions.get(box.box_id, execution)
+    assert (state.status, state.delivered) == (ExecutionStatus.RUNNING, Delivered(4, 0, 0))
+    assert worker.executions.attach_box(box).execution_id == execution
+    worker.executions.find(box.box_id, execution).write(b"two\n", False, 5)
+    lost, output, state = read(worker, box, execution)
+    assert (lost, output, state.exit_code) == ([], b"one\ntwo\n", 4)
+    site.runtime.remove(box, force=True)
+
+
+def test_a_main_command_that_ended_in_between(worker: Worker, site: Site) -> None:
+    box = site.new_box(cmd=("sh", "-c", "trap 'exit 6' TERM; echo up; while :; do sleep 0.02; done"))
+    execution = worker.executions.attach_box(box).execution_id
+    site.runtime.start(box)
+    next(worker.executions.read_output(box.box_id, execution))
+    next_life = worker.die()
+    site.runtime.stop(box, 10)
+    state = read(next_life(), box, execution)[2]
+    assert state.exit_code == 6
+    assert "stopped while" in state.error_message
+    site.runtime.remove(box, force=True)
+
+
+def test_a_box_that_was_removed_in_between(worker: Worker, site: Site) -> None:
+    box = site.running_box()
+    execution = worker.start(box, "sleep 1000")
+    next_life = worker.die()
+    site.runtime.remove(box, force=True)
+    state = read(next_life(), box, execution)[2]
+    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 137)
+    assert "box was removed" in state.error_message
+
+
+def test_a_command_that_the_engine_has_forgotten(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.add(Record("gone", box.box_id, box.generation, "no-such-handle", False, 1000))
+    executions = Executions(site.runtime, tmp_path, journal=Journal(tmp_path))
+    executions.recover()
+    state = executions.get(box.box_id, "gone")
+    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 137)
+    assert "engine was restarted" in state.error_message
+
+
+def test_while_the_engine_is_down_nothing_is_decided(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, box = Worker(fake_site, tmp_path), fake_site.running_box()
+    execution, later = worker.start(box, "sleep 1000"), worker.start(box, "sleep 1000")
+    next_life = worker.die()
+    monkeypatch.setattr(fake_site.runtime, "down", True)
+    worker = next_life()
+    with pytest.raises(EngineError):
+        worker.executions.get(box.box_id, execution)
+    worker.executions.sweep()
+    monkeypatch.setattr(fake_site.runtime, "down", False)
+    assert worker.executions.get(box.box_id, execution).status is ExecutionStatus.RUNNING
+    assert worker.executions.running_in(box.box_id) == 1
+    worker.executions.sweep()
+    assert worker.executions.running_in(box.box_id) == 2
+    for each in (execution, later):
+        worker.executions.kill(box.box_id, each)
+        read(worker, box, each)
+    fake_site.runtime.remove(box, force=True)
+
+
+class TestJournal:
+    RECORD = Record("a/b", "box", 2, "handle", False, 1000)
+
+    def test_it_keeps_what_was_written_last(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path)
+        journal.add(self.RECORD)
+        journal.add(Record("other", "box", 2, "h", True, 1))
+        journal.update("a/b", ended_at_ms=5, exit_code=3)
+        journal.update("unknown", exit_code=3)
+        journal.remove("other")
+        (found,) = Journal(tmp_path).load()
+        assert (found.execution_id, found.ended_at_ms, found.exit_code) == ("a/b", 5, 3)
+
+    def test_what_is_damaged_is_dropped(self, tmp_path: Path) -> None:
+        (tmp_path / "x.json").write_text("{")
+        (tmp_path / "y.json").write_text('{"unknown": 1}')
+        assert Journal(tmp_path).load() == []
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_costs_only_the_record(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*args: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        journal = Journal(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            journal.add(self.RECORD)
+        journal.update("a/b", exit_code=1)
+        assert [record.exit_code for record in Journal(tmp_path).load()] == [1]
