@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from sites import Site, in_thread
 
-from boxlite_server.errors import AlreadyExistsError, InvalidArgumentError
+from boxlite_server.errors import AlreadyExistsError, EngineError, InvalidArgumentError
+from boxlite_server.worker import registration as registration_module
 from boxlite_server.worker.identity import Identity
+from boxlite_server.worker.inventory import inventory
 from boxlite_server.worker.registration import CoordinatorClient, Registration, local_address, split_url
 
 Answer = tuple[int, dict[str, Any]]
@@ -106,6 +108,7 @@ def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) 
             labels={"k": "v"},
             max_boxes=None,
             rng=NoWaiting(),
+            cpu_overcommit=16,
         )
         made.append((registration, in_thread(registration.run)))
         return registration
@@ -118,7 +121,9 @@ def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) 
         assert not registration.registered.is_set()
 
 
-def test_introduction_and_first_heartbeat(new_registration: NewRegistration, coordinator: Coordinator) -> None:
+def test_introduction_and_first_heartbeat(
+    new_registration: NewRegistration, coordinator: Coordinator, fake_site: Site
+) -> None:
     registration = new_registration(api_key="key")
     call = coordinator.next()
     identity = registration.identity
@@ -127,6 +132,7 @@ def test_introduction_and_first_heartbeat(new_registration: NewRegistration, coo
     assert capacity["cpus"] > 0
     assert capacity["memory_mib"] > 0
     assert capacity["max_boxes"] is None
+    assert capacity["cpu_limit"] == capacity["cpus"] * 16
     assert call.body.pop("version")
     assert call.body == {
         "id": identity.id,
@@ -136,11 +142,13 @@ def test_introduction_and_first_heartbeat(new_registration: NewRegistration, coo
         "epoch": "epoch",
         "labels": {"k": "v"},
         "engine_version": "fake",
+        "engine_life": fake_site.runtime.life(),
         "boxes": [],
     }
     beat = coordinator.next()
     assert beat.path == f"/base/v1/admin/workers/{identity.id}/heartbeat"
-    assert beat.body == {"epoch": "epoch", "boxes": []}
+    assert len(beat.body.pop("inventory")) >= 16
+    assert beat.body == {"epoch": "epoch", "engine_life": fake_site.runtime.life(), "boxes": []}
     assert registration.registered.is_set()
     assert identity.cluster_id == "cluster12345"
 
@@ -154,7 +162,13 @@ def test_a_change_is_reported_at_once(
     registration.report_change()
     (entry,) = coordinator.next().body["boxes"]
     assert entry.pop("pid") > 0
-    assert entry == {"box_id": box.box_id, "generation": 1, "status": "running", "exit_code": None}
+    assert entry == {
+        "box_id": box.box_id,
+        "generation": 1,
+        "status": "running",
+        "exit_code": None,
+        "interrupted": False,
+    }
     fake_site.runtime.stop(box, 5)
     registration.report_change()
     (entry,) = coordinator.next().body["boxes"]
@@ -215,7 +229,72 @@ def test_a_given_name_that_is_taken_ends_the_worker(
     assert "mine" in registration.fatal.message
 
 
-def test_without_the_engine_there_is_no_word_of_boxes(
+def test_boxes_are_told_when_they_have_changed_and_when_they_are_asked_for(
+    new_registration: NewRegistration, coordinator: Coordinator, fake_site: Site
+) -> None:
+    asked: Answer = (200, {"heartbeat_interval_seconds": 3600, "send_inventory": True})
+    coordinator.answers["heartbeat"] = [BEAT, BEAT, asked]
+    registration = new_registration()
+    coordinator.next()
+    first = coordinator.next().body
+    assert "boxes" in first, "a registration before the cluster was known told nothing"
+    registration.report_change()
+    second = coordinator.next().body
+    assert second == {key: value for key, value in first.items() if key != "boxes"}
+    registration.report_change()
+    third, fourth = coordinator.next().body, coordinator.next().body
+    assert (third, fourth) == (second, first), "what was asked for comes at once"
+    box = fake_site.running_box()
+    registration.report_change()
+    fifth = coordinator.next().body
+    assert fifth["inventory"] != first["inventory"]
+    assert [entry["box_id"] for entry in fifth["boxes"]] == [box.box_id]
+    fake_site.runtime.remove(box, force=True)
+    registration.report_change()
+    assert coordinator.next().body == first
+
+
+def test_boxes_that_a_coordinator_did_not_take_are_told_again(
+    new_registration: NewRegistration, coordinator: Coordinator
+) -> None:
+    coordinator.answers["heartbeat"] = [error(500, "InternalError")]
+    registration = new_registration()
+    coordinator.next()
+    for _ in range(2):
+        assert "boxes" in coordinator.next().body
+        registration.report_change()
+    assert "boxes" not in coordinator.next().body
+
+
+def test_boxes_are_told_once_a_minute_whatever_happens(
+    new_registration: NewRegistration, coordinator: Coordinator
+) -> None:
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    now = registration.clock()
+    for passed, expected in ((30, False), (95, True), (96, False), (160, True)):
+        registration.clock = lambda passed=passed: now + passed  # type: ignore[misc]
+        registration.report_change()
+        assert ("boxes" in coordinator.next().body) == expected
+
+
+def test_a_new_life_of_the_engine_is_a_change(
+    new_registration: NewRegistration, coordinator: Coordinator, fake_site: Site
+) -> None:
+    registration = new_registration()
+    coordinator.next()
+    before = coordinator.next().body
+    box = fake_site.running_box()
+    fake_site.runtime.restart()  # type: ignore[attr-defined]
+    registration.report_change()
+    after = coordinator.next().body
+    assert after["engine_life"] != before["engine_life"]
+    (entry,) = after["boxes"]
+    assert (entry["status"], entry["interrupted"]) == ("stopped", True)
+    fake_site.runtime.remove(box, force=True)
+
+
+def test_without_the_engine_there_is_no_word_of_boxes_but_of_the_engine(
     new_registration: NewRegistration,
     coordinator: Coordinator,
     fake_site: Site,
@@ -224,23 +303,86 @@ def test_without_the_engine_there_is_no_word_of_boxes(
     registration = new_registration()
     coordinator.next(), coordinator.next()
     box = fake_site.running_box()
-    beats = threading.Semaphore(0)
-    inventory = registration._inventory
-
-    def counted() -> list[dict[str, Any]]:
-        beats.release()
-        return inventory()
-
-    monkeypatch.setattr(registration, "_inventory", counted)
     monkeypatch.setattr(fake_site.runtime, "down", True)
     for _ in range(2):
         registration.report_change()
-        assert beats.acquire(timeout=10)
+        beat = coordinator.next().body
+        assert set(beat) == {"epoch", "engine_error"}
+        assert "does not answer" in beat["engine_error"]
     monkeypatch.setattr(fake_site.runtime, "down", False)
     registration.report_change()
     # An empty inventory in between would have come first.
     assert [entry["box_id"] for entry in coordinator.next().body["boxes"]] == [box.box_id]
     fake_site.runtime.remove(box, force=True)
+
+
+def test_an_engine_that_hangs_does_not_silence_the_worker(
+    new_registration: NewRegistration,
+    coordinator: Coordinator,
+    fake_site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registration_module, "INVENTORY_PATIENCE", 0.05)
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    release, list_boxes = threading.Event(), fake_site.runtime.list_boxes
+    asked: list[int] = []
+
+    def hanging() -> list[Any]:
+        asked.append(1)
+        assert release.wait(10)
+        return list_boxes()
+
+    monkeypatch.setattr(fake_site.runtime, "list_boxes", hanging)
+    for _ in range(3):
+        registration.report_change()
+        assert "has not answered" in coordinator.next().body["engine_error"]
+    assert len(asked) == 1, "one question at a time"
+    release.set()
+    while "engine_error" in (beat := coordinator_beat(registration, coordinator)):
+        pass
+    assert "inventory" in beat
+
+
+def coordinator_beat(registration: Registration, coordinator: Coordinator) -> dict[str, Any]:
+    registration.report_change()
+    return coordinator.next().body
+
+
+def test_a_restart_of_the_engine_in_the_midst_of_an_inventory(fake_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives = iter(["one", "two", "three", "three"])
+    monkeypatch.setattr(fake_site.runtime, "life", lambda: next(lives))
+    with pytest.raises(EngineError, match="restarted just now"):
+        inventory(fake_site.runtime)
+    assert inventory(fake_site.runtime).engine_life == "three"
+
+
+def test_goodbye_is_the_last_word(new_registration: NewRegistration, coordinator: Coordinator) -> None:
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    registration.leave()
+    assert coordinator.next().body == {"epoch": "epoch", "leaving": True}
+    assert registration.ended.is_set()
+    registration.leave()
+    assert coordinator.calls.empty(), "nobody says it twice, or without being known"
+
+
+def test_a_disk_that_is_full_only_delays_the_registration(
+    new_registration: NewRegistration, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joins = iter([OSError(28, "No space left on device")])
+    join = Identity.join
+
+    def full_once(self: Identity, cluster_id: str) -> None:
+        for failure in joins:
+            raise failure
+        join(self, cluster_id)
+
+    monkeypatch.setattr(Identity, "join", full_once)
+    registration = new_registration()
+    for _ in range(2):
+        assert coordinator.next().path.endswith("/workers")
+    assert registration.registered.wait(10)
 
 
 def test_stop_does_not_wait_for_a_coordinator_that_is_away(new_registration: NewRegistration) -> None:
