@@ -273,8 +273,8 @@ def readopt(
 
 
 class AdoptedExec(_Exec):
-    """A command whose connection is lost; the engine gives nobody a second one. It runs on until it says something:
-    then the engine gives it up, with an exit code of its own making."""
+    """A command whose connection is lost; the engine gives nobody a second one. It runs on, but where it says
+    something, the engine replaces its exit code by one of its own making."""
 
     def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
         super().__init__(engine, container_id, exec_id)

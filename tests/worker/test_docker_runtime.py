@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from sites import Site, collect
+from sites import Site, collect, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
+from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
 from boxlite_server.worker import docker_engine, docker_images, docker_process, docker_stats
 from boxlite_server.worker.docker_images import DockerImages
 from boxlite_server.worker.docker_runtime import DockerRuntime
@@ -237,3 +239,70 @@ def test_cpu_and_network_are_measured(site: Site, monkeypatch: pytest.MonkeyPatc
     busy.kill()
     busy.close()
     site.runtime.remove(box, force=True)
+
+
+class TestWithoutTheConnection:
+    """Commands of a former process of which nobody has kept the connection."""
+
+    def test_a_silent_command_is_found_with_its_exit_code(self, site: Site, docker_host: str) -> None:
+        box = site.running_box()
+        with another(site, docker_host) as runtime:
+            process = site.runtime.spawn(box, ExecSpec(("sh", "-c", "until test -e /go; do sleep 0.02; done; exit 7")))
+            found = runtime.readopt(box, process.handle)
+            process.close()
+            with pytest.raises(UnsupportedError, match="no more input"):
+                found.write(b"x", 1)
+            found.close_input()
+            run(site, box, "touch", "/go")
+            assert collect(found) == (b"", b"", 7)
+            assert not found.lost
+        site.runtime.remove(box, force=True)
+
+    def test_of_a_command_that_speaks_the_exit_code_is_lost(self, site: Site, docker_host: str) -> None:
+        box = site.running_box()
+        with another(site, docker_host) as runtime:
+            script = "until test -e /go; do echo x; echo x >> /said; sleep 0.02; done; exit 7"
+            process = site.runtime.spawn(box, ExecSpec(("sh", "-c", script)))
+            found = runtime.readopt(box, process.handle)
+            process.close()
+            run(site, box, "sh", "-c", "rm /said; until test -e /said; do sleep 0.02; done; sleep 0.1; touch /go")
+            collect(found)
+            assert "spoke while its worker was restarted" in found.lost
+        site.runtime.remove(box, force=True)
+
+    def test_the_end_is_heard(self, site: Site, docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Long before one would look again."""
+        box, watching, stopping = site.running_box(), threading.Event(), threading.Event()
+        with another(site, docker_host) as runtime:
+            in_thread(lambda: runtime.watch(watching.set, stopping))
+            assert watching.wait(10)
+            process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+            found = runtime.readopt(box, process.handle)
+            monkeypatch.setattr(docker_process, "_FIRST_POLL", 3600)
+            monkeypatch.setattr(docker_process, "_LAST_LOOK", 3600)
+            done = in_thread(found.read)
+            process.kill()
+            done.join(10)
+            assert not done.is_alive()
+            assert found.wait() == 137
+            stopping.set()
+        site.runtime.remove(box, force=True)
+
+    def test_another_boxes_command_is_not_found(self, site: Site) -> None:
+        box, other = site.running_box(), site.running_box()
+        process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+        for ref, handle in ((other, process.handle), (box, "unknown")):
+            with pytest.raises(NotFoundError):
+                site.runtime.readopt(ref, handle)
+        process.kill()
+        for ref in (box, other):
+            site.runtime.remove(ref, force=True)
+
+
+@contextmanager
+def another(site: Site, docker_host: str) -> Iterator[DockerRuntime]:
+    """The next process's runtime, to which nothing was left."""
+    assert isinstance(site.runtime, DockerRuntime)
+    runtime = DockerRuntime(site.runtime._owner, docker_host)
+    yield runtime
+    runtime.close()

@@ -1,0 +1,105 @@
+"""The bound on starts."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sites import Site, in_thread
+
+from boxlite_server import ids
+from boxlite_server.errors import EngineError, ResourceExhaustedError
+from boxlite_server.worker import docker_runtime
+from boxlite_server.worker.docker_engine import engine_errors
+from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.gate import Gate
+from boxlite_server.worker.runtime import BoxRef, BoxStatus
+
+
+class Crowd:
+    """Threads inside a gate until they are let go."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.inside, self.release = threading.Semaphore(0), threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def add(self) -> None:
+        def visit() -> None:
+            with self._gate.place():
+                self.inside.release()
+                assert self.release.wait(10)
+
+        self.threads.append(in_thread(visit))
+
+
+def test_so_many_inside_so_many_waiting_and_no_more() -> None:
+    gate = Gate(2, 1, 10, "too many starts")
+    crowd = Crowd(gate)
+    for _ in range(2):
+        crowd.add()
+        assert crowd.inside.acquire(timeout=10)
+    crowd.add()
+    while gate._present < 3:
+        crowd.threads[2].join(0.001)
+    with pytest.raises(ResourceExhaustedError, match="too many starts under way; try again later"), gate.place():
+        pytest.fail("entered")
+    crowd.release.set()
+    assert crowd.inside.acquire(timeout=10)
+    for thread in crowd.threads:
+        thread.join(10)
+    with gate.place():
+        pass
+
+
+def test_nobody_waits_for_ever() -> None:
+    gate = Gate(1, 1, 0.01, "too many starts")
+    with gate.place():
+        with pytest.raises(ResourceExhaustedError), gate.place():
+            pytest.fail("entered")
+        with pytest.raises(ResourceExhaustedError), gate.place():
+            pytest.fail("entered")
+
+
+def test_creates_and_starts_pass_the_gate(docker_alone: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = docker_alone.runtime
+    assert isinstance(runtime, DockerRuntime)
+    former, box = docker_alone.new_box(), docker_alone.new_box()
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_starts", Gate(0, 0, 0, "too many starts of boxes"))
+        for verb in (
+            lambda: runtime.start(box),
+            lambda: runtime.create(BoxRef(ids.new_id(), 1), docker_alone.spec()),
+            lambda: runtime.create(BoxRef(former.box_id, 2), docker_alone.spec()),
+            lambda: runtime.disks.clone(box, BoxRef(ids.new_id(), 1), docker_alone.spec()),
+        ):
+            with pytest.raises(ResourceExhaustedError, match="too many starts"):
+                verb()
+        assert runtime.inspect(former).status is BoxStatus.CONFIGURED, "a refusal costs the box nothing"
+    runtime.start(box)
+    for ref in (box, former):
+        runtime.remove(ref, force=True)
+
+
+def test_many_starts_at_once_all_come_about(docker_alone: Site) -> None:
+    assert docker_runtime.MAX_STARTS == 8
+    with ThreadPoolExecutor(12) as pool:
+        boxes = list(pool.map(lambda _: docker_alone.running_box(), range(12)))
+    assert {docker_alone.runtime.inspect(box).status for box in boxes} == {BoxStatus.RUNNING}
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda box: docker_alone.runtime.remove(box, force=True), boxes))
+
+
+def test_a_full_disk_of_the_engine_is_exhaustion(docker_alone: Site, tmp_path: Path) -> None:
+    import docker.errors
+    import requests
+
+    full = requests.Response()
+    full.status_code = 500
+    text = "mkdir /var/lib/docker/overlay2/x: no space left on device"
+    with pytest.raises(ResourceExhaustedError, match="disk of the container engine is full"), engine_errors("create"):
+        raise docker.errors.APIError("", full, text)
+    with pytest.raises(EngineError), engine_errors("create"):
+        raise docker.errors.APIError("", full, "something else")
