@@ -110,7 +110,8 @@ class Holder:
             (self._home / SOCKET_NAME).chmod(0o600)
             listener.listen()  # connections wait until the process is up
             subprocess.Popen(
-                [sys.executable, "-I", __file__],  # it needs nothing but the standard library
+                # It needs nothing but the standard library. The home is for those who look at the processes.
+                [sys.executable, "-I", __file__, str(self._home)],
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
