@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -30,6 +30,8 @@ _CHANNEL_OPTIONS = (
     # A channel per worker, also when two share an address in turn: never another worker's connection.
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+CLOSE_SECONDS = 1.0  # that those who wait have to hear of it
 
 
 class Link(Protocol):
@@ -66,29 +68,32 @@ class GrpcLink:
         self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = rpc.with_secret(worker.secret, worker.epoch)
+        self._waiting: set[asyncio.Timeout] = set()
+        self._nobody_waits = asyncio.Event()
+        self._closed = False
 
     async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
-        with self._translated():
+        async with self._wait():
             return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        call = getattr(self._stub, method)(request, metadata=self._metadata)
-        answers = aiter(call)
+        async with self._wait():
+            call = getattr(self._stub, method)(request, metadata=self._metadata)
         try:
             while True:
-                with self._translated():
-                    try:
-                        answer = await anext(answers)
-                    except StopAsyncIteration:
-                        return
+                async with self._wait():
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
                 yield answer
         finally:
             call.cancel()
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
-        call = getattr(self._stub, method)(metadata=self._metadata)
+        async with self._wait():
+            call = getattr(self._stub, method)(metadata=self._metadata)
         try:
-            with self._translated():
+            async with self._wait():
                 # A call that has ended takes nothing more: the last line then raises what the worker said.
                 with contextlib.suppress(asyncio.InvalidStateError):
                     await call.write(header)
@@ -101,14 +106,33 @@ class GrpcLink:
             call.cancel()
 
     async def close(self) -> None:
+        """gRPC cancels the calls on a channel that is closed as if somebody had cancelled who waits for them, or
+        lets them wait for ever: so they are told before."""
+        if not self._closed:
+            self._closed = True
+            for waiting in self._waiting:
+                waiting.reschedule(asyncio.get_running_loop().time())
+        if self._waiting:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._nobody_waits.wait(), CLOSE_SECONDS)
         with contextlib.suppress(Exception):
             await self._channel.close()
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """What gRPC raises, as what the link's callers know."""
+    @contextlib.asynccontextmanager
+    async def _wait(self) -> AsyncGenerator[None, None]:
+        """Around whatever waits for the worker: what gRPC raises, as what the link's callers know."""
+        if self._closed:
+            raise self._broken_off()
+        bound = asyncio.timeout(None)
         try:
-            yield
+            async with bound:
+                self._waiting.add(bound)
+                try:
+                    yield
+                finally:
+                    self._waiting.discard(bound)
+                    if self._closed and not self._waiting:
+                        self._nobody_waits.set()
         except grpc.aio.AioRpcError as exc:
             error = rpc.from_rpc_error(exc, self._name)
             if isinstance(error, errors.AuthError):  # it is not the client that the worker does not know
@@ -116,14 +140,18 @@ class GrpcLink:
                     f"worker {self._name} refuses its coordinator: {error.message}"
                 ) from None
             raise error from None
-        except asyncio.CancelledError:
-            # Closing a channel cancels the calls on it, as if somebody had cancelled the tasks that wait for them.
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise self._broken_off() from None
+        except asyncio.CancelledError:  # gRPC's word for a call that the other side has cancelled, too
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise errors.UnreachableError(
-                f"worker {self._name} cannot be reached: the connection to it was closed"
-            ) from None
+            raise self._broken_off() from None
+
+    def _broken_off(self) -> errors.BoxliteError:
+        return errors.UnreachableError(f"worker {self._name} cannot be reached: the connection to it was closed")
 
 
 def target_of(url: str) -> str:

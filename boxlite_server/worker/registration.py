@@ -109,6 +109,7 @@ class Registration:
     rng: random.Random
     cpu_overcommit: float = 1.0  # cpus that boxes may be promised for each that there is
     clock: Callable[[], float] = time.monotonic
+    started_at: float = field(default_factory=time.time)  # so that a word of a former life can be told from ours
     registered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fatal: BoxliteError | None = None
@@ -256,6 +257,7 @@ class Registration:
             "url": self.url,
             "secret": self.identity.secret,
             "epoch": self.epoch,
+            "started_at": self.started_at,
             "labels": dict(self.labels),
             "capacity": {
                 "cpus": capacity.cpus,
