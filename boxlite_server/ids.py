@@ -6,6 +6,7 @@ secrets have their own function.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import secrets
 import string
@@ -34,6 +35,12 @@ _NOUNS = (
 def new_id() -> str:
     """A box, worker or cluster id: 12 base-62 characters."""
     return "".join(secrets.choice(BASE62) for _ in range(ID_LENGTH))
+
+
+def of_request(request_key: str) -> str:
+    """The id of what a request makes, where the request may come again: always the same one."""
+    number = int.from_bytes(hashlib.sha256(request_key.encode()).digest())
+    return "".join(BASE62[number // 62**place % 62] for place in range(ID_LENGTH))
 
 
 def execution_id() -> str:

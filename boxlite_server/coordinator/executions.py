@@ -1,13 +1,13 @@
 """Commands in boxes. They live at the box's worker; here is the way to them.
 
-What the coordinator holds is that one client at a time is attached. How far that client has been served is
+What the coordinators see to is that one client at a time is attached. How far that client has been served is
 kept by the worker with the execution, so that a client goes on where it stopped, whichever side was restarted.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from .. import errors, ids, rpc
@@ -15,6 +15,7 @@ from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .boxspec import checked_env
 from .fleet import Fleet
+from .leases import Lease, Leases
 from .schedule import Schedule
 from .store import Box, Store
 
@@ -34,14 +35,15 @@ class Executions:
         boxes: Boxes,
         fleet: Fleet,
         schedule: Schedule,
+        leases: Leases,
         reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
         self._store = store
         self._boxes = boxes
         self._fleet = fleet
         self._schedule = schedule
+        self._leases = leases
         self._grace = reconnect_grace
-        self._attached: set[str] = set()
 
     # ---- commands -------------------------------------------------------------------------------------
 
@@ -164,16 +166,14 @@ class Executions:
 
     # ---- attached clients -----------------------------------------------------------------------------
 
-    @contextmanager
-    def attachment(self, execution_id: str) -> Iterator[None]:
-        """Be the one attached client. Raises AlreadyExistsError while there is another."""
-        if execution_id in self._attached:
-            raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
-        self._attached.add(execution_id)
-        try:
-            yield
-        finally:
-            self._attached.discard(execution_id)
+    @asynccontextmanager
+    async def attachment(self, execution_id: str) -> AsyncIterator[Lease]:
+        """Be the one attached client, through whatever coordinator. Raises AlreadyExistsError while there is
+        another."""
+        async with self._leases.try_hold(f"attach/{execution_id}") as lease:
+            if lease is None:
+                raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
+            yield lease
 
 
 def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from .. import errors
+from .leases import Leases
 from .store import Box, Store, Tables
 
 
 class Schedule:
     """Plans deadlines and writes them down; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, leases: Leases, clock: Callable[[], float]) -> None:
         self._store = store
+        self._leases = leases
         self._clock = clock
-        self._users: Counter[str] = Counter()  # by box id
+        self._users: Counter[str] = Counter()  # by box id; of this process, the others' have leases
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
 
@@ -52,8 +54,11 @@ class Schedule:
         as there is one the box is not idle, and it has been idle only since the last one left."""
         self._users[box.id] += 1
         try:
-            await self._used(box)
-            yield
+            async with AsyncExitStack() as leases:
+                if any(_lifetimes(box)):
+                    await leases.enter_async_context(self._leases.share(f"{_uses(box.id)}{self._leases.holder}"))
+                await self._used(box)
+                yield
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:
@@ -61,8 +66,9 @@ class Schedule:
             with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
                 await self._used(box)
 
-    def is_used(self, box_id: str) -> bool:
-        return box_id in self._users
+    async def is_used(self, box_id: str) -> bool:
+        """Whether somebody uses the box, through whatever coordinator."""
+        return box_id in self._users or await self._leases.is_any_held(_uses(box_id))
 
     async def _used(self, box: Box) -> None:
         if any(_lifetimes(box)) and (now := await self._store.get_box(box.id)):
@@ -77,6 +83,11 @@ class Schedule:
             await asyncio.wait_for(self._earlier.wait(), max(time - self._clock(), 0.0))
         self._earlier.clear()
         self._wakes_at = 0.0
+
+
+def _uses(box_id: str) -> str:
+    """How the names of the leases begin of those who use a box."""
+    return f"use/{box_id}/"
 
 
 def _lifetimes(box: Box) -> tuple[int, int]:
