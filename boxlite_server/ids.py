@@ -43,9 +43,9 @@ def of_request(request_key: str) -> str:
     return "".join(BASE62[number // 62**place % 62] for place in range(ID_LENGTH))
 
 
-def execution_id() -> str:
-    """An execution id: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+def execution_id(request_key: str | None = None) -> str:
+    """An execution id: 32 hexadecimal digits; of one request always the same one."""
+    return hashlib.sha256(request_key.encode()).hexdigest()[:32] if request_key else secrets.token_hex(16)
 
 
 def request_id() -> str:

@@ -6,6 +6,7 @@ kept by the worker with the execution, so that a client goes on where it stopped
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -48,15 +49,23 @@ class Executions:
     # ---- commands -------------------------------------------------------------------------------------
 
     async def start(
-        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, expects_reader: bool = False
+        self,
+        prefix: str,
+        id_or_name: str,
+        request: Mapping[str, Any],
+        *,
+        expects_reader: bool = False,
+        request_key: str | None = None,
     ) -> tuple[Box, pb.Execution]:
         """Start a command, and the box before it where that is needed. `expects_reader`: a terminal is hung up
-        also when nobody ever attaches to it.
+        also when nobody ever attaches to it. What an earlier attempt at the same request started, `request_key`
+        being its owner and Idempotency-Key, is not started again for as long as the worker knows of it.
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not stay up.
         """
         box = await self._boxes.ensure_running(prefix, id_or_name)
-        execution_id = ids.execution_id()
+        same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
+        execution_id = ids.execution_id(same)
         try:
             return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError):

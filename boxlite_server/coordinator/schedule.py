@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 from .. import errors
 from .leases import Leases
@@ -52,26 +52,29 @@ class Schedule:
     async def use(self, box: Box) -> AsyncIterator[None]:
         """Be somebody who uses the box: an attached client, a file transfer, a command about to start. As long
         as there is one the box is not idle, and it has been idle only since the last one left."""
+        if not any(_lifetimes(box)):
+            yield  # idle or not, nothing follows from it
+            return
         self._users[box.id] += 1
         try:
-            async with AsyncExitStack() as leases:
-                if any(_lifetimes(box)):
-                    await leases.enter_async_context(self._leases.share(f"{_uses(box.id)}{self._leases.holder}"))
+            async with self._leases.share(f"{_uses(box.id)}{self._leases.holder}"):
                 await self._used(box)
-                yield
+                try:
+                    yield
+                finally:
+                    with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
+                        await self._used(box)  # while no other coordinator takes it for idle
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:
                 del self._users[box.id]
-            with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
-                await self._used(box)
 
     async def is_used(self, box_id: str) -> bool:
         """Whether somebody uses the box, through whatever coordinator."""
         return box_id in self._users or await self._leases.is_any_held(_uses(box_id))
 
     async def _used(self, box: Box) -> None:
-        if any(_lifetimes(box)) and (now := await self._store.get_box(box.id)):
+        if now := await self._store.get_box(box.id):
             await self.plan(now)
 
     # ---- waiting --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from .._gen import worker_pb2 as pb
 from . import boxspec
 from .boxes import CALL_SECONDS, Boxes, ref
 from .fleet import Fleet
+from .policy import REQUEST_SECONDS
 from .store import RESERVING, Box, Snapshot, Store
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,17 @@ class Snapshots:
     async def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
         return await self._find(await self._boxes.get(prefix, id_or_name), name)
 
-    async def create(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
-        """Keep the disk of a box, which is paused meanwhile if it runs. Raises AlreadyExistsError,
+    async def create(self, prefix: str, id_or_name: str, name: str, *, request_key: str | None = None) -> Snapshot:
+        """Keep the disk of a box, which is paused meanwhile if it runs. One that an earlier attempt at the same
+        request made, `request_key` being its owner and Idempotency-Key, is the answer. Raises AlreadyExistsError,
         InvalidStateError for a box that has no disk any more."""
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
-            row = Snapshot(id=ids.new_id(), box_id=box.id, name=name, state="creating", created_at=self._clock())
+            snapshot_id = ids.of_request(f"{request_key} {box.id} {name}") if request_key else ids.new_id()
+            left = await self._store.find_snapshot(box.id, name)
+            if left and left.id == snapshot_id and left.created_at + REQUEST_SECONDS > self._clock():
+                return left
+            row = Snapshot(id=snapshot_id, box_id=box.id, name=name, state="creating", created_at=self._clock())
             async with self._boxes.writing(box.id) as tx:
                 await tx.insert_snapshot(row)
             try:

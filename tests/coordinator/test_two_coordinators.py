@@ -52,6 +52,8 @@ class FakeWorker:
     def _answer(self, method: str, request: Any) -> Any:
         if method in ("CreateVolume", "RemoveVolume"):
             return pb.Empty()
+        if method == "CreateSnapshot":
+            return pb.Snapshot(size_bytes=1)
         box_id = request.box_id if isinstance(request, pb.BoxRef) else request.box.box_id
         match method:
             case "CreateBox" | "CloneBox":
@@ -306,6 +308,38 @@ def test_a_volume_is_made_once(tell: Callable[[Story], None]) -> None:
     tell(story)
 
 
+def test_a_command_is_started_once(tell: Callable[[Story], None]) -> None:
+    async def story(site: Site) -> None:
+        box = await site.one.boxes.create(P, {})
+        request = {"command": "true", "args": ["a"]}
+
+        async def start(core: Core, **fields: Any) -> str:
+            _, execution = await core.executions.start(P, box.id, {**request, **fields}, request_key=KEY)
+            return str(execution.execution_id)
+
+        first = await start(site.one)
+        assert await start(site.two) == first  # the worker takes the same id for the same command
+        assert await start(site.two, args=["b"]) != first
+        _, other = await site.one.executions.start(P, box.id, request, request_key="another")
+        assert other.execution_id != first
+
+    tell(story)
+
+
+def test_a_snapshot_is_made_once(tell: Callable[[Story], None]) -> None:
+    async def story(site: Site) -> None:
+        box = await site.one.boxes.create(P, {})
+        snapshot = await site.one.snapshots.create(P, box.id, "s", request_key=KEY)
+        assert await site.two.snapshots.create(P, box.id, "s", request_key=KEY) == snapshot
+        with pytest.raises(errors.AlreadyExistsError):
+            await site.two.snapshots.create(P, box.id, "s", request_key="another")
+        await site.pass_time(REQUEST_SECONDS)
+        with pytest.raises(errors.AlreadyExistsError):
+            await site.two.snapshots.create(P, box.id, "s", request_key=KEY)
+
+    tell(story)
+
+
 async def ask(app: Any, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request to an ASGI application."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -416,8 +450,7 @@ def test_boxes_without_lifetimes_cost_no_lease(tell: Callable[[Story], None]) ->
     async def story(site: Site) -> None:
         box = await site.one.boxes.create(P, {})
         async with site.one.schedule.use(box):
-            assert await site.one.schedule.is_used(box.id)
-            assert not await site.two.schedule.is_used(box.id)
+            assert not await site.store.is_leased("use/", site.now)
 
     tell(story)
 

@@ -19,7 +19,7 @@ async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
 
 
 async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
-    snapshot = await core.snapshots.create(prefix, box_id, body["name"])
+    snapshot = await core.snapshots.create(prefix, box_id, body["name"], request_key=request_key())
     location = f"/v1/{prefix}/boxes/{snapshot.box_id}/snapshots/{quote(snapshot.name, safe='')}"
     return wire.snapshot(snapshot), 201, {"Location": location}
 
