@@ -2,6 +2,7 @@
 
     BoxliteError                       500 internal
     ├── InvalidArgumentError           400 invalid_argument
+    │   └── KeyReusedError             422 invalid_argument
     ├── UnsupportedError               400 unsupported
     │   └── NotBuiltError              501 unsupported
     ├── AuthError                      401 unauthenticated
@@ -15,7 +16,9 @@
     ├── ExecutionError                 422 execution_failed
     ├── ResourceExhaustedError         429 resource_exhausted
     ├── UpstreamUnavailableError       503 upstream_unavailable
-    │   └── UnreachableError           503 upstream_unavailable
+    │   ├── UnreachableError           503 upstream_unavailable
+    │   ├── BusyError                  503 upstream_unavailable
+    │   └── LeaseLostError             503 upstream_unavailable
     ├── EngineError                    503 engine_unavailable
     ├── TimedOutError                  504 timeout
     └── DatabaseError                  500 database_error
@@ -46,6 +49,12 @@ class BoxliteError(Exception):
 
 class InvalidArgumentError(BoxliteError):
     status, type, code = 400, "InvalidArgumentError", "invalid_argument"
+
+
+class KeyReusedError(InvalidArgumentError):
+    """An Idempotency-Key that belongs to another request."""
+
+    status = 422
 
 
 class UnsupportedError(BoxliteError):
@@ -108,6 +117,14 @@ class UpstreamUnavailableError(BoxliteError):
 
 class UnreachableError(UpstreamUnavailableError):
     """A worker cannot be reached, or was lost in the middle of a call: what became of it is not known."""
+
+
+class BusyError(UpstreamUnavailableError):
+    """Others are at it, and were for as long as one waits: nothing has been done."""
+
+
+class LeaseLostError(UpstreamUnavailableError):
+    """An operation was held up until others could take it over: what became of it is not known."""
 
 
 class EngineError(BoxliteError):

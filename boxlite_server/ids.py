@@ -6,6 +6,7 @@ secrets have their own function.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import secrets
 import string
@@ -36,9 +37,15 @@ def new_id() -> str:
     return "".join(secrets.choice(BASE62) for _ in range(ID_LENGTH))
 
 
-def execution_id() -> str:
-    """An execution id: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+def of_request(request_key: str) -> str:
+    """The id of what a request makes, where the request may come again: always the same one."""
+    number = int.from_bytes(hashlib.sha256(request_key.encode()).digest())
+    return "".join(BASE62[number // 62**place % 62] for place in range(ID_LENGTH))
+
+
+def execution_id(request_key: str | None = None) -> str:
+    """An execution id: 32 hexadecimal digits; of one request always the same one."""
+    return hashlib.sha256(request_key.encode()).hexdigest()[:32] if request_key else secrets.token_hex(16)
 
 
 def request_id() -> str:

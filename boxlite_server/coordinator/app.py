@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
 from .. import errors, specs
@@ -53,8 +54,32 @@ def create_app(core: Core) -> ASGIApp:
     """The whole application of one coordinator; `core` is closed when it shuts down."""
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
-    http = Idempotency(_http_app(core, source, spec), core.store, core.clock)
-    return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
+    http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
+    return Edge(_handed_back(http), Attach(core), core.authenticator, _open_paths(spec))
+
+
+def _handed_back(app: ASGIApp) -> ASGIApp:
+    """Requests that the end of this process cuts short get an answer all the same."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if begun or scope["type"] != "http":
+                raise
+            error = errors.UpstreamUnavailableError(
+                "this coordinator is shutting down, and could not wait for the end of this; look what became of it"
+            )
+            await http_errors.response(scope, error)(scope, receive, send)
+
+    return answering
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:

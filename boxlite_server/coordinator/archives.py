@@ -55,8 +55,11 @@ class Archives:
 
         return box, boxfile.write(manifest, tar())
 
-    async def load(self, prefix: str, name: str | None, stream: AsyncIterator[bytes]) -> Box:
-        """A box made of an archive, on the least loaded worker that has room, not started.
+    async def load(
+        self, prefix: str, name: str | None, stream: AsyncIterator[bytes], *, request_key: str | None = None
+    ) -> Box:
+        """A box made of an archive, on the least loaded worker that has room, not started. With a `request_key`,
+        see `Boxes.made_before`.
 
         Raises InvalidArgumentError for what is no archive, or no whole one, and UnsupportedError for settings
         that this server does not take; nothing is left of the box then.
@@ -65,7 +68,9 @@ class Archives:
         manifest = await reader.manifest()
         spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
         settings = self._checked(manifest.get("settings"), "settings")
-        async with self._boxes.being_made(prefix, spec) as (box, worker):
+        if left := await self._boxes.made_before(request_key, spec):
+            return left
+        async with self._boxes.being_made(prefix, spec, request_key=request_key) as (box, worker):
             whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._fleet.send(worker.id, "ImportBox", first, _requests(reader), idle=WORK_SECONDS)

@@ -52,13 +52,13 @@ class Attach:
         socket = WebSocket(scope, receive, send)
         try:
             found = await self._find(scope)
-            with self._executions.attachment(found.execution.execution_id):
+            async with self._executions.attachment(found.execution.execution_id) as lease:
                 # Asked for anew once it is ours: whoever left just now has had more since.
                 execution = await self._executions.state(found.box, found.execution.execution_id)
                 headers = [] if found.named else [(EXECUTION_ID_HEADER, execution.execution_id.encode())]
                 session = Session(self._executions, socket, found.box, execution, found.manner)
                 await socket.accept(headers=headers)
-                await session.run()
+                await session.run(lease.lost)
         except WebSocketDisconnect:
             return
         except Exception as exc:

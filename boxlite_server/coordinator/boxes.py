@@ -2,26 +2,25 @@
 
 The row comes first: the id is minted, the row written and the capacity reserved in one transaction, and only
 then is the worker called. Every worker call is idempotent by (box id, generation), so whatever a crash leaves
-behind can be asked about and finished. Operations on one box run one after the other; different boxes do
-not wait for each other.
+behind can be asked about and finished. Operations on one box run one after the other, through whichever
+coordinator they come; different boxes do not wait for each other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import attachments, boxspec, scheduler
 from .fleet import Fleet
+from .leases import Leases
 from .link import target_of
-from .policy import Policy
+from .policy import REQUEST_SECONDS, Policy
 from .schedule import Schedule
 from .scheduler import Candidate, Need
 from .store import RESERVING, Box, Page, Store, Tables, Worker
@@ -58,6 +57,7 @@ class Boxes:
         fleet: Fleet,
         volumes: Volumes,
         schedule: Schedule,
+        leases: Leases,
         policy: Policy,
         clock: Callable[[], float],
     ) -> None:
@@ -65,9 +65,9 @@ class Boxes:
         self._fleet = fleet
         self._volumes = volumes
         self._schedule = schedule
+        self._leases = leases
         self._policy = policy
         self._clock = clock
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # ---- reading --------------------------------------------------------------------------------------
 
@@ -81,17 +81,16 @@ class Boxes:
         """See `Store.list_boxes`."""
         return await self._store.list_boxes(prefix, **filters)
 
-    def is_busy(self, box_id: str) -> bool:
-        """Whether an operation on the box is under way."""
-        lock = self._locks.get(box_id)
-        return lock is not None and lock.locked()
+    async def is_busy(self, box_id: str) -> bool:
+        """Whether an operation on the box is under way, through whatever coordinator."""
+        return await self._leases.is_held(_lease(box_id))
 
     # ---- creating -------------------------------------------------------------------------------------
 
-    async def create(self, prefix: str, request: Mapping[str, Any]) -> Box:
+    async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
         """Create a box on the least loaded worker that has room; the next one is tried where one cannot, under
         the next generation: what may still come about at the first is a stray there. A box with volumes goes to
-        the worker that has them.
+        the worker that has them. With a `request_key`, see `made_before`.
 
         One that does not answer in time has used up the time of the others too: the box is forgotten, and what
         comes about of it is a stray.
@@ -100,6 +99,8 @@ class Boxes:
         UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
         """
         spec = boxspec.normalise(request, self._policy)
+        if left := await self.made_before(request_key, spec):
+            return left
         spec["mounts"], home = await self._volumes.resolve(prefix, spec["mounts"])
         box_id = ids.new_id()
         async with self.alone(box_id):
@@ -108,7 +109,9 @@ class Boxes:
             ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
             for generation in itertools.count(1):
                 try:
-                    worker = await self._reserve(box_id, prefix, spec, generation, tried, home=home)
+                    worker = await self._reserve(
+                        box_id, prefix, spec, generation, tried, home=home, request_key=request_key
+                    )
                 except errors.BoxliteError as exc:
                     if tried:
                         await self._forget(box_id)
@@ -127,11 +130,41 @@ class Boxes:
                         await self._forget(box_id)
                         raise
                     tried[worker.name], refused = exc.message, exc  # another one's operator may allow it
-                except BaseException:
+                except Exception:  # one that is broken off leaves its row, to be finished or undone
                     await self._forget(box_id)
                     await self._store.count(prefix, "boxes_failed")
                     raise
             raise AssertionError("every worker was tried, and _reserve did not say so")
+
+    async def made_before(self, request_key: str | None, spec: Mapping[str, Any]) -> Box | None:
+        """The box that an earlier attempt at the same request made, which a crash kept from being answered. What
+        such a one left half made is finished or undone first. `request_key`: the owner and the Idempotency-Key;
+        whoever asks has that key's lease.
+
+        Raises KeyReusedError when the box was asked for differently.
+        """
+        left = await self._store.find_box_by_request(request_key) if request_key else None
+        if left is None or self._is_past(left):
+            return None
+        async with self.alone(left.id):
+            box = await self._store.get_box(left.id)
+            if box and box.status in ("creating", "removing"):
+                await self.observe(box)
+                box = await self._store.get_box(left.id)
+            if box and box.status == "creating":
+                await self._forget(box.id)  # whoever was to make it does not answer; what it has is then a stray
+                box = None
+        if box and box.status == "removing":
+            raise errors.UpstreamUnavailableError(
+                f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
+            )
+        if box and not _fits(box.spec, spec):
+            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
+        return box
+
+    def _is_past(self, box: Box) -> bool:
+        """Whether the key of the request that made the box may be another request's by now."""
+        return box.created_at + REQUEST_SECONDS <= self._clock()
 
     async def _reserve(
         self,
@@ -143,11 +176,16 @@ class Boxes:
         *,
         home: str | None,
         only: str | None = None,
+        request_key: str | None = None,
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home` is the
         id of the one worker that has the box's volumes, `only` of the one that can be for another reason."""
         need = Need(spec["cpus"], spec["memory_mib"], home)
-        async with self._store.transaction() as tx:
+        async with self.writing(box_id) as tx:
+            if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
+                if not self._is_past(other):
+                    raise errors.LeaseLostError("another attempt at this request has gone on; ask again")
+                await tx.update_box(other.id, request_key=None)
             await self._volumes.check_ready(tx, spec["mounts"])
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
             placement = scheduler.place(need, [c for c in candidates if c.worker.name not in tried])
@@ -178,6 +216,7 @@ class Boxes:
                     updated_at=now,
                     started_at=None,
                     stopped_at=None,
+                    request_key=request_key,
                 )
             )
             return placement.workers[0]
@@ -191,17 +230,17 @@ class Boxes:
 
     @asynccontextmanager
     async def being_made(
-        self, prefix: str, spec: dict[str, Any], *, only: str | None = None
+        self, prefix: str, spec: dict[str, Any], *, only: str | None = None, request_key: str | None = None
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """A new box's row and reservation around the one call that makes the box with a disk of its own.
-        Configured afterwards; where that fails, nothing is left of it."""
+        Configured afterwards; where that fails, nothing is left of it. See `made_before` for `request_key`."""
         spec["mounts"], home = await self._volumes.resolve(prefix, spec.get("mounts", []))
         box_id = ids.new_id()
         async with self.alone(box_id):
-            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only)
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
             try:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
-            except BaseException:
+            except Exception:  # one that is broken off leaves its row, to be finished or undone
                 await self._store.count(prefix, "boxes_failed")
                 box = await self._change(box_id, status="removing")
                 try:
@@ -236,7 +275,7 @@ class Boxes:
     async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
         """The box, started if it does not run. Raises StoppedError where the box forbids that."""
         box = await self.get(prefix, id_or_name)
-        if box.status == "running" and not self.is_busy(box.id):
+        if box.status == "running" and not await self.is_busy(box.id):
             return box
         async with self.locked(prefix, box.id) as box:
             if box.status == "running":
@@ -262,7 +301,7 @@ class Boxes:
 
     async def reserve_again(self, box: Box) -> Box:
         """A stopped box gave its room away; take it again in one step, or say why not."""
-        async with self._store.transaction() as tx:
+        async with self.writing(box.id) as tx:
             worker = await tx.get_worker(box.worker_id)
             if worker is None:
                 raise _forgotten(box.id)
@@ -314,20 +353,20 @@ class Boxes:
         if box.status == "running" and not force:
             raise errors.InvalidStateError(f"box '{box.name or box.id}' is running; stop it first, or use force")
         request = pb.RemoveBoxRequest(box=ref(box), force=force)
-        async with self._store.transaction() as tx:
+        async with self.writing(box.id) as tx:
             await tx.update_box(box.id, status="removing")
         left = None
         try:
             await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
         except (errors.UpstreamUnavailableError, errors.TimedOutError) as exc:
             if not force:
-                async with self._store.transaction() as tx:
+                async with self.writing(box.id) as tx:
                     await tx.update_box(box.id, status=box.status)
                 raise
             left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.message}"
             log.warning("%s", left)
         except errors.BoxliteError:
-            async with self._store.transaction() as tx:
+            async with self.writing(box.id) as tx:
                 await tx.update_box(box.id, status=box.status)
             await self.observe(box)
             raise
@@ -398,10 +437,10 @@ class Boxes:
     async def _host_of(self, worker_id: str) -> str:
         return target_of((await self._fleet.get(worker_id)).url).rpartition(":")[0].strip("[]")
 
-    # ---- rows and locks -------------------------------------------------------------------------------
+    # ---- rows and turns -------------------------------------------------------------------------------
 
     async def _change(self, box_id: str, **changes: Any) -> Box:
-        async with self._store.transaction() as tx:
+        async with self.writing(box_id) as tx:
             return await self._write(tx, box_id, **changes)
 
     async def _write(self, tx: Tables, box_id: str, **changes: Any) -> Box:
@@ -415,14 +454,17 @@ class Boxes:
         return box
 
     async def _forget(self, box_id: str) -> None:
-        async with self._store.transaction() as tx:
+        async with self.writing(box_id) as tx:
             await tx.delete_box(box_id)
+
+    def writing(self, box_id: str) -> AbstractAsyncContextManager[Tables]:
+        """A transaction of the operation whose turn it is. Raises LeaseLostError when it is no longer."""
+        return self._leases.writing(_lease(box_id))
 
     @asynccontextmanager
     async def alone(self, box_id: str) -> AsyncIterator[None]:
-        """Operations on one box in turn; the lock lives as long as somebody holds or awaits it."""
-        lock = self._locks.setdefault(box_id, asyncio.Lock())
-        async with lock:
+        """Operations on one box in turn. Raises BusyError when the turn does not come."""
+        async with self._leases.hold(_lease(box_id), f"box {box_id}"):
             yield
 
     @asynccontextmanager
@@ -446,3 +488,16 @@ def ref(box: Box) -> pb.BoxRef:
 
 def _forgotten(box_id: str) -> errors.BoxliteError:
     return errors.UpstreamUnavailableError(f"box {box_id} was forgotten, together with its worker")
+
+
+def _lease(box_id: str) -> str:
+    return f"box/{box_id}"
+
+
+def _fits(made: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a box was asked for like this; only in that of the box do volumes stand with their ids."""
+    return {**made, "mounts": _without_ids(made)} == {**asked, "mounts": _without_ids(asked)}
+
+
+def _without_ids(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in mount.items() if key != "volume_id"} for mount in spec.get("mounts", [])]

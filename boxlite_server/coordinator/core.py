@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import ids
 from .archives import Archives
 from .auth import Authenticator
 from .boxes import Boxes
@@ -15,6 +16,7 @@ from .executions import RECONNECT_GRACE, Executions
 from .files import Files
 from .fleet import Fleet
 from .images import Images
+from .leases import Leases
 from .lifetimes import Lifetimes
 from .link import Connect, GrpcLink
 from .policy import Policy
@@ -30,6 +32,7 @@ class Core:
     """One coordinator without its HTTP surface."""
 
     store: Store
+    leases: Leases
     fleet: Fleet
     boxes: Boxes
     images: Images
@@ -59,18 +62,34 @@ class Core:
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = await Store.open(database)
+        return cls.over(store, api_key, policy, clock, reconnect_grace=reconnect_grace, connect=connect)
+
+    @classmethod
+    def over(
+        cls,
+        store: Store,
+        api_key: str | None,
+        policy: Policy = Policy(),  # noqa: B008
+        clock: Callable[[], float] = time.time,
+        *,
+        reconnect_grace: float = RECONNECT_GRACE,
+        connect: Connect = GrpcLink,
+    ) -> Core:
+        """Build the parts over an open database."""
+        leases = Leases(store, clock, holder=ids.new_id())
         fleet = Fleet(store, clock, connect)
-        volumes = Volumes(store, fleet, clock)
-        schedule = Schedule(store, clock)
-        boxes = Boxes(store, fleet, volumes, schedule, policy, clock)
+        volumes = Volumes(store, fleet, leases, clock)
+        schedule = Schedule(store, leases, clock)
+        boxes = Boxes(store, fleet, volumes, schedule, leases, policy, clock)
         snapshots = Snapshots(store, fleet, boxes, clock)
         return cls(
             store=store,
+            leases=leases,
             fleet=fleet,
             boxes=boxes,
             images=Images(store, fleet),
             volumes=volumes,
-            executions=Executions(store, boxes, fleet, schedule, reconnect_grace),
+            executions=Executions(store, boxes, fleet, schedule, leases, reconnect_grace),
             files=Files(boxes, fleet, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
@@ -84,10 +103,12 @@ class Core:
 
     def start(self) -> None:
         """Begin what goes on by itself; needs the running event loop."""
+        self.leases.start()
         self.lifetimes.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
         await self.reconciler.close()
+        await self.leases.close()
         await self.fleet.close()
         await self.store.close()

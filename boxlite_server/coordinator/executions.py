@@ -1,13 +1,14 @@
 """Commands in boxes. They live at the box's worker; here is the way to them.
 
-What the coordinator holds is that one client at a time is attached. How far that client has been served is
+What the coordinators see to is that one client at a time is attached. How far that client has been served is
 kept by the worker with the execution, so that a client goes on where it stopped, whichever side was restarted.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from .. import errors, ids, rpc
@@ -15,6 +16,7 @@ from .._gen import worker_pb2 as pb
 from .boxes import Boxes, ref
 from .boxspec import checked_env
 from .fleet import Fleet
+from .leases import Lease, Leases
 from .schedule import Schedule
 from .store import Box, Store
 
@@ -34,27 +36,36 @@ class Executions:
         boxes: Boxes,
         fleet: Fleet,
         schedule: Schedule,
+        leases: Leases,
         reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
         self._store = store
         self._boxes = boxes
         self._fleet = fleet
         self._schedule = schedule
+        self._leases = leases
         self._grace = reconnect_grace
-        self._attached: set[str] = set()
 
     # ---- commands -------------------------------------------------------------------------------------
 
     async def start(
-        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, expects_reader: bool = False
+        self,
+        prefix: str,
+        id_or_name: str,
+        request: Mapping[str, Any],
+        *,
+        expects_reader: bool = False,
+        request_key: str | None = None,
     ) -> tuple[Box, pb.Execution]:
         """Start a command, and the box before it where that is needed. `expects_reader`: a terminal is hung up
-        also when nobody ever attaches to it.
+        also when nobody ever attaches to it. What an earlier attempt at the same request started, `request_key`
+        being its owner and Idempotency-Key, is not started again for as long as the worker knows of it.
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not stay up.
         """
         box = await self._boxes.ensure_running(prefix, id_or_name)
-        execution_id = ids.execution_id()
+        same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
+        execution_id = ids.execution_id(same)
         try:
             return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError):
@@ -164,16 +175,14 @@ class Executions:
 
     # ---- attached clients -----------------------------------------------------------------------------
 
-    @contextmanager
-    def attachment(self, execution_id: str) -> Iterator[None]:
-        """Be the one attached client. Raises AlreadyExistsError while there is another."""
-        if execution_id in self._attached:
-            raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
-        self._attached.add(execution_id)
-        try:
-            yield
-        finally:
-            self._attached.discard(execution_id)
+    @asynccontextmanager
+    async def attachment(self, execution_id: str) -> AsyncIterator[Lease]:
+        """Be the one attached client, through whatever coordinator. Raises AlreadyExistsError while there is
+        another."""
+        async with self._leases.try_hold(f"attach/{execution_id}") as lease:
+            if lease is None:
+                raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
+            yield lease
 
 
 def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:

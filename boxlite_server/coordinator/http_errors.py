@@ -41,12 +41,6 @@ class UnsupportedMediaTypeError(errors.InvalidArgumentError):
     status = 415
 
 
-class KeyReusedError(errors.InvalidArgumentError):
-    """An Idempotency-Key that belongs to another request."""
-
-    status = 422
-
-
 class UpgradeRequiredError(errors.InvalidArgumentError):
     status = 426
 

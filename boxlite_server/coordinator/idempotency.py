@@ -3,13 +3,12 @@
 The first request with a key is carried out, and its body is hashed as it passes, however large it is. What the
 answer was based on is what was read of that body: a repetition has to begin with the same bytes, and to end
 where the first one ended if that was read to its end. While the first one is under way, others with its key
-wait. Who is under way stands in memory alone, so a crash locks no key: the answer that it prevented is simply
-not there, and the next request is carried out.
+wait, at whatever coordinator: it has the key's lease, which a crash ends. The answer that a crash prevented is
+not there, and the next request is carried out; what makes a box finds that it was made, by the key in its row.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,17 +18,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import errors
 from . import http_errors
-from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, KeyReusedError
+from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
+from .leases import Leases
+from .policy import REQUEST_SECONDS
 from .store import Answer, Store
 
 log = logging.getLogger(__name__)
 
-LIFETIME_SECONDS = 24 * 3600
 LIFETIME = "PT24H"
 MAX_KEY = 255
 MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; larger ones are streams and not kept
 _METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REPLAYED = (b"idempotency-replayed", b"true")
+
+REQUEST_KEY = "boxlite.request_key"  # in the scope: owner and key of the request that is carried out
 
 Claim = tuple[str, str]  # owner and key
 
@@ -37,11 +39,11 @@ Claim = tuple[str, str]  # owner and key
 class Idempotency:
     """ASGI middleware inside the edge, around the HTTP application; `clock` gives Unix seconds."""
 
-    def __init__(self, app: ASGIApp, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, app: ASGIApp, store: Store, leases: Leases, clock: Callable[[], float]) -> None:
         self._app = app
         self._store = store
+        self._leases = leases
         self._clock = clock
-        self._under_way: dict[Claim, asyncio.Future[None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
@@ -58,25 +60,20 @@ class Idempotency:
             await send({"type": "http.response.body", "body": answered.body})
 
     async def _answer(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> Answer | None:
-        """The answer that is kept; None when the request was carried out. Raises KeyReusedError."""
-        while True:
-            if known := await self._store.find_answer(*claim, self._clock()):
-                await _check_same(known, scope, receive)
-                return known
-            other = self._under_way.get(claim)
-            if other is None:
-                break
-            await asyncio.shield(other)
-        done = self._under_way[claim] = asyncio.get_running_loop().create_future()
-        try:
-            await self._carry_out(claim, scope, receive, send)
-        finally:
-            del self._under_way[claim]
-            done.set_result(None)
-        return None
+        """The answer that is kept; None when the request was carried out. Raises KeyReusedError, BusyError."""
+        known = await self._store.find_answer(*claim, self._clock())
+        if known is None:
+            async with self._leases.hold(_lease(claim), "this Idempotency-Key"):
+                known = await self._store.find_answer(*claim, self._clock())
+                if known is None:
+                    await self._carry_out(claim, scope, receive, send)
+                    return None
+        await _check_same(known, scope, receive)
+        return known
 
     async def _carry_out(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(receive)
+        scope[REQUEST_KEY] = "/".join(claim)
 
         async def keep(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
             names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
@@ -88,11 +85,12 @@ class Idempotency:
                 status=status,
                 headers=[*names, ("x-request-id", scope[REQUEST_ID])],
                 body=content,
-                expires_at=self._clock() + LIFETIME_SECONDS,
+                expires_at=self._clock() + REQUEST_SECONDS,
             )
             try:
-                await self._store.put_answer(*claim, answer)
-            except errors.DatabaseError as exc:
+                async with self._leases.writing(_lease(claim)) as tx:
+                    await tx.put_answer(*claim, answer)
+            except (errors.DatabaseError, errors.LeaseLostError) as exc:
                 log.error("%s: the answer cannot be kept for its Idempotency-Key: %s", scope[REQUEST_ID], exc)
 
         await self._app(scope, body.receive, _Recorder(send, keep).send)
@@ -144,7 +142,8 @@ class _Recorder:
 async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:
     """Read as much of the body as decides. Raises KeyReusedError for another request than the first."""
     if known.request != _line(scope):
-        raise KeyReusedError(f"this Idempotency-Key was used for another request: {known.request.split(' #')[0]}")
+        first = known.request.split(" #")[0]
+        raise errors.KeyReusedError(f"this Idempotency-Key was used for another request: {first}")
     digest, left, ended = hashlib.sha256(), known.body_size, False
     while not ended and (left or known.body_ended):
         message = await receive()
@@ -154,10 +153,10 @@ async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:
         ended = not message.get("more_body", False)
         digest.update(chunk[:left])
         if len(chunk) > left and known.body_ended:
-            raise KeyReusedError("this Idempotency-Key was used for a request with another body")
+            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         left -= min(len(chunk), left)
     if left or digest.hexdigest() != known.body_sha256:
-        raise KeyReusedError("this Idempotency-Key was used for a request with another body")
+        raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
 
 
 def _claim(scope: Scope, key: str) -> Claim:
@@ -168,6 +167,10 @@ def _claim(scope: Scope, key: str) -> Claim:
     if principal is None or scope["path"].endswith("/export"):
         raise errors.UnsupportedError("this operation takes no Idempotency-Key: it changes nothing; leave it out")
     return f"{principal.sub} {''.join(scope['path'].split('/')[2:3])}", key
+
+
+def _lease(claim: Claim) -> str:
+    return "/".join(("key", *claim))
 
 
 def _line(scope: Scope) -> str:

@@ -2,7 +2,7 @@
 
 The deadlines are rows, not timers: they outlive the process, and one that passed meanwhile is due at the next
 start. A deadline is a reason to look, never an order. What really is the case is asked under the box's lock:
-here, for who uses the box through this coordinator, and at the worker, for commands that nobody watches.
+of the coordinators, for who uses the box through them, and at the worker, for commands that nobody watches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0  # a worker that was restarted is back by then
 LONGEST_SLEEP = 60.0  # the wall clock may be set
 MAX_AT_ONCE = 16
+LEASES_SECONDS = 3600.0  # those that ran out so long ago are nobody's
 
 
 class Lifetimes:
@@ -63,6 +64,7 @@ class Lifetimes:
         """Begin with what is due; the time of the next look."""
         now = self._clock()
         await self._store.purge_answers(now)
+        await self._store.purge_leases(now - LEASES_SECONDS)
         for box_id in await self._store.deadlines(now):
             if box_id not in self._acts:
                 task = self._acts[box_id] = asyncio.create_task(self._act(box_id))
@@ -98,13 +100,13 @@ class Lifetimes:
 
     async def _is_in_use(self, box: Box) -> bool:
         """Whether a running box must not be stopped now; if so, its deadline has been moved."""
-        if box.status != "running" or self._schedule.is_used(box.id):
+        if box.status != "running" or await self._schedule.is_used(box.id):
             await self._schedule.plan(box)
             return True
         if await self._is_moved(box):
             return True
         state: pb.Box = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
-        if state.live_executions or self._schedule.is_used(box.id):
+        if state.live_executions or await self._schedule.is_used(box.id):
             await self._schedule.plan(box)
             return True
         if state.HasField("idle_seconds"):
@@ -119,7 +121,7 @@ class Lifetimes:
         if box.status != "stopped":
             await self._schedule.plan(box)
             return True
-        if self._schedule.is_used(box.id):
+        if await self._schedule.is_used(box.id):
             await self._schedule.postpone(box.id, RETRY_SECONDS)
             return True
         if await self._is_moved(box):

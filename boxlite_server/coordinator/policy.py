@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REQUEST_SECONDS = 24 * 3600  # for how long an Idempotency-Key stands for its first request
+
 
 @dataclass(frozen=True)
 class Policy:

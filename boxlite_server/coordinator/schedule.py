@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from .. import errors
+from .leases import Leases
 from .store import Box, Store, Tables
 
 
 class Schedule:
     """Plans deadlines and writes them down; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, leases: Leases, clock: Callable[[], float]) -> None:
         self._store = store
+        self._leases = leases
         self._clock = clock
-        self._users: Counter[str] = Counter()  # by box id
+        self._users: Counter[str] = Counter()  # by box id; of this process, the others' have leases
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
 
@@ -50,22 +52,29 @@ class Schedule:
     async def use(self, box: Box) -> AsyncIterator[None]:
         """Be somebody who uses the box: an attached client, a file transfer, a command about to start. As long
         as there is one the box is not idle, and it has been idle only since the last one left."""
+        if not any(_lifetimes(box)):
+            yield  # idle or not, nothing follows from it
+            return
         self._users[box.id] += 1
         try:
-            await self._used(box)
-            yield
+            async with self._leases.share(f"{_uses(box.id)}{self._leases.holder}"):
+                await self._used(box)
+                try:
+                    yield
+                finally:
+                    with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
+                        await self._used(box)  # while no other coordinator takes it for idle
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:
                 del self._users[box.id]
-            with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
-                await self._used(box)
 
-    def is_used(self, box_id: str) -> bool:
-        return box_id in self._users
+    async def is_used(self, box_id: str) -> bool:
+        """Whether somebody uses the box, through whatever coordinator."""
+        return box_id in self._users or await self._leases.is_any_held(_uses(box_id))
 
     async def _used(self, box: Box) -> None:
-        if any(_lifetimes(box)) and (now := await self._store.get_box(box.id)):
+        if now := await self._store.get_box(box.id):
             await self.plan(now)
 
     # ---- waiting --------------------------------------------------------------------------------------
@@ -77,6 +86,11 @@ class Schedule:
             await asyncio.wait_for(self._earlier.wait(), max(time - self._clock(), 0.0))
         self._earlier.clear()
         self._wakes_at = 0.0
+
+
+def _uses(box_id: str) -> str:
+    """How the names of the leases begin of those who use a box."""
+    return f"use/{box_id}/"
 
 
 def _lifetimes(box: Box) -> tuple[int, int]:

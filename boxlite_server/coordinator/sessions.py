@@ -150,9 +150,11 @@ class Session:
         self._joiner = frames.Utf8Joiner()
         self._input = InputQueue()
 
-    async def run(self) -> None:
-        """Ends with the output's end or the client's, whichever comes first."""
-        ends = [asyncio.ensure_future(part) for part in (self._send_output(), self._receive(), self._peer.lost.wait())]
+    async def run(self, replaced: asyncio.Event) -> None:
+        """Ends with the output's end or the client's, whichever comes first, or when another client has been
+        attached instead."""
+        parts = (self._send_output(), self._receive(), self._peer.lost.wait(), replaced.wait())
+        ends = [asyncio.ensure_future(part) for part in parts]
         helpers = [asyncio.ensure_future(part) for part in (self._feed(), self._report())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -163,6 +165,9 @@ class Session:
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
                 log.error("fault in an attached session", exc_info=result)
+        if replaced.is_set():
+            with suppress(WebSocketDisconnect, RuntimeError):  # it has been closed
+                await self._socket.close(CLOSE_TRY_AGAIN)
         with suppress(errors.BoxliteError, TimeoutError):
             async with asyncio.timeout(LAST_CONFIRM_SECONDS):
                 await self._report_once()

@@ -16,6 +16,7 @@ from .._gen import worker_pb2 as pb
 from . import boxspec
 from .boxes import CALL_SECONDS, Boxes, ref
 from .fleet import Fleet
+from .policy import REQUEST_SECONDS
 from .store import RESERVING, Box, Snapshot, Store
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,18 @@ class Snapshots:
     async def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
         return await self._find(await self._boxes.get(prefix, id_or_name), name)
 
-    async def create(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
-        """Keep the disk of a box, which is paused meanwhile if it runs. Raises AlreadyExistsError,
+    async def create(self, prefix: str, id_or_name: str, name: str, *, request_key: str | None = None) -> Snapshot:
+        """Keep the disk of a box, which is paused meanwhile if it runs. One that an earlier attempt at the same
+        request made, `request_key` being its owner and Idempotency-Key, is the answer. Raises AlreadyExistsError,
         InvalidStateError for a box that has no disk any more."""
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
-            row = Snapshot(id=ids.new_id(), box_id=box.id, name=name, state="creating", created_at=self._clock())
-            async with self._store.transaction() as tx:
+            snapshot_id = ids.of_request(f"{request_key} {box.id} {name}") if request_key else ids.new_id()
+            left = await self._store.find_snapshot(box.id, name)
+            if left and left.id == snapshot_id and left.created_at + REQUEST_SECONDS > self._clock():
+                return left
+            row = Snapshot(id=snapshot_id, box_id=box.id, name=name, state="creating", created_at=self._clock())
+            async with self._boxes.writing(box.id) as tx:
                 await tx.insert_snapshot(row)
             try:
                 made: pb.Snapshot = await self._fleet.call(
@@ -56,11 +62,11 @@ class Snapshots:
             except _UNCERTAIN:
                 raise
             except errors.BoxliteError as exc:
-                async with self._store.transaction() as tx:
+                async with self._boxes.writing(box.id) as tx:
                     await tx.delete_snapshot(row.id)
                 raise _without_disk(box, exc) from exc
             sizes = {"container_disk_bytes": made.container_disk_bytes, "size_bytes": made.size_bytes}
-            async with self._store.transaction() as tx:
+            async with self._boxes.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="ready", **sizes)
             return await self._find(box, name)
 
@@ -68,7 +74,7 @@ class Snapshots:
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
             row = await self._find(box, name)
-            async with self._store.transaction() as tx:
+            async with self._boxes.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="removing")
             await self._discard(box, row)
 
@@ -82,17 +88,20 @@ class Snapshots:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
             if box.status not in RESERVING:
                 box = await self._boxes.reserve_again(box)
-            async with self._store.transaction() as tx:
+            async with self._boxes.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="restoring")
             return await self._put_back(box, row)
 
-    async def clone(self, prefix: str, id_or_name: str, name: str | None) -> Box:
+    async def clone(self, prefix: str, id_or_name: str, name: str | None, *, request_key: str | None = None) -> Box:
         """A new box with the disk and the spec of this one, on its worker, not started. Raises
         AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
         async with self._boxes.locked(prefix, id_or_name) as source:
             source = await self._finished(source)
             spec = {**source.spec, "name": name}
-            async with self._boxes.being_made(prefix, spec, only=source.worker_id) as (box, worker):
+            if left := await self._boxes.made_before(request_key, spec):
+                return left
+            making = self._boxes.being_made(prefix, spec, only=source.worker_id, request_key=request_key)
+            async with making as (box, worker):
                 request = pb.CloneBoxRequest(source=ref(source), box=box, spec=boxspec.to_proto(spec, box.box_id))
                 try:
                     await self._fleet.call(worker.id, "CloneBox", request, timeout=COPY_SECONDS)
@@ -128,18 +137,18 @@ class Snapshots:
         except _UNCERTAIN:
             raise
         except errors.BoxliteError:
-            async with self._store.transaction() as tx:
+            async with self._boxes.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="ready")
             await self._boxes.observe(box)
             raise
-        async with self._store.transaction() as tx:
+        async with self._boxes.writing(box.id) as tx:
             await tx.update_snapshot(row.id, state="ready")
             await tx.update_box(box.id, generation=state.generation)
         return await self._boxes.apply(box, state)
 
     async def _discard(self, box: Box, row: Snapshot) -> None:
         await self._fleet.call(box.worker_id, "RemoveSnapshot", _snapshot_ref(box, row), timeout=CALL_SECONDS)
-        async with self._store.transaction() as tx:
+        async with self._boxes.writing(box.id) as tx:
             await tx.delete_snapshot(row.id)
 
     async def _find(self, box: Box, name: str) -> Snapshot:

@@ -1,7 +1,8 @@
 """The life of a volume, as the coordinator leads it.
 
 A volume's data is on one worker, chosen when it is made: boxes that mount it go there. As with boxes the row
-comes first, and every worker call is idempotent by the volume's id.
+comes first, and every worker call is idempotent by the volume's id. Whoever makes or removes a volume has its
+lease meanwhile; nobody waits for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import scheduler
 from .fleet import Fleet
+from .leases import Leases
+from .policy import REQUEST_SECONDS
 from .scheduler import NOTHING
 from .store import Store, Tables, Volume, Worker
 
@@ -26,11 +29,11 @@ _TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError
 class Volumes:
     """All volumes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, fleet: Fleet, leases: Leases, clock: Callable[[], float]) -> None:
         self._store = store
         self._fleet = fleet
+        self._leases = leases
         self._clock = clock
-        self._under_way: set[str] = set()  # ids of volumes being created or removed
 
     async def get(self, prefix: str, id_or_name: str) -> Volume:
         volume = await self._store.find_volume(prefix, id_or_name)
@@ -42,16 +45,30 @@ class Volumes:
         """The volumes of a prefix, oldest first."""
         return await self._store.list_volumes(prefix)
 
-    async def create(self, prefix: str, name: str | None) -> Volume:
+    async def create(self, prefix: str, name: str | None, *, request_key: str | None = None) -> Volume:
         """Make a volume on the least loaded worker; the next one is tried where one cannot.
 
-        What was left half made is finished by asking for the same name again.
+        What was left half made is finished by asking for the same name again, or with the same `request_key`
+        (owner and Idempotency-Key; whoever asks has that key's lease), which also finds what was made.
         Raises AlreadyExistsError, ResourceExhaustedError, UpstreamUnavailableError.
         """
-        left = await self._store.find_volume(prefix, name) if name else None
-        if left and left.name == name and left.state == "creating" and left.id not in self._under_way:
-            return await self._make(left.id, left.worker_id)
-        volume_id = ids.new_id()
+        volume_id = ids.of_request(request_key) if request_key else ids.new_id()
+        made = await self._store.get_volume(volume_id) if request_key else None
+        if made and made.created_at + REQUEST_SECONDS <= self._clock():
+            volume_id, made = ids.new_id(), None  # the key is another request's by now
+        if made and made.name != (name or made.id):
+            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
+        if made and made.state == "ready":
+            return made
+        left = made or (await self._store.find_volume(prefix, name) if name else None)
+        if left and left.name == (name or left.id) and left.state == "creating":
+            async with self._leases.try_hold(_lease(left.id)) as lease:
+                if lease and await self._store.get_volume(left.id) == left:
+                    return await self._make(left.id, left.worker_id)
+        async with self._leases.hold(_lease(volume_id), f"volume {volume_id}"):
+            return await self._make_somewhere(volume_id, prefix, name)
+
+    async def _make_somewhere(self, volume_id: str, prefix: str, name: str | None) -> Volume:
         tried: dict[str, str] = {}
         while True:
             worker = await self._reserve(volume_id, prefix, name, tried)
@@ -68,13 +85,9 @@ class Volumes:
                 raise
 
     async def _make(self, volume_id: str, worker_id: str) -> Volume:
-        self._under_way.add(volume_id)
-        try:
-            ref = pb.VolumeRef(volume_id=volume_id)
-            await self._fleet.call(worker_id, "CreateVolume", ref, timeout=CALL_SECONDS)
-            return await self._change(volume_id, "ready")
-        finally:
-            self._under_way.discard(volume_id)
+        ref = pb.VolumeRef(volume_id=volume_id)
+        await self._fleet.call(worker_id, "CreateVolume", ref, timeout=CALL_SECONDS)
+        return await self._change(volume_id, "ready")
 
     async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
         """Remove a volume and its data; with `force` a missing one is no error.
@@ -82,20 +95,28 @@ class Volumes:
         Raises InvalidStateError while a box mounts it. Raises UpstreamUnavailableError when its worker does not
         answer; nobody mounts it then any more, and it can be removed again.
         """
-        async with self._store.transaction() as tx:
-            volume = await tx.find_volume(prefix, id_or_name)
+        found = await self._store.find_volume(prefix, id_or_name)
+        if found is None:
+            if force:
+                return
+            raise errors.NotFoundError(f"volume not found: {id_or_name}")
+        async with self._leases.try_hold(_lease(found.id)) as lease:
+            if lease is None:
+                raise errors.InvalidStateError(f"volume '{found.name}' is being created or removed; try again")
+            await self._remove(found.id, force=force)
+
+    async def _remove(self, volume_id: str, *, force: bool) -> None:
+        async with self._leases.writing(_lease(volume_id)) as tx:
+            volume = await tx.get_volume(volume_id)
             if volume is None:
                 if force:
                     return
-                raise errors.NotFoundError(f"volume not found: {id_or_name}")
-            if volume.id in self._under_way:
-                raise errors.InvalidStateError(f"volume '{volume.name}' is being created or removed; try again")
+                raise errors.NotFoundError(f"volume not found: {volume_id}")
             if users := await tx.boxes_with_volume(volume.id):
                 raise errors.InvalidStateError(
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
             await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
-        self._under_way.add(volume.id)
         try:
             await self._fleet.call(
                 volume.worker_id, "RemoveVolume", pb.VolumeRef(volume_id=volume.id), timeout=CALL_SECONDS
@@ -104,8 +125,6 @@ class Volumes:
         except errors.InvalidStateError:
             await self._change(volume.id, volume.state)
             raise
-        finally:
-            self._under_way.discard(volume.id)
 
     # ---- for boxes ------------------------------------------------------------------------------------
 
@@ -143,7 +162,7 @@ class Volumes:
 
     async def _reserve(self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, str]) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step."""
-        async with self._store.transaction() as tx:
+        async with self._leases.writing(_lease(volume_id)) as tx:
             untried = [c for c in await self._fleet.candidates(tx) if c.worker.name not in tried]
             placement = scheduler.place(NOTHING, untried)
             if not placement.workers:
@@ -153,13 +172,17 @@ class Volumes:
             return worker
 
     async def _change(self, volume_id: str, state: str) -> Volume:
-        async with self._store.transaction() as tx:
+        async with self._leases.writing(_lease(volume_id)) as tx:
             await tx.update_volume(volume_id, state=state, updated_at=self._clock())
-        volume = await self._store.get_volume(volume_id)
+            volume = await tx.get_volume(volume_id)
         if volume is None:  # a row goes only with its operation, or with its worker
             raise errors.UpstreamUnavailableError(f"volume {volume_id} was forgotten, together with its worker")
         return volume
 
     async def _forget(self, volume_id: str) -> None:
-        async with self._store.transaction() as tx:
+        async with self._leases.writing(_lease(volume_id)) as tx:
             await tx.delete_volume(volume_id)
+
+
+def _lease(volume_id: str) -> str:
+    return f"volume/{volume_id}"

@@ -14,7 +14,9 @@ from support.cluster import Cluster
 
 from boxlite_server.coordinator.auth import Principal
 from boxlite_server.coordinator.http_errors import PRINCIPAL, REQUEST_ID
-from boxlite_server.coordinator.idempotency import LIFETIME_SECONDS, MAX_BODY_BYTES, Idempotency
+from boxlite_server.coordinator.idempotency import MAX_BODY_BYTES, Idempotency
+from boxlite_server.coordinator.leases import Leases
+from boxlite_server.coordinator.policy import REQUEST_SECONDS
 from boxlite_server.coordinator.store import Store
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -27,7 +29,8 @@ class Site:
         self.now = 1000.0
         self.runs = 0
         self.answer: Callable[[AsyncIterator[bytes]], Awaitable[tuple[int, list[bytes]]]] = read_all
-        self.middleware = Idempotency(self._app, store, lambda: self.now)
+        self.leases = Leases(store, lambda: self.now, "here")
+        self.middleware = Idempotency(self._app, store, self.leases, lambda: self.now)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.runs += 1
@@ -234,7 +237,7 @@ def test_a_large_answer_is_a_stream_and_not_kept(site: Site) -> None:
 def test_keys_expire(site: Site) -> None:
     async def story() -> None:
         await site.send(b"a")
-        site.now += LIFETIME_SECONDS - 1
+        site.now += REQUEST_SECONDS - 1
         await site.send(b"a")
         assert site.runs == 1
         site.now += 1
@@ -248,9 +251,9 @@ def test_expired_answers_are_purged(tmp_path: Path) -> None:
     store = asyncio.run(Store.open(tmp_path / "c.db"))
     site = Site(store)
     asyncio.run(site.send(b"a"))
-    Blocking(store).purge_answers(site.now + LIFETIME_SECONDS - 1)
+    Blocking(store).purge_answers(site.now + REQUEST_SECONDS - 1)
     assert Blocking(store).find_answer("me default", "k", site.now)
-    Blocking(store).purge_answers(site.now + LIFETIME_SECONDS)
+    Blocking(store).purge_answers(site.now + REQUEST_SECONDS)
     assert Blocking(store).find_answer("me default", "k", site.now) is None
 
 

@@ -14,6 +14,7 @@ from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.fleet import Fleet
 from boxlite_server.coordinator.images import Images
+from boxlite_server.coordinator.leases import Leases
 from boxlite_server.coordinator.store import Box, Store, Worker
 from boxlite_server.coordinator.volumes import Volumes
 
@@ -51,7 +52,7 @@ def workers(store: Store) -> Workers:
 
 @pytest.fixture
 def volumes(store: Store, workers: Workers) -> Volumes:
-    return Volumes(store, workers, lambda: NOW)
+    return Volumes(store, workers, Leases(store, lambda: NOW, "here"), lambda: NOW)
 
 
 def failing(worker: str, error: errors.BoxliteError) -> Answer:

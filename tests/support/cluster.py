@@ -120,8 +120,15 @@ class Worker(Process):
     docker_host: str
 
 
+class Coordinator(Process):
+    """One more of a cluster's coordinators."""
+
+    port: int
+
+
 class Cluster:
-    """One coordinator and any number of workers, with all their data in `directory`."""
+    """A coordinator and any number of workers, with all their data in `directory`. Where the database is shared
+    there may be more coordinators; requests and workers go to the first one unless a test says otherwise."""
 
     def __init__(self, directory: Path, docker_host: str, *, api_key: str | None = None, database: str | None = None):
         directory.mkdir(parents=True, exist_ok=True)
@@ -131,6 +138,7 @@ class Cluster:
         self.database = database or str(directory / "coordinator.db")
         self.port = free_port()
         self.coordinator: Process | None = None
+        self.others: list[Coordinator] = []
         self.workers: list[Worker] = []
 
     @property
@@ -140,18 +148,31 @@ class Cluster:
     @property
     def processes(self) -> list[Process]:
         """All, workers first."""
-        return [*self.workers, *([self.coordinator] if self.coordinator else [])]
+        return [*self.workers, *self.others, *([self.coordinator] if self.coordinator else [])]
 
     def start_coordinator(self, *flags: str) -> Process:
         """Start the coordinator; it answers when this returns."""
-        command = ["coordinator", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--database", self.database, *flags]
-        if self.api_key:
-            command += ["--api-key", self.api_key]
         log = self.directory / "coordinator.log"
+        command = self._coordinator_command(self.port, flags)
         self.coordinator = Process("coordinator", log, (self.port, "/v1/health"), command, self._env())
         self.coordinator.start()
         return self.coordinator
+
+    def add_coordinator(self, *flags: str) -> Coordinator:
+        """Start one more, on a database that they can share."""
+        number, port = len(self.others) + 2, free_port()
+        log = self.directory / f"coordinator-{number}.log"
+        command = self._coordinator_command(port, flags)
+        other = Coordinator(f"coordinator {number}", log, (port, "/v1/health"), command, self._env())
+        other.port = port
+        self.others.append(other)
+        other.start()
+        return other
+
+    def _coordinator_command(self, port: int, flags: tuple[str, ...]) -> list[str]:
+        command = ["coordinator", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--database", self.database, *flags]
+        return command + (["--api-key", self.api_key] if self.api_key else [])
 
     def start_worker(
         self,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import connexion
+
 from ... import errors
 from .. import paging, wire
 from ..core import Core
+from ..idempotency import REQUEST_KEY
 from ..store import Box
 
 # States of ours alone, found under the state that they show as.
@@ -14,7 +17,7 @@ _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "r
 
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
-    box = await core.boxes.create(prefix, body)
+    box = await core.boxes.create(prefix, body, request_key=request_key())
     return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
@@ -62,6 +65,12 @@ async def start_box(core: Core, prefix: str, box_id: str) -> Any:
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     return await _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+
+
+def request_key() -> str | None:
+    """What tells the request that is carried out from all others; None where the client gave no key."""
+    key: str | None = connexion.request.scope.get(REQUEST_KEY)
+    return key
 
 
 async def _shown(core: Core, box: Box) -> dict[str, Any]:

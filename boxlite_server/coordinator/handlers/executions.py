@@ -15,6 +15,7 @@ from .. import frames, wire
 from ..core import Core
 from ..http_errors import UpgradeRequiredError
 from ..store import Box
+from .boxes import request_key
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ INPUT_TRIES = 10  # by then the client of one request has given up
 
 
 async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
-    box, execution = await core.executions.start(prefix, box_id, body)
+    box, execution = await core.executions.start(prefix, box_id, body, request_key=request_key())
     location = f"/v1/{prefix}/boxes/{box.id}/executions/{execution.execution_id}"
     return {"execution_id": execution.execution_id}, 201, {"Location": location}
 

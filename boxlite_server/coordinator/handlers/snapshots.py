@@ -11,7 +11,7 @@ from ... import errors
 from .. import wire
 from ..bodies import ArchiveResponse, drain, received
 from ..core import Core
-from .boxes import _shown
+from .boxes import _shown, request_key
 
 
 async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
@@ -19,7 +19,7 @@ async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
 
 
 async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
-    snapshot = await core.snapshots.create(prefix, box_id, body["name"])
+    snapshot = await core.snapshots.create(prefix, box_id, body["name"], request_key=request_key())
     location = f"/v1/{prefix}/boxes/{snapshot.box_id}/snapshots/{quote(snapshot.name, safe='')}"
     return wire.snapshot(snapshot), 201, {"Location": location}
 
@@ -39,7 +39,7 @@ async def restore_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: 
 
 
 async def clone_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
-    box = await core.snapshots.clone(prefix, box_id, (body or {}).get("name"))
+    box = await core.snapshots.clone(prefix, box_id, (body or {}).get("name"), request_key=request_key())
     return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
@@ -55,7 +55,8 @@ async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
     """Without a parameter `body`, which would have Connexion read it whole."""
     body = connexion.request.stream()
     try:
-        box = await core.archives.load(prefix, name, received(body))
+        box = await core.archives.load(prefix, name, received(body), request_key=request_key())
+        await drain(body)  # nothing is left of it, unless the box was there already
     except errors.BoxliteError:
         await drain(body)
         raise

@@ -6,10 +6,11 @@ from typing import Any
 
 from .. import wire
 from ..core import Core
+from .boxes import request_key
 
 
 async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = None) -> Any:
-    volume = await core.volumes.create(prefix, (body or {}).get("name"))
+    volume = await core.volumes.create(prefix, (body or {}).get("name"), request_key=request_key())
     return wire.volume(volume), 201, {"Location": f"/v1/{prefix}/volumes/{volume.id}"}
 
 
