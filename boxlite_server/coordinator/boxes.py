@@ -8,6 +8,7 @@ coordinator they come; different boxes do not wait for each other.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
