@@ -18,7 +18,7 @@ from .images import Images
 from .lifetimes import Lifetimes
 from .link import Connect, GrpcLink
 from .policy import Policy
-from .reconcile import Reconciler
+from .reconcile import ORPHAN_GRACE_SECONDS, Reconciler
 from .schedule import Schedule
 from .snapshots import Snapshots
 from .store import Store
@@ -55,6 +55,7 @@ class Core:
         clock: Callable[[], float] = time.time,
         *,
         reconnect_grace: float = RECONNECT_GRACE,
+        orphan_grace: float = ORPHAN_GRACE_SECONDS,
         connect: Connect = GrpcLink,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
@@ -74,7 +75,7 @@ class Core:
             files=Files(boxes, fleet, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
-            reconciler=Reconciler(store, boxes, snapshots, clock),
+            reconciler=Reconciler(store, fleet, boxes, snapshots, volumes, clock, orphan_grace=orphan_grace),
             snapshots=snapshots,
             archives=Archives(boxes, fleet, policy, clock),
             policy=policy,
@@ -85,6 +86,7 @@ class Core:
     def start(self) -> None:
         """Begin what goes on by itself; needs the running event loop."""
         self.lifetimes.start()
+        self.reconciler.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()

@@ -95,6 +95,10 @@ class Volumes:
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
             await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
+        await self._take_away(volume)
+
+    async def _take_away(self, volume: Volume) -> None:
+        """`volume`: as it was before, and is again where it is in use."""
         self._under_way.add(volume.id)
         try:
             await self._fleet.call(
@@ -106,6 +110,18 @@ class Volumes:
             raise
         finally:
             self._under_way.discard(volume.id)
+
+    def is_busy(self, volume_id: str) -> bool:
+        """Whether it is being created or removed."""
+        return volume_id in self._under_way
+
+    async def finish(self, volume_id: str) -> None:
+        """Bring to an end what was broken off. A volume that was never ready holds no data, and goes."""
+        volume = await self._store.get_volume(volume_id)
+        if volume is None or volume.state == "ready" or self.is_busy(volume_id):
+            return
+        log.info("volume %s was left %s", volume.id, volume.state)
+        await self._take_away(await self._change(volume.id, "deleting"))
 
     # ---- for boxes ------------------------------------------------------------------------------------
 
