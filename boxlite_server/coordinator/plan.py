@@ -150,13 +150,12 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
 
 
 def _without_container(box: BoxState) -> Verdict | None:
-    match box.status:
-        case "creating":
-            return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
-        case "removing":
-            return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
-        case "failed":
-            return None
+    if box.status == "creating":
+        return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
+    if box.status == "removing":
+        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if box.status == "failed" and was_gone(box):
+        return None
     return Verdict(Kind.MARK_GONE, "its container is gone")
 
 

@@ -77,7 +77,7 @@ def judged(box: BoxState, found: Seen | None, life: str | None = "life-2") -> Ki
         ("stopped", "stopped", None, None, Kind.MARK_GONE),
         ("configured", "running", OVER, None, Kind.MARK_GONE),
         ("stopping", "stopped", None, None, Kind.MARK_GONE),
-        ("failed", "stopped", None, None, None),
+        ("failed", "stopped", None, None, Kind.MARK_GONE),
         # What was given up stays failed until somebody starts it.
         ("failed", "stopped", None, "stopped", None),
         ("failed", "stopped", None, "failed", None),
