@@ -594,3 +594,38 @@ async def test_a_run_says_what_could_not_be_done(site: Site) -> None:
     site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
     outcome = await site.core.reconciler.run(dry_run=False)
     assert [(d.action.box_id, d.done, d.error) for d in outcome.done] == [(box.id, False, "port 80 is taken")]
+
+
+@story()
+async def test_the_answer_to_an_operator(site: Site) -> None:
+    orphan = ids.new_id()
+    site.one.boxes[orphan] = Container(3)
+    site.one.volumes.add("v")
+    answer = await workers_api.reconcile(site.core, {"dry_run": True})
+    nothing = {"done": False, "error": None}
+    assert answer == {
+        "dry_run": True,
+        "actions": [
+            {
+                "kind": "remove_orphan",
+                "worker": "w1",
+                "box_id": orphan,
+                "volume_id": None,
+                "generation": 3,
+                "reason": "no box has it",
+                "due_at": "1970-01-12T13:47:40.000Z",
+                **nothing,
+            },
+            {
+                "kind": "unknown",
+                "worker": "w1",
+                "box_id": None,
+                "volume_id": "v",
+                "generation": None,
+                "reason": "it has no row; it is left alone, since it may hold data",
+                "due_at": None,
+                **nothing,
+            },
+        ],
+        "unreachable": [],
+    }
