@@ -392,6 +392,12 @@ class Snapshot(_message.Message):
     size_bytes: int
     def __init__(self, snapshot_id: _Optional[str] = ..., container_disk_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
+class ListSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotRef]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotRef, _Mapping]]] = ...) -> None: ...
+
 class RestoreSnapshotRequest(_message.Message):
     __slots__ = ("snapshot", "new_generation", "spec")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]

@@ -435,6 +435,21 @@ class Boxes:
             request = pb.RemoveBoxRequest(box=orphan, force=True)
             await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
 
+    async def remove_orphaned_snapshot(self, worker_id: str, orphan: pb.SnapshotRef) -> None:
+        """Remove a snapshot of ours that no row stands for."""
+        async with self.alone(orphan.box.box_id):
+            if await self._store.has_snapshot(orphan.snapshot_id):
+                return
+            box = await self._store.get_box(orphan.box.box_id)
+            orphan.box.generation = box.generation if box else 1
+            log.warning(
+                "removing snapshot %s of box %s from worker %s: it has no row",
+                orphan.snapshot_id,
+                orphan.box.box_id,
+                worker_id,
+            )
+            await self._fleet.call(worker_id, "RemoveSnapshot", orphan, timeout=CALL_SECONDS)
+
     async def apply(self, box: Box, state: pb.Box) -> Box:
         """Write the worker's word about a box into its row."""
         status = plan.STATUS[state.status]

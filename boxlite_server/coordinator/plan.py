@@ -18,7 +18,7 @@ A box that is to be started again keeps its room meanwhile: its row is configure
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Kind(StrEnum):
     FINISH_REMOVE = "finish_remove"
     FINISH_SNAPSHOT = "finish_snapshot"  # or undo it
     FINISH_VOLUME = "finish_volume"  # or undo it
-    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has
+    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has, or a snapshot without a row
     UNKNOWN = "unknown"  # ours by its labels, and left alone
 
 
@@ -66,7 +66,9 @@ class Inventory(NamedTuple):
     worker_id: str
     engine_life: str | None
     boxes: tuple[Seen, ...]
-    volumes: tuple[str, ...] = ()  # ids; where they were asked for
+    volumes: tuple[str, ...] = ()  # ids; they and the snapshots only where they were asked for
+    snapshots: tuple[tuple[str, str], ...] = ()  # ids of the box and of the snapshot
+    whole: bool = False  # whether they were
 
     @classmethod
     def of_report(cls, worker_id: str, boxes: Iterable[Mapping[str, Any]], engine_life: str | None) -> Inventory:
@@ -82,10 +84,21 @@ class Rows(NamedTuple):
     elsewhere: Mapping[str, Box] = {}  # by id
     unfinished: frozenset[str] = frozenset()  # boxes with a snapshot that is not ready
     volumes: list[Volume] = []  # noqa: RUF012 - never changed
+    snapshots: Set[str] = frozenset()  # ids
+
+
+class Subject(NamedTuple):
+    """What may turn out to be an orphan: a container, or a snapshot (of generation 0)."""
+
+    worker_id: str
+    box_id: str
+    generation: int
+    snapshot_id: str
 
 
 class Action(NamedTuple):
-    """`due_at`: not to be done before, in Unix seconds. What concerns a volume names no box."""
+    """`due_at`: not to be done before, in Unix seconds. What concerns a volume names no box, and what concerns a
+    snapshot no generation."""
 
     kind: Kind
     worker_id: str
@@ -94,6 +107,11 @@ class Action(NamedTuple):
     reason: str
     due_at: float = 0.0
     volume_id: str = ""
+    snapshot_id: str = ""
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.worker_id, self.box_id, self.generation, self.snapshot_id)
 
 
 class Verdict(NamedTuple):
@@ -101,11 +119,9 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def plan(
-    rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[tuple[str, int], float]
-) -> list[Action]:
-    """All that is to be done about a worker. `since`: when a container that no box has was first seen, by box id
-    and generation; one is removed `grace` seconds later."""
+def plan(rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]) -> list[Action]:
+    """All that is to be done about a worker. `since`: when an orphan was first seen; it is removed `grace` seconds
+    later."""
     worker_id = inventory.worker_id
     states = {box.id: box for box in rows.boxes}
     here: dict[str, Seen] = {}
@@ -116,14 +132,21 @@ def plan(
             here[state.id] = seen  # while a box is put back it may be there twice, and neither is an orphan
             continue
         verdict = _stray(seen, state, rows.elsewhere.get(seen.box_id))
-        due_at = since.get((seen.box_id, seen.generation), now) + grace if verdict.kind is Kind.REMOVE_ORPHAN else 0.0
-        actions.append(Action(verdict.kind, worker_id, seen.box_id, seen.generation, verdict.reason, due_at))
+        actions.append(Action(verdict.kind, worker_id, seen.box_id, seen.generation, verdict.reason))
     for box in rows.boxes:
         if box.id in rows.unfinished:
             reason = "an operation on a snapshot of it was broken off"
             actions.append(Action(Kind.FINISH_SNAPSHOT, worker_id, box.id, box.generation, reason))
         elif found := judge(box, here.get(box.id), inventory.engine_life):
             actions.append(Action(found.kind, worker_id, box.id, box.generation, found.reason))
+    for box_id, snapshot_id in inventory.snapshots:
+        if snapshot_id not in rows.snapshots:
+            reason = f"snapshot {snapshot_id} has no row"
+            actions.append(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
+    actions = [
+        action._replace(due_at=since.get(action.subject, now) + grace) if action.kind is Kind.REMOVE_ORPHAN else action
+        for action in actions
+    ]
     return actions + _about_volumes(rows.volumes, inventory)
 
 

@@ -19,7 +19,7 @@ from .._gen import worker_pb2 as pb
 from . import plan
 from .boxes import CALL_SECONDS, Boxes
 from .fleet import Fleet
-from .plan import Action, Inventory, Kind, Rows
+from .plan import Action, Inventory, Kind, Rows, Subject
 from .snapshots import Snapshots
 from .store import Box, Store, Worker
 from .volumes import Volumes
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ORPHAN_GRACE_SECONDS = 60.0
 LOOK_SECONDS = 5.0
+SURVEY_SECONDS = 600.0  # between two inventories that nobody has to ask for: of snapshots and volumes, too
 MAX_AT_ONCE = 32
 MAX_STARTS = 4  # per worker; its clients want to start boxes, too
 
@@ -85,7 +86,8 @@ class Reconciler:
         self._volumes = volumes
         self._clock = clock
         self._grace = orphan_grace
-        self._orphans: defaultdict[str, dict[tuple[str, int], float]] = defaultdict(dict)  # by worker id: since when
+        self._orphans: dict[Subject, float] = {}  # since when
+        self._surveyed_at = clock()
         self._restarts: dict[str, _Restarts] = {}  # by box id
         self._starts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_STARTS))
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
@@ -123,20 +125,27 @@ class Reconciler:
         for volume in await self._store.unsettled_volumes():
             if volume.worker_id in reachable and not self._volumes.is_busy(volume.id):
                 self._begin(Action(Kind.FINISH_VOLUME, volume.worker_id, "", 0, "", volume_id=volume.id))
-        for worker_id, orphans in self._orphans.items():
-            for (box_id, generation), since in orphans.items():
-                if worker_id in reachable and now >= since + self._grace:
-                    self._begin(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, generation, ""))
+        for orphan, since in self._orphans.items():
+            if orphan.worker_id in reachable and now >= since + self._grace:
+                worker_id, box_id, generation, snapshot_id = orphan
+                self._begin(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, generation, "", snapshot_id=snapshot_id))
+        if now >= self._surveyed_at + SURVEY_SECONDS:
+            self._surveyed_at = now
+            for action in (await self._survey(await self._store.list_workers()))[0]:
+                self._begin(action)
         self._restarts = {key: r for key, r in self._restarts.items() if now < r.last_at + FORGET_SECONDS}
 
     async def _plan(self, inventory: Inventory) -> list[Action]:
         now, worker_id = self._clock(), inventory.worker_id
-        actions = plan.plan(
-            await self._rows(inventory), inventory, now, grace=self._grace, since=self._orphans[worker_id]
-        )
-        self._orphans[worker_id] = {
-            (a.box_id, a.generation): a.due_at - self._grace for a in actions if a.kind is Kind.REMOVE_ORPHAN
+        actions = plan.plan(await self._rows(inventory), inventory, now, grace=self._grace, since=self._orphans)
+        self._orphans = {
+            orphan: since
+            for orphan, since in self._orphans.items()
+            if orphan.worker_id != worker_id or (orphan.snapshot_id and not inventory.whole)
         }
+        for action in actions:
+            if action.kind is Kind.REMOVE_ORPHAN:
+                self._orphans[action.subject] = action.due_at - self._grace
         return [
             a._replace(due_at=self._restart_due(a.box_id)) if a.kind is Kind.RESTART else a
             for a in actions
@@ -157,6 +166,7 @@ class Reconciler:
             elsewhere,
             frozenset(await self._store.boxes_with_unfinished_snapshots(worker_id)),
             await self._store.volumes_of_worker(worker_id),
+            await self._store.snapshots_of_worker(worker_id) if inventory.whole else frozenset(),
         )
 
     # ---- by itself ------------------------------------------------------------------------------------
@@ -207,11 +217,16 @@ class Reconciler:
                     await self._restart(box)
 
     async def _remove_orphan(self, action: Action) -> None:
-        orphans, key = self._orphans[action.worker_id], (action.box_id, action.generation)
-        if key in orphans:
-            orphans[key] = self._clock()  # if it fails, the next time is a grace later
-        await self._boxes.remove_orphan(action.worker_id, pb.BoxRef(box_id=action.box_id, generation=action.generation))
-        orphans.pop(key, None)
+        orphan = action.subject
+        if orphan in self._orphans:
+            self._orphans[orphan] = self._clock()  # if it fails, the next time is a grace later
+        box = pb.BoxRef(box_id=action.box_id, generation=action.generation)
+        if action.snapshot_id:
+            ref = pb.SnapshotRef(box=box, snapshot_id=action.snapshot_id)
+            await self._boxes.remove_orphaned_snapshot(action.worker_id, ref)
+        else:
+            await self._boxes.remove_orphan(action.worker_id, box)
+        self._orphans.pop(orphan, None)
 
     def _restart_due(self, box_id: str) -> float:
         restarts = self._restarts.get(box_id)
@@ -263,16 +278,22 @@ class Reconciler:
         if worker is not None and not workers:
             raise errors.NotFoundError(f"worker not found: {worker}")
         names = {w.id: w.name for w in workers}
-        answers = await asyncio.gather(*(self._ask(w) for w in workers))
-        actions, unreachable = [], {}
-        for asked, answer in zip(workers, answers, strict=True):
-            if isinstance(answer, errors.BoxliteError):
-                unreachable[asked.name] = answer.message
-            else:
-                actions += await self._plan(answer)
+        actions, unreachable = await self._survey(workers)
         if dry_run:
             return Outcome([Done(action, False) for action in actions], names, unreachable)
         return Outcome(list(await asyncio.gather(*(self._try(action) for action in actions))), names, unreachable)
+
+    async def _survey(self, workers: Iterable[Worker]) -> tuple[list[Action], dict[str, str]]:
+        """What is to be done about these workers, and by name why one of them could not be asked."""
+        actions: list[Action] = []
+        unreachable = {}
+        asked = list(workers)
+        for worker, answer in zip(asked, await asyncio.gather(*(self._ask(w) for w in asked)), strict=True):
+            if isinstance(answer, errors.BoxliteError):
+                unreachable[worker.name] = answer.message
+            else:
+                actions += await self._plan(answer)
+        return actions, unreachable
 
     async def _ask(self, worker: Worker) -> Inventory | errors.BoxliteError:
         if not self._fleet.is_reachable(worker):
@@ -281,11 +302,13 @@ class Reconciler:
             async with self._slots:
                 held = await self._fleet.call(worker.id, "ListBoxes", pb.Empty(), timeout=CALL_SECONDS)
                 volumes = await self._fleet.call(worker.id, "ListVolumes", pb.Empty(), timeout=CALL_SECONDS)
+                kept = await self._fleet.call(worker.id, "ListSnapshots", pb.Empty(), timeout=CALL_SECONDS)
         except errors.BoxliteError as exc:
             return exc
         life = held.engine_life or worker.engine_life
         seen = tuple(plan.seen_of(box) for box in held.boxes)
-        return Inventory(worker.id, life, seen, tuple(volume.volume_id for volume in volumes.volumes))
+        snapshots = tuple((snapshot.box.box_id, snapshot.snapshot_id) for snapshot in kept.snapshots)
+        return Inventory(worker.id, life, seen, tuple(v.volume_id for v in volumes.volumes), snapshots, whole=True)
 
     async def _try(self, action: Action) -> Done:
         if action.kind is Kind.UNKNOWN or action.due_at > self._clock():

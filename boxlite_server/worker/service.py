@@ -312,6 +312,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         return pb.Empty()
 
     @_answers
+    def ListSnapshots(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListSnapshotsResponse:
+        kept = self._runtime.disks.list_snapshots()
+        snapshots = [pb.SnapshotRef(box=pb.BoxRef(box_id=box_id), snapshot_id=its_id) for box_id, its_id in kept]
+        return pb.ListSnapshotsResponse(snapshots=snapshots)
+
+    @_answers
     def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
         box, snapshot_id = messages.snapshot_ref(request.snapshot)
         if request.new_generation <= box.generation:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from boxlite_server.coordinator import plan
-from boxlite_server.coordinator.plan import OVER, Action, Inventory, Kind, Rows, Seen
+from boxlite_server.coordinator.plan import OVER, Action, Inventory, Kind, Rows, Seen, Subject
 from boxlite_server.coordinator.store import Box, BoxState, Volume
 
 NOW, GRACE = 1000.0, 60.0
@@ -134,9 +134,9 @@ def test_all_in_order_is_nothing_to_do() -> None:
 def test_a_container_without_a_row_waits_for_its_grace() -> None:
     (action,) = planned(Rows([]), seen("stopped"))
     assert action == Action(Kind.REMOVE_ORPHAN, "w1", ID, 3, "no box has it", NOW + GRACE)
-    (action,) = planned(Rows([]), seen("stopped"), since={(ID, 3): 900.0})
+    (action,) = planned(Rows([]), seen("stopped"), since={Subject("w1", ID, 3, ""): 900.0})
     assert action.due_at == 960.0
-    (action,) = planned(Rows([]), seen("stopped"), since={(ID, 2): 900.0})
+    (action,) = planned(Rows([]), seen("stopped"), since={Subject("w1", ID, 2, ""): 900.0})
     assert action.due_at == NOW + GRACE
 
 
@@ -161,6 +161,14 @@ def test_a_box_that_is_being_put_back_has_no_orphans() -> None:
     rows = Rows([row("configured")], unfinished=frozenset({ID}))
     for found in ((), (seen("configured"),), (seen("stopped"), seen("configured", generation=4))):
         assert [a.kind for a in planned(rows, *found)] == [Kind.FINISH_SNAPSHOT]
+
+
+def test_a_snapshot_without_a_row_waits_for_its_grace() -> None:
+    inventory = Inventory("w1", "life-2", (seen("stopped"),), snapshots=((ID, "s1"), (ID, "s2")))
+    rows = Rows([row("stopped")], snapshots={"s1"})
+    (action,) = plan.plan(rows, inventory, NOW, grace=GRACE, since={Subject("w1", ID, 0, "s2"): 990.0})
+    assert (action.kind, action.box_id, action.snapshot_id) == (Kind.REMOVE_ORPHAN, ID, "s2")
+    assert action.due_at == 1050.0
 
 
 def test_volumes() -> None:

@@ -17,7 +17,7 @@ from boxlite_server import errors, ids
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.handlers import workers as workers_api
 from boxlite_server.coordinator.plan import Kind
-from boxlite_server.coordinator.reconcile import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS
+from boxlite_server.coordinator.reconcile import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS, SURVEY_SECONDS
 from boxlite_server.coordinator.store import Box
 
 GRACE = 60.0
@@ -538,6 +538,20 @@ async def test_a_later_generation_is_never_removed(site: Site) -> None:
         await site.beats(site.one, seconds=GRACE)
         await site.look()
     assert site.one.boxes[box.id] == Container(7, "running")
+
+
+@story()
+async def test_a_snapshot_without_a_row_goes_after_its_grace(site: Site) -> None:
+    """Such a one is left where a worker died while its engine was copying the disk."""
+    box = await site.core.boxes.create("p", {})
+    await site.core.snapshots.create("p", box.id, "kept")
+    (kept,) = site.one.snapshots
+    site.one.snapshots.add("left")
+    await site.look(SURVEY_SECONDS)
+    await site.beats(site.one)  # it says nothing of snapshots
+    assert site.one.snapshots == {kept, "left"}
+    await site.look(GRACE)
+    assert site.one.snapshots == {kept}
 
 
 # ---- when asked ------------------------------------------------------------------------------------------

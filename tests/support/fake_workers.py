@@ -160,6 +160,11 @@ class FakeWorker:
         self.snapshots.discard(request.snapshot_id)
         return pb.Empty()
 
+    def _ListSnapshots(self, request: pb.Empty) -> pb.ListSnapshotsResponse:
+        box_id = next(iter(self.boxes), "")  # all are the first box's
+        refs = [pb.SnapshotRef(box=pb.BoxRef(box_id=box_id), snapshot_id=each) for each in sorted(self.snapshots)]
+        return pb.ListSnapshotsResponse(snapshots=refs)
+
     def _RestoreSnapshot(self, request: pb.RestoreSnapshotRequest) -> pb.Box:
         ref = request.snapshot.box
         if request.snapshot.snapshot_id not in self.snapshots:
