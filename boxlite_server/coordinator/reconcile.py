@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .. import errors
@@ -189,9 +189,21 @@ class Reconciler:
         if key in self._tasks:
             self._again[key] = action
             return
-        task = asyncio.create_task(_logged(action, self._carry_out(action)))
+        task = asyncio.create_task(self._by_itself(action))
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._ended(key))
+
+    async def _by_itself(self, action: Action) -> None:
+        what = f"volume {action.volume_id}" if action.volume_id else f"box {action.box_id}"
+        try:
+            await self._carry_out(action)
+        except errors.ResourceExhaustedError as exc:
+            log.info("%s has to wait: %s", what, exc)
+        except errors.BoxliteError as exc:
+            log.warning("%s could not be reconciled: %s", what, exc)
+            self._fleet.want_inventory(action.worker_id)
+        except Exception:
+            log.exception("fault while reconciling %s", what)
 
     def _ended(self, key: str) -> None:
         del self._tasks[key]
@@ -296,8 +308,8 @@ class Reconciler:
         return actions, unreachable
 
     async def _ask(self, worker: Worker) -> Inventory | errors.BoxliteError:
-        if not self._fleet.is_reachable(worker):
-            return errors.UpstreamUnavailableError("it sends no heartbeats")
+        if reason := self._fleet.why_unreachable(worker):
+            return errors.UpstreamUnavailableError(reason)
         try:
             async with self._slots:
                 held = await self._fleet.call(worker.id, "ListBoxes", pb.Empty(), timeout=CALL_SECONDS)
@@ -318,13 +330,3 @@ class Reconciler:
         except errors.BoxliteError as exc:
             return Done(action, False, exc.message)
         return Done(action, True)
-
-
-async def _logged(action: Action, work: Coroutine[Any, Any, None]) -> None:
-    what = f"volume {action.volume_id}" if action.volume_id else f"box {action.box_id}"
-    try:
-        await work
-    except errors.BoxliteError as exc:
-        log.warning("%s could not be reconciled: %s", what, exc)
-    except Exception:
-        log.exception("fault while reconciling %s", what)

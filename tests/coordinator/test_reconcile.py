@@ -485,6 +485,21 @@ async def test_nothing_is_changed_about_a_worker_that_cannot_be_reached(site: Si
     assert (await site.core.boxes.get("p", "x")).status == "configured"
 
 
+@story()
+async def test_what_could_not_be_dealt_with_is_asked_for_again(site: Site) -> None:
+    box = await site.running()
+    site.one.boxes[box.id].status = "stopped"
+    body = {"epoch": "e", "inventory": "digest", "boxes": site.one.inventory()}
+    site.one.refused["GetBox"] = errors.EngineError("not now")
+    for expected in (True, False):
+        assert (await workers_api.heartbeat(site.core, "w1", body))["send_inventory"] is False
+        await site.settle()
+        beat = {"epoch": "e", "inventory": "digest"}
+        assert (await workers_api.heartbeat(site.core, "w1", beat))["send_inventory"] is expected
+        site.one.refused.clear()
+    assert await site.state(box) == ("stopped", "stopped")
+
+
 # ---- orphans ---------------------------------------------------------------------------------------------
 
 
