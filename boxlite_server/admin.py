@@ -47,6 +47,36 @@ def undrain(api: ApiClient, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def reconcile(api: ApiClient, arguments: argparse.Namespace) -> int:
+    """Bring rows and workers in line, or say what that would take; 1 where something could not be done."""
+    body = {"dry_run": arguments.dry_run, "worker": arguments.worker}
+    answer = api.parsed(api.request("POST", api.path("admin", "reconcile"), body))
+    actions = answer["actions"]
+    if actions:
+        header = ("WORKER", "BOX OR VOLUME", "GENERATION", "ACTION", "REASON", "OUTCOME")
+        print(output.table(header, [_action_row(action, arguments.dry_run) for action in actions]))
+    else:
+        print("nothing to do")
+    for worker in answer["unreachable"]:
+        print(f"{worker['worker']} could not be asked: {worker['reason']}", file=sys.stderr)
+    return 1 if answer["unreachable"] or any(action["error"] for action in actions) else 0
+
+
+def _action_row(action: dict[str, Any], dry_run: bool) -> tuple[str, ...]:
+    if action["error"]:
+        outcome = f"failed: {action['error']}"
+    elif action["kind"] == "unknown":
+        outcome = "left alone"
+    elif action["due_at"]:
+        outcome = f"not before {action['due_at']}"
+    elif dry_run:
+        outcome = "would be done"
+    else:
+        outcome = "done" if action["done"] else "not done"
+    what = action["box_id"] or f"volume {action['volume_id']}"
+    return (action["worker"], what, str(action["generation"] or ""), action["kind"], action["reason"], outcome)
+
+
 def _wait(api: ApiClient, worker: Worker, timeout: float | None, pause: Callable[[float], None]) -> None:
     ends_at = None if timeout is None else time.monotonic() + timeout
     name, shown = worker["name"], (_left(worker), worker.get("reason"))

@@ -56,6 +56,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
                 max_boxes_per_prefix=arguments.max_boxes_per_prefix,
             ),
             reconnect_grace=arguments.reconnect_grace,
+            orphan_grace=arguments.orphan_grace,
             debug=arguments.debug,
         )
     )
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_workers(commands)
     _add_drain(commands)
+    _add_reconcile(commands)
     return parser
 
 
@@ -145,6 +147,13 @@ def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParse
         type=_seconds,
         default=_from_env("BOXLITE_RECONNECT_GRACE", "300"),
         help="a terminal whose client is gone gets SIGHUP after this long; 0: never",
+    )
+    parser.add_argument(
+        "--orphan-grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=_from_env("BOXLITE_ORPHAN_GRACE", "60"),
+        help="remove a container of ours that no box has after this long",
     )
     parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
     parser.add_argument(
@@ -286,6 +295,18 @@ def _add_drain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("undrain", help="let a worker take new boxes again", formatter_class=_Formatter)
     parser.set_defaults(run=_run_admin(admin.undrain))
     parser.add_argument("worker", metavar="WORKER", help="its name or id")
+    _add_client(parser)
+
+
+def _add_reconcile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "reconcile",
+        help="bring what is written of boxes and what the workers hold in line; it goes on by itself, too",
+        formatter_class=_Formatter,
+    )
+    parser.set_defaults(run=_run_admin(admin.reconcile))
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    parser.add_argument("--worker", metavar="WORKER", help="the name or id of the one to look at (default: all)")
     _add_client(parser)
 
 

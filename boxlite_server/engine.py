@@ -150,7 +150,14 @@ def ensure_engine(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def private_engine(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterator[str]:
-    """The DOCKER_HOST of a dockerd with all that it keeps in `directory`; it ends with the context.
+    """The DOCKER_HOST of a `private_dockerd`."""
+    with private_dockerd(directory, extra_args=extra_args) as dockerd:
+        yield dockerd.docker_host
+
+
+@contextlib.contextmanager
+def private_dockerd(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterator[Dockerd]:
+    """A dockerd with all that it keeps in `directory`; it ends with the context.
 
     Needs root; installs docker.io and iproute2 by apt where they are missing. Keep the path of `directory`
     short: a socket's path has at most 107 bytes. EngineError names the log when it does not start.
@@ -159,19 +166,16 @@ def private_engine(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterat
         if which(command) is None:
             apt_install(package)
     directory.mkdir(parents=True, exist_ok=True)
-    docker_host = f"unix://{directory / 'docker.sock'}"
-    if answers(docker_host):
+    if answers(f"unix://{directory / 'docker.sock'}"):
         raise EngineError(f"an engine runs in {directory} already")
-    # Left by one that was killed; dockerd would take any process that has the number now for itself.
-    (directory / "pid").unlink(missing_ok=True)
     with _bridge() as bridge:
-        dockerd = _start(directory, docker_host, bridge, extra_args)
+        dockerd = Dockerd(directory, bridge, extra_args)
         try:
-            _wait_for(docker_host, dockerd, directory / "log")
-            log.info("started a Docker Engine of our own at %s (log: %s)", docker_host, directory / "log")
-            yield docker_host
+            dockerd.start()
+            log.info("started a Docker Engine of our own at %s (log: %s)", dockerd.docker_host, directory / "log")
+            yield dockerd
         finally:
-            _stop(dockerd, docker_host, directory)
+            dockerd.stop()
 
 
 @contextlib.contextmanager
@@ -202,54 +206,80 @@ def _bridge() -> Iterator[str]:
         run("ip", "link", "del", name)
 
 
-def _start(directory: Path, docker_host: str, bridge: str, extra_args: Sequence[str]) -> subprocess.Popen[bytes]:
-    # Without a file of its own it would read the machine's, whose settings clash with these flags.
-    config = directory / "daemon.json"
-    config.write_text("{}")
-    command = ["dockerd", "--config-file", str(config), "--host", docker_host, "--bridge", bridge]
-    command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
-    command += ["--pidfile", str(directory / "pid"), *extra_args]
-    with (directory / "log").open("wb") as output:
-        return subprocess.Popen(
-            # Ends with us, even if we are killed; but not by the terminal's Ctrl-C, while boxes still run.
-            ["setpriv", "--pdeathsig", "TERM", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=_environment(),
-        )
+class Dockerd:
+    """A dockerd with all that it keeps in `directory`, on an interface of its own."""
 
+    def __init__(self, directory: Path, bridge: str, extra_args: Sequence[str]) -> None:
+        self.docker_host = f"unix://{directory / 'docker.sock'}"
+        self._directory = directory
+        # Without a file of its own it would read the machine's, whose settings clash with these flags.
+        config = directory / "daemon.json"
+        config.write_text("{}")
+        command = ["dockerd", "--config-file", str(config), "--host", self.docker_host, "--bridge", bridge]
+        command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
+        command += ["--pidfile", str(directory / "pid"), *extra_args]
+        # Ends with us, even if we are killed.
+        self._command = ["setpriv", "--pdeathsig", "TERM", *command]
+        self._process: subprocess.Popen[bytes] | None = None
 
-def _wait_for(docker_host: str, dockerd: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not answers(docker_host):
-        if dockerd.poll() is not None or time.monotonic() > deadline:
-            lines = "\n".join(output.read_text(errors="replace").splitlines()[-8:])
-            raise EngineError(f"dockerd did not start; the end of {output}:\n{lines}")
-        time.sleep(0.1)
+    def start(self) -> None:
+        """Start it, and return when it answers. EngineError names the log when it does not."""
+        # Left by one that was killed; dockerd would take any process that has the number now for itself.
+        (self._directory / "pid").unlink(missing_ok=True)
+        self._containerd()
+        with (self._directory / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # not by the terminal's Ctrl-C, while boxes still run
+                env=_environment(),
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(self.docker_host):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                lines = "\n".join((self._directory / "log").read_text(errors="replace").splitlines()[-8:])
+                raise EngineError(f"dockerd did not start; the end of {self._directory / 'log'}:\n{lines}")
+            time.sleep(0.1)
 
+    def kill(self) -> None:
+        """End it as a crash would. What runs in its containers goes on until the next dockerd finds it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
-def _stop(dockerd: subprocess.Popen[bytes], docker_host: str, directory: Path) -> None:
-    """End dockerd, and what it started."""
-    with contextlib.suppress(EngineError):  # dockerd itself would give each container 10 s
-        for container in containers(docker_host, running_only=True):
-            with contextlib.suppress(EngineError):  # it ended by itself
-                request(docker_host, "POST", f"/containers/{container}/kill")
-    dockerd.terminate()
-    try:
-        dockerd.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        log.warning("dockerd does not end; killing it (log: %s)", directory / "log")
-        dockerd.kill()
-        dockerd.wait()
+    def stop(self) -> None:
+        """End it, and what it started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(EngineError):  # dockerd itself would give each container 10 s
+            for container in containers(self.docker_host, running_only=True):
+                with contextlib.suppress(EngineError):  # it ended by itself
+                    request(self.docker_host, "POST", f"/containers/{container}/kill")
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("dockerd does not end; killing it (log: %s)", self._directory / "log")
+            self.kill()
+        if (containerd := self._containerd()) is not None:
+            os.kill(containerd, signal.SIGKILL)
+        # The network namespaces of ended containers stay mounted, and hold up the removal of the directory.
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            target = line.split()[1]
+            if target.startswith(f"{self._directory}/"):
+                run("umount", "--lazy", target)
+
+    def _containerd(self) -> int | None:
+        """The pid of the containerd of a dockerd that did not end by itself."""
+        pid_file = self._directory / "exec/containerd/containerd.pid"
         with contextlib.suppress(OSError, ValueError):
-            os.kill(int((directory / "exec/containerd/containerd.pid").read_text()), signal.SIGKILL)
-    # The network namespaces of ended containers stay mounted, and hold up the removal of the directory.
-    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-        target = line.split()[1]
-        if target.startswith(f"{directory}/"):
-            run("umount", "--lazy", target)
+            pid = int(pid_file.read_text())
+            if str(self._directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        pid_file.unlink(missing_ok=True)  # dockerd takes it for alive even if it is only not waited for
+        return None
 
 
 def _wait_for_service(docker_host: str) -> None:

@@ -27,18 +27,24 @@ _open_clusters: list[Cluster] = []
 
 
 @contextmanager
-def _engine() -> Iterator[str]:
+def _dockerd() -> Iterator[engine.Dockerd]:
     """An engine for the tests alone, with the images they use: nobody's own is touched.
 
     Without rules of its own in iptables: dockerd would flush those of an engine that the machine runs already.
     """
     directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
     try:
-        with engine.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
-            _import_images(docker_host)
-            yield docker_host
+        with engine.private_dockerd(directory, extra_args=["--iptables=false"]) as dockerd:
+            _import_images(dockerd.docker_host)
+            yield dockerd
     finally:
         shutil.rmtree(directory)
+
+
+@contextmanager
+def _engine() -> Iterator[str]:
+    with _dockerd() as dockerd:
+        yield dockerd.docker_host
 
 
 def _import_images(docker_host: str) -> None:
@@ -67,6 +73,15 @@ def second_docker_host() -> Iterator[str]:
         pytest.skip("a second engine takes root")
     with _engine() as docker_host:
         yield docker_host
+
+
+@pytest.fixture(scope="module")
+def mortal_engine() -> Iterator[engine.Dockerd]:
+    """An engine that the tests of a module may kill and start again."""
+    if os.geteuid() != 0:
+        pytest.skip("an engine of one's own takes root")
+    with _dockerd() as dockerd:
+        yield dockerd
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,8 @@ TAG_OF: dict[str, str] = {
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
         "Metrics": "getRuntimeMetrics getBoxMetrics",
-        "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox",
+        "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
+        "reconcile",
     }.items()
     for operation_id in operation_ids.split()
 }

@@ -122,7 +122,7 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "ports", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "ports", "engine_life", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class Box(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_LIFE_FIELD_NUMBER: _ClassVar[int]
     LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     box_id: str
@@ -139,9 +140,10 @@ class Box(_message.Message):
     exit_code: int
     interrupted: bool
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
+    engine_life: str
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -168,10 +170,12 @@ class RemoveBoxRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class ListBoxesResponse(_message.Message):
-    __slots__ = ("boxes",)
+    __slots__ = ("boxes", "engine_life")
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_LIFE_FIELD_NUMBER: _ClassVar[int]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
-    def __init__(self, boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+    engine_life: str
+    def __init__(self, boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., engine_life: _Optional[str] = ...) -> None: ...
 
 class ExecutionRef(_message.Message):
     __slots__ = ("box_id", "execution_id")
@@ -387,6 +391,12 @@ class Snapshot(_message.Message):
     container_disk_bytes: int
     size_bytes: int
     def __init__(self, snapshot_id: _Optional[str] = ..., container_disk_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class ListSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotRef]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotRef, _Mapping]]] = ...) -> None: ...
 
 class RestoreSnapshotRequest(_message.Message):
     __slots__ = ("snapshot", "new_generation", "spec")

@@ -134,6 +134,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.SnapshotRef.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/ListSnapshots',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
         self.RestoreSnapshot = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/RestoreSnapshot',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RestoreSnapshotRequest.SerializeToString,
@@ -328,6 +333,12 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RestoreSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -499,6 +510,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.SnapshotRef.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.RestoreSnapshot,
@@ -1096,6 +1112,33 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/RemoveSnapshot',
             boxlite__server_dot___gen_dot_worker__pb2.SnapshotRef.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ListSnapshots',
+            boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

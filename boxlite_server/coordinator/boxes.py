@@ -17,10 +17,11 @@ from typing import Any
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
-from . import attachments, boxspec, scheduler
+from . import attachments, boxspec, plan, scheduler
 from .fleet import Fleet
 from .leases import Leases
 from .link import target_of
+from .plan import Kind
 from .policy import REQUEST_SECONDS, Policy
 from .schedule import Schedule
 from .scheduler import Candidate, Need
@@ -38,15 +39,12 @@ MAX_STOP_SECONDS = 240.0
 # What is the worker's trouble and not the box's.
 _TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
-Unless = Callable[[Box], Awaitable[bool]]
+# Afterwards nobody knows whether it was done; any other error says that it was not.
+UNCERTAIN = (errors.UnreachableError, errors.TimedOutError, errors.EngineError)
 
-_STATUS = {
-    pb.BOX_STATUS_CONFIGURED: "configured",
-    pb.BOX_STATUS_RUNNING: "running",
-    pb.BOX_STATUS_STOPPED: "stopped",
-    pb.BOX_STATUS_PAUSED: "paused",
-    pb.BOX_STATUS_FAILED: "failed",
-}
+RESTARTED = ("configured", "failed", "stopped")  # states of a box that is to run again
+
+Unless = Callable[[Box], Awaitable[bool]]
 
 
 class Boxes:
@@ -247,7 +245,7 @@ class Boxes:
                 try:
                     await self._clean_up(box)
                 except errors.BoxliteError as exc:
-                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by `refresh`
+                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by `reconcile`
                 raise
             await self._change(box_id, status="configured")
 
@@ -281,18 +279,23 @@ class Boxes:
         async with self.locked(prefix, box.id) as box:
             if box.status == "running":
                 return box
-            if box.status == "stopped" and not box.spec["auto_resume"]:
+            if box.status == "stopped" and not box.spec["auto_resume"]:  # one that is to run again is not stopped
                 raise errors.StoppedError(f"box '{id_or_name}' is stopped and does not resume by itself; start it")
             return await self._start(box)
 
-    async def _start(self, box: Box) -> Box:
+    async def _start(self, box: Box, *, again: bool = False) -> Box:
+        """`again`: by ourselves, because it ought to run; what then hinders it changes nothing about that."""
         if await self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         if box.status not in RESERVING:
             box = await self.reserve_again(box)
+        if box.desired != "running":
+            box = await self._change(box.id, desired="running", engine_life=None)
         try:
             state = await self._fleet.call(box.worker_id, "StartBox", ref(box), timeout=CALL_SECONDS)
         except errors.BoxliteError as exc:
+            if not again and not isinstance(exc, UNCERTAIN):
+                box = await self._change(box.id, desired="stopped")
             await self.observe(box)
             now = await self._store.get_box(box.id)
             if now and now.status == "failed":
@@ -322,8 +325,10 @@ class Boxes:
         async with self.locked(prefix, id_or_name) as box:
             if unless and await unless(box):
                 return box
-            if box.status == "running":
-                box = await self._change(box.id, status="stopping")
+            before = box
+            status = "stopping" if box.status in ("running", "paused") else box.status
+            if (box.status, box.desired) != (status, "stopped"):
+                box = await self._change(box.id, status=status, desired="stopped")
             try:
                 state = await self._fleet.call(
                     box.worker_id,
@@ -331,8 +336,10 @@ class Boxes:
                     pb.StopBoxRequest(box=ref(box), timeout_seconds=patience),
                     timeout=patience + CALL_SECONDS,
                 )
+            except UNCERTAIN:
+                raise  # it is finished as soon as the worker answers again
             except errors.BoxliteError:
-                await self.observe(box)
+                await self.observe(await self._change(box.id, status=before.status, desired=before.desired))
                 raise
             stopped = await self.apply(box, state)
             if stopped.spec["auto_remove"] and stopped.status == "stopped":
@@ -361,9 +368,10 @@ class Boxes:
             await self._fleet.call(box.worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
         except (errors.UpstreamUnavailableError, errors.TimedOutError) as exc:
             if not force:
-                async with self.writing(box.id) as tx:
-                    await tx.update_box(box.id, status=box.status)
-                raise
+                if not isinstance(exc, UNCERTAIN):
+                    async with self.writing(box.id) as tx:
+                        await tx.update_box(box.id, status=box.status)
+                raise  # perhaps it was done; then it is finished as soon as the worker answers again
             left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.message}"
             log.warning("%s", left)
         except errors.BoxliteError:
@@ -377,66 +385,130 @@ class Boxes:
     # ---- observing ------------------------------------------------------------------------------------
 
     async def refresh(self, box_id: str) -> None:
-        """Ask the worker how the box is and write it down; finishes what a crash left half done."""
+        """Ask the worker how the box is and write it down; finishes what was broken off."""
         async with self.alone(box_id):
-            box = await self._store.get_box(box_id)
-            if box is not None:
+            if box := await self._store.get_box(box_id):
                 await self.observe(box)
 
     async def observe(self, box: Box) -> None:
-        """Under the box's lock. A worker that does not answer leaves the row as it is."""
+        """`follow`, where a worker that does not answer leaves the row as it is."""
         try:
-            state = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
-        except errors.NotFoundError:
-            if box.status in ("creating", "removing"):
-                await self._clean_up(box)  # of a box without container there may still be disks
-            elif box.status != "failed":
-                worker = await self._fleet.get(box.worker_id)
-                log.warning("box %s is gone from worker %s", box.id, worker.name)
-                await self._change(
-                    box.id,
-                    status="failed",
-                    pid=None,
-                    error=f"its container is gone from worker {worker.name}",
-                )
-            return
+            await self.follow(box)
         except errors.BoxliteError as exc:
             log.warning("box %s cannot be asked about: %s", box.id, exc)
-            return
-        if box.status == "removing":
-            await self._remove(box, force=True)
-            return
+
+    async def reconcile(self, box_id: str) -> Box | None:
+        """`follow` in the box's turn: the box, if it should be started again."""
+        async with self.alone(box_id):
+            box = await self._store.get_box(box_id)
+            if box is not None and await self.follow(box) is Kind.RESTART:
+                return await self._store.get_box(box_id)
+            return None
+
+    async def follow(self, box: Box) -> Kind | None:
+        """Under the box's lock: ask its worker how it is, and do what follows from that; see `plan.judge`. Only
+        the start of a box that should run again is left, and its row says so. What was done."""
+        try:
+            state: pb.Box | None = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
+        except errors.NotFoundError:
+            state = None
+        worker = await self._fleet.get(box.worker_id)
+        life = (state.engine_life if state else None) or worker.engine_life
+        verdict = plan.judge(plan.state_of(box), plan.seen_of(state) if state else None, life)
+        kind = verdict.kind if verdict else None
+        if verdict:
+            log.info("box %s of worker %s: %s, since %s", box.id, worker.name, kind, verdict.reason)
+        match kind:
+            case Kind.MARK_GONE:
+                await self._change(box.id, status="failed", pid=None, published=[], error=plan.gone(worker.name))
+            case Kind.UNDO_CREATE:
+                await self._clean_up(box)  # of a box without container there may still be disks
+            case Kind.FINISH_REMOVE:
+                await self._clean_up(await self._change(box.id, status="removing"))
+            case Kind.FINISH_STOP:
+                request = pb.StopBoxRequest(box=ref(box), timeout_seconds=DEFAULT_STOP_SECONDS)
+                timeout = DEFAULT_STOP_SECONDS + CALL_SECONDS
+                await self._adopt(box, await self._fleet.call(box.worker_id, "StopBox", request, timeout=timeout))
+            case Kind.RESTART:
+                if box.status not in RESERVING:
+                    box = await self.reserve_again(box)
+                await self._await_restart(box, state, verdict.reason if verdict else "")
+            case _ if state is not None and (verdict or box.status == plan.STATUS[state.status]):
+                await self._adopt(box, state)
+        return kind
+
+    async def _await_restart(self, box: Box, state: pb.Box | None, reason: str) -> None:
+        changes: dict[str, Any] = {"pid": None, "published": [], "error": f"{reason}; it is being started again"}
+        if state and state.status == pb.BOX_STATUS_STOPPED:
+            changes["engine_life"] = plan.OVER  # that this run ended so is known from here on
+        await self._change(box.id, status="configured", **changes)
+
+    async def _adopt(self, box: Box, state: pb.Box) -> None:
         now = await self.apply(box, state)
         if now.status == "stopped" and now.spec["auto_remove"]:
-            await self._remove(now, force=True)
+            await self._clean_up(await self._change(box.id, status="removing"))
 
-    async def remove_stray(self, worker_id: str, stray: pb.BoxRef) -> None:
+    async def restart(self, box_id: str) -> Box | None:
+        """Start a box that should run, in its turn; the box, unless that is not so any more."""
+        async with self.alone(box_id):
+            box = await self._store.get_box(box_id)
+            if box is None or box.desired != "running" or box.status not in RESTARTED:
+                return None
+            return await self._start(box, again=True)
+
+    async def give_up(self, box_id: str, reason: str) -> None:
+        """Leave a box that should run as it is, until somebody starts it."""
+        async with self.alone(box_id):
+            box = await self._store.get_box(box_id)
+            if box is not None and box.desired == "running" and box.status in RESTARTED:
+                await self._change(box.id, status="failed", desired="stopped", pid=None, published=[], error=reason)
+
+    async def remove_orphan(self, worker_id: str, orphan: pb.BoxRef) -> None:
         """Remove a container of ours that no row stands for."""
-        async with self.alone(stray.box_id):
-            box = await self._store.get_box(stray.box_id)
-            if box and box.worker_id == worker_id and stray.generation >= box.generation:
+        async with self.alone(orphan.box_id):
+            box = await self._store.get_box(orphan.box_id)
+            if box and (
+                box.generation < orphan.generation or (box.worker_id, box.generation) == (worker_id, orphan.generation)
+            ):
                 return  # it is the box; or a later generation of it, with which the box itself would go
-            request = pb.RemoveBoxRequest(box=stray, force=True)
+            log.warning("removing the container of box %s from worker %s: no box has it", orphan.box_id, worker_id)
+            request = pb.RemoveBoxRequest(box=orphan, force=True)
             await self._fleet.call(worker_id, "RemoveBox", request, timeout=CALL_SECONDS)
+
+    async def remove_orphaned_snapshot(self, worker_id: str, orphan: pb.SnapshotRef) -> None:
+        """Remove a snapshot of ours that no row stands for."""
+        async with self.alone(orphan.box.box_id):
+            if await self._store.has_snapshot(orphan.snapshot_id):
+                return
+            box = await self._store.get_box(orphan.box.box_id)
+            orphan.box.generation = box.generation if box else 1
+            log.warning(
+                "removing snapshot %s of box %s from worker %s: it has no row",
+                orphan.snapshot_id,
+                orphan.box.box_id,
+                worker_id,
+            )
+            await self._fleet.call(worker_id, "RemoveSnapshot", orphan, timeout=CALL_SECONDS)
 
     async def apply(self, box: Box, state: pb.Box) -> Box:
         """Write the worker's word about a box into its row."""
-        status = _STATUS[state.status]
+        status = plan.STATUS[state.status]
+        worker = await self._fleet.get(box.worker_id)
         changes: dict[str, Any] = {
             "status": status,
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
             "error": None,
-            "published": attachments.published(state, await self._host_of(box.worker_id)),
+            "published": attachments.published(state, _host_of(worker)),
+            "desired": "running" if status in ("running", "paused") else "stopped",
         }
+        if status in ("running", "paused"):
+            changes["engine_life"] = state.engine_life or worker.engine_life
         if status == "running" and box.status != "running":
             changes["started_at"] = self._clock()
         if status == "stopped" and box.status != "stopped":
             changes["stopped_at"] = self._clock()
         return await self._change(box.id, **changes)
-
-    async def _host_of(self, worker_id: str) -> str:
-        return target_of((await self._fleet.get(worker_id)).url).rpartition(":")[0].strip("[]")
 
     # ---- rows and turns -------------------------------------------------------------------------------
 
@@ -480,6 +552,10 @@ class Boxes:
             if not removing:
                 await self._fleet.check_reachable(box.worker_id)
             yield box
+
+
+def _host_of(worker: Worker) -> str:
+    return target_of(worker.url).rpartition(":")[0].strip("[]")
 
 
 def ref(box: Box) -> pb.BoxRef:

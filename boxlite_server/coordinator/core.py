@@ -20,7 +20,7 @@ from .leases import Leases
 from .lifetimes import Lifetimes
 from .link import Connect, GrpcLink
 from .policy import Policy
-from .reconcile import Reconciler
+from .reconcile import ORPHAN_GRACE_SECONDS, Reconciler
 from .schedule import Schedule
 from .snapshots import Snapshots
 from .store import Store
@@ -58,11 +58,20 @@ class Core:
         clock: Callable[[], float] = time.time,
         *,
         reconnect_grace: float = RECONNECT_GRACE,
+        orphan_grace: float = ORPHAN_GRACE_SECONDS,
         connect: Connect = GrpcLink,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = await Store.open(database)
-        return cls.over(store, api_key, policy, clock, reconnect_grace=reconnect_grace, connect=connect)
+        return cls.over(
+            store,
+            api_key,
+            policy,
+            clock,
+            reconnect_grace=reconnect_grace,
+            orphan_grace=orphan_grace,
+            connect=connect,
+        )
 
     @classmethod
     def over(
@@ -73,6 +82,7 @@ class Core:
         clock: Callable[[], float] = time.time,
         *,
         reconnect_grace: float = RECONNECT_GRACE,
+        orphan_grace: float = ORPHAN_GRACE_SECONDS,
         connect: Connect = GrpcLink,
     ) -> Core:
         """Build the parts over an open database."""
@@ -93,7 +103,7 @@ class Core:
             files=Files(boxes, fleet, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
-            reconciler=Reconciler(store, boxes, snapshots, clock),
+            reconciler=Reconciler(store, fleet, boxes, snapshots, volumes, clock, orphan_grace=orphan_grace),
             snapshots=snapshots,
             archives=Archives(boxes, fleet, policy, clock),
             policy=policy,
@@ -105,6 +115,7 @@ class Core:
         """Begin what goes on by itself; needs the running event loop."""
         self.leases.start()
         self.lifetimes.start()
+        self.reconciler.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()

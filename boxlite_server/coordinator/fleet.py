@@ -126,6 +126,10 @@ class Fleet:
         """Whether the worker holds something else than it has told us of, by the digest of what it holds now."""
         return worker.id not in self._told or digest is None or digest != worker.inventory
 
+    def want_inventory(self, worker_id: str) -> None:
+        """What it has told last could not be dealt with: it shall tell it again with its next beat."""
+        self._told.discard(worker_id)
+
     async def inventory_taken(self, worker: Worker, digest: str | None) -> None:
         """Remember that the worker's report has been dealt with."""
         self._told.add(worker.id)

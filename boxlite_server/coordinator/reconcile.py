@@ -1,117 +1,334 @@
-"""What workers report, held against what the registry says.
+"""What workers report, held against what the registry says, and what was broken off, brought to an end.
 
-A report is a hint, never an order: it may be older than the operation that just ended. Where it contradicts a
-row, the worker is asked about that box under the box's lock, and that answer counts. A container that is ours
-by its labels and has no row is removed, but only after it was a stray for a while.
+A report is a hint, never an order: it may be older than the operation that just ended. `plan.py` says what follows
+from it. To do it, the worker is asked about that box in the box's turn, and that answer counts. What no report
+touches is looked for every few seconds: operations that a crash or a lost answer left in the middle. Nothing is
+changed about a worker that cannot be reached.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .. import errors
 from .._gen import worker_pb2 as pb
-from .boxes import Boxes
+from . import plan
+from .boxes import CALL_SECONDS, Boxes
+from .fleet import Fleet
+from .plan import Action, Inventory, Kind, Rows, Subject
 from .snapshots import Snapshots
-from .store import Box, Store
+from .store import Box, Store, Worker
+from .volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-STRAY_GRACE_SECONDS = 60.0
+ORPHAN_GRACE_SECONDS = 60.0
+LOOK_SECONDS = 5.0
+SURVEY_SECONDS = 600.0  # between two inventories that nobody has to ask for: of snapshots and volumes, too
+MAX_AT_ONCE = 32
+MAX_STARTS = 4  # per worker; its clients want to start boxes, too
 
-_Stray = tuple[str, str, int]  # worker id, box id, generation
+# A box that has to be started again and again is left alone in the end.
+MAX_RESTARTS = 6
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
+FULL_PAUSE = 2.0  # when the worker has too much to start
+FORGET_SECONDS = 600.0  # how long a box must run for its restarts to be forgotten
+
+
+class Done(NamedTuple):
+    """`error`: why it could not be done. Neither done nor an error: not due yet, or nothing to do."""
+
+    action: Action
+    done: bool
+    error: str | None = None
+
+
+class Outcome(NamedTuple):
+    """Of one run over the fleet; `unreachable`: by name, why a worker could not be asked."""
+
+    done: list[Done]
+    names: Mapping[str, str]  # of the workers, by id
+    unreachable: Mapping[str, str]
+
+
+class _Restarts(NamedTuple):
+    """How often a box was started again since it was last `started_at`, not by us."""
+
+    attempts: int
+    last_at: float
+    due_at: float
+    started_at: float | None
 
 
 class Reconciler:
-    """Takes the inventories that come with registrations and heartbeats; `clock` gives Unix seconds."""
+    """Over all that it brings in line; `clock` gives Unix seconds. `orphan_grace`: for how many seconds a container
+    that no box has is left alone."""
 
     def __init__(
         self,
         store: Store,
+        fleet: Fleet,
         boxes: Boxes,
         snapshots: Snapshots,
+        volumes: Volumes,
         clock: Callable[[], float],
         *,
-        stray_grace: float = STRAY_GRACE_SECONDS,
+        orphan_grace: float = ORPHAN_GRACE_SECONDS,
     ) -> None:
         self._store = store
+        self._fleet = fleet
         self._boxes = boxes
         self._snapshots = snapshots
+        self._volumes = volumes
         self._clock = clock
-        self._stray_grace = stray_grace
-        self._strays: dict[_Stray, float] = {}  # since when
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by box id
-        self._again: set[str] = set()
+        self._grace = orphan_grace
+        self._orphans: dict[Subject, float] = {}  # since when
+        self._surveyed_at = clock()
+        self._restarts: dict[str, _Restarts] = {}  # by box id
+        self._starts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_STARTS))
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by box or volume id
+        self._again: dict[str, Action] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
         self._again.clear()
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *([self._keeper] if self._keeper else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def report(self, worker_id: str, inventory: Iterable[Mapping[str, Any]]) -> None:
-        """Compare a worker's inventory with its rows and start asking about what differs."""
-        rows = {box.id: box for box in await self._store.boxes_of_worker(worker_id)}
-        unfinished = await self._store.boxes_with_unfinished_snapshots(worker_id)
-        for box_id in unfinished:
-            self._ask(box_id, self._snapshots.finish(box_id))
-        strays: dict[_Stray, float] = {}
-        for item in inventory:
-            if item["box_id"] in unfinished:
-                continue  # it may be there in two generations, and neither is a stray
-            box = rows.get(item["box_id"])
-            if box is None or box.generation != item["generation"]:
-                key = (worker_id, item["box_id"], item["generation"])
-                strays[key] = self._strays.get(key, self._clock())
+    # ---- what is to be done ---------------------------------------------------------------------------
+
+    async def report(self, worker_id: str, boxes: Iterable[Mapping[str, Any]], engine_life: str | None = None) -> None:
+        """Compare a worker's inventory with its rows, and begin to bring in line what differs. Without an
+        `engine_life` the one counts that the worker told last."""
+        if engine_life is None and (worker := await self._store.get_worker(worker_id)):
+            engine_life = worker.engine_life
+        for action in await self._plan(Inventory.of_report(worker_id, boxes, engine_life)):
+            self._begin(action)
+
+    async def look(self) -> None:
+        """Begin with what no report touches, and with what has become due."""
+        reachable = {worker.id for worker in await self._store.list_workers() if self._fleet.is_reachable(worker)}
+        now = self._clock()
+        for box in await self._store.unsettled_boxes():
+            if box.worker_id not in reachable or now < self._restart_due(box.id):
                 continue
-            del rows[box.id]
-            if _contradicts(box, item):
-                self._ask(box.id, self._boxes.refresh(box.id))
-        for box in rows.values():  # not reported
-            if box.status != "failed" and box.id not in unfinished:
-                self._ask(box.id, self._boxes.refresh(box.id))
-        self._watch_strays(worker_id, strays)
+            if not await self._boxes.is_busy(box.id):
+                self._begin(Action(Kind.ADOPT, box.worker_id, box.id, 0, "an operation on it was broken off"))
+        for volume in await self._store.unsettled_volumes():
+            if volume.worker_id in reachable and not await self._volumes.is_busy(volume.id):
+                self._begin(Action(Kind.FINISH_VOLUME, volume.worker_id, "", 0, "", volume_id=volume.id))
+        for orphan, since in self._orphans.items():
+            if orphan.worker_id in reachable and now >= since + self._grace:
+                worker_id, box_id, generation, snapshot_id = orphan
+                self._begin(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, generation, "", snapshot_id=snapshot_id))
+        if now >= self._surveyed_at + SURVEY_SECONDS:
+            self._surveyed_at = now
+            for action in (await self._survey(await self._store.list_workers()))[0]:
+                self._begin(action)
+        self._restarts = {key: r for key, r in self._restarts.items() if now < r.last_at + FORGET_SECONDS}
 
-    def _watch_strays(self, worker_id: str, seen: dict[_Stray, float]) -> None:
-        for key in [key for key in self._strays if key[0] == worker_id and key not in seen]:
-            del self._strays[key]
-        self._strays.update(seen)
-        for (_, box_id, generation), since in seen.items():
-            if self._clock() - since >= self._stray_grace:
-                log.warning("removing container of unknown box %s from worker %s", box_id, worker_id)
-                stray = pb.BoxRef(box_id=box_id, generation=generation)
-                self._ask(box_id, self._boxes.remove_stray(worker_id, stray))
+    async def _plan(self, inventory: Inventory) -> list[Action]:
+        now, worker_id = self._clock(), inventory.worker_id
+        actions = plan.plan(await self._rows(inventory), inventory, now, grace=self._grace, since=self._orphans)
+        self._orphans = {
+            orphan: since
+            for orphan, since in self._orphans.items()
+            if orphan.worker_id != worker_id or (orphan.snapshot_id and not inventory.whole)
+        }
+        for action in actions:
+            if action.kind is Kind.REMOVE_ORPHAN:
+                self._orphans[action.subject] = action.due_at - self._grace
+        return [
+            a._replace(due_at=self._restart_due(a.box_id)) if a.kind is Kind.RESTART else a
+            for a in actions
+            if not (a.volume_id and await self._volumes.is_busy(a.volume_id))
+        ]
 
-    def _ask(self, box_id: str, question: Coroutine[Any, Any, None]) -> None:
-        """One question per box at a time. What is reported meanwhile may be news to it: then once more."""
-        if box_id in self._tasks:
-            question.close()
-            self._again.add(box_id)
+    async def _rows(self, inventory: Inventory) -> Rows:
+        """Read after the inventory was taken: what is older than it is in the rows already."""
+        worker_id = inventory.worker_id
+        boxes = await self._store.inventory_of_worker(worker_id)
+        known = {box.id for box in boxes}
+        elsewhere = {}
+        for seen in inventory.boxes:
+            if seen.box_id not in known and (box := await self._store.get_box(seen.box_id)):
+                elsewhere[box.id] = box
+        return Rows(
+            boxes,
+            elsewhere,
+            frozenset(await self._store.boxes_with_unfinished_snapshots(worker_id)),
+            await self._store.volumes_of_worker(worker_id),
+            await self._store.snapshots_of_worker(worker_id) if inventory.whole else frozenset(),
+        )
+
+    # ---- by itself ------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except errors.BoxliteError as exc:
+                log.error("what was broken off cannot be looked for, trying again: %s", exc)
+            except Exception:
+                log.exception("fault while looking for what was broken off")
+
+    def _begin(self, action: Action) -> None:
+        """One task per box at a time. What is reported meanwhile may be news to it: then once more."""
+        key = action.box_id or action.volume_id
+        if action.kind is Kind.UNKNOWN or action.due_at > self._clock():
             return
-        task = asyncio.create_task(_logged(box_id, question))
-        self._tasks[box_id] = task
-        task.add_done_callback(lambda _: self._answered(box_id))
+        if key in self._tasks:
+            self._again[key] = action
+            return
+        task = asyncio.create_task(self._by_itself(action))
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._ended(key))
 
-    def _answered(self, box_id: str) -> None:
-        del self._tasks[box_id]
-        if box_id in self._again:
-            self._again.discard(box_id)
-            self._ask(box_id, self._boxes.refresh(box_id))
+    async def _by_itself(self, action: Action) -> None:
+        what = f"volume {action.volume_id}" if action.volume_id else f"box {action.box_id}"
+        try:
+            await self._carry_out(action)
+        except errors.ResourceExhaustedError as exc:
+            log.info("%s has to wait: %s", what, exc)
+        except errors.BoxliteError as exc:
+            log.warning("%s could not be reconciled: %s", what, exc)
+            self._fleet.want_inventory(action.worker_id)
+        except Exception:
+            log.exception("fault while reconciling %s", what)
 
+    def _ended(self, key: str) -> None:
+        del self._tasks[key]
+        if action := self._again.pop(key, None):
+            self._begin(action)
 
-def _contradicts(box: Box, reported: Mapping[str, Any]) -> bool:
-    if box.status != reported["status"]:
-        return True
-    return box.status == "stopped" and bool(box.spec["auto_remove"])  # should be gone
+    # ---- doing it -------------------------------------------------------------------------------------
 
+    async def _carry_out(self, action: Action) -> None:
+        """The plan's word is taken for where to look; what is done there follows from what is found."""
+        match action.kind:
+            case Kind.REMOVE_ORPHAN:
+                async with self._slots:
+                    await self._remove_orphan(action)
+            case Kind.FINISH_VOLUME:
+                async with self._slots:
+                    await self._volumes.finish(action.volume_id)
+            case _:
+                async with self._slots:
+                    await self._snapshots.finish(action.box_id)
+                    box = await self._boxes.reconcile(action.box_id)
+                if box is not None:
+                    await self._restart(box)
 
-async def _logged(box_id: str, question: Coroutine[Any, Any, None]) -> None:
-    try:
-        await question
-    except errors.BoxliteError as exc:
-        log.warning("box %s could not be reconciled: %s", box_id, exc)
-    except Exception:
-        log.exception("fault while reconciling box %s", box_id)
+    async def _remove_orphan(self, action: Action) -> None:
+        orphan = action.subject
+        if orphan in self._orphans:
+            self._orphans[orphan] = self._clock()  # if it fails, the next time is a grace later
+        box = pb.BoxRef(box_id=action.box_id, generation=action.generation)
+        if action.snapshot_id:
+            ref = pb.SnapshotRef(box=box, snapshot_id=action.snapshot_id)
+            await self._boxes.remove_orphaned_snapshot(action.worker_id, ref)
+        else:
+            await self._boxes.remove_orphan(action.worker_id, box)
+        self._orphans.pop(orphan, None)
+
+    def _restart_due(self, box_id: str) -> float:
+        restarts = self._restarts.get(box_id)
+        return restarts.due_at if restarts else 0.0
+
+    async def _restart(self, box: Box) -> None:
+        now = self._clock()
+        known = self._restarts.get(box.id)
+        if known is None or known.started_at != box.started_at or now >= known.last_at + FORGET_SECONDS:
+            known = _Restarts(0, now, 0.0, box.started_at)  # somebody has started it meanwhile
+        if now < known.due_at:
+            return
+        if known.attempts >= MAX_RESTARTS:
+            await self._give_up(box, "it was ended again each time")
+            return
+        try:
+            async with self._starts[box.worker_id]:
+                started = await self._boxes.restart(box.id)
+        except errors.ResourceExhaustedError:
+            self._restarts[box.id] = known._replace(last_at=now, due_at=self._clock() + FULL_PAUSE)
+            raise
+        except (errors.UpstreamUnavailableError, errors.TimedOutError, errors.DatabaseError):
+            raise  # it says nothing about the box
+        except errors.BoxliteError as exc:
+            known = self._after_restart(known, known.started_at)
+            self._restarts[box.id] = known
+            if known.attempts >= MAX_RESTARTS:
+                await self._give_up(box, exc.message)
+            raise
+        if started is not None:
+            log.info("box %s runs again", box.id)
+            self._restarts[box.id] = self._after_restart(known, started.started_at)
+
+    def _after_restart(self, known: _Restarts, started_at: float | None) -> _Restarts:
+        attempts, now = known.attempts + 1, self._clock()
+        pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), LONGEST_PAUSE)
+        return _Restarts(attempts, now, now + pause, started_at)
+
+    async def _give_up(self, box: Box, reason: str) -> None:
+        self._restarts.pop(box.id, None)
+        await self._boxes.give_up(box.id, f"it was started again {MAX_RESTARTS} times, in vain: {reason}")
+
+    # ---- when asked -----------------------------------------------------------------------------------
+
+    async def run(self, *, dry_run: bool, worker: str | None = None) -> Outcome:
+        """Ask every worker that can be reached, or the one of that id or name, for what it holds, and do what
+        follows; with `dry_run` only say it. Raises NotFoundError for an unknown worker."""
+        workers = [w for w in await self._store.list_workers() if worker in (None, w.id, w.name)]
+        if worker is not None and not workers:
+            raise errors.NotFoundError(f"worker not found: {worker}")
+        names = {w.id: w.name for w in workers}
+        actions, unreachable = await self._survey(workers)
+        if dry_run:
+            return Outcome([Done(action, False) for action in actions], names, unreachable)
+        return Outcome(list(await asyncio.gather(*(self._try(action) for action in actions))), names, unreachable)
+
+    async def _survey(self, workers: Iterable[Worker]) -> tuple[list[Action], dict[str, str]]:
+        """What is to be done about these workers, and by name why one of them could not be asked."""
+        actions: list[Action] = []
+        unreachable = {}
+        asked = list(workers)
+        for worker, answer in zip(asked, await asyncio.gather(*(self._ask(w) for w in asked)), strict=True):
+            if isinstance(answer, errors.BoxliteError):
+                unreachable[worker.name] = answer.message
+            else:
+                actions += await self._plan(answer)
+        return actions, unreachable
+
+    async def _ask(self, worker: Worker) -> Inventory | errors.BoxliteError:
+        if reason := self._fleet.why_unreachable(worker):
+            return errors.UpstreamUnavailableError(reason)
+        try:
+            async with self._slots:
+                held = await self._fleet.call(worker.id, "ListBoxes", pb.Empty(), timeout=CALL_SECONDS)
+                volumes = await self._fleet.call(worker.id, "ListVolumes", pb.Empty(), timeout=CALL_SECONDS)
+                kept = await self._fleet.call(worker.id, "ListSnapshots", pb.Empty(), timeout=CALL_SECONDS)
+        except errors.BoxliteError as exc:
+            return exc
+        life = held.engine_life or worker.engine_life
+        seen = tuple(plan.seen_of(box) for box in held.boxes)
+        snapshots = tuple((snapshot.box.box_id, snapshot.snapshot_id) for snapshot in kept.snapshots)
+        return Inventory(worker.id, life, seen, tuple(v.volume_id for v in volumes.volumes), snapshots, whole=True)
+
+    async def _try(self, action: Action) -> Done:
+        if action.kind is Kind.UNKNOWN or action.due_at > self._clock():
+            return Done(action, False)
+        try:
+            await self._carry_out(action)
+        except errors.BoxliteError as exc:
+            return Done(action, False, exc.message)
+        return Done(action, True)

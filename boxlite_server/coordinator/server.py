@@ -21,6 +21,7 @@ from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
 from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from .policy import Policy
+from .reconcile import ORPHAN_GRACE_SECONDS
 from .store.where import shown
 from .websocket import WebSocketProtocol
 
@@ -39,6 +40,7 @@ class CoordinatorConfig:
     policy: Policy = field(default_factory=Policy)
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
+    orphan_grace: float = ORPHAN_GRACE_SECONDS
 
 
 class _Server(uvicorn.Server):
@@ -65,7 +67,13 @@ def run(config: CoordinatorConfig) -> int:
 
 
 async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
-    core = await Core.open(config.database, config.api_key, config.policy, reconnect_grace=config.reconnect_grace)
+    core = await Core.open(
+        config.database,
+        config.api_key,
+        config.policy,
+        reconnect_grace=config.reconnect_grace,
+        orphan_grace=config.orphan_grace,
+    )
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, shown(config.database))
     server = _Server(

@@ -117,6 +117,10 @@ class Volumes:
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
             await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
+        await self._take_away(volume)
+
+    async def _take_away(self, volume: Volume) -> None:
+        """`volume`: as it was before, and is again where it is in use."""
         try:
             await self._fleet.call(
                 volume.worker_id, "RemoveVolume", pb.VolumeRef(volume_id=volume.id), timeout=CALL_SECONDS
@@ -125,6 +129,19 @@ class Volumes:
         except errors.InvalidStateError:
             await self._change(volume.id, volume.state)
             raise
+
+    async def is_busy(self, volume_id: str) -> bool:
+        """Whether it is being created or removed."""
+        return await self._leases.is_held(_lease(volume_id))
+
+    async def finish(self, volume_id: str) -> None:
+        """Bring to an end what was broken off. A volume that was never ready holds no data, and goes."""
+        async with self._leases.try_hold(_lease(volume_id)) as lease:
+            volume = await self._store.get_volume(volume_id) if lease else None
+            if volume is None or volume.state == "ready":
+                return
+            log.info("volume %s was left %s", volume.id, volume.state)
+            await self._take_away(await self._change(volume.id, "deleting"))
 
     # ---- for boxes ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 from .._gen import worker_pb2 as pb
 from .fleet import Fleet
 from .images import Image
+from .reconcile import Outcome
 from .store import Box, Load, Snapshot, Volume, Worker
 
 _EXECUTION_STATUS = {
@@ -122,6 +123,28 @@ def volume(row: Volume) -> dict[str, Any]:
         "updated_at": timestamp(row.updated_at),
         "size_bytes": None,
         "state": row.state,
+    }
+
+
+def reconciled(outcome: Outcome, dry_run: bool, now: float) -> dict[str, Any]:
+    """A ReconcileResponse."""
+    return {
+        "dry_run": dry_run,
+        "actions": [
+            {
+                "kind": str(action.kind),
+                "worker": outcome.names[action.worker_id],
+                "box_id": action.box_id or None,
+                "volume_id": action.volume_id or None,
+                "generation": action.generation or None,
+                "reason": action.reason,
+                "due_at": timestamp(action.due_at) if action.due_at > now else None,
+                "done": done,
+                "error": error,
+            }
+            for action, done, error in outcome.done
+        ],
+        "unreachable": [{"worker": name, "reason": reason} for name, reason in outcome.unreachable.items()],
     }
 
 

@@ -76,6 +76,12 @@ class DockerDisks:
             self._untag(tag)
         self._sweep()
 
+    def list_snapshots(self) -> list[tuple[str, str]]:
+        tagged = [
+            (image, tag.partition(":")) for image in self._images(owned_by(self._owner())) for tag in _tags(image)
+        ]
+        return [(image["Labels"][BOX_LABEL], tag[2]) for image, tag in tagged if tag[0] == SNAPSHOT_REPOSITORY]
+
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
         new = BoxRef(box.box_id, generation)
         older = [found for found in self._boxes.generations(box.box_id) if found.generation < generation]

@@ -327,6 +327,9 @@ class Disks(Protocol):
     def remove_snapshot(self, box: BoxRef, snapshot_id: str) -> None:
         """Let go of a snapshot, also of one that the box was restored from; nothing when there is none."""
 
+    def list_snapshots(self) -> list[tuple[str, str]]:
+        """The box id and the id of every snapshot of this owner."""
+
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
         """Replace the box by that generation of it, made from the snapshot and not started.
 

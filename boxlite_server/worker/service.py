@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from .. import rpc
 from .._gen import worker_pb2 as pb
 from .._gen import worker_pb2_grpc as pb_grpc
-from ..errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
+from ..errors import BoxliteError, EngineError, InvalidArgumentError, ResourceExhaustedError
 from . import messages
 from .execution import Delivered
 from .executions import Executions
@@ -30,6 +30,8 @@ MAX_CALLS = 768
 MAX_READERS = 400
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
+
+T = TypeVar("T")
 
 
 def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +87,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
         with self._turn(box, context):
-            return messages.box(self._runtime.start(box))
+            life = self._runtime.life()
+            answer = messages.box(self._runtime.start(box))
+        answer.engine_life = life
+        return answer
 
     @_answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
@@ -104,8 +109,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
-        state = self._runtime.inspect(messages.ref(request))
+        box = messages.ref(request)
+        state, life = self._in_one_life(lambda: self._runtime.inspect(box))
         answer = messages.box(state)
+        answer.engine_life = life
         # The engine knows of commands that a former life of this process has started.
         answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
         if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
@@ -114,7 +121,16 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
-        return pb.ListBoxesResponse(boxes=[messages.box(state) for state in self._runtime.list_boxes()])
+        states, life = self._in_one_life(self._runtime.list_boxes)
+        return pb.ListBoxesResponse(boxes=[messages.box(state) for state in states], engine_life=life)
+
+    def _in_one_life(self, look: Callable[[], T]) -> tuple[T, str]:
+        """What is seen, and under which life of the engine: what is seen of one must not count for another."""
+        life = self._runtime.life()
+        seen = look()
+        if self._runtime.life() != life:
+            raise EngineError("the container engine was restarted just now; try again")
+        return seen, life
 
     # ---- executions ----
 
@@ -294,6 +310,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, removes=True):
             self._runtime.disks.remove_snapshot(box, snapshot_id)
         return pb.Empty()
+
+    @_answers
+    def ListSnapshots(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListSnapshotsResponse:
+        kept = self._runtime.disks.list_snapshots()
+        snapshots = [pb.SnapshotRef(box=pb.BoxRef(box_id=box_id), snapshot_id=its_id) for box_id, its_id in kept]
+        return pb.ListSnapshotsResponse(snapshots=snapshots)
 
     @_answers
     def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:

@@ -56,6 +56,8 @@ BAD_REQUESTS = [
     ("GET", "/", None, {"accept": "x"}, 307, None),
     ("GET", "/swagger-ui/nosuch.js", None, {}, 404, "not_found"),
     ("GET", "/v1/admin/boxes", None, {}, 404, "not_found"),
+    ("POST", "/v1/admin/reconcile", {}, {}, 400, "invalid_argument"),
+    ("POST", "/v1/admin/reconcile", {"dry_run": True, "worker": "nobody"}, {}, 404, "not_found"),
     ("GET", "/v1/a/b/boxes", None, {}, 404, "not_found"),
     ("GET", "/v1/%00/boxes", None, {}, 404, "not_found"),
     ("GET", "/%ff%fe", None, {}, 404, "not_found"),

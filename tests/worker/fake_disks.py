@@ -39,6 +39,10 @@ class FakeDisks:
         if kept is not None:
             shutil.rmtree(kept)
 
+    def list_snapshots(self) -> list[tuple[str, str]]:
+        with self._runtime._lock:
+            return list(self._kept)
+
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
         new = BoxRef(box.box_id, generation)
         with self._runtime._lock:

@@ -87,11 +87,13 @@ def test_every_verb_may_be_repeated(site: Site, stopped: BoxRef, made: list[BoxR
     size = disks.snapshot(stopped, kept)
     sh(site, stopped, "echo more than before > file")
     assert disks.snapshot(stopped, kept) == size
+    assert (stopped.box_id, kept) in disks.list_snapshots()
     state = disks.restore(stopped, kept, 2, site.spec())
     assert disks.restore(stopped, kept, 2, site.spec()) == state
     assert disks.clone(state.box, copy, site.spec()) == disks.clone(state.box, copy, site.spec())
     disks.remove_snapshot(state.box, kept)
     disks.remove_snapshot(state.box, kept)
+    assert kept not in [snapshot_id for _, snapshot_id in disks.list_snapshots()]
     assert sh(site, state.box, "cat file") == b"one\n"
 
 

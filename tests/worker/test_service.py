@@ -259,7 +259,10 @@ def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
     assert started.pid > 0
     assert not started.HasField("exit_code")
     assert client.GetBox(ref) == started
-    assert started in client.ListBoxes(pb.Empty()).boxes
+    held = client.ListBoxes(pb.Empty())
+    assert held.engine_life == started.engine_life == fake_site.runtime.life()
+    started.ClearField("engine_life")
+    assert started in held.boxes
     stopped = client.StopBox(pb.StopBoxRequest(box=ref, timeout_seconds=5))
     assert (stopped.status, stopped.exit_code) == (pb.BOX_STATUS_STOPPED, 143)
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))

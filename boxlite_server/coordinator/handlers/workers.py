@@ -66,5 +66,10 @@ async def get_worker_by_box(core: Core, box_id: str) -> Any:
     return await _shown(core, await core.fleet.get(box.worker_id))
 
 
+async def reconcile(core: Core, body: dict[str, Any]) -> Any:
+    dry_run = body["dry_run"]
+    return wire.reconciled(await core.reconciler.run(dry_run=dry_run, worker=body.get("worker")), dry_run, core.clock())
+
+
 async def _shown(core: Core, worker: Worker) -> dict[str, Any]:
     return wire.worker(worker, core.fleet, await core.store.load(worker.id))

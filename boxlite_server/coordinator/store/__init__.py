@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from .answers import Answer, Answers
-from .boxes import RESERVING, Box, Boxes, BoxState, Page
+from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
@@ -32,6 +32,7 @@ __all__ = [
     "Snapshot",
     "Store",
     "Tables",
+    "Unsettled",
     "Volume",
     "Worker",
 ]

@@ -51,6 +51,13 @@ class BoxState(NamedTuple):
     auto_remove: bool
 
 
+class Unsettled(NamedTuple):
+    """A box in the middle of an operation, under way or broken off."""
+
+    id: str
+    worker_id: str
+
+
 class Page(NamedTuple):
     boxes: list[Box]
     next_token: tuple[float, str] | None
@@ -139,6 +146,15 @@ class Boxes(Table):
             (worker_id,),
         )
         return [BoxState(*row)._replace(auto_remove=bool(row[-1])) for row in rows]
+
+    async def unsettled_boxes(self) -> list[Unsettled]:
+        """The boxes in the middle of an operation; those with an unfinished snapshot are among them."""
+        rows = await self._read(
+            "SELECT id, worker_id FROM boxes WHERE status IN ('creating', 'stopping', 'removing') "
+            "OR (status = 'configured' AND desired = 'running') "
+            "UNION SELECT boxes.id, worker_id FROM snapshots JOIN boxes ON boxes.id = box_id WHERE state != 'ready'"
+        )
+        return [Unsettled(*row) for row in rows]
 
     async def update_box(self, box_id: str, **changes: Any) -> None:
         """Room is reserved, and given back, with the status; see RESERVING."""

@@ -52,6 +52,16 @@ class Snapshots(Table):
         )
         return {row[0] for row in rows}
 
+    async def snapshots_of_worker(self, worker_id: str) -> set[str]:
+        """Ids of the snapshots of a worker's boxes."""
+        rows = await self._read(
+            "SELECT snapshots.id FROM snapshots JOIN boxes ON boxes.id = box_id WHERE worker_id = ?", (worker_id,)
+        )
+        return {row[0] for row in rows}
+
+    async def has_snapshot(self, snapshot_id: str) -> bool:
+        return bool(await self._read("SELECT 1 FROM snapshots WHERE id = ?", (snapshot_id,)))
+
     async def is_restoring(self, box_id: str) -> bool:
         return bool(await self._read("SELECT 1 FROM snapshots WHERE box_id = ? AND state = 'restoring'", (box_id,)))
 

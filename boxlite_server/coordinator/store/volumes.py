@@ -51,6 +51,10 @@ class Volumes(Table):
     async def volumes_of_worker(self, worker_id: str) -> list[Volume]:
         return await self._volumes("WHERE worker_id = ?", (worker_id,))
 
+    async def unsettled_volumes(self) -> list[Volume]:
+        """Those that are being made or removed, or were when it was broken off."""
+        return await self._volumes("WHERE state != 'ready'", ())
+
     async def update_volume(self, volume_id: str, **changes: Any) -> None:
         await self._update("volumes", volume_id, changes)
 

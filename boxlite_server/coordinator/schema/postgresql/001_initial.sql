@@ -62,6 +62,9 @@ CREATE UNIQUE INDEX boxes_by_request ON boxes (request_key) WHERE request_key IS
 CREATE INDEX boxes_by_age ON boxes (prefix, created_at, id);
 CREATE INDEX boxes_by_status ON boxes (prefix, status, created_at, id);
 CREATE INDEX boxes_by_worker ON boxes (worker_id);
+-- Boxes in the middle of an operation, under way or broken off: looked for all the time.
+CREATE INDEX boxes_unsettled ON boxes (worker_id)
+WHERE status IN ('creating', 'stopping', 'removing') OR (status = 'configured' AND desired = 'running');
 
 -- The rows of snapshots are here, the images at the box's worker.
 CREATE TABLE snapshots (

@@ -29,6 +29,10 @@ CREATE UNIQUE INDEX boxes_by_request ON boxes (request_key) WHERE request_key IS
 CREATE INDEX boxes_by_status ON boxes (prefix, status, created_at, id);
 CREATE INDEX snapshots_unfinished ON snapshots (box_id) WHERE state != 'ready';
 
+-- Boxes in the middle of an operation, under way or broken off: looked for all the time.
+CREATE INDEX boxes_unsettled ON boxes (worker_id)
+WHERE status IN ('creating', 'stopping', 'removing') OR (status = 'configured' AND desired = 'running');
+
 -- What is reserved on each worker, and how many boxes each prefix has: kept with every change of a box, so that
 -- placing one costs the same however many there are.
 

@@ -1,0 +1,253 @@
+"""What follows from what the rows say and what a worker says. Nothing is asked here, and nothing done.
+
+Desired is what a box was told last: a start makes it running, and so does a command that starts it; a stop makes
+it stopped, and so do its making and its being put back to a snapshot, which leave it at rest. It is written before
+the worker is called, so a crash cannot lose it. Observed is the worker's word. What follows from the two:
+
+    the worker says     desired is running                          desired is stopped
+    running, paused     adopt                                       finish_stop
+    configured          restart: its start was broken off           adopt
+    stopped             restart, where the engine ended it,         adopt
+                        else settle: its command ended by itself
+    failed              settle                                      adopt
+    nothing             mark_gone                                   mark_gone
+
+Before that comes what was broken off: rows that are being made or removed, and boxes with an unfinished snapshot.
+A box that is to be started again keeps its room meanwhile: its row is configured, and desired is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from .._gen import worker_pb2 as pb
+from .store import Box, BoxState, Volume
+
+OVER = "over"  # as a box's `engine_life`: what ended it was not its command, whatever the engine's life is now
+
+STATUS = {
+    pb.BOX_STATUS_CONFIGURED: "configured",
+    pb.BOX_STATUS_RUNNING: "running",
+    pb.BOX_STATUS_STOPPED: "stopped",
+    pb.BOX_STATUS_PAUSED: "paused",
+    pb.BOX_STATUS_FAILED: "failed",
+}
+
+
+class Kind(StrEnum):
+    ADOPT = "adopt"  # the row takes the observed state
+    RESTART = "restart"  # it should run, and it was not its command that ended it
+    SETTLE = "settle"  # it stays as it ended: desired becomes stopped
+    FINISH_STOP = "finish_stop"
+    MARK_GONE = "mark_gone"
+    FINISH_CREATE = "finish_create"
+    UNDO_CREATE = "undo_create"
+    FINISH_REMOVE = "finish_remove"
+    FINISH_SNAPSHOT = "finish_snapshot"  # or undo it
+    FINISH_VOLUME = "finish_volume"  # or undo it
+    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has, or a snapshot without a row
+    UNKNOWN = "unknown"  # ours by its labels, and left alone
+
+
+class Seen(NamedTuple):
+    """A container, as its worker tells of it."""
+
+    box_id: str
+    generation: int
+    status: str
+    interrupted: bool = False  # it stopped because it was killed, and not by us
+
+
+class Inventory(NamedTuple):
+    """The containers of one worker that carry the labels of this cluster and that worker."""
+
+    worker_id: str
+    engine_life: str | None
+    boxes: tuple[Seen, ...]
+    volumes: tuple[str, ...] = ()  # ids; they and the snapshots only where they were asked for
+    snapshots: tuple[tuple[str, str], ...] = ()  # ids of the box and of the snapshot
+    whole: bool = False  # whether they were
+
+    @classmethod
+    def of_report(cls, worker_id: str, boxes: Iterable[Mapping[str, Any]], engine_life: str | None) -> Inventory:
+        """As it comes with a registration or a heartbeat."""
+        seen = (Seen(b["box_id"], b["generation"], b["status"], bool(b.get("interrupted"))) for b in boxes)
+        return cls(worker_id, engine_life, tuple(seen))
+
+
+class Rows(NamedTuple):
+    """What is written of a worker, and of boxes that it reports though they are not its own."""
+
+    boxes: list[BoxState]
+    elsewhere: Mapping[str, Box] = {}  # by id
+    unfinished: frozenset[str] = frozenset()  # boxes with a snapshot that is not ready
+    volumes: list[Volume] = []  # noqa: RUF012 - never changed
+    snapshots: Set[str] = frozenset()  # ids
+
+
+class Subject(NamedTuple):
+    """What may turn out to be an orphan: a container, or a snapshot (of generation 0)."""
+
+    worker_id: str
+    box_id: str
+    generation: int
+    snapshot_id: str
+
+
+class Action(NamedTuple):
+    """`due_at`: not to be done before, in Unix seconds. What concerns a volume names no box, and what concerns a
+    snapshot no generation."""
+
+    kind: Kind
+    worker_id: str
+    box_id: str
+    generation: int
+    reason: str
+    due_at: float = 0.0
+    volume_id: str = ""
+    snapshot_id: str = ""
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.worker_id, self.box_id, self.generation, self.snapshot_id)
+
+
+class Verdict(NamedTuple):
+    kind: Kind
+    reason: str
+
+
+def plan(rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]) -> list[Action]:
+    """All that is to be done about a worker. `since`: when an orphan was first seen; it is removed `grace` seconds
+    later."""
+    worker_id = inventory.worker_id
+    states = {box.id: box for box in rows.boxes}
+    here: dict[str, Seen] = {}
+    actions = []
+    for seen in inventory.boxes:
+        state = states.get(seen.box_id)
+        if state is not None and (state.generation == seen.generation or state.id in rows.unfinished):
+            here[state.id] = seen  # while a box is put back it may be there twice, and neither is an orphan
+            continue
+        verdict = _stray(seen, state, rows.elsewhere.get(seen.box_id))
+        actions.append(Action(verdict.kind, worker_id, seen.box_id, seen.generation, verdict.reason))
+    for box in rows.boxes:
+        if box.id in rows.unfinished:
+            reason = "an operation on a snapshot of it was broken off"
+            actions.append(Action(Kind.FINISH_SNAPSHOT, worker_id, box.id, box.generation, reason))
+        elif found := judge(box, here.get(box.id), inventory.engine_life):
+            actions.append(Action(found.kind, worker_id, box.id, box.generation, found.reason))
+    for box_id, snapshot_id in inventory.snapshots:
+        if snapshot_id not in rows.snapshots:
+            reason = f"snapshot {snapshot_id} has no row"
+            actions.append(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
+    actions = [
+        action._replace(due_at=since.get(action.subject, now) + grace) if action.kind is Kind.REMOVE_ORPHAN else action
+        for action in actions
+    ]
+    return actions + _about_volumes(rows.volumes, inventory)
+
+
+def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict | None:
+    """What follows from what its worker says of a box now (None: it has no container), under this life of its
+    engine (None: not known). None: nothing."""
+    if seen is None:
+        return _without_container(box)
+    if box.status == "removing":
+        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if seen.status in ("running", "paused"):
+        return _running(box, seen, engine_life)
+    if box.status == "creating":
+        return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
+    if box.desired == "running":
+        return _ended(box, seen, engine_life)
+    if box.status == "stopped" and box.auto_remove:
+        return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
+    if box.status == "failed" and seen.status != "failed" and not was_gone(box):
+        return None  # it failed to start, and stays so until it is started
+    if box.status != seen.status:
+        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
+    return None
+
+
+def _without_container(box: BoxState) -> Verdict | None:
+    if box.status == "creating":
+        return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
+    if box.status == "removing":
+        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if box.status == "failed" and was_gone(box):
+        return None
+    return Verdict(Kind.MARK_GONE, "its container is gone")
+
+
+def _running(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict | None:
+    if box.desired == "stopped":
+        return Verdict(Kind.FINISH_STOP, f"it is {seen.status} and should be stopped")
+    if box.status != seen.status:
+        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
+    if engine_life and box.engine_life != engine_life:
+        return Verdict(Kind.ADOPT, "it runs under another life of the engine than the row says")
+    return None
+
+
+def _ended(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict:
+    if seen.status == "failed":
+        return Verdict(Kind.SETTLE, "the engine cannot run it")
+    if seen.status == "configured":
+        return Verdict(Kind.RESTART, "its start was broken off")
+    if seen.interrupted:
+        return Verdict(Kind.RESTART, "it was killed, and not by its own worker")
+    if box.engine_life == OVER or (box.engine_life and engine_life and box.engine_life != engine_life):
+        return Verdict(Kind.RESTART, "it ended with its engine")
+    return Verdict(Kind.SETTLE, "its command ended by itself")
+
+
+def _stray(seen: Seen, here: BoxState | None, elsewhere: Box | None) -> Verdict:
+    row = here or elsewhere
+    if row is None:
+        return Verdict(Kind.REMOVE_ORPHAN, "no box has it")
+    if seen.generation > row.generation:
+        return Verdict(Kind.UNKNOWN, f"it is of a later generation than the box, {row.generation}; it is left alone")
+    if here is None:
+        return Verdict(Kind.REMOVE_ORPHAN, "the box is on another worker")
+    return Verdict(Kind.REMOVE_ORPHAN, f"it is of a former generation; the box is of generation {row.generation}")
+
+
+def _about_volumes(rows: list[Volume], inventory: Inventory) -> list[Action]:
+    worker_id = inventory.worker_id
+    broken = [row for row in rows if row.state != "ready"]
+    actions = [
+        Action(Kind.FINISH_VOLUME, worker_id, "", 0, f"it was left {row.state}", volume_id=row.id) for row in broken
+    ]
+    known = {row.id for row in rows}
+    reason = "it has no row; it is left alone, since it may hold data"
+    unknown = sorted(set(inventory.volumes) - known)
+    return actions + [Action(Kind.UNKNOWN, worker_id, "", 0, reason, volume_id=volume_id) for volume_id in unknown]
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+_GONE = "its container is gone"
+
+
+def gone(worker_name: str) -> str:
+    """The `error` of a box that is gone."""
+    return f"{_GONE} from worker {worker_name}"
+
+
+def was_gone(box: BoxState) -> bool:
+    return (box.error or "").startswith(_GONE)
+
+
+def state_of(box: Box) -> BoxState:
+    """A row, as far as it matters here."""
+    return BoxState(
+        box.id, box.generation, box.status, box.desired, box.engine_life, box.error, bool(box.spec["auto_remove"])
+    )
+
+
+def seen_of(state: pb.Box) -> Seen:
+    """A worker's answer about a box."""
+    return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted)

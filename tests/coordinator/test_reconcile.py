@@ -1,0 +1,660 @@
+"""Rows and workers that disagree, and operations that were broken off: what comes of them. The clock is the test's.
+
+A crash is the end of the database under whatever goes on; what comes after is another coordinator on the same file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fake_workers import Clock, Container, FakeWorker
+
+from boxlite_server import errors, ids
+from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.handlers import workers as workers_api
+from boxlite_server.coordinator.plan import Kind
+from boxlite_server.coordinator.reconcile import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS, SURVEY_SECONDS
+from boxlite_server.coordinator.store import Box
+
+GRACE = 60.0
+
+
+class Site:
+    """Two workers and one coordinator after the other."""
+
+    core: Core
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = Clock()
+        self.one, self.two = FakeWorker("w1"), FakeWorker("w2")
+
+    async def open(self, *workers: FakeWorker) -> None:
+        by_id = {worker.id: worker for worker in (self.one, self.two)}
+        self.core = await Core.open(
+            self.path, None, clock=self.clock, orphan_grace=GRACE, connect=lambda row: by_id[row.id]
+        )
+        for worker in workers:
+            await self.core.store.put_worker(worker.row(self.clock()))
+
+    async def crash(self, *under_way: asyncio.Task[Any]) -> None:
+        """It ends in the middle of everything, and another one takes over."""
+        await self.core.store.close()
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self.open()
+
+    async def beats(self, *workers: FakeWorker, seconds: float = 5.0) -> None:
+        """Time passes, these workers report, and all that follows from it is done."""
+        self.clock.now += seconds
+        for worker in workers:
+            await self.core.store.put_worker(worker.row(self.clock()))
+            body = {"epoch": "e", "boxes": worker.inventory(), "engine_life": worker.life}
+            await workers_api.heartbeat(self.core, worker.id, body)
+        await self.settle()
+
+    async def look(self, seconds: float = 5.0, *, beats: bool = True) -> None:
+        """Time passes, and no inventory comes."""
+        self.clock.now += seconds
+        for worker in await self.core.store.list_workers() if beats else ():
+            await self.core.store.update_worker(worker.id, last_heartbeat=self.clock())
+        await self.core.reconciler.look()
+        await self.settle()
+
+    async def settle(self) -> None:
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    async def running(self, **fields: Any) -> Box:
+        box = await self.core.boxes.create("p", fields)
+        return await self.core.boxes.start("p", box.id)
+
+    async def row(self, box: Box) -> Box:
+        row = await self.core.store.get_box(box.id)
+        assert row is not None
+        return row
+
+    async def state(self, box: Box) -> tuple[str, str] | None:
+        row = await self.core.store.get_box(box.id)
+        return (row.status, row.desired) if row else None
+
+
+def story(*workers: str) -> Callable[[Callable[[Site], Coroutine[Any, Any, None]]], Callable[[Path], None]]:
+    """A test as one coroutine over a site with these workers."""
+
+    def decorate(test: Callable[[Site], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+        def run(tmp_path: Path) -> None:
+            async def whole() -> None:
+                site = Site(tmp_path / "c.db")
+                await site.open(*(getattr(site, name) for name in workers or ("one",)))
+                await test(site)
+                await site.core.close()
+
+            asyncio.run(whole())
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return decorate
+
+
+async def begun(work: Awaitable[Any], worker: FakeWorker, method: str) -> asyncio.Task[Any]:
+    """The work as a task, once the worker has been called for it and hangs."""
+    hangs = worker.hanging[method] = asyncio.Event()
+    task = asyncio.ensure_future(work)
+    await hangs.wait()
+    del worker.hanging[method]
+    return task
+
+
+# ---- what is desired -------------------------------------------------------------------------------------
+
+
+@story()
+async def test_start_and_stop_say_what_is_desired(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    assert await site.state(box) == ("configured", "stopped")
+    await site.core.boxes.start("p", box.id)
+    assert await site.state(box) == ("running", "running")
+    assert (await site.row(box)).engine_life == "life-1"
+    await site.core.boxes.stop("p", box.id, None)
+    assert await site.state(box) == ("stopped", "stopped")
+    await site.core.boxes.ensure_running("p", box.id)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_refused_start_is_not_wanted_any_more(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    site.one.refused["StartBox"] = errors.ExecutionError("no such command")
+    with pytest.raises(errors.ExecutionError):
+        await site.core.boxes.start("p", box.id)
+    assert await site.state(box) == ("configured", "stopped")
+    site.one.refused.clear()
+    await site.look()
+    await site.beats(site.one)
+    assert await site.state(box) == ("configured", "stopped")
+
+
+@story()
+async def test_a_refused_stop_changes_nothing(site: Site) -> None:
+    box = await site.running()
+    site.one.refused["StopBox"] = errors.InvalidStateError("not now")
+    with pytest.raises(errors.InvalidStateError):
+        await site.core.boxes.stop("p", box.id, None)
+    assert await site.state(box) == ("running", "running")
+    site.one.refused["StopBox"] = errors.UpstreamUnavailableError("not asked at all")
+    with pytest.raises(errors.UpstreamUnavailableError):
+        await site.core.boxes.stop("p", box.id, None)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_command_that_ends_by_itself_leaves_its_box_stopped(site: Site) -> None:
+    box = await site.running()
+    site.one.boxes[box.id].status = "stopped"
+    await site.beats(site.one)
+    assert await site.state(box) == ("stopped", "stopped")
+    assert (await site.row(box)).exit_code == 0
+    site.one.restart_engine()
+    await site.beats(site.one)
+    assert await site.state(box) == ("stopped", "stopped")
+
+
+# ---- engines that go and come ----------------------------------------------------------------------------
+
+
+@story()
+async def test_after_an_engines_restart_boxes_are_as_desired(site: Site) -> None:
+    runs, stopped, ended, never = [await site.running() for _ in range(3)] + [await site.core.boxes.create("p", {})]
+    await site.core.boxes.stop("p", stopped.id, None)
+    site.one.boxes[ended.id].status = "stopped"
+    await site.beats(site.one)
+    site.one.restart_engine()
+    await site.beats(site.one)
+    assert [await site.state(box) for box in (runs, stopped, ended, never)] == [
+        ("running", "running"),
+        ("stopped", "stopped"),
+        ("stopped", "stopped"),
+        ("configured", "stopped"),
+    ]
+    row = await site.row(runs)
+    assert (row.engine_life, row.error) == (site.one.life, None)
+
+
+@story()
+async def test_a_box_that_was_killed_is_started_again(site: Site) -> None:
+    box = await site.running()
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    await site.beats(site.one)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_whole_engine_of_boxes_is_started_a_few_at_a_time(site: Site) -> None:
+    boxes = [await site.running(memory_mib=128) for _ in range(40)]
+    site.one.restart_engine()
+    site.one.calls.clear()
+    site.one.most_starting = 0
+    await site.beats(site.one)
+    assert {await site.state(box) for box in boxes} == {("running", "running")}
+    assert site.one.calls.count("StartBox") == 40
+    assert site.one.most_starting == MAX_STARTS
+
+
+@story()
+async def test_while_it_waits_for_its_restart_a_box_keeps_its_room_and_can_be_stopped(site: Site) -> None:
+    box = await site.running(memory_mib=60000)
+    site.one.restart_engine()
+    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    await site.beats(site.one)
+    row = await site.row(box)
+    assert (row.status, row.desired, row.pid) == ("configured", "running", None)
+    assert row.error == "it ended with its engine; it is being started again"
+    with pytest.raises(errors.BoxliteError, match="memory"):
+        await site.core.boxes.create("p", {"memory_mib": 30000})
+    await site.core.boxes.stop("p", box.id, None)
+    assert await site.state(box) == ("stopped", "stopped")
+    site.one.refused.clear()
+    await site.look(FULL_PAUSE)
+    assert await site.state(box) == ("stopped", "stopped")
+
+
+@story()
+async def test_a_worker_that_has_too_much_to_start_is_asked_again(site: Site) -> None:
+    box = await site.running()
+    site.one.restart_engine()
+    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    await site.beats(site.one)
+    for _ in range(2 * MAX_RESTARTS):
+        await site.look(FULL_PAUSE)
+    assert await site.state(box) == ("configured", "running")
+    site.one.refused.clear()
+    await site.look(FULL_PAUSE)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_box_that_cannot_be_started_again_fails_after_some_attempts(site: Site) -> None:
+    box = await site.running()
+    site.one.restart_engine()
+    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    await site.beats(site.one)
+    site.one.calls.clear()
+    await site.look(0.1)
+    assert "StartBox" not in site.one.calls  # not at once again
+    for _ in range(MAX_RESTARTS - 1):
+        assert await site.state(box) == ("configured", "running")
+        await site.look(LONGEST_PAUSE)
+    row = await site.row(box)
+    assert (row.status, row.desired) == ("failed", "stopped")
+    assert row.error == f"it was started again {MAX_RESTARTS} times, in vain: port 80 is taken"
+    await site.beats(site.one)
+    await site.look()
+    assert await site.row(box) == row
+    site.one.refused.clear()
+    await site.core.boxes.start("p", box.id)
+    site.one.restart_engine()
+    await site.beats(site.one)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(site: Site) -> None:
+    box = await site.running()
+    for _ in range(MAX_RESTARTS):
+        site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+        await site.beats(site.one, seconds=LONGEST_PAUSE)
+        assert await site.state(box) == ("running", "running")
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    await site.beats(site.one, seconds=LONGEST_PAUSE)
+    assert await site.state(box) == ("failed", "stopped")
+    await site.core.boxes.start("p", box.id)  # by somebody: the count begins anew
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    await site.beats(site.one)
+    assert await site.state(box) == ("running", "running")
+
+
+@story()
+async def test_a_restart_survives_the_coordinator(site: Site) -> None:
+    box = await site.running()
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    await site.beats(site.one)
+    await site.crash()
+    site.one.refused.clear()
+    site.one.boxes[box.id].interrupted = False  # the worker was restarted, too
+    await site.look()
+    assert await site.state(box) == ("running", "running")
+
+
+# ---- broken off ------------------------------------------------------------------------------------------
+
+
+@story()
+async def test_a_create_that_a_crash_cut_off_is_finished_where_the_container_is(site: Site) -> None:
+    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    await site.crash(task)
+    box = await site.core.boxes.get("p", "x")
+    assert box.status == "creating"
+    await site.look()
+    assert await site.state(box) == ("configured", "stopped")
+    await site.core.boxes.start("p", "x")
+
+
+@story()
+async def test_a_create_that_a_crash_cut_off_is_undone_where_there_is_no_container(site: Site) -> None:
+    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    await site.crash(task)
+    site.one.boxes.clear()
+    await site.look()
+    with pytest.raises(errors.NotFoundError):
+        await site.core.boxes.get("p", "x")
+    assert "RemoveBox" in site.one.calls  # its disks, and whatever comes late
+    await site.core.boxes.create("p", {"name": "x"})
+
+
+@story()
+async def test_what_goes_on_is_not_broken_off(site: Site) -> None:
+    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    await site.core.reconciler.look()
+    await asyncio.sleep(0)
+    assert (await site.core.boxes.get("p", "x")).status == "creating"
+    assert site.one.calls == ["CreateBox"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@story()
+async def test_a_stop_that_a_crash_cut_off_is_finished(site: Site) -> None:
+    box = await site.running()
+    task = await begun(site.core.boxes.stop("p", box.id, None), site.one, "StopBox")
+    site.one.boxes[box.id].status = "running"  # it was not done
+    await site.crash(task)
+    assert await site.state(box) == ("stopping", "stopped")
+    await site.look()
+    assert await site.state(box) == ("stopped", "stopped")
+    assert site.one.boxes[box.id].status == "stopped"
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_stop_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
+    @story()
+    async def test(site: Site) -> None:
+        box = await site.running(auto_remove=True)
+        (site.one.unanswered if done else site.one.lost).add("StopBox")
+        with pytest.raises(errors.UnreachableError):
+            await site.core.boxes.stop("p", box.id, None)
+        assert await site.state(box) == ("stopping", "stopped")
+        site.one.unanswered.clear()
+        site.one.lost.clear()
+        await site.beats(site.one)
+        assert await site.state(box) is None
+        assert site.one.boxes == {}
+
+    test(tmp_path)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_start_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
+    @story()
+    async def test(site: Site) -> None:
+        box = await site.core.boxes.create("p", {})
+        (site.one.unanswered if done else site.one.lost).add("StartBox")
+        with pytest.raises(errors.UnreachableError):
+            await site.core.boxes.start("p", box.id)
+        assert (await site.row(box)).desired == "running"
+        site.one.unanswered.clear()
+        site.one.lost.clear()
+        await site.beats(site.one)
+        assert await site.state(box) == ("running", "running")
+
+    test(tmp_path)
+
+
+@story()
+async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_repeated(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    site.one.unanswered.add("StartBox")
+    with pytest.raises(errors.UnreachableError):
+        await site.core.boxes.start("p", box.id)
+    site.one.unanswered.clear()
+    site.one.boxes[box.id].status = "stopped"
+    site.one.calls.clear()
+    await site.beats(site.one)
+    assert await site.state(box) == ("stopped", "stopped")
+    assert "StartBox" not in site.one.calls
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_removal_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
+    @story()
+    async def test(site: Site) -> None:
+        box = await site.core.boxes.create("p", {})
+        (site.one.unanswered if done else site.one.lost).add("RemoveBox")
+        with pytest.raises(errors.UnreachableError):
+            await site.core.boxes.remove("p", box.id, force=False)
+        with pytest.raises(errors.InvalidStateError, match="is being removed"):
+            await site.core.boxes.start("p", box.id)
+        site.one.unanswered.clear()
+        site.one.lost.clear()
+        await site.beats(site.one)
+        assert await site.state(box) is None
+        assert site.one.boxes == {}
+
+    test(tmp_path)
+
+
+@story()
+async def test_a_removal_that_was_never_asked_for_leaves_the_box(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    site.one.refused["RemoveBox"] = errors.UpstreamUnavailableError("the worker sends no heartbeat")
+    with pytest.raises(errors.UpstreamUnavailableError):
+        await site.core.boxes.remove("p", box.id, force=False)
+    assert await site.state(box) == ("configured", "stopped")
+
+
+@story()
+async def test_a_clone_that_a_crash_cut_off(site: Site) -> None:
+    source = await site.core.boxes.create("p", {})
+    for made in (True, False):
+        task = await begun(site.core.snapshots.clone("p", source.id, "copy"), site.one, "CloneBox")
+        site.one.calls.clear()
+        await site.crash(task)
+        copy = await site.core.boxes.get("p", "copy")
+        if not made:
+            del site.one.boxes[copy.id]
+        await site.look()
+        assert await site.state(copy) == (("configured", "stopped") if made else None)
+        if made:
+            await site.core.boxes.remove("p", "copy", force=False)
+
+
+@story()
+async def test_snapshots_that_a_crash_cut_off(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    await site.core.snapshots.create("p", box.id, "kept")
+    task = await begun(site.core.snapshots.create("p", box.id, "s"), site.one, "CreateSnapshot")
+    await site.crash(task)
+    await site.look()  # no report says anything about it
+    assert [s.name for s in await site.core.snapshots.list("p", box.id)] == ["kept"]
+    assert len(site.one.snapshots) == 1
+
+    task = await begun(site.core.snapshots.restore("p", box.id, "kept"), site.one, "RestoreSnapshot")
+    await site.crash(task)
+    await site.look()
+    row = await site.row(box)
+    assert (row.status, row.generation, site.one.boxes[box.id].generation) == ("configured", 2, 2)
+
+    task = await begun(site.core.snapshots.remove("p", box.id, "kept"), site.one, "RemoveSnapshot")
+    site.one.snapshots.add("again")
+    await site.crash(task)
+    await site.beats(site.one)
+    assert await site.core.snapshots.list("p", box.id) == []
+
+
+@story()
+async def test_volumes_that_a_crash_cut_off(site: Site) -> None:
+    task = await begun(site.core.volumes.create("p", "v"), site.one, "CreateVolume")
+    await site.crash(task)
+    await site.look()
+    assert (await site.core.volumes.all("p"), site.one.volumes) == ([], set())
+    volume = await site.core.volumes.create("p", "v")
+    site.one.volumes.add("of-nobody")
+    task = await begun(site.core.volumes.remove("p", "v", force=False), site.one, "RemoveVolume")
+    site.one.volumes.add(volume.id)
+    await site.crash(task)
+    await site.look()
+    assert (await site.core.volumes.all("p"), site.one.volumes) == ([], {"of-nobody"})
+
+
+@story()
+async def test_nothing_is_changed_about_a_worker_that_cannot_be_reached(site: Site) -> None:
+    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    await site.crash(task)
+    site.one.calls.clear()
+    await site.look(3600, beats=False)
+    assert site.one.calls == []
+    assert (await site.core.boxes.get("p", "x")).status == "creating"
+    await site.beats(site.one)
+    assert (await site.core.boxes.get("p", "x")).status == "configured"
+
+
+@story()
+async def test_what_could_not_be_dealt_with_is_asked_for_again(site: Site) -> None:
+    box = await site.running()
+    site.one.boxes[box.id].status = "stopped"
+    body = {"epoch": "e", "inventory": "digest", "boxes": site.one.inventory()}
+    site.one.refused["GetBox"] = errors.EngineError("not now")
+    for expected in (True, False):
+        assert (await workers_api.heartbeat(site.core, "w1", body))["send_inventory"] is False
+        await site.settle()
+        beat = {"epoch": "e", "inventory": "digest"}
+        assert (await workers_api.heartbeat(site.core, "w1", beat))["send_inventory"] is expected
+        site.one.refused.clear()
+    assert await site.state(box) == ("stopped", "stopped")
+
+
+# ---- orphans ---------------------------------------------------------------------------------------------
+
+
+@story()
+async def test_an_orphan_goes_after_its_grace(site: Site) -> None:
+    orphan = ids.new_id()
+    site.one.boxes[orphan] = Container(1)
+    await site.beats(site.one)
+    await site.look(GRACE - 1)
+    assert orphan in site.one.boxes
+    await site.beats(site.one, seconds=0)  # it was there all the time
+    await site.look(1)
+    assert orphan not in site.one.boxes
+
+
+@story()
+async def test_an_orphan_that_cannot_be_removed_is_tried_again_a_grace_later(site: Site) -> None:
+    orphan = ids.new_id()
+    site.one.boxes[orphan] = Container(1)
+    site.one.refused["RemoveBox"] = errors.EngineError("not now")
+    await site.beats(site.one)
+    await site.look(GRACE)
+    site.one.refused.clear()
+    await site.look(GRACE - 1)
+    assert orphan in site.one.boxes
+    await site.look(1)
+    assert orphan not in site.one.boxes
+
+
+@story()
+async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: Site) -> None:
+    """The answer of the first worker is lost: it has made the box all the same."""
+    site.one.unanswered.add("CreateBox")
+    await site.core.store.put_worker(site.two.row(site.clock()))
+    box = await site.core.boxes.create("p", {})
+    assert (box.worker_id, box.generation) == ("w2", 2)
+    assert site.one.boxes[box.id].generation == 1
+    for _ in range(3):
+        await site.beats(site.one, site.two, seconds=GRACE)
+        await site.look()
+    assert site.one.boxes == {}
+    assert site.two.boxes[box.id].generation == 2
+    assert await site.state(box) == ("configured", "stopped")
+
+
+@story()
+async def test_a_later_generation_is_never_removed(site: Site) -> None:
+    box = await site.core.boxes.create("p", {})
+    site.one.boxes[box.id] = Container(7, "running")
+    for _ in range(3):
+        await site.beats(site.one, seconds=GRACE)
+        await site.look()
+    assert site.one.boxes[box.id] == Container(7, "running")
+
+
+@story()
+async def test_a_snapshot_without_a_row_goes_after_its_grace(site: Site) -> None:
+    """Such a one is left where a worker died while its engine was copying the disk."""
+    box = await site.core.boxes.create("p", {})
+    await site.core.snapshots.create("p", box.id, "kept")
+    (kept,) = site.one.snapshots
+    site.one.snapshots.add("left")
+    await site.look(SURVEY_SECONDS)
+    await site.beats(site.one)  # it says nothing of snapshots
+    assert site.one.snapshots == {kept, "left"}
+    await site.look(GRACE)
+    assert site.one.snapshots == {kept}
+
+
+# ---- when asked ------------------------------------------------------------------------------------------
+
+
+@story("one", "two")
+async def test_a_dry_run_says_what_a_run_does(site: Site) -> None:
+    runs = await site.core.boxes.create("p", {})
+    other = await site.core.boxes.create("p", {})
+    assert {runs.worker_id, other.worker_id} == {"w1", "w2"}
+    worker = site.one if runs.worker_id == "w1" else site.two
+    await site.core.boxes.start("p", runs.id)
+    worker.restart_engine()
+    orphan = ids.new_id()
+    worker.boxes[orphan] = Container(1)
+    worker.volumes.add("v")
+    expected = {(Kind.RESTART, runs.id, ""), (Kind.REMOVE_ORPHAN, orphan, ""), (Kind.UNKNOWN, "", "v")}
+
+    outcome = await site.core.reconciler.run(dry_run=True)
+    assert {(d.action.kind, d.action.box_id, d.action.volume_id) for d in outcome.done} == expected
+    assert {(d.done, d.error) for d in outcome.done} == {(False, None)}
+    assert await site.state(runs) == ("running", "running")
+    assert worker.boxes[runs.id].status == "stopped"
+
+    site.clock.now += GRACE
+    for each in (site.one, site.two):
+        await site.core.store.put_worker(each.row(site.clock()))
+    outcome = await site.core.reconciler.run(dry_run=False)
+    assert {(d.action.kind, d.done, d.error) for d in outcome.done} == {
+        (Kind.RESTART, True, None),
+        (Kind.REMOVE_ORPHAN, True, None),
+        (Kind.UNKNOWN, False, None),
+    }
+    assert (worker.boxes[runs.id].status, list(worker.boxes), worker.volumes) == ("running", [runs.id], {"v"})
+    assert [d.action.kind for d in (await site.core.reconciler.run(dry_run=True)).done] == [Kind.UNKNOWN]
+
+
+@story("one", "two")
+async def test_a_run_names_who_cannot_be_asked(site: Site) -> None:
+    site.one.lost.add("ListBoxes")
+    outcome = await site.core.reconciler.run(dry_run=True)
+    assert outcome.unreachable == {"w1": "worker w1 cannot be reached"}
+    site.clock.now += 3600
+    outcome = await site.core.reconciler.run(dry_run=True, worker="w2")
+    assert list(outcome.unreachable) == ["w2"]
+    with pytest.raises(errors.NotFoundError):
+        await site.core.reconciler.run(dry_run=True, worker="w3")
+
+
+@story()
+async def test_a_run_says_what_could_not_be_done(site: Site) -> None:
+    box = await site.running()
+    site.one.restart_engine()
+    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    outcome = await site.core.reconciler.run(dry_run=False)
+    assert [(d.action.box_id, d.done, d.error) for d in outcome.done] == [(box.id, False, "port 80 is taken")]
+
+
+@story()
+async def test_the_answer_to_an_operator(site: Site) -> None:
+    orphan = ids.new_id()
+    site.one.boxes[orphan] = Container(3)
+    site.one.volumes.add("v")
+    answer = await workers_api.reconcile(site.core, {"dry_run": True})
+    nothing = {"done": False, "error": None}
+    assert answer == {
+        "dry_run": True,
+        "actions": [
+            {
+                "kind": "remove_orphan",
+                "worker": "w1",
+                "box_id": orphan,
+                "volume_id": None,
+                "generation": 3,
+                "reason": "no box has it",
+                "due_at": "1970-01-12T13:47:40.000Z",
+                **nothing,
+            },
+            {
+                "kind": "unknown",
+                "worker": "w1",
+                "box_id": None,
+                "volume_id": "v",
+                "generation": None,
+                "reason": "it has no row; it is left alone, since it may hold data",
+                "due_at": None,
+                **nothing,
+            },
+        ],
+        "unreachable": [],
+    }
