@@ -72,12 +72,17 @@ def engine_errors(what: str) -> Iterator[None]:
 
 
 class _Client(docker.APIClient):
-    """Every call has a timeout: the library gives some of its streams none."""
+    """Every call has a timeout: the library gives some of its streams and its hand-overs none."""
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.setdefault("timeout", self.timeout) is None:
             kwargs["timeout"] = STREAM_TIMEOUT
         return kwargs
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout
+        return super().request(*args, **kwargs)
 
 
 class Engine:
