@@ -67,6 +67,13 @@ class Progress:
         self.sent += missed
         return missed
 
+    def gap(self, position: int) -> None:
+        """Output of an unknown size is gone, and a new log begins. What of it the client has is only known if a
+        place in it was confirmed."""
+        if not self._places[0][0]:
+            self.skip = 0
+            self._places = deque([(self.sent, position)])
+
     def place(self, position: int) -> None:
         """All output before `position` is sent, and nothing behind it."""
         if self.skip:
@@ -192,7 +199,7 @@ class Session:
                 text = f"{missed} bytes of earlier output are lost: nobody read them in time"
                 await self._socket.send_text(frames.error_frame(text, dropped_bytes=missed))
         elif event.HasField("gap"):
-            self._progress.skip = 0  # what follows is new, whatever the client has
+            self._progress.gap(event.position)
             await self._socket.send_text(frames.error_frame(event.gap))
         else:
             for stream, data in self._joiner.flush():

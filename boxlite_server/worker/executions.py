@@ -358,7 +358,7 @@ class Executions:
             record.execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            OutputLog(self._spool, self._log_capacity),
+            OutputLog(self._spool, self._log_capacity, 0 if gap is None else _now_ms() << 20),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,

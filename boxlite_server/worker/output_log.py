@@ -56,15 +56,17 @@ class Gap:
 class OutputLog:
     """Written by one thread, read by many."""
 
-    def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY, begin: int = 0) -> None:
+        """`begin`: the first position; with a late one no position of a former log can be taken for one of this."""
         self._directory = directory
+        self._begin = begin
         self._capacity = capacity
         # Small enough that two records always fit, so that a reader never has to wait for half a record.
         self._max_payload = min(MAX_CHUNK, capacity // 2 - _HEADER.size)
         self._file: IO[bytes] | None = None
         self._changed = threading.Condition()
-        self._start = 0
-        self._end = 0
+        self._start = begin
+        self._end = begin
         self._dropped_payload = 0
         self._closed = False
         self._waits_for_readers = True
@@ -96,14 +98,14 @@ class OutputLog:
         with self._changed:
             if position > self._end:
                 raise InvalidArgumentError(f"position {position} is behind the end of the output")
-            reader = Reader(self, position)
+            reader = Reader(self, position or self._begin)
             self._readers.add(reader)
             return reader
 
     def holds(self, position: int) -> bool:
-        """Whether there is something at or behind `position`, or it is the end."""
+        """Whether `position` may be one of this log."""
         with self._changed:
-            return position <= self._end
+            return position == 0 or self._begin <= position <= self._end
 
     # ---- for the writer ----
 
@@ -129,7 +131,7 @@ class OutputLog:
     # ---- for readers, with the lock held ----
 
     def _missed_by(self, position: int) -> int:
-        return self._dropped_payload if position == 0 else self._start - position
+        return self._dropped_payload if position == self._begin else self._start - position
 
     def _chunks(self, position: int) -> list[Chunk]:
         """All whole records in the next 256 KiB, neighbours of one stream joined."""

@@ -166,3 +166,20 @@ def test_input_is_joined_bounded_and_keeps_its_end() -> None:
         assert not await _waits(queue, b"more")
 
     asyncio.run(scenario())
+
+
+def test_behind_a_gap_nothing_is_skipped_that_is_new() -> None:
+    progress = Progress(pb.Delivered(), received=4)
+    progress.gap(0)
+    assert progress.passes(b"new") == b"new"
+    progress.place(1000)
+    confirmed = progress.confirm(4)
+    assert (confirmed.bytes, confirmed.position, confirmed.bytes_at_position) == (4, 0, 4)
+    # The client comes back and says that it has two bytes more.
+    progress = Progress(confirmed, received=6)
+    assert progress.start_position == 0
+    progress.gap(0)
+    assert progress.passes(b"new") == b"w"
+    progress.place(1000)
+    confirmed = progress.confirm(7)
+    assert (confirmed.bytes, confirmed.position, confirmed.bytes_at_position) == (7, 1000, 7)

@@ -190,3 +190,16 @@ def test_the_file_has_no_name(tmp_path: Path) -> None:
     log = OutputLog(tmp_path)
     log.append(STDOUT, b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_may_begin_late(tmp_path: Path) -> None:
+    log = OutputLog(tmp_path, begin=1 << 40)
+    assert [log.holds(position) for position in (0, 1, 1 << 40, (1 << 40) + 1)] == [True, False, True, False]
+    log.append(1, b"one")
+    log.close()
+    with log.reader() as reader:
+        (chunk,) = reader.read()
+        assert isinstance(chunk, Chunk)
+        assert (chunk.data, chunk.position > 1 << 40) == (b"one", True)
+    with log.reader(chunk.position) as reader:
+        assert reader.read() == []
