@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -39,13 +39,18 @@ class Identity:
         path = home / FILE_NAME
         try:
             identity = cls(path=path, **json.loads(path.read_text()))
+            known = replace(identity)
         except FileNotFoundError:
-            identity = cls(path, ids.new_id(), ids.worker_name(rng), False, ids.secret())
+            identity, known = cls(path, ids.new_id(), ids.worker_name(rng), False, ids.secret()), None
         except (ValueError, TypeError) as exc:
             raise BoxliteError(f"{path} is damaged ({exc}); restore it, or remove it to start as a new worker") from exc
         if name:
             identity.name, identity.name_given = name, True
-        identity.save()
+        if identity != known:  # a disk that is full keeps nobody from being who it was
+            try:
+                identity.save()
+            except OSError as exc:
+                raise BoxliteError(f"{path} cannot be written: {exc.strerror or exc}") from exc
         return identity
 
     def save(self) -> None:

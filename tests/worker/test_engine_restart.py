@@ -87,7 +87,7 @@ def test_an_engine_that_is_ended_interrupts_its_boxes(engine: PrivateEngine, wat
                 return
 
     reporter = in_thread(report)
-    engine.stop()
+    engine.end()
     reporter.join(70)
     assert all(state.interrupted for state in seen)
     with pytest.raises(EngineError):

@@ -75,3 +75,17 @@ def test_a_home_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BoxliteError, match="cannot be used"), locked_home(tmp_path / "file"):
         pytest.fail("entered")
+
+
+def test_a_full_disk_stops_only_those_who_have_something_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    known = Identity.load(tmp_path, None, random.Random(1))
+    monkeypatch.setattr("boxlite_server.worker.identity.os.fsync", full)
+    assert Identity.load(tmp_path, None, random.Random(2)) == known
+    with pytest.raises(BoxliteError, match=r"worker\.json cannot be written: No space left"):
+        Identity.load(tmp_path, "another", random.Random(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.json"]
