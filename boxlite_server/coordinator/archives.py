@@ -14,8 +14,9 @@ from typing import Any
 from .. import errors, rpc, specs
 from .._gen import worker_pb2 as pb
 from . import attachments, boxfile, boxspec, validation, wire
-from .boxes import Boxes, ref
+from .boxes import Boxes
 from .fleet import Fleet
+from .observing import ref
 from .patience import WORK_SECONDS
 from .policy import Policy
 from .store import Box

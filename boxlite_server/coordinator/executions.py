@@ -13,10 +13,11 @@ from typing import Any
 
 from .. import errors, ids, rpc
 from .._gen import worker_pb2 as pb
-from .boxes import Boxes, ref
+from .boxes import Boxes
 from .boxspec import checked_env
 from .fleet import Fleet
 from .leases import Lease, Leases
+from .observing import ref
 from .schedule import Schedule
 from .store import Box, Store
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from .. import errors
 from .._gen import worker_pb2 as pb
-from .boxes import CALL_SECONDS, Boxes, ref
+from .boxes import Boxes
 from .fleet import Fleet
+from .observing import CALL_SECONDS, ref
 from .schedule import Schedule
 from .store import Box, Store
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from .. import errors
 from .._gen import worker_pb2 as pb
 from . import plan
-from .boxes import CALL_SECONDS, Boxes
+from .boxes import Boxes
 from .fleet import Fleet
+from .observing import CALL_SECONDS
 from .plan import Action, Inventory, Kind, Rows, Subject
 from .snapshots import Snapshots
 from .store import Box, Store, Worker
@@ -271,7 +272,7 @@ class Reconciler:
                 await self._give_up(box, exc.message)
             raise
         if started is not None:
-            log.info("box %s runs again", box.id)
+            log.info("box %s was started again, and is %s", box.id, started.status)
             self._restarts[box.id] = self._after_restart(known, started.started_at)
 
     def _after_restart(self, known: _Restarts, started_at: float | None) -> _Restarts:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import boxspec
-from .boxes import CALL_SECONDS, Boxes, ref
+from .boxes import Boxes
 from .fleet import Fleet
+from .observing import CALL_SECONDS, ref
 from .policy import REQUEST_SECONDS
 from .store import RESERVING, Box, Snapshot, Store
 

@@ -281,6 +281,31 @@ async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(sit
 
 
 @story()
+async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_next(site: Site) -> None:
+    box, late = await site.running(), await site.core.boxes.create("p", {})
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    site.one.dying = True
+    await site.core.boxes.start("p", late.id)
+    await site.beats(site.one)
+    assert await site.state(box) == await site.state(late) == ("configured", "running")
+    site.one.dying = False
+    site.one.restart_engine()
+    await site.look()
+    assert await site.state(box) == await site.state(late) == ("running", "running")
+
+
+@story()
+async def test_a_short_command_that_is_run_again_ends_for_good(site: Site) -> None:
+    box, once = await site.running(), await site.running(auto_remove=True)
+    site.one.restart_engine()
+    site.one.brief = True
+    await site.beats(site.one)
+    await site.look()
+    assert (await site.state(box), await site.state(once)) == (("stopped", "stopped"), None)
+    assert site.one.calls.count("StartBox") == 4
+
+
+@story()
 async def test_a_restart_survives_the_coordinator(site: Site) -> None:
     box = await site.running()
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)

@@ -47,6 +47,8 @@ class FakeWorker:
     lost: set[str] = field(default_factory=set)
     unanswered: set[str] = field(default_factory=set)
     hanging: dict[str, asyncio.Event] = field(default_factory=dict)  # set as soon as one hangs
+    brief: bool = False  # whether boxes end as soon as they are started
+    dying: bool = False  # whether its engine kills at once what is started
     refused: dict[str, errors.BoxliteError] = field(default_factory=dict)
     starting: int = 0
     most_starting: int = 0
@@ -129,7 +131,8 @@ class FakeWorker:
 
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:
         found = self._find(ref)
-        found.status, found.interrupted = "running", False
+        ends = self.brief or self.dying
+        found.status, found.interrupted = "stopped" if ends else "running", self.dying
         return self._answer(ref)
 
     def _StopBox(self, request: pb.StopBoxRequest) -> pb.Box:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..boxes import ref
 from ..core import Core
+from ..observing import ref
 
 CALL_SECONDS = 30.0
 
