@@ -157,7 +157,7 @@ class Boxes:
             raise errors.UpstreamUnavailableError(
                 f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
             )
-        if box and not _fits(box.spec, spec):
+        if box and not boxspec.is_same(box.spec, spec):
             raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         return box
 
@@ -569,12 +569,3 @@ def _forgotten(box_id: str) -> errors.BoxliteError:
 
 def _lease(box_id: str) -> str:
     return f"box/{box_id}"
-
-
-def _fits(made: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a box was asked for like this; only in that of the box do volumes stand with their ids."""
-    return {**made, "mounts": _without_ids(made)} == {**asked, "mounts": _without_ids(asked)}
-
-
-def _without_ids(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in mount.items() if key != "volume_id"} for mount in spec.get("mounts", [])]
