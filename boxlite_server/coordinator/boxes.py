@@ -133,7 +133,7 @@ class Boxes(ObservedBoxes):
             raise errors.UpstreamUnavailableError(
                 f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
             )
-        if box and not _fits(box.spec, spec):
+        if box and not boxspec.is_same(box.spec, spec):
             raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         return box
 
@@ -352,12 +352,3 @@ class Boxes(ObservedBoxes):
             raise
         await self._forget(box.id)
         return left
-
-
-def _fits(made: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a box was asked for like this; only in that of the box do volumes stand with their ids."""
-    return {**made, "mounts": _without_ids(made)} == {**asked, "mounts": _without_ids(asked)}
-
-
-def _without_ids(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in mount.items() if key != "volume_id"} for mount in spec.get("mounts", [])]

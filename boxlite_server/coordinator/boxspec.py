@@ -95,6 +95,15 @@ def _network_mode(network: Any) -> str:
     return str(outbound.get("mode") or "enabled")
 
 
+def is_same(spec: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two full specs ask for the same, whether or not the ids of their volumes are known already."""
+    return {**spec, "mounts": _without_ids(spec)} == {**other, "mounts": _without_ids(other)}
+
+
+def _without_ids(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in mount.items() if key != "volume_id"} for mount in spec.get("mounts", [])]
+
+
 def to_proto(spec: Mapping[str, Any], box_id: str) -> pb.BoxSpec:
     """The spec as its worker gets it."""
     message = pb.BoxSpec(
