@@ -134,6 +134,7 @@ def test_introduction_and_first_heartbeat(
     assert capacity["max_boxes"] is None
     assert capacity["cpu_limit"] == capacity["cpus"] * 16
     assert call.body.pop("version")
+    assert call.body.pop("started_at") == registration.started_at
     assert call.body == {
         "id": identity.id,
         "name": identity.name,
