@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import EngineError
 from .runtime import BoxRuntime, BoxState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +30,47 @@ class Stocktaking:
     """Takes inventories, one at a time."""
 
     def __init__(self, runtime: BoxRuntime) -> None:
-        self._runtime = runtime
-        self._under_way: Future[Inventory] | None = None
+        self._inventory = _Question("inventory", lambda: inventory(runtime))
+        self._life = _Question("engine", lambda: runtime.life())  # as it is by then
 
-    def take(self, patience: float) -> Inventory:
-        """Raises `EngineError` when the engine fails, or has not answered within `patience` seconds."""
+    def take(self, patience: float) -> Inventory | None:
+        """None when it takes longer than `patience` seconds though the engine is well: it says nothing of a box
+        whose disk it reads or writes. Raises `EngineError` when the engine fails, or answers nothing at all in as
+        long again."""
+        with contextlib.suppress(TimeoutError):
+            return self._inventory.answer(patience)
+        try:
+            self._life.answer(patience)
+        except TimeoutError:
+            raise EngineError(f"the container engine has not answered for {patience:.0f} s") from None
+        return None
+
+
+class _Question(Generic[T]):
+    """Asked in a thread of its own: an engine that hangs must not keep the worker from saying so. One that is not
+    answered is not asked again."""
+
+    def __init__(self, name: str, ask: Callable[[], T]) -> None:
+        self._name = name
+        self._ask = ask
+        self._under_way: Future[T] | None = None
+
+    def answer(self, patience: float) -> T:
+        """Raises TimeoutError when there is none within `patience` seconds, and what the question raises."""
         if self._under_way is None:
             self._under_way = Future()
-            # In its own thread: an engine that hangs must not keep the worker from saying so.
-            threading.Thread(target=self._take, args=(self._under_way,), name="inventory", daemon=True).start()
-        under_way = self._under_way
-        try:
-            inventory = under_way.result(patience)
-        except FutureTimeoutError:
-            if under_way.done():
-                self._under_way = None
-            raise EngineError(f"the container engine has not answered for {patience:.0f} s") from None
-        except BaseException:
-            self._under_way = None
-            raise
-        self._under_way = None
-        return inventory
+            threading.Thread(target=self._put, args=(self._under_way,), name=self._name, daemon=True).start()
+        done, _ = wait([self._under_way], patience)
+        if not done:
+            raise TimeoutError
+        answered, self._under_way = self._under_way, None
+        return answered.result()
 
-    def _take(self, taken: Future[Inventory]) -> None:
+    def _put(self, under_way: Future[T]) -> None:
         try:
-            taken.set_result(inventory(self._runtime))
+            under_way.set_result(self._ask())
         except BaseException as exc:
-            taken.set_exception(exc)
+            under_way.set_exception(exc)
 
 
 def inventory(runtime: BoxRuntime) -> Inventory:

@@ -171,6 +171,8 @@ class Registration:
         while not self._stopping:
             try:
                 held = self._take() if self.identity.cluster_id else None
+                if held is None and self.identity.cluster_id:
+                    raise EngineError("the container engine takes its time to tell the boxes")
                 status, answer = self.client.register(self._introduction(held))
                 if status == 200:
                     self._note_told(held)
@@ -238,12 +240,14 @@ class Registration:
         except EngineError as exc:
             log.warning("the boxes cannot be told: %s", exc)
             return None, beat | {"engine_error": exc.message[:_MAX_REASON]}
+        if held is None:
+            return None, beat
         beat |= {"inventory": held.digest, "engine_life": held.engine_life}
         if self._is_asked or held.digest != self._told or self.clock() - self._told_at >= FULL_INTERVAL:
             beat["boxes"] = held.boxes
         return held, beat
 
-    def _take(self) -> Inventory:
+    def _take(self) -> Inventory | None:
         return self._stocktaking.take(INVENTORY_PATIENCE)
 
     def _note_told(self, held: Inventory | None) -> None:

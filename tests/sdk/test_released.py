@@ -76,3 +76,42 @@ def test_with_a_key(new_cluster, test_image: str, version: str, env: dict[str, s
     refused = run_sdk(version, SCENARIOS, "output", test_image, env=wrong)
     assert refused.returncode != 0
     assert "auth" in refused.stderr
+
+
+_LOST_BOX = """
+import asyncio
+from boxlite import Boxlite, BoxliteRestOptions
+
+
+def status(info):
+    state = getattr(info, "state", None)
+    return str(getattr(state, "status", state)).lower()
+
+
+async def main():
+    runtime = Boxlite.rest(BoxliteRestOptions.from_env())
+    assert "unknown" in status(await runtime.get_info("lost"))
+    assert ["unknown" in status(info) for info in await runtime.list_info()] == [True]
+    try:
+        await (await runtime.get("lost")).start()
+    except Exception as exc:
+        print(exc)
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_box_of_a_lost_worker_is_shown_and_refuses_at_once(new_cluster, test_image: str) -> None:
+    cluster = new_cluster()
+    cluster.start_coordinator()
+    worker = cluster.start_worker(name="one")
+    assert cluster.http("POST", "/v1/boxes", {"image": test_image, "name": "lost", "memory_mib": 128})[0] == 201
+    worker.stop()
+    for version in VERSIONS:
+        env = {"BOXLITE_REST_URL": cluster.url, "BOXLITE_REST_CLIENT_ID": "me", "BOXLITE_REST_CLIENT_SECRET": "x"}
+        done = run_sdk(version, _LOST_BOX, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "worker one was shut down at" in done.stdout
+    worker.start()
+    assert cluster.http("DELETE", "/v1/boxes/lost")[0] == 204

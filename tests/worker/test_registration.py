@@ -326,23 +326,43 @@ def test_an_engine_that_hangs_does_not_silence_the_worker(
     monkeypatch.setattr(registration_module, "INVENTORY_PATIENCE", 0.05)
     registration = new_registration()
     coordinator.next(), coordinator.next()
-    release, list_boxes = threading.Event(), fake_site.runtime.list_boxes
+    release, life = threading.Event(), fake_site.runtime.life
     asked: list[int] = []
 
-    def hanging() -> list[Any]:
+    def hanging() -> str:
         asked.append(1)
         assert release.wait(10)
-        return list_boxes()
+        return life()
 
-    monkeypatch.setattr(fake_site.runtime, "list_boxes", hanging)
+    monkeypatch.setattr(fake_site.runtime, "life", hanging)
     for _ in range(3):
         registration.report_change()
         assert "has not answered" in coordinator.next().body["engine_error"]
-    assert len(asked) == 1, "one question at a time"
+    assert len(asked) == 2, "for the boxes, and whether it is there at all; no question twice"
     release.set()
     while "engine_error" in (beat := coordinator_beat(registration, coordinator)):
         pass
     assert "inventory" in beat
+
+
+def test_an_engine_that_is_busy_with_a_box_is_no_trouble(
+    new_registration: NewRegistration, coordinator: Coordinator, fake_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration_module, "INVENTORY_PATIENCE", 0.05)
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    release, list_boxes = threading.Event(), fake_site.runtime.list_boxes
+
+    def waiting() -> list[Any]:
+        assert release.wait(10)
+        return list_boxes()
+
+    monkeypatch.setattr(fake_site.runtime, "list_boxes", waiting)
+    for _ in range(2):
+        assert coordinator_beat(registration, coordinator) == {"epoch": "epoch"}
+    release.set()
+    while "inventory" not in coordinator_beat(registration, coordinator):
+        pass
 
 
 def coordinator_beat(registration: Registration, coordinator: Coordinator) -> dict[str, Any]:

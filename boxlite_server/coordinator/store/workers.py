@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ... import errors
-from .table import Table, decoded, json_columns, marks, to_row
+from .table import Table, marks, to_row
 
 
 class Worker(NamedTuple):
@@ -44,7 +46,7 @@ class Load(NamedTuple):
 
 
 _COLUMNS = ", ".join(Worker._fields)
-_JSON = json_columns(Worker._fields)
+_LABELS = Worker._fields.index("labels")
 _LOAD = ", ".join(Load._fields)
 
 
@@ -110,4 +112,9 @@ class Workers(Table):
 
     async def _workers(self, tail: str, parameters: tuple[Any, ...]) -> list[Worker]:
         rows = await self._read(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
-        return [Worker(*decoded(row, _JSON)) for row in rows]
+        return [Worker._make((*row[:_LABELS], _decoded(row[_LABELS]), *row[_LABELS + 1 :])) for row in rows]
+
+
+@functools.lru_cache(4096)  # each placement reads all workers, and their labels hardly ever change
+def _decoded(labels: str) -> dict[str, str]:
+    return cast(dict[str, str], json.loads(labels))
