@@ -50,7 +50,7 @@ def api(docker_host: str) -> Iterator[docker.APIClient]:
     client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The fake alone, for what does not depend on an engine."""
     fake = FakeRuntime()
