@@ -69,7 +69,7 @@ def read(worker: Worker, box: BoxRef, execution: str, position: int = 0) -> tupl
 
 
 def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box: BoxRef) -> None:
-    script = "echo begun; until test -e go1; do sleep 0.02; done; rm go1; echo more; read x; echo $x >&2; cat; exit 7"
+    script = "echo begun; until test -e go1; do sleep 0.02; done; rm go1; echo more; read x; echo $x; cat; exit 7"
     execution = worker.start(box, script)
     assert isinstance(next(worker.executions.read_output(box.box_id, execution)), Chunk)
     began = worker.executions.get(box.box_id, execution).started_at_ms
