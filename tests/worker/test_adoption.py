@@ -108,9 +108,11 @@ def test_two_deaths_in_a_row(worker: Worker, box: BoxRef) -> None:
 
 
 def test_a_repeated_start_of_a_former_command_starts_nothing(worker: Worker, box: BoxRef) -> None:
-    execution = worker.start(box, "echo x >> twice; sleep 1000")
+    script = "echo x >> twice; echo up; exec sleep 1000"
+    execution = worker.start(box, script)
+    next(worker.executions.read_output(box.box_id, execution))
     worker = worker.die()()
-    spec = ExecSpec(("sh", "-c", "echo x >> twice; sleep 1000"))
+    spec = ExecSpec(("sh", "-c", script))
     assert worker.executions.start(execution, box, spec).status is ExecutionStatus.RUNNING
     assert read(worker, box, worker.start(box, "cat twice; rm twice"))[1] == b"x\n"
     worker.executions.kill(box.box_id, execution)
