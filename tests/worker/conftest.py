@@ -8,10 +8,14 @@ from pathlib import Path
 import docker
 import fake_runtime
 import pytest
+from calls import EPOCH, SECRET, Client, create_request, service_of
 from fake_runtime import FakeRuntime
 from sites import Site, docker_site, policy
 
+from boxlite_server import ids
+from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.worker.runtime import BoxRef
+from boxlite_server.worker.service import make_server
 
 
 @pytest.fixture(scope="session", params=["docker", "fake"])
@@ -64,3 +68,24 @@ def box(site: Site) -> Iterator[BoxRef]:
     ref = site.running_box()
     yield ref
     site.runtime.remove(ref, force=True)
+
+
+@pytest.fixture(scope="module")
+def client(fake_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    server = make_server(service_of(fake_site, tmp_path_factory.mktemp("spool")), SECRET, EPOCH)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(f"127.0.0.1:{port}")
+    yield client
+    client.channel.close()
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def served_box(fake_site: Site, client: Client) -> Iterator[pb.BoxRef]:
+    """A running box."""
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    client.CreateBox(create_request(fake_site, ref))
+    client.StartBox(ref)
+    yield ref
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))

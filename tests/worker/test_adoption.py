@@ -69,7 +69,7 @@ def read(worker: Worker, box: BoxRef, execution: str, position: int = 0) -> tupl
 
 
 def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box: BoxRef) -> None:
-    script = "echo begun; until test -e go1; do sleep 0.02; done; rm go1; echo more; read x; echo $x >&2; cat; exit 7"
+    script = "echo begun; until test -e go1; do sleep 0.02; done; rm go1; echo more; read x; echo $x; cat; exit 7"
     execution = worker.start(box, script)
     assert isinstance(next(worker.executions.read_output(box.box_id, execution)), Chunk)
     began = worker.executions.get(box.box_id, execution).started_at_ms
@@ -108,9 +108,11 @@ def test_two_deaths_in_a_row(worker: Worker, box: BoxRef) -> None:
 
 
 def test_a_repeated_start_of_a_former_command_starts_nothing(worker: Worker, box: BoxRef) -> None:
-    execution = worker.start(box, "echo x >> twice; sleep 1000")
+    script = "echo x >> twice; echo up; exec sleep 1000"
+    execution = worker.start(box, script)
+    next(worker.executions.read_output(box.box_id, execution))
     worker = worker.die()()
-    spec = ExecSpec(("sh", "-c", "echo x >> twice; sleep 1000"))
+    spec = ExecSpec(("sh", "-c", script))
     assert worker.executions.start(execution, box, spec).status is ExecutionStatus.RUNNING
     assert read(worker, box, worker.start(box, "cat twice; rm twice"))[1] == b"x\n"
     worker.executions.kill(box.box_id, execution)

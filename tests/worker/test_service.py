@@ -7,88 +7,26 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+from calls import EPOCH, SECRET, Client, create_request, execute, refusal, service_of
 from fake_runtime import PULLABLE_IMAGE
 from sites import Site, in_thread
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
-from boxlite_server._gen import worker_pb2_grpc as pb_grpc
 from boxlite_server.errors import InvalidStateError
 from boxlite_server.worker import service as service_module
-from boxlite_server.worker.executions import Executions
-from boxlite_server.worker.files import Files
 from boxlite_server.worker.order import BoxOrder
 from boxlite_server.worker.runtime import BoxRef
-from boxlite_server.worker.service import WorkerService, make_server
-from boxlite_server.worker.spool import Spool
-
-SECRET = "a secret"
-EPOCH = "an epoch"
-
-
-class Client:
-    """The stub's calls, each with the secret and a deadline."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
-        self.stub = pb_grpc.WorkerServiceStub(self.channel)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.stub, name)
-        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=20)
-
-
-def service_of(site: Site, spool: Path) -> WorkerService:
-    """The service of a worker that keeps its data in `spool`."""
-    return WorkerService(site.runtime, Executions(site.runtime, spool), Files(site.runtime, Spool(spool)))
-
-
-@pytest.fixture(scope="module")
-def client(fake_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    server = make_server(service_of(fake_site, tmp_path_factory.mktemp("spool")), SECRET, EPOCH)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    client = Client(f"127.0.0.1:{port}")
-    yield client
-    client.channel.close()
-    server.stop(0).wait()
+from boxlite_server.worker.service import make_server
 
 
 @pytest.fixture
-def box(fake_site: Site, client: Client) -> Iterator[pb.BoxRef]:
-    """A running box."""
-    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
-    client.CreateBox(create_request(fake_site, ref))
-    client.StartBox(ref)
-    yield ref
-    client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
-
-
-def create_request(site: Site, box: pb.BoxRef, **fields: Any) -> pb.CreateBoxRequest:
-    return pb.CreateBoxRequest(box=box, spec=pb.BoxSpec(image=site.image, cpus=1, memory_mib=64, **fields))
-
-
-def execute(client: Client, box: pb.BoxRef, *command: str, **fields: Any) -> pb.ExecutionRef:
-    ref = pb.ExecutionRef(box_id=box.box_id, execution_id=ids.execution_id())
-    state = client.StartExecution(
-        pb.StartExecutionRequest(box=box, execution_id=ref.execution_id, command=command[0], args=command[1:], **fields)
-    )
-    assert state.execution_id == ref.execution_id
-    return ref
-
-
-def refusal(call: Any, *args: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Status, our code and text of a call that fails."""
-    with pytest.raises(grpc.RpcError) as caught:
-        answer = call(*args)
-        list(answer)
-    error: Any = caught.value
-    codes = [value for key, value in error.trailing_metadata() or () if key == rpc.CODE_KEY]
-    return error.code(), codes[0] if codes else "", error.details()
+def box(served_box: pb.BoxRef) -> pb.BoxRef:
+    """A running box of the served worker."""
+    return served_box
 
 
 def test_calls_without_the_secret_are_refused(client: Client) -> None:
@@ -109,120 +47,6 @@ def test_calls_to_a_former_life_are_refused(client: Client) -> None:
     # Without the secret nothing is said of epochs.
     stranger = rpc.with_secret("another", "another epoch")
     assert refusal(lambda: client.stub.ListBoxes(pb.Empty(), metadata=stranger, timeout=20))[1] == "unauthenticated"
-
-
-class TestLateCalls:
-    """Delivered twice, or behind what was sent after them."""
-
-    @pytest.fixture
-    def removed(self, fake_site: Site, client: Client) -> pb.BoxRef:
-        ref = pb.BoxRef(box_id=ids.new_id(), generation=2)
-        client.CreateBox(create_request(fake_site, ref))
-        client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
-        return ref
-
-    def test_nothing_revives_a_removed_box(
-        self, fake_site: Site, client: Client, box: pb.BoxRef, removed: pb.BoxRef
-    ) -> None:
-        create = create_request(fake_site, removed)
-        kept = pb.SnapshotRef(box=removed, snapshot_id=ids.new_id())
-        calls = [
-            (client.CreateBox, create),
-            (client.CloneBox, pb.CloneBoxRequest(source=box, box=removed, spec=create.spec)),
-            (client.RestoreSnapshot, pb.RestoreSnapshotRequest(snapshot=kept, new_generation=3, spec=create.spec)),
-        ]
-        for call, request in calls:
-            status, code, text = refusal(call, request)
-            assert (status, code) == (grpc.StatusCode.FAILED_PRECONDITION, "invalid_state")
-            assert "has been removed" in text
-        assert refusal(client.ImportBox, iter([pb.ImportBoxRequest(box=create)]))[1] == "invalid_state"
-        assert refusal(client.StartBox, removed)[1] == "not_found"
-        assert refusal(client.StopBox, pb.StopBoxRequest(box=removed))[1] == "not_found"
-        assert refusal(client.CreateSnapshot, kept)[1] == "not_found"
-        client.RemoveBox(pb.RemoveBoxRequest(box=removed))
-        assert removed.box_id not in [found.box_id for found in client.ListBoxes(pb.Empty()).boxes]
-
-    def test_a_removal_that_comes_before_its_create(self, fake_site: Site, client: Client) -> None:
-        ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
-        client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
-        assert refusal(client.CreateBox, create_request(fake_site, ref))[1] == "invalid_state"
-
-    def test_a_later_generation_of_a_removed_box_is_another_matter(
-        self, fake_site: Site, client: Client, removed: pb.BoxRef
-    ) -> None:
-        later = pb.BoxRef(box_id=removed.box_id, generation=3)
-        client.CreateBox(create_request(fake_site, later))
-        client.RemoveBox(pb.RemoveBoxRequest(box=later))
-
-    def test_a_refused_removal_leaves_no_tombstone(self, fake_site: Site, client: Client, box: pb.BoxRef) -> None:
-        assert refusal(client.RemoveBox, pb.RemoveBoxRequest(box=box))[1] == "invalid_state"
-        assert client.CreateBox(create_request(fake_site, box)).status == pb.BOX_STATUS_RUNNING
-
-    def test_a_removed_snapshot_is_not_made_again(self, client: Client, box: pb.BoxRef) -> None:
-        ref = pb.SnapshotRef(box=box, snapshot_id=ids.new_id())
-        made = client.CreateSnapshot(ref)
-        assert client.CreateSnapshot(ref) == made
-        client.RemoveSnapshot(ref)
-        client.RemoveSnapshot(ref)
-        assert refusal(client.CreateSnapshot, ref)[1] == "invalid_state"
-
-    def test_a_removed_volume_is_not_made_again(self, client: Client) -> None:
-        volume = pb.VolumeRef(volume_id=ids.new_id())
-        assert client.CreateVolume(volume) == client.CreateVolume(volume)
-        client.RemoveVolume(volume)
-        client.RemoveVolume(volume)
-        assert refusal(client.CreateVolume, volume)[1] == "invalid_state"
-
-    def test_copies_are_made_once(self, fake_site: Site, client: Client, box: pb.BoxRef) -> None:
-        copy, imported = (pb.BoxRef(box_id=ids.new_id(), generation=1) for _ in range(2))
-        request = pb.CloneBoxRequest(source=box, box=copy, spec=create_request(fake_site, copy, cmd=["sh"]).spec)
-        with ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(client.CloneBox, [request] * 3))
-        assert answers[0] == answers[1] == answers[2]
-        data = b"".join(chunk.data for chunk in client.ExportBox(box))
-        create = create_request(fake_site, imported, cmd=["sh"])
-
-        def requests(_: int) -> Iterator[pb.ImportBoxRequest]:
-            yield pb.ImportBoxRequest(box=create)
-            yield from (pb.ImportBoxRequest(data=piece) for piece in rpc.chunks(data))
-            yield pb.ImportBoxRequest(end=True)
-
-        with ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(client.ImportBox, map(requests, range(3))))
-        assert answers[0] == answers[1] == answers[2]
-        found = [one.box_id for one in client.ListBoxes(pb.Empty()).boxes]
-        assert (found.count(copy.box_id), found.count(imported.box_id)) == (1, 1)
-        for ref in (copy, imported):
-            client.RemoveBox(pb.RemoveBoxRequest(box=ref, force=True))
-
-    def test_what_nobody_waits_for_any_more_is_not_done(
-        self, fake_site: Site, client: Client, box: pb.BoxRef, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        began, release, stops = threading.Event(), threading.Event(), []
-        start, stop = fake_site.runtime.start, fake_site.runtime.stop
-
-        def slow(ref: BoxRef) -> Any:
-            began.set()
-            assert release.wait(10)
-            return start(ref)
-
-        def noted(ref: BoxRef, timeout: float) -> Any:
-            stops.append(ref)
-            return stop(ref, timeout)
-
-        monkeypatch.setattr(fake_site.runtime, "start", slow)
-        monkeypatch.setattr(fake_site.runtime, "stop", noted)
-        metadata = rpc.with_secret(SECRET)
-        under_way = client.stub.StartBox.future(box, metadata=metadata, timeout=20)
-        assert began.wait(10)
-        late = client.stub.StopBox.future(pb.StopBoxRequest(box=box), metadata=metadata, timeout=0.2)
-        with pytest.raises(grpc.RpcError):
-            late.result()
-        release.set()
-        assert under_way.result().status == pb.BOX_STATUS_RUNNING
-        monkeypatch.setattr(fake_site.runtime, "start", start)
-        assert client.StartBox(box).status == pb.BOX_STATUS_RUNNING  # behind it in the queue
-        assert stops == []
 
 
 def test_readers_are_told_to_go_and_the_server_ends(fake_site: Site, tmp_path: Path, client: Client) -> None:

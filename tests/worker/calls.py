@@ -1,0 +1,61 @@
+"""Calls to a worker over real gRPC, as a coordinator makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sites import Site
+
+from boxlite_server import ids, rpc
+from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server._gen import worker_pb2_grpc as pb_grpc
+from boxlite_server.worker.executions import Executions
+from boxlite_server.worker.files import Files
+from boxlite_server.worker.service import WorkerService
+from boxlite_server.worker.spool import Spool
+
+SECRET = "a secret"
+EPOCH = "an epoch"
+
+
+class Client:
+    """The stub's calls, each with the secret and a deadline."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = pb_grpc.WorkerServiceStub(self.channel)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.stub, name)
+        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=20)
+
+
+def service_of(site: Site, spool: Path) -> WorkerService:
+    """The service of a worker that keeps its data in `spool`."""
+    return WorkerService(site.runtime, Executions(site.runtime, spool), Files(site.runtime, Spool(spool)))
+
+
+def create_request(site: Site, box: pb.BoxRef, **fields: Any) -> pb.CreateBoxRequest:
+    return pb.CreateBoxRequest(box=box, spec=pb.BoxSpec(image=site.image, cpus=1, memory_mib=64, **fields))
+
+
+def execute(client: Client, box: pb.BoxRef, *command: str, **fields: Any) -> pb.ExecutionRef:
+    ref = pb.ExecutionRef(box_id=box.box_id, execution_id=ids.execution_id())
+    state = client.StartExecution(
+        pb.StartExecutionRequest(box=box, execution_id=ref.execution_id, command=command[0], args=command[1:], **fields)
+    )
+    assert state.execution_id == ref.execution_id
+    return ref
+
+
+def refusal(call: Any, *args: Any) -> tuple[grpc.StatusCode, str, str]:
+    """Status, our code and text of a call that fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        answer = call(*args)
+        list(answer)
+    error: Any = caught.value
+    codes = [value for key, value in error.trailing_metadata() or () if key == rpc.CODE_KEY]
+    return error.code(), codes[0] if codes else "", error.details()
