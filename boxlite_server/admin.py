@@ -10,7 +10,7 @@ from typing import Any
 
 from .client import output
 from .client.api import ApiClient
-from .errors import InvalidStateError, NotFoundError, TimedOutError
+from .errors import InvalidStateError, NotFoundError, TimedOutError, UpstreamUnavailableError
 
 POLL_SECONDS = 1.0
 
@@ -84,10 +84,14 @@ def _wait(api: ApiClient, worker: Worker, timeout: float | None, pause: Callable
         if ends_at is not None and time.monotonic() >= ends_at:
             raise TimedOutError(f"{name} is not empty after {timeout:.0f} s: {_left(worker)}; it goes on draining")
         pause(POLL_SECONDS)
-        worker = api.get(api.path("admin", "workers", worker["id"]))
+        try:
+            worker = api.get(api.path("admin", "workers", worker["id"]))
+            now = (_left(worker), worker.get("reason"))
+        except UpstreamUnavailableError as exc:  # a coordinator that is restarted still has it draining
+            now = (exc.message, None)
         if not worker["draining"]:
             raise InvalidStateError(f"{name} was taken back meanwhile; {_left(worker)}")
-        if shown != (now := (_left(worker), worker.get("reason"))):
+        if shown != now:
             shown = now
             print(f"{name}: " + "; ".join(text for text in now if text), flush=True)
 

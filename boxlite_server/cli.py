@@ -205,7 +205,12 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--home", metavar="DIR", type=Path, default=_from_env("BOXLITE_HOME", str(DEFAULT_HOME)), help="data directory"
     )
     parser.add_argument("--health-port", type=_port, default=9101, help="port of /healthz and /readyz")
-    parser.add_argument("--max-boxes", metavar="N", type=_positive, help="take at most N boxes (default: no limit)")
+    parser.add_argument(
+        "--max-boxes",
+        metavar="N",
+        type=_positive,
+        help="let at most N boxes hold room at once; stopped ones hold none (default: no limit)",
+    )
     parser.add_argument(
         "--cpu-overcommit",
         metavar="FACTOR",

@@ -12,6 +12,7 @@ from support.cluster import Cluster, call
 
 from boxlite_server import admin, cli
 from boxlite_server.client.api import ApiClient
+from boxlite_server.errors import UpstreamUnavailableError
 
 KEY = "the-key"
 
@@ -105,7 +106,10 @@ class Api(ApiClient):
     def request(self, method: str, path: str, body: Any = None) -> bytes:
         if path.endswith("/workers"):
             return json.dumps({"workers": [self.answers[0]]}).encode()
-        return json.dumps(self.answers.pop(0)).encode()
+        answer = self.answers.pop(0)
+        if not answer:
+            raise UpstreamUnavailableError("cannot reach it")
+        return json.dumps(answer).encode()
 
 
 def worker(boxes: int, **fields: Any) -> dict[str, Any]:
@@ -126,6 +130,11 @@ def test_waiting_tells_what_changes(capsys: pytest.CaptureFixture[str]) -> None:
         "one: 1 box holds room there",
         "one: no boxes hold room there",
     ]
+
+
+def test_waiting_outlives_a_restart_of_the_coordinator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert drain(worker(1), worker(1), {}, {}, worker(0)) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["one: cannot reach it", "one: no boxes hold room there"]
 
 
 def test_waiting_ends_when_the_time_is_up_or_the_worker_is_taken_back() -> None:

@@ -101,8 +101,12 @@ class Fleet:
 
     async def heartbeat(self, worker_id: str, beat: Mapping[str, Any]) -> Worker:
         """Note a sign of life, or the last one; the worker as it was before. Raises NotFoundError for an unknown
-        worker and InvalidStateError for a stale epoch: in both cases the worker has to register again."""
+        worker and InvalidStateError for a stale epoch, or behind a goodbye: then the worker has to register again."""
         worker = await self.get(worker_id)
+        if worker.epoch == beat["epoch"] and worker.left_at is not None and not beat.get("leaving"):
+            raise errors.InvalidStateError(
+                f"worker {worker.name} said goodbye; if it is there, it has to register again"
+            )
         now = self._clock()
         changes: dict[str, Any] = {
             "last_heartbeat": now,

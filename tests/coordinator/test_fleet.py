@@ -120,6 +120,9 @@ def test_a_worker_that_says_goodbye_is_gone_at_once_also_for_the_next_coordinato
         assert await shown(fleet, box) == ("unknown", "worker one was shut down at 12:00:01 UTC")
         await fleet.reopen()
         assert await status(fleet, "one") == "unreachable"
+        with pytest.raises(errors.InvalidStateError, match="said goodbye"):
+            await fleet.beat("one")  # one that was sent before, and comes late
+        assert await status(fleet, "one") == "unreachable"
         await fleet.register("one", 2)
         assert await shown(fleet, box) == ("configured", None)
 
