@@ -36,6 +36,14 @@ MAX_STOP_SECONDS = 240.0
 # What is the worker's trouble and not the box's.
 _TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
+# What says nothing about a box that cannot be started.
+_NOT_THE_BOX = (
+    errors.UpstreamUnavailableError,
+    errors.TimedOutError,
+    errors.ResourceExhaustedError,
+    errors.DatabaseError,
+)
+
 Unless = Callable[[Box], Awaitable[bool]]
 
 
@@ -257,7 +265,9 @@ class Boxes(ObservedBoxes):
         """`again`: by ourselves, because it ought to run; what then hinders it changes nothing about that."""
         if await self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
-        wanted = {} if box.desired == "running" else {"desired": "running", "engine_life": None}
+        wanted: dict[str, Any] = {} if box.desired == "running" else {"desired": "running", "engine_life": None}
+        if box.restarts and not again:
+            wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
             box = await self.reserve_again(box, **wanted)
         elif wanted:
@@ -279,13 +289,25 @@ class Boxes(ObservedBoxes):
             return await self._store.get_box(box.id) or box
         return await self.apply(box, state)
 
-    async def restart(self, box_id: str) -> Box | None:
-        """Start a box that should run, in its turn; the box, unless that is not so any more."""
-        async with self.alone(box_id):
-            box = await self._store.get_box(box_id)
+    async def restart(self, seen: Box, number: int) -> Box | None:
+        """Start a box that should run, in its turn; the box, unless it has changed since it was `seen`. That this
+        was tried for the `number`th time is noted, unless what hindered it says nothing about the box."""
+        async with self.alone(seen.id):
+            box = await self._store.get_box(seen.id)
             if box is None or box.desired != "running" or box.status not in RESTARTED:
                 return None
-            return await self._start(box, again=True)
+            if (box.restarts, box.restarted_at) != (seen.restarts, seen.restarted_at):
+                return None  # another coordinator was faster
+            try:
+                started = await self._start(box, again=True)
+            except _NOT_THE_BOX:
+                raise
+            except errors.BoxliteError:
+                await self._change(box.id, restarts=number, restarted_at=self._clock())
+                raise
+            if await self._store.get_box(box.id) is None:  # it has ended, and was to go then
+                return started
+            return await self._change(box.id, restarts=number, restarted_at=self._clock())
 
     async def stop(
         self, prefix: str, id_or_name: str, timeout_seconds: float | None, *, unless: Unless | None = None

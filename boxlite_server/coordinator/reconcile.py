@@ -56,15 +56,6 @@ class Outcome(NamedTuple):
     unreachable: Mapping[str, str]
 
 
-class _Restarts(NamedTuple):
-    """How often a box was started again since it was last `started_at`, not by us."""
-
-    attempts: int
-    last_at: float
-    due_at: float
-    started_at: float | None
-
-
 class Reconciler:
     """Over all that it brings in line; `clock` gives Unix seconds. `orphan_grace`: for how many seconds a container
     that no box has is left alone."""
@@ -89,7 +80,7 @@ class Reconciler:
         self._grace = orphan_grace
         self._orphans: dict[Subject, float] = {}  # since when
         self._surveyed_at = clock()
-        self._restarts: dict[str, _Restarts] = {}  # by box id
+        self._due_at: dict[str, float] = {}  # of restarts by box id; who looks earlier finds it in the row
         self._starts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_STARTS))
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by box or volume id
@@ -136,7 +127,7 @@ class Reconciler:
             self._surveyed_at = now
             for action in (await self._survey(await self._store.list_workers()))[0]:
                 self._begin(action)
-        self._restarts = {key: r for key, r in self._restarts.items() if now < r.last_at + FORGET_SECONDS}
+        self._due_at = {key: due_at for key, due_at in self._due_at.items() if now < due_at}
 
     async def _plan(self, inventory: Inventory) -> list[Action]:
         now, worker_id = self._clock(), inventory.worker_id
@@ -244,44 +235,37 @@ class Reconciler:
         self._orphans.pop(orphan, None)
 
     def _restart_due(self, box_id: str) -> float:
-        restarts = self._restarts.get(box_id)
-        return restarts.due_at if restarts else 0.0
+        return self._due_at.get(box_id, 0.0)
 
     async def _restart(self, box: Box) -> None:
-        now = self._clock()
-        known = self._restarts.get(box.id)
-        if known is None or known.started_at != box.started_at or now >= known.last_at + FORGET_SECONDS:
-            known = _Restarts(0, now, 0.0, box.started_at)  # somebody has started it meanwhile
-        if now < known.due_at:
+        now, attempts = self._clock(), 0
+        if box.restarted_at is not None and now < box.restarted_at + FORGET_SECONDS:
+            attempts = box.restarts
+            self._due_at[box.id] = max(self._restart_due(box.id), box.restarted_at + _pause(attempts))
+        if now < self._restart_due(box.id):
             return
-        if known.attempts >= MAX_RESTARTS:
+        if attempts >= MAX_RESTARTS:
             await self._give_up(box, "it was ended again each time")
             return
         try:
             async with self._starts[box.worker_id]:
-                started = await self._boxes.restart(box.id)
+                started = await self._boxes.restart(box, attempts + 1)
         except errors.ResourceExhaustedError:
-            self._restarts[box.id] = known._replace(last_at=now, due_at=self._clock() + FULL_PAUSE)
+            self._due_at[box.id] = self._clock() + FULL_PAUSE
             raise
         except (errors.UpstreamUnavailableError, errors.TimedOutError, errors.DatabaseError):
             raise  # it says nothing about the box
         except errors.BoxliteError as exc:
-            known = self._after_restart(known, known.started_at)
-            self._restarts[box.id] = known
-            if known.attempts >= MAX_RESTARTS:
+            self._due_at[box.id] = self._clock() + _pause(attempts + 1)
+            if attempts + 1 >= MAX_RESTARTS:
                 await self._give_up(box, exc.message)
             raise
         if started is not None:
-            log.info("box %s was started again, and is %s", box.id, started.status)
-            self._restarts[box.id] = self._after_restart(known, started.started_at)
-
-    def _after_restart(self, known: _Restarts, started_at: float | None) -> _Restarts:
-        attempts, now = known.attempts + 1, self._clock()
-        pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), LONGEST_PAUSE)
-        return _Restarts(attempts, now, now + pause, started_at)
+            log.info("box %s runs again", box.id)
+            self._due_at[box.id] = self._clock() + _pause(attempts + 1)
 
     async def _give_up(self, box: Box, reason: str) -> None:
-        self._restarts.pop(box.id, None)
+        self._due_at.pop(box.id, None)
         await self._boxes.give_up(box.id, f"it was started again {MAX_RESTARTS} times, in vain: {reason}")
 
     # ---- when asked -----------------------------------------------------------------------------------
@@ -333,3 +317,8 @@ class Reconciler:
         except errors.BoxliteError as exc:
             return Done(action, False, exc.message)
         return Done(action, True)
+
+
+def _pause(attempts: int) -> float:
+    """Seconds after so many restarts of a box until the next one."""
+    return min(FIRST_PAUSE * 2.0 ** (attempts - 1), LONGEST_PAUSE)

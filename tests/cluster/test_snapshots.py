@@ -205,7 +205,7 @@ def test_a_clone_takes_room(new_cluster: Callable[..., Cluster], test_image: str
     cluster.start_worker(name="tiny", max_boxes=1)
     boxes = Boxes(cluster, test_image)
     box = boxes.new()
-    assert boxes.refused("POST", f"/v1/boxes/{box}/clone", {}) == (429, "resource_exhausted")
+    assert boxes.refused("POST", f"/v1/boxes/{box}/clone", {}) == (503, "upstream_unavailable")
     assert len(boxes.ok("GET", "/v1/boxes")["boxes"]) == 1
     boxes.remove_all()
     assert leftovers(cluster) == []
@@ -421,7 +421,7 @@ def test_what_the_server_does_not_take_is_refused(boxes: Boxes, archive: bytes) 
     assert boxes.refused("POST", "/v1/boxes/import?name=../x", archive, OCTETS) == (400, "invalid_argument")
     assert boxes.refused("POST", "/v1/boxes/import", archive, {"Content-Type": "text/plain"})[0] == 415
     large = spec_with(archive, cpus=255)
-    assert boxes.refused("POST", "/v1/boxes/import", large, OCTETS) == (429, "resource_exhausted")
+    assert boxes.refused("POST", "/v1/boxes/import", large, OCTETS) == (503, "upstream_unavailable")
     assert leftovers(boxes.cluster) == []
 
 

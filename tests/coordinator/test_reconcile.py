@@ -281,6 +281,24 @@ async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(sit
 
 
 @story()
+async def test_restarts_are_counted_whichever_coordinator_they_come_from(site: Site) -> None:
+    box = await site.running()
+    for number in range(MAX_RESTARTS):
+        site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+        site.one.calls.clear()
+        await site.crash()
+        await site.beats(site.one, seconds=0.1)
+        assert ("StartBox" in site.one.calls) == (number == 0)
+        if number:
+            await site.look(LONGEST_PAUSE)
+        assert await site.state(box) == ("running", "running")
+    site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
+    await site.crash()
+    await site.beats(site.one, seconds=LONGEST_PAUSE)
+    assert await site.state(box) == ("failed", "stopped")
+
+
+@story()
 async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_next(site: Site) -> None:
     box, late = await site.running(), await site.core.boxes.create("p", {})
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)

@@ -37,6 +37,8 @@ class Box(NamedTuple):
     desired: str = "stopped"  # what should be, running or stopped, where status is what is
     engine_life: str | None = None  # of the engine under which it was last seen running
     request_key: str | None = None  # of the request that made it, where that may come again; unique
+    restarts: int = 0  # by ourselves, since somebody started it
+    restarted_at: float | None = None  # when the last of them was tried
 
 
 class BoxState(NamedTuple):

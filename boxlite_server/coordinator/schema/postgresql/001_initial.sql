@@ -54,6 +54,8 @@ CREATE TABLE boxes (
     desired     TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped')),
     engine_life TEXT,                             -- of the engine under which it was last seen running
     request_key TEXT COLLATE "C",                 -- of the request that made it, where that may come again
+    restarts    BIGINT NOT NULL DEFAULT 0,        -- by ourselves, since somebody started it
+    restarted_at DOUBLE PRECISION,                -- when the last of them was tried
     reserved    INTEGER NOT NULL DEFAULT 0 CHECK (reserved IN (0, 1))  -- its room
 );
 
