@@ -226,6 +226,11 @@ class Reconciler:
         orphan = action.subject
         if orphan in self._orphans:
             self._orphans[orphan] = self._clock()  # if it fails, the next time is a grace later
+        if await self._store.is_backup():
+            raise errors.InvalidStateError(
+                "the database is a backup, and the container may be of a box that is younger; "
+                "'boxlite-server reconcile' for all workers says that it is not wanted"
+            )
         box = pb.BoxRef(box_id=action.box_id, generation=action.generation)
         if action.snapshot_id:
             ref = pb.SnapshotRef(box=box, snapshot_id=action.snapshot_id)
@@ -272,11 +277,14 @@ class Reconciler:
 
     async def run(self, *, dry_run: bool, worker: str | None = None) -> Outcome:
         """Ask every worker that can be reached, or the one of that id or name, for what it holds, and do what
-        follows; with `dry_run` only say it. Raises NotFoundError for an unknown worker."""
+        follows; with `dry_run` only say it. Of a database that was put back from a backup, a run over all workers makes
+        what has no row an orphan. Raises NotFoundError for an unknown worker."""
         workers = [w for w in await self._store.list_workers() if worker in (None, w.id, w.name)]
         if worker is not None and not workers:
             raise errors.NotFoundError(f"worker not found: {worker}")
         names = {w.id: w.name for w in workers}
+        if worker is None and not dry_run:
+            await self._store.accept_backup()
         actions, unreachable = await self._survey(workers)
         if dry_run:
             return Outcome([Done(action, False) for action in actions], names, unreachable)

@@ -19,6 +19,7 @@ from boxlite_server.coordinator.handlers import workers as workers_api
 from boxlite_server.coordinator.plan import Kind
 from boxlite_server.coordinator.reconcile import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS, SURVEY_SECONDS
 from boxlite_server.coordinator.store import Box
+from boxlite_server.coordinator.store.backup import back_up
 
 GRACE = 60.0
 
@@ -556,6 +557,24 @@ async def test_an_orphan_goes_after_its_grace(site: Site) -> None:
     await site.beats(site.one, seconds=0)  # it was there all the time
     await site.look(1)
     assert orphan not in site.one.boxes
+
+
+@story()
+async def test_what_is_younger_than_a_backup_is_left_alone_until_somebody_says_so(site: Site) -> None:
+    backup = site.path.with_name("backup.db")
+    back_up(site.path, backup)
+    await site.core.close()
+    site.path = backup
+    await site.open(site.one)
+    younger = ids.new_id()
+    site.one.boxes[younger] = Container(1)
+    await site.beats(site.one)
+    await site.look(GRACE)
+    await site.core.reconciler.run(dry_run=True)
+    assert younger in site.one.boxes
+    await site.core.reconciler.run(dry_run=False)
+    await site.look(GRACE)
+    assert younger not in site.one.boxes
 
 
 @story()

@@ -19,3 +19,11 @@ class Meta(Table):
             row = await self._read_one(known)
         assert row is not None
         return str(row[0])
+
+    async def is_backup(self) -> bool:
+        """Whether the database was put back from a backup, and what its workers hold by now was not accepted yet."""
+        return await self._read_one("SELECT 1 FROM meta WHERE key = 'is_backup'") is not None
+
+    async def accept_backup(self) -> None:
+        """From here on the rows are the truth about what there should be."""
+        await self._write("DELETE FROM meta WHERE key = 'is_backup'")
