@@ -111,6 +111,9 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
     """False for what is no failure: an operation that is not built says 501, and refusals that are promised."""
     if response.status_code == 501 and isinstance(failure, ServerError):
         return _is_built(case)
+    if response.status_code == 503 and isinstance(failure, ServerError | RejectedPositiveData):
+        # What is asked for may be larger than any machine.
+        return "no worker can take the" not in _error(response).get("message", "")
     if isinstance(failure, RejectedPositiveData):
         if KEY in case.headers and response.status_code == 422:  # it was used for another request
             return False

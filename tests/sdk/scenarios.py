@@ -6,6 +6,7 @@ SDKs have.
 """
 
 import asyncio
+import os
 import pathlib
 import sys
 import tempfile
@@ -447,6 +448,25 @@ async def no_resume():
 
 
 @since("0.10.8")
+async def no_room_left():
+    """A stopped box gives its room away, and cannot start while another has it."""
+    rt, names = runtime(), [unique("first"), unique("second")]
+    most_of_it = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 6 // 10 // 2**20
+    try:
+        first = await rt.create(options(memory_mib=most_of_it), name=names[0])
+        await first.start()
+        await first.stop()
+        await rt.create(options(memory_mib=most_of_it), name=names[1])
+        await raised(boxlite.ResourceExhaustedError, first.start())
+        await rt.remove(names[1], force=True)
+        await first.start()
+    finally:
+        for name in names:
+            if await rt.get_info(name):
+                await rt.remove(name, force=True)
+
+
+@since("0.10.8")
 async def error_classes():
     rt, name = runtime(), unique("errors")
     box = await rt.create(options(auto_resume=False), name=name)
@@ -454,7 +474,7 @@ async def error_classes():
         await raised(boxlite.AlreadyExistsError, rt.create(options(), name=name))
         await raised(boxlite.InvalidArgumentError, rt.create(options(), name="no/good"))
         await raised(boxlite.ImageError, rt.create(options(image="127.0.0.1:9/nosuch:never")))
-        await raised(boxlite.ResourceExhaustedError, rt.create(options(memory_mib=1048576)))
+        await raised(boxlite.UpstreamUnavailableError, rt.create(options(memory_mib=1048576)))
         await raised(boxlite.ExecutionError, box.exec("nosuchcommand"))
         await raised(boxlite.InvalidStateError, rt.remove(name))
         await box.stop()
