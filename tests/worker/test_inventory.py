@@ -42,3 +42,4 @@ def test_an_engine_that_is_busy_with_a_box_is_not_taken_for_one_that_hangs(
     busy.set()
     held = stocktaking.take(60)
     assert held and [entry["box_id"] for entry in held.boxes] == [box.box_id]
+    fake_site.runtime.remove(box, force=True)
