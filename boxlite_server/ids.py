@@ -13,6 +13,7 @@ import string
 
 BASE62 = string.digits + string.ascii_letters
 ID_LENGTH = 12  # 71 bits; released clients take 12 or 26 alphanumerics and silently replace anything else
+STEM_LENGTH = 8
 
 _ADJECTIVES = (
     "amber ancient autumn billowing bitter black blue bold brave breezy bright broad calm clear cold cool "
@@ -38,9 +39,15 @@ def new_id() -> str:
 
 
 def of_request(request_key: str) -> str:
-    """The id of what a request makes, where the request may come again: always the same one."""
+    """An id for what a request makes, where the request may come again: it begins with the request's own stem. Each
+    attempt has another one, since a worker makes nothing under an id that it was told to remove."""
+    return stem(request_key) + new_id()[STEM_LENGTH:]
+
+
+def stem(request_key: str) -> str:
+    """What the ids of all attempts at a request begin with."""
     number = int.from_bytes(hashlib.sha256(request_key.encode()).digest())
-    return "".join(BASE62[number // 62**place % 62] for place in range(ID_LENGTH))
+    return "".join(BASE62[number // 62**place % 62] for place in range(STEM_LENGTH))
 
 
 def execution_id(request_key: str | None = None) -> str:

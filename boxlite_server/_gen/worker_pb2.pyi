@@ -49,12 +49,14 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class BoxRef(_message.Message):
-    __slots__ = ("box_id", "generation")
+    __slots__ = ("box_id", "generation", "wish")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WISH_FIELD_NUMBER: _ClassVar[int]
     box_id: str
     generation: int
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+    wish: int
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., wish: _Optional[int] = ...) -> None: ...
 
 class BoxSpec(_message.Message):
     __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop")

@@ -61,6 +61,8 @@ class ObservedBoxes:
         before = await tx.get_box(box_id)
         if before is None:  # rows go only under the box's lock, or with their worker
             raise forgotten(box_id)
+        if changes.get("desired", before.desired) != before.desired:
+            changes["wish"] = before.wish + 1
         box = before._replace(updated_at=self._clock(), **changes)
         await tx.update_box(box_id, updated_at=box.updated_at, **changes)
         if box.status != before.status:
@@ -175,6 +177,8 @@ class ObservedBoxes:
         await self._change(box.id, status="configured", **changes)
 
     async def _adopt(self, box: Box, state: pb.Box) -> None:
+        if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, "removing"):
+            box = await self.reserve_again(box)  # it was gone, and so was its room
         now = await self.apply(box, state)
         if now.status == "stopped" and now.spec["auto_remove"]:
             await self._clean_up(await self._change(box.id, status="removing"))
@@ -240,7 +244,7 @@ def _host_of(worker: Worker) -> str:
 
 def ref(box: Box) -> pb.BoxRef:
     """The box as a worker knows it."""
-    return pb.BoxRef(box_id=box.id, generation=box.generation)
+    return pb.BoxRef(box_id=box.id, generation=box.generation, wish=box.wish)
 
 
 def forgotten(box_id: str) -> errors.BoxliteError:

@@ -49,10 +49,12 @@ class Snapshots:
         InvalidStateError for a box that has no disk any more."""
         async with self._boxes.locked(prefix, id_or_name) as box:
             box = await self._finished(box)
-            snapshot_id = ids.of_request(f"{request_key} {box.id} {name}") if request_key else ids.new_id()
+            request = request_key and f"{request_key} {box.id} {name}"
             left = await self._store.find_snapshot(box.id, name)
-            if left and left.id == snapshot_id and left.created_at + REQUEST_SECONDS > self._clock():
+            is_own = left and request and left.id.startswith(ids.stem(request))
+            if left and is_own and left.created_at + REQUEST_SECONDS > self._clock():
                 return left
+            snapshot_id = ids.of_request(request) if request else ids.new_id()
             row = Snapshot(id=snapshot_id, box_id=box.id, name=name, state="creating", created_at=self._clock())
             async with self._boxes.writing(box.id) as tx:
                 await tx.insert_snapshot(row)

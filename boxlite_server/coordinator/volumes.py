@@ -53,13 +53,15 @@ class Volumes:
         Raises AlreadyExistsError, ResourceExhaustedError, UpstreamUnavailableError.
         """
         volume_id = ids.of_request(request_key) if request_key else ids.new_id()
-        made = await self._store.get_volume(volume_id) if request_key else None
+        made = await self._store.find_volume_of_stem(prefix, ids.stem(request_key)) if request_key else None
         if made and made.created_at + REQUEST_SECONDS <= self._clock():
             volume_id, made = ids.new_id(), None  # the key is another request's by now
         if made and made.name != (name or made.id):
             raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         if made and made.state == "ready":
             return made
+        if made and made.state == "deleting":
+            raise errors.UpstreamUnavailableError(f"volume {made.id}, left half made, is being removed; try again")
         left = made or (await self._store.find_volume(prefix, name) if name else None)
         if left and left.name == (name or left.id) and left.state == "creating":
             async with self._leases.try_hold(_lease(left.id)) as lease:

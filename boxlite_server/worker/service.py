@@ -72,8 +72,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         """Tell those who read output or logs to go: the worker is about to end."""
         self._readers.end()
 
-    def _turn(self, box: BoxRef, context: grpc.ServicerContext, *, makes: bool = False) -> AbstractContextManager[None]:
-        return self._order.turn(box, makes=makes, still_wanted=context.is_active)
+    def _turn(
+        self, box: BoxRef, context: grpc.ServicerContext, *, makes: bool = False, wish: int | None = None
+    ) -> AbstractContextManager[None]:
+        return self._order.turn(box, makes=makes, wish=wish, still_wanted=context.is_active)
 
     # ---- boxes ----
 
@@ -86,7 +88,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
-        with self._turn(box, context):
+        with self._turn(box, context, wish=request.wish):
             life = self._runtime.life()
             answer = messages.box(self._runtime.start(box))
         answer.engine_life = life
@@ -95,7 +97,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
-        with self._turn(box, context):
+        with self._turn(box, context, wish=request.box.wish):
             return messages.box(self._runtime.stop(box, request.timeout_seconds))
 
     @_answers

@@ -127,6 +127,13 @@ class FakeProcess:
     def resize(self, cols: int, rows: int) -> None:
         self._refuse_when_over()
 
+    def ends_within(self, timeout: float) -> bool:
+        try:
+            self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait(self) -> int:
         while (code := self.exit_code) is None:
             if self._closed.wait(0.01):

@@ -7,7 +7,6 @@ import os
 import queue
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -170,6 +169,7 @@ class FakeRuntime:
         self._changes: queue.Queue[None] = queue.Queue()
         self.down = False
         self.lives = 1
+        self.cpus = os.cpu_count() or 1
         self.disks = FakeDisks(self)
 
     def ping(self) -> None:
@@ -178,7 +178,7 @@ class FakeRuntime:
 
     def capacity(self) -> Capacity:
         self.ping()
-        return Capacity(cpus=os.cpu_count() or 1, memory_mib=4096, engine_version="fake")
+        return Capacity(cpus=self.cpus, memory_mib=4096, engine_version="fake")
 
     def life(self) -> str:
         self.ping()
@@ -216,8 +216,8 @@ class FakeRuntime:
             spec = self._policy.admit(spec)
             self.volumes.check(spec)
             self.images.need(spec.image)
-            if spec.cpus > (os.cpu_count() or 1):
-                raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {os.cpu_count()}")
+            if spec.cpus > self.cpus:
+                raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {self.cpus}")
         # Without the lock: the box's end is recorded by another thread.
         if found is not None:
             self._delete(found)
@@ -249,7 +249,7 @@ class FakeRuntime:
             found.said = []
             exec_spec = ExecSpec((*spec.entrypoint, *found.cmd), spec.env, spec.working_dir, spec.user, spec.tty)
             try:
-                process = FakeProcess(exec_spec, found.directory, {})
+                process = self._spawn(exec_spec, found.directory, {})
             except ExecutionError as exc:
                 found.ports.close()
                 found.status, found.exit_code = BoxStatus.FAILED, 127
@@ -264,9 +264,16 @@ class FakeRuntime:
             found.published = published
             for main in found.attached:
                 main.begin(process)
-            threading.Thread(target=self._run, args=(found, process), daemon=True).start()
+            self._follow(found, process)
             self._changes.put(None)
             return found.state
+
+    def _spawn(self, spec: ExecSpec, directory: Path, env: dict[str, str]) -> FakeProcess:
+        return FakeProcess(spec, directory, env)
+
+    def _follow(self, box: FakeBox, process: FakeProcess) -> None:
+        """Have `_run` done beside all else."""
+        threading.Thread(target=self._run, args=(box, process), daemon=True).start()
 
     def _run(self, box: FakeBox, process: FakeProcess) -> None:
         while (piece := process.read()) is not None:
@@ -275,7 +282,9 @@ class FakeRuntime:
                 box.logged += [(piece[0], line) for line in piece[1].splitlines(keepends=True)]
                 for main in box.attached:
                     main.pieces.put(piece)
-        code = process.wait()
+        self._ended(box, process.wait())
+
+    def _ended(self, box: FakeBox, code: int) -> None:
         with self._lock:
             for command in self._commands[box.ref.box_id]:
                 command.kill()
@@ -295,9 +304,7 @@ class FakeRuntime:
         if main is not None:
             with contextlib.suppress(InvalidStateError):
                 main.signal(signal.SIGTERM)
-            try:
-                main._popen.wait(timeout)
-            except subprocess.TimeoutExpired:
+            if not main.ends_within(timeout):
                 main.kill()
             found.at_rest.wait()
         return found.state
@@ -354,7 +361,7 @@ class FakeRuntime:
             full = ExecSpec(
                 spec.command, spec.env, spec.working_dir or own.working_dir, spec.user or own.user, spec.tty
             )
-            process = FakeProcess(full, found.directory, dict(own.env))
+            process = self._spawn(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
             return process
 

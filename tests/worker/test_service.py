@@ -94,6 +94,21 @@ def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
     assert refusal(client.GetBox, ref)[:2] == (grpc.StatusCode.NOT_FOUND, "not_found")
 
 
+def test_a_late_start_or_stop_is_refused(fake_site: Site, client: Client) -> None:
+    def wish(number: int) -> pb.BoxRef:
+        return pb.BoxRef(box_id="a-box-that-is-wished-for", generation=1, wish=number)
+
+    client.CreateBox(create_request(fake_site, wish(0)))
+    client.StartBox(wish(1))
+    client.StopBox(pb.StopBoxRequest(box=wish(2)))
+    assert refusal(client.StartBox, wish(1))[1] == "invalid_state"
+    assert client.GetBox(wish(1)).status == pb.BOX_STATUS_STOPPED
+    client.StartBox(wish(3))
+    assert refusal(client.StopBox, pb.StopBoxRequest(box=wish(2)))[1] == "invalid_state"
+    assert client.StartBox(wish(3)).status == pb.BOX_STATUS_RUNNING
+    client.RemoveBox(pb.RemoveBoxRequest(box=wish(0), force=True))
+
+
 def test_a_call_of_a_former_generation_is_refused_even_after_removal(fake_site: Site, client: Client) -> None:
     former, later = (pb.BoxRef(box_id="a-box-of-two-lives", generation=n) for n in (1, 2))
     client.CreateBox(create_request(fake_site, later))

@@ -39,6 +39,7 @@ class Box(NamedTuple):
     request_key: str | None = None  # of the request that made it, where that may come again; unique
     restarts: int = 0  # by ourselves, since somebody started it
     restarted_at: float | None = None  # when the last of them was tried
+    wish: int = 0  # how often `desired` has changed
 
 
 class BoxState(NamedTuple):

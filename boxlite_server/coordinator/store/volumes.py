@@ -39,6 +39,14 @@ class Volumes(Table):
         )
         return rows[0] if rows else None
 
+    async def find_volume_of_stem(self, prefix: str, stem: str) -> Volume | None:
+        """The latest volume in that prefix whose id begins so."""
+        end = stem[:-1] + chr(ord(stem[-1]) + 1)
+        rows = await self._volumes(
+            "WHERE id >= ? AND id < ? AND prefix = ? ORDER BY created_at DESC, id LIMIT 1", (stem, end, prefix)
+        )
+        return rows[0] if rows else None
+
     async def get_volume(self, volume_id: str) -> Volume | None:
         """The volume of that id, in whatever prefix."""
         rows = await self._volumes("WHERE id = ?", (volume_id,))

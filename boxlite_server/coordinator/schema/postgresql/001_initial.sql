@@ -52,6 +52,7 @@ CREATE TABLE boxes (
     published   TEXT NOT NULL DEFAULT '[]',       -- JSON array, while the box runs
     -- What should be, where status is what is. A box that should go has the status removing.
     desired     TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped')),
+    wish        INTEGER NOT NULL DEFAULT 0,       -- how often desired has changed
     engine_life TEXT,                             -- of the engine under which it was last seen running
     request_key TEXT COLLATE "C",                 -- of the request that made it, where that may come again
     restarts    BIGINT NOT NULL DEFAULT 0,        -- by ourselves, since somebody started it

@@ -20,6 +20,7 @@ ALTER TABLE workers ADD COLUMN started_at REAL;       -- this life of its proces
 ALTER TABLE boxes ADD COLUMN desired TEXT NOT NULL DEFAULT 'stopped' CHECK (desired IN ('running', 'stopped'));
 ALTER TABLE boxes ADD COLUMN engine_life TEXT;        -- of the engine under which it was last seen running
 ALTER TABLE boxes ADD COLUMN request_key TEXT;        -- of the request that made it, where that may come again
+ALTER TABLE boxes ADD COLUMN wish INTEGER NOT NULL DEFAULT 0;  -- how often desired has changed
 ALTER TABLE boxes ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved IN (0, 1));  -- its room
 ALTER TABLE boxes ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;  -- by ourselves, since somebody started it
 ALTER TABLE boxes ADD COLUMN restarted_at REAL;       -- when the last of them was tried

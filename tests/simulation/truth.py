@@ -1,0 +1,109 @@
+"""What there really is: the rows by themselves, the containers by themselves, and whether they fit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .cluster import Cluster
+from .engine import CPU_LIMIT, MEMORY_MIB
+from .model import CONFIGURED, FAILED, RUNNING, STOPPED
+
+QUIET = (CONFIGURED, RUNNING, STOPPED, FAILED)
+HOLDING = ("creating", CONFIGURED, RUNNING, "stopping", "paused")  # they count against their worker's capacity
+
+
+class Row(NamedTuple):
+    """A box as the database has it."""
+
+    id: str
+    name: str | None
+    worker_id: str
+    generation: int
+    status: str
+    cpus: int
+    memory_mib: int
+    labels: str
+    reserved: int
+
+    @property
+    def claim(self) -> int:
+        """The number of the creation that it came from; a clone has its original's labels."""
+        if self.name and self.name.startswith("claim-"):
+            return int(self.name.removeprefix("claim-"))
+        return int(json.loads(self.labels)["claim"])
+
+
+class Truth:
+    """Looks past the product at the database and at the engines."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._database = sqlite3.connect(f"file:{cluster.database}?mode=ro", uri=True)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def rows(self) -> list[Row]:
+        return [Row(*row) for row in self._database.execute(f"SELECT {', '.join(Row._fields)} FROM boxes")]
+
+    def snapshots(self, box_id: str) -> set[str]:
+        query = "SELECT name FROM snapshots WHERE box_id = ? AND state = 'ready'"
+        return {name for (name,) in self._database.execute(query, (box_id,))}
+
+    def volumes(self) -> dict[str, str]:
+        """State by name."""
+        return dict(self._database.execute("SELECT name, state FROM volumes").fetchall())
+
+    def never_right(self) -> Iterator[str]:
+        """What is wrong although it must never be, not for a moment."""
+        rows = self.rows()
+        for row in rows:
+            if row.status != "removing" and bool(row.reserved) != (row.status in HOLDING):
+                yield f"box {row.id} is {row.status}, and reserved for it is {row.reserved}"
+        for host in self._cluster.hosts:
+            holding = [row for row in rows if row.worker_id == host.id and row.reserved]
+            promised, cpus = sum(row.memory_mib for row in holding), sum(row.cpus for row in holding)
+            counted, real = self._load(host.id), (cpus, promised, len(holding))
+            if counted != real:
+                yield f"of {host.name} {counted} (cpus, MiB, boxes) are counted as reserved, and {real} are"
+            if cpus > CPU_LIMIT:
+                yield f"{host.name} may promise {CPU_LIMIT} cpus, and {cpus} are promised"
+            if promised > MEMORY_MIB:
+                yield f"{host.name} has {MEMORY_MIB} MiB, and {promised} are promised"
+            running = {box_id for box_id, state in host.containers().items() if state.status == RUNNING}
+            used = sum(row.memory_mib for row in rows if row.worker_id == host.id and row.id in running)
+            if used > MEMORY_MIB:
+                yield f"{host.name} has {MEMORY_MIB} MiB, and boxes of {used} run"
+        live = Counter(
+            box_id
+            for host in self._cluster.hosts
+            for box_id, state in host.containers().items()
+            if state.status == RUNNING
+        )
+        for box_id, count in live.items():
+            if count > 1:
+                yield f"box {box_id} runs {count} times"
+
+    def not_yet_right(self) -> Iterator[str]:
+        """What is wrong once all is quiet: rows and containers are to be one for one."""
+        rows = {row.id: row for row in self.rows()}
+        for host in self._cluster.hosts:
+            for box_id, state in host.containers().items():
+                row = rows.get(box_id)
+                if row is None or (row.worker_id, row.generation) != (host.id, state.box.generation):
+                    yield f"{host.name} has a container that is nobody's: {state.box}; the row is {row}"
+                elif row.status not in (str(state.status), FAILED):
+                    yield f"box {row.id} is {state.status}, and its row says {row.status}"
+        for row in rows.values():
+            if row.status not in QUIET:
+                yield f"box {row.id} stays {row.status}"
+            if row.status != FAILED and row.id not in self._cluster.wires.hosts[row.worker_id].containers():
+                yield f"box {row.id} is {row.status}, and its container is not there"
+
+    def _load(self, worker_id: str) -> tuple[int, int, int]:
+        query = "SELECT cpus, memory_mib, boxes FROM loads WHERE worker_id = ?"
+        return self._database.execute(query, (worker_id,)).fetchone() or (0, 0, 0)
