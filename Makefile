@@ -2,6 +2,7 @@
 # make test   the tests; needs nothing prepared
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
 # make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
+# make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql)
 # make docs   what the README says of the API
 # make lint   ruff and mypy
 # make proto  the stubs of worker.proto
@@ -13,8 +14,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TESTS  ?=
 SECONDS ?= 0
+SEED   ?=
+STORE  ?= sqlite
 
-.PHONY: run test test-clients fuzz docs lint proto bench clean
+.PHONY: run test test-clients fuzz chaos docs lint proto bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.demo
@@ -27,6 +30,9 @@ test-clients: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz
+
+chaos: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m chaos --store $(STORE) $(SEED:%=--seed %) $(patsubst %,--seconds %,$(filter-out 0,$(SECONDS)))
 
 docs: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m support.operations

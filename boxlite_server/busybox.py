@@ -44,9 +44,13 @@ def import_image(docker_host: str, reference: str, *, cmd: Sequence[str] = ("sh"
     name, _, tag = reference.rpartition(":")
     changes = ["ENV PATH=/bin"] + ([f"CMD {json.dumps(list(cmd))}"] if cmd else [])
     query = urlencode({"fromSrc": "-", "repo": name, "tag": tag, "changes": changes}, doseq=True)
+    engine.request(docker_host, "POST", f"/images/create?{query}", archive())
+
+
+def archive() -> bytes:
+    """The image's root filesystem as a tar archive. Raises as `import_image`."""
     with tempfile.TemporaryDirectory() as directory:
-        archive = _archive(_find(Path(directory)))
-    engine.request(docker_host, "POST", f"/images/create?{query}", archive)
+        return _archive(_find(Path(directory)))
 
 
 def _find(directory: Path) -> Path:

@@ -54,7 +54,9 @@ _FOREIGN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc
 
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     """End the call with `error`: the worker's one way out. Never returns."""
-    if not isinstance(error, errors.BoxliteError):
+    if isinstance(error, grpc.RpcError):  # of the requests of this call
+        error = errors.UpstreamUnavailableError("the caller has gone")
+    elif not isinstance(error, errors.BoxliteError):
         log.error("fault in a call", exc_info=error)
         error = errors.BoxliteError(f"fault in the worker: {type(error).__name__}: {error}")
     context.set_trailing_metadata(((CODE_KEY, error.code),))
@@ -75,7 +77,8 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
         return errors.UpstreamUnavailableError(
             f"what answers at the address of worker {worker_name} is none: {details}"
         )
-    if exc.code() is grpc.StatusCode.INTERNAL and details == _BROKEN_OFF:
+    is_lost = exc.code() is grpc.StatusCode.INTERNAL and details == _BROKEN_OFF
+    if is_lost or exc.code() is grpc.StatusCode.CANCELLED:  # not by the one who asked: that raises something else
         return errors.UpstreamUnavailableError(f"worker {worker_name} broke off the call; try again")
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")

@@ -6,6 +6,7 @@ their own. Here they become one: ``/v1/{prefix}/…``.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection
 
@@ -50,7 +51,26 @@ class Edge:
         except errors.BoxliteError as exc:
             await http_errors.response(scope, exc)(scope, receive, send)
             return
-        await self._apps[scope["type"]](scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._apps["websocket"](scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server cancels what outlasts its grace at shutdown; an answer that has not begun by then says so."""
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._apps["http"](scope, receive, watched)
+        except asyncio.CancelledError:
+            if not has_begun:
+                error = errors.UpstreamUnavailableError("the coordinator is shutting down; try again")
+                await http_errors.response(scope, error)(scope, receive, send)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Set the principal and the canonical path, or raise."""

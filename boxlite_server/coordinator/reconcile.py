@@ -80,6 +80,9 @@ class Reconciler:
         self._grace = orphan_grace
         self._orphans: dict[Subject, float] = {}  # since when
         self._surveyed_at = clock()
+        self._to_survey: set[str] = (
+            set()
+        )  # workers that came in since; a life that was cut short leaves things half done
         self._due_at: dict[str, float] = {}  # of restarts by box id; who looks earlier finds it in the row
         self._starts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_STARTS))
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
@@ -107,6 +110,10 @@ class Reconciler:
         for action in await self._plan(Inventory.of_report(worker_id, boxes, engine_life)):
             self._begin(action)
 
+    def survey_soon(self, worker_id: str) -> None:
+        """Ask a worker at the next look for all that it holds: for a new life of it."""
+        self._to_survey.add(worker_id)
+
     async def look(self) -> None:
         """Begin with what no report touches, and with what has become due."""
         reachable = {worker.id for worker in await self._store.list_workers() if self._fleet.is_reachable(worker)}
@@ -123,11 +130,19 @@ class Reconciler:
             if orphan.worker_id in reachable and now >= since + self._grace:
                 worker_id, box_id, generation, snapshot_id = orphan
                 self._begin(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, generation, "", snapshot_id=snapshot_id))
+        workers = await self._to_be_surveyed(now)
+        for action in (await self._survey(workers))[0]:
+            self._begin(action)
+        self._due_at = {key: due_at for key, due_at in self._due_at.items() if now < due_at}
+
+    async def _to_be_surveyed(self, now: float) -> list[Worker]:
+        workers = await self._store.list_workers()
         if now >= self._surveyed_at + SURVEY_SECONDS:
             self._surveyed_at = now
-            for action in (await self._survey(await self._store.list_workers()))[0]:
-                self._begin(action)
-        self._due_at = {key: due_at for key, due_at in self._due_at.items() if now < due_at}
+            self._to_survey.clear()
+            return workers
+        named, self._to_survey = self._to_survey, set()
+        return [worker for worker in workers if worker.id in named]
 
     async def _plan(self, inventory: Inventory) -> list[Action]:
         now, worker_id = self._clock(), inventory.worker_id

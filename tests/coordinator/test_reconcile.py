@@ -631,6 +631,19 @@ async def test_a_snapshot_without_a_row_goes_after_its_grace(site: Site) -> None
     assert site.one.snapshots == {kept}
 
 
+@story()
+async def test_a_worker_that_came_in_again_is_asked_for_all_that_it_holds(site: Site) -> None:
+    """The life before may have died in the middle of a removal, when the container was gone and the disk was not."""
+    site.one.snapshots.add("left")
+    await site.look()
+    await site.look(GRACE)
+    assert site.one.snapshots == {"left"}
+    site.core.reconciler.survey_soon(site.one.id)
+    await site.look()
+    await site.look(GRACE)
+    assert site.one.snapshots == set()
+
+
 # ---- when asked ------------------------------------------------------------------------------------------
 
 

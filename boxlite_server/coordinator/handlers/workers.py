@@ -14,6 +14,7 @@ from ..store import Load, Worker
 async def register_worker(core: Core, body: dict[str, Any]) -> Any:
     worker = await core.fleet.register(body)
     await core.reconciler.report(worker.id, body.get("boxes") or [])
+    core.reconciler.survey_soon(worker.id)
     await core.fleet.inventory_taken(worker, None)
     return {
         "id": worker.id,

@@ -1,0 +1,49 @@
+"""The edge by itself: what becomes of requests that the server's end cuts off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from boxlite_server.coordinator.auth import Authenticator
+from boxlite_server.coordinator.edge import Edge
+
+
+async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a client gets from an application that sends `first` and then takes too long."""
+    sent: list[dict[str, Any]] = []
+    waits = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for message in first:
+            await send(message)
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
+    edge = Edge(application, application, Authenticator(None, lambda: 0.0), [])
+    scope = {"type": "http", "method": "GET", "path": "/v1/boxes", "query_string": b"", "headers": []}
+    task = asyncio.create_task(edge(scope, receive, send))
+    await waits.wait()
+    task.cancel()
+    await task
+    return sent
+
+
+def test_an_answer_that_has_not_begun_says_that_the_coordinator_ends() -> None:
+    start, body = asyncio.run(cut_off())
+    assert start["status"] == 503
+    assert dict(start["headers"])[b"x-request-id"]
+    error = json.loads(body["body"])["error"]
+    assert (error["type"], error["code"]) == ("UpstreamUnavailableError", "upstream_unavailable")
+
+
+def test_an_answer_that_has_begun_is_broken_off() -> None:
+    begun = {"type": "http.response.start", "status": 200, "headers": []}
+    assert [message["type"] for message in asyncio.run(cut_off(begun))] == ["http.response.start"]
