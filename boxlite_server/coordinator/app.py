@@ -9,10 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from connexion import AsyncApp
 from connexion.exceptions import ProblemException
 from connexion.lifecycle import ConnexionRequest, ConnexionResponse
-from connexion.options import SwaggerUIOptions
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,6 +27,7 @@ from .core import Core
 from .edge import Edge
 from .handlers import TagResolver
 from .idempotency import Idempotency
+from .operations import connexion_app
 from .validation import VALIDATORS, QueryParser
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
@@ -83,13 +82,8 @@ def _handed_back(app: ASGIApp) -> ASGIApp:
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
-    app = AsyncApp(
-        __name__,
-        pythonic_params=True,
-        resolver=TagResolver(core),
-        validator_map=VALIDATORS,
-        uri_parser_class=QueryParser,
-        swagger_ui_options=SwaggerUIOptions(swagger_ui=False),
+    app = connexion_app(
+        pythonic_params=True, resolver=TagResolver(core), validator_map=VALIDATORS, uri_parser_class=QueryParser
     )
     app.add_api(_without_security(spec))
     methods = http_errors.Methods(spec)
@@ -144,7 +138,7 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
     async def to_swagger(_: Any) -> Response:
         return RedirectResponse("/swagger-ui/")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", to_swagger),
             Route("/swagger-ui", to_swagger),
@@ -152,11 +146,13 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
             Route("/openapi.json", openapi_json),
             Route("/swagger-ui/", swagger_page),
             Mount("/swagger-ui", StaticFiles(directory=swagger_ui_path)),
-            Mount("/", _connexion_app(core, spec)),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _answer, Exception: _answer},
     )
+    app.router.default = _connexion_app(core, spec)
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _answer(request: Request, exc: Exception) -> Response:

@@ -23,9 +23,11 @@ from .http_errors import PayloadTooLargeError
 MAX_JSON_BYTES = 2 * 1024 * 1024
 MAX_SHOWN = 120  # characters of a refused value
 
+BODY = "boxlite.body"  # in the scope: a JSON body that has been read and checked
+
 
 class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
-    """Reads a JSON body whole, with or without Content-Length, checks it, and hands it on as plain JSON."""
+    """Reads a JSON body whole, with or without Content-Length, checks it, and hands it on read and as plain JSON."""
 
     async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
         raw = b"".join([chunk async for chunk in _limited(receive)])
@@ -33,8 +35,9 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
             if self._required:
                 raise BadRequestProblem(detail="the request body is missing; it has to be a JSON object")
             raw = b"{}"
-        self._validate(_loads(raw))
-        scope = dict(scope)
+        body = _loads(raw)
+        self._validate(body)
+        scope = {**scope, BODY: body}
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-type"] = "application/json"
         headers["content-length"] = str(len(raw))

@@ -1,0 +1,129 @@
+"""Connexion with everything that depends on the operation alone made once, when the API is built.
+
+Connexion as it comes inspects the handler, decorates it, and makes parsers and validators anew for each request,
+and reads a JSON body twice. With a thousand workers that send heartbeats this is most of what a request costs. Its
+middlewares that have nothing to do here are left out: the edge authenticates, and the documents are served beside.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
+from connexion.decorators import StarletteDecorator
+from connexion.decorators.parameter import AsyncParameterDecorator
+from connexion.lifecycle import ConnexionRequest
+from connexion.middleware import ConnexionMiddleware
+from connexion.middleware.context import ContextMiddleware
+from connexion.middleware.exceptions import ExceptionMiddleware
+from connexion.middleware.request_validation import (
+    RequestValidationAPI,
+    RequestValidationMiddleware,
+    RequestValidationOperation,
+)
+from connexion.middleware.routing import RoutingMiddleware
+from connexion.utils import is_nullable
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .validation import BODY
+
+_CONTENT_TYPES = 16  # kept for an operation; clients may write theirs in many ways
+
+
+def connexion_app(**options: Any) -> ConnexionMiddleware:
+    """An application that serves the APIs which are added to it; `options` are ConnexionMiddleware's."""
+    middlewares = [ExceptionMiddleware, RoutingMiddleware, _ValidationMiddleware, ContextMiddleware]
+    return ConnexionMiddleware(_Handlers(), middlewares=middlewares, **options)
+
+
+class _Validation(RequestValidationOperation):  # type: ignore[misc]
+    """Checks the requests of one operation."""
+
+    def __init__(self, next_app: ASGIApp, *, operation: Any, **options: Any) -> None:
+        super().__init__(next_app, operation=operation, **options)
+        self._parser = _parser(operation)
+        self._parameters = self._validator_map["parameter"](
+            operation.parameters, uri_parser=self._parser, strict_validation=self.strict_validation
+        )
+        self._body_of = functools.lru_cache(_CONTENT_TYPES)(self._body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._parameters.validate(scope)
+        body = self._body_of(*self.extract_content_type(scope["headers"]))
+        if body is not None:
+            receive, scope = await body.wrap_receive(receive, scope=scope)
+        await self.next_app(scope, receive, send)
+
+    def _body(self, mime_type: str, encoding: str) -> Any:
+        """The validator of bodies of this type, None where nothing checks them. Raises for a type not taken here."""
+        self.validate_mime_type(mime_type)
+        schema = self._operation.body_schema(mime_type)
+        kinds = self._validator_map["body"]
+        if not schema or mime_type not in kinds:
+            return None
+        return kinds[mime_type](
+            schema=schema,
+            required=self._operation.request_body.get("required", False),
+            nullable=is_nullable(self._operation.body_definition(mime_type)),
+            encoding=encoding,
+            strict_validation=self.strict_validation,
+            uri_parser=self._parser,
+        )
+
+
+class _ValidationAPI(RequestValidationAPI):  # type: ignore[misc]
+    def make_operation(self, operation: Any) -> _Validation:
+        return _Validation(
+            self.next_app,
+            operation=operation,
+            strict_validation=self.strict_validation,
+            validator_map=self.validator_map,
+        )
+
+
+class _ValidationMiddleware(RequestValidationMiddleware):  # type: ignore[misc]
+    api_cls = _ValidationAPI
+
+
+class _Arguments(AsyncParameterDecorator):  # type: ignore[misc]
+    """The handler's arguments, with the body as the validator has read it."""
+
+    def _maybe_get_body(self, request: ConnexionRequest, **of_handler: Any) -> Any:
+        if BODY in request.scope:
+            return request.scope[BODY]
+        return super()._maybe_get_body(request, **of_handler)
+
+
+class _Decorator(StarletteDecorator):  # type: ignore[misc]
+    @property
+    def _parameter_decorator_cls(self) -> type[AsyncParameterDecorator]:
+        return _Arguments
+
+
+class _Operation(AsyncOperation):  # type: ignore[misc]
+    """A handler, decorated."""
+
+    def __init__(self, operation: Any, *, pythonic_params: bool, jsonifier: Any) -> None:
+        function = operation.function
+        super().__init__(function, jsonifier, operation.operation_id, pythonic_params)
+        self._decorated = _Decorator(pythonic_params=pythonic_params, jsonifier=jsonifier).decorate(function)
+        self._parser = _parser(operation)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._decorated(ConnexionRequest(scope, receive, uri_parser=self._parser))
+        await response(scope, receive, send)
+
+
+class _Api(AsyncApi):  # type: ignore[misc]
+    def make_operation(self, operation: Any) -> _Operation:
+        return _Operation(operation, pythonic_params=self.pythonic_params, jsonifier=self.jsonifier)
+
+
+class _Handlers(AsyncASGIApp):  # type: ignore[misc]
+    api_cls = _Api
+
+
+def _parser(operation: Any) -> Any:
+    """What takes parameters apart; it keeps nothing of a request."""
+    return operation.uri_parser_class(operation.parameters, operation.body_definition())
