@@ -18,6 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
 from .. import errors
+from .compiled import Fits, compiled, end_of_ecma
 from .http_errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
@@ -47,7 +48,7 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
 
     def _validate(self, body: Any) -> None:
         try:
-            _validator(_Schema(self._schema)).validate(body)
+            _validate(body, self._schema)
         except ValidationError as exc:
             raise BadRequestProblem(detail=describe(exc, "body")) from None
 
@@ -87,7 +88,7 @@ class Parameters(ParameterValidator):  # type: ignore[misc]
             return f"{parameter_type} parameter '{name}' is missing" if param.get("required") else None
         schema = param.get("schema", param)
         try:
-            _validator(_Schema(schema)).validate(value)
+            _validate(value, schema)
         except ValidationError as exc:
             return describe(exc, f"{parameter_type} parameter '{name}'")
         return None
@@ -121,7 +122,7 @@ def describe(exc: ValidationError, where: str) -> str:
 def check(value: Any, schema: dict[str, Any], where: str) -> None:
     """Raises InvalidArgumentError where `value` does not fit. `schema` has to live as long as the program."""
     try:
-        _validator(_Schema(schema)).validate(value)
+        _validate(value, schema)
     except ValidationError as exc:
         raise errors.InvalidArgumentError(describe(exc, where)) from None
 
@@ -148,7 +149,8 @@ async def _limited(receive: Receive) -> AsyncIterator[bytes]:
 def _loads(raw: bytes) -> Any:
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate can be written in JSON, but is no text
+        if b"\\u" in raw:  # a lone surrogate can be written in JSON, but is no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise BadRequestProblem(detail="the request body is not UTF-8") from None
     except UnicodeEncodeError:
@@ -176,14 +178,25 @@ class _Schema:
 
 
 def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-    """As in ECMA 262, where `$` is the end and not also what stands before a last line break."""
-    if isinstance(instance, str) and not re.search(re.sub(r"(?<!\\)\$$", r"\\Z", pattern), instance):
+    if isinstance(instance, str) and not re.search(end_of_ecma(pattern), instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 _RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     Draft4RequestValidator, {"pattern": _pattern}
 )
+
+
+def _validate(value: Any, schema: dict[str, Any]) -> None:
+    """Raises ValidationError where `value` does not fit."""
+    fits = _fits(_Schema(schema))
+    if fits is None or not fits(value):
+        _validator(_Schema(schema)).validate(value)
+
+
+@functools.lru_cache(maxsize=512)
+def _fits(schema: _Schema) -> Fits | None:
+    return compiled(schema.schema)
 
 
 @functools.lru_cache(maxsize=512)
