@@ -23,7 +23,7 @@ def timestamp(seconds: float | None) -> str | None:
     """Unix seconds as RFC 3339 in UTC, with milliseconds."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 # States of ours alone, as clients know them: a box shows from the reservation of its name to its release.
