@@ -33,7 +33,8 @@ BEAT_SECONDS = 5.0
 INVENTORY_SECONDS = 60.0
 READS_PER_SECOND = 50
 PAGE = 100
-SECRET, EPOCH = ids.secret(), ids.new_id()
+SECRET, EPOCH, LIFE = ids.secret(), ids.new_id(), ids.new_id()
+STARTED_AT = time.time()
 SPEC = {"image": "alpine:latest", "cpus": 1, "memory_mib": 128, "auto_remove": False, "auto_resume": True}
 
 
@@ -64,7 +65,9 @@ async def fill(path: Path, workers: int, boxes: int) -> dict[str, list[dict[str,
                 )
             )
         for number in range(boxes):
-            worker_id, status = names[number % workers], "running" if number % 5 == 0 else "stopped"
+            worker_id, runs = names[number % workers], number % 5 == 0
+            pid, exit_code = (1000 + number, None) if runs else (None, 0)
+            status = "running" if runs else "stopped"
             row = Box(
                 id=ids.new_id(),
                 prefix="default",
@@ -76,17 +79,24 @@ async def fill(path: Path, workers: int, boxes: int) -> dict[str, list[dict[str,
                 cpus=1,
                 memory_mib=128,
                 labels={},
-                pid=None,
-                exit_code=None,
+                pid=pid,
+                exit_code=exit_code,
                 error=None,
                 created_at=now + number / 1e6,
                 updated_at=now,
                 started_at=now,
                 stopped_at=None,
             )
-            await tx.insert_box(row._replace(desired="running" if status == "running" else "stopped"))
+            await tx.insert_box(row._replace(desired=status, engine_life=LIFE if runs else None))
             held[worker_id].append(
-                {"box_id": row.id, "generation": 1, "status": status, "pid": None, "exit_code": None}
+                {
+                    "box_id": row.id,
+                    "generation": 1,
+                    "status": status,
+                    "pid": pid,
+                    "exit_code": exit_code,
+                    "interrupted": False,
+                }
             )
     await store.close()
     return held
@@ -109,9 +119,10 @@ class SimulatedWorker:
     def __init__(self, port: int, number: int, worker_id: str, boxes: list[dict[str, Any]]) -> None:
         self._port = port
         self._id = worker_id
-        self._boxes = boxes
+        self._boxes = sorted(boxes, key=lambda box: (box["box_id"], box["generation"]))
         self._name = f"simulated-{number}"
-        self._digest = hashlib.sha256(json.dumps(boxes).encode()).hexdigest()
+        text = json.dumps([LIFE, self._boxes], separators=(",", ":"))
+        self._digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self.beats = 0
 
     async def register(self) -> None:
@@ -125,7 +136,12 @@ class SimulatedWorker:
                 "url": "http://127.0.0.1:1",
                 "secret": SECRET,
                 "epoch": EPOCH,
-                "capacity": {"cpus": 16, "memory_mib": 65536},
+                "started_at": STARTED_AT,
+                "labels": {},
+                "capacity": {"cpus": 16, "memory_mib": 65536, "max_boxes": None, "cpu_limit": 256},
+                "version": "0",
+                "engine_version": "0",
+                "engine_life": LIFE,
                 "boxes": self._boxes,
             },
         )
@@ -136,13 +152,15 @@ class SimulatedWorker:
         wanted = False
         await asyncio.sleep(rng.uniform(0, BEAT_SECONDS))
         while True:
-            beat: dict[str, Any] = {"epoch": EPOCH, "inventory": self._digest}
-            if wanted or time.monotonic() - sent_at > INVENTORY_SECONDS:
+            beat: dict[str, Any] = {"epoch": EPOCH, "inventory": self._digest, "engine_life": LIFE}
+            if wanted or time.monotonic() - sent_at >= INVENTORY_SECONDS:
                 beat["boxes"], sent_at = self._boxes, time.monotonic()
             status, body = await request(self._port, "POST", f"/v1/admin/workers/{self._id}/heartbeat", beat)
             assert status == 200, body
             wanted = bool(json.loads(body).get("send_inventory"))
             self.beats += 1
+            if wanted and "boxes" not in beat:
+                continue  # it does not wait for what it was asked for
             await asyncio.sleep(BEAT_SECONDS * rng.uniform(0.9, 1.1))
 
 

@@ -40,7 +40,7 @@ def _check(schema: Mapping[str, Any]) -> Fits:
     nullable, kind = asked.pop("nullable", False), asked.pop("type", None)
     if kind is None and not nullable and asked.keys() == {"anyOf"}:
         forms = [_check(form) for form in asked["anyOf"]]
-        return lambda value: any([fits(value) for fits in forms])
+        return lambda value: any(fits(value) for fits in forms)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UnknownKeywordError(kind)
     fits = _KINDS[kind](asked)
@@ -94,20 +94,17 @@ def _array(asked: dict[str, Any]) -> Fits:
 
 def _object(asked: dict[str, Any]) -> Fits:
     known = {name: _check(schema) for name, schema in asked.pop("properties", {}).items()}
-    required, most = asked.pop("required", ()), asked.pop("maxProperties", float("inf"))
+    required, most = frozenset(asked.pop("required", ())), asked.pop("maxProperties", float("inf"))
     others = asked.pop("additionalProperties", True)
     other_fits = (_anything if others else _nothing) if isinstance(others, bool) else _check(others)
 
     def fits(value: Any) -> bool:
-        if not isinstance(value, dict) or len(value) > most:
-            return False
-        for name in required:
-            if name not in value:
-                return False
-        for name, held in value.items():
-            if not known.get(name, other_fits)(held):
-                return False
-        return True
+        return (
+            isinstance(value, dict)
+            and required <= value.keys()
+            and len(value) <= most
+            and all(known.get(name, other_fits)(held) for name, held in value.items())
+        )
 
     return fits
 

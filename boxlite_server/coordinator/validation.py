@@ -51,6 +51,8 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
             _validate(body, self._schema)
         except ValidationError as exc:
             raise BadRequestProblem(detail=describe(exc, "body")) from None
+        except RecursionError:  # what could just be read cannot always be shown
+            raise BadRequestProblem(detail="the request body is nested too deeply") from None
 
 
 class FormBody(FormDataValidator):  # type: ignore[misc]

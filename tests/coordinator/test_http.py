@@ -157,6 +157,14 @@ BAD_REQUESTS = [
 ]
 
 
+@pytest.mark.parametrize("depth", range(940, 960))
+def test_no_nesting_is_a_fault_of_the_servers(lonely: Cluster, depth: int) -> None:
+    """Around the depth that can just be read, but not shown."""
+    for body in ('{"image": %s}', '{"image": "a", "labels": %s}', "%s"):
+        deep = body % ("[" * depth + "1" + "]" * depth)
+        assert error_of(lonely.http("POST", "/v1/boxes", deep.encode(), headers=JSON))[::2] == (400, "invalid_argument")
+
+
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), BAD_REQUESTS)
 def test_every_refusal_has_the_contracts_form(
     lonely: Cluster, method: str, path: str, body: Any, headers: dict[str, str], status: int, code: str | None
