@@ -27,7 +27,7 @@ from .core import Core
 from .edge import Edge
 from .handlers import TagResolver
 from .idempotency import Idempotency
-from .operations import connexion_app
+from .operations import build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
@@ -96,6 +96,7 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
 
     for kind in (errors.BoxliteError, ProblemException, HTTPException, Exception):
         app.add_error_handler(kind, answer_error)
+    build(app)
     api: ASGIApp = app
     return api
 

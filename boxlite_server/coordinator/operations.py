@@ -37,6 +37,11 @@ def connexion_app(**options: Any) -> ConnexionMiddleware:
     return ConnexionMiddleware(_Handlers(), middlewares=middlewares, **options)
 
 
+def build(app: ConnexionMiddleware) -> None:
+    """Make all that serves its APIs now. Connexion does it at the first request, and all others wait for it."""
+    app.app, app.middleware_stack = app._build_middleware_stack()
+
+
 class _Validation(RequestValidationOperation):  # type: ignore[misc]
     """Checks the requests of one operation."""
 

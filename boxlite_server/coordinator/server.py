@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -93,6 +94,8 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
         ),
         core,
     )
+    gc.collect()
+    gc.freeze()  # what is there for good need not be looked through again and again, while every request waits
     await server.serve(sockets=[listener])
 
 
