@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def tell(tmp_path: Path) -> Callable[[Story], None]:
 async def shown(fleet: FakeFleet, box: Any) -> tuple[str, str | None]:
     answer = await boxes.get_box(fleet.core, "default", box.id)
     return answer["status"], answer["error_message"]
+
+
+async def listed(fleet: FakeFleet, **filters: Any) -> list[dict[str, Any]]:
+    answer = await boxes.list_boxes(fleet.core, "default", **filters)
+    boxes_of_page: list[dict[str, Any]] = json.loads(answer.body)["boxes"]
+    return boxes_of_page
 
 
 async def status(fleet: FakeFleet, name: str) -> str:
@@ -184,8 +191,7 @@ def test_a_list_finds_the_boxes_of_unreachable_workers_under_unknown_alone(tell:
         there = await fleet.create(name="there")
 
         async def found(**filters: Any) -> list[str]:
-            page = await boxes.list_boxes(fleet.core, "default", **filters)
-            return [box["box_id"] for box in page["boxes"]]
+            return [box["box_id"] for box in await listed(fleet, **filters)]
 
         assert await found(status="configured") == [lost.id, there.id]
         assert await found(status="unknown") == []
@@ -198,8 +204,8 @@ def test_a_list_finds_the_boxes_of_unreachable_workers_under_unknown_alone(tell:
         await fleet.beat("one")
         assert await found(status="unknown") == [there.id]
         assert await found(status="configured") == [lost.id]
-        page = await boxes.list_boxes(fleet.core, "default")
-        assert [(box["status"], box["worker"]) for box in page["boxes"]] == [("configured", "one"), ("unknown", "two")]
+        shown = [(box["status"], box["worker"]) for box in await listed(fleet)]
+        assert shown == [("configured", "one"), ("unknown", "two")]
 
     tell(story)
 
@@ -354,7 +360,7 @@ def test_a_worker_with_boxes_is_removed_by_force_and_the_answer_says_what_become
         answer = await workers.remove_worker(fleet.core, id_of("one"), force=True)
         assert (answer["boxes"], answer["volumes"]) == (2, 1)
         assert refused.value.message.endswith(answer["message"])
-        assert (await boxes.list_boxes(fleet.core, "default"))["boxes"] == []
+        assert await listed(fleet) == []
         assert fleet.links[0].closed
         await fleet.register("two")
         assert await workers.remove_worker(fleet.core, id_of("two")) == (None, 204)
