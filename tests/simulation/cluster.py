@@ -58,7 +58,6 @@ class Cluster:
         self.wires = Wires(self.rng)
         self.database = directory / DATABASE
         self._coordinators: list[Coordinator] = []
-        self._locks: list[int] = []
         for number in range(workers):
             home = directory / str(number)
             home.mkdir()
@@ -100,13 +99,12 @@ class Cluster:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        for lock in self._locks:
-            os.close(lock)
+        for coordinator in self._coordinators:
+            await coordinator.core.store.close()
 
     def _lock(self, path: Path) -> int:
         """The dead do not let go of their locks here."""
-        self._locks.append(os.open(path, os.O_RDONLY))
-        return self._locks[-1]
+        return os.open(path, os.O_RDONLY)
 
     async def _post(self, host_id: str, call: str, body: dict[str, Any]) -> dict[str, Any]:
         """A worker's own call; raises what the coordinator says, or UpstreamUnavailableError without a word."""

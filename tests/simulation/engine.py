@@ -98,7 +98,7 @@ class SimRuntime(FakeRuntime):
     def settle(self) -> None:
         """Until it is known of each command that has ended: threads take no virtual time."""
         for process in [process for process in self._started if process.exit_code is not None]:
-            process.collected.wait()
+            assert process.collected.wait(60), "the end of a command is not noticed"
             self._started.remove(process)
 
     def lose(self, box_id: str) -> None:
@@ -121,8 +121,10 @@ class SimRuntime(FakeRuntime):
 
 class SimExecutions(Executions):
     def _run(self, execution: Execution) -> None:
-        super()._run(execution)
-        execution._process.collected.set()  # type: ignore[attr-defined]
+        try:
+            super()._run(execution)
+        finally:
+            execution._process.collected.set()  # type: ignore[attr-defined]
 
 
 class _Changes:
