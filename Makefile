@@ -2,7 +2,8 @@
 # make test   the tests; needs nothing prepared
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
 # make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
-# make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql)
+# make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
+#             and then the simulation with many runs (RUNS=N)
 # make docs   what the README says of the API
 # make lint   ruff and mypy
 # make proto  the stubs of worker.proto
@@ -16,6 +17,7 @@ TESTS  ?=
 SECONDS ?= 0
 SEED   ?=
 STORE  ?= sqlite
+RUNS   ?= 10000
 
 .PHONY: run test test-clients fuzz chaos docs lint proto bench clean
 
@@ -33,6 +35,7 @@ fuzz: $(VENV)/.dev
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m chaos --store $(STORE) $(SEED:%=--seed %) $(patsubst %,--seconds %,$(filter-out 0,$(SECONDS)))
+	BOXLITE_SIMULATION_RUNS=$(RUNS) $(BIN)/python -m pytest -q tests/simulation
 
 docs: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m support.operations

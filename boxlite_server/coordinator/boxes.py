@@ -129,6 +129,8 @@ class Boxes(ObservedBoxes):
         left = await self._store.find_box_by_request(request_key) if request_key else None
         if left is None or self._is_past(left):
             return None
+        if not boxspec.is_same(left.spec, spec):
+            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         async with self.alone(left.id):
             box = await self._store.get_box(left.id)
             if box and box.status in ("creating", "removing"):
@@ -141,8 +143,6 @@ class Boxes(ObservedBoxes):
             raise errors.UpstreamUnavailableError(
                 f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
             )
-        if box and not boxspec.is_same(box.spec, spec):
-            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         return box
 
     def _is_past(self, box: Box) -> bool:

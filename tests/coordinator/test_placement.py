@@ -250,3 +250,24 @@ async def settled() -> None:
     """Whatever was begun has ended."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(others)
+
+
+def test_a_box_that_is_being_removed_keeps_its_room_until_it_is_gone(tell: Any) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        worker = await fleet.register("one")
+        leaving = await fleet.create(memory_mib=6000)
+
+        async def somebody_wants_room() -> None:
+            with pytest.raises(errors.UpstreamUnavailableError, match="lacks memory"):
+                await fleet.create(memory_mib=6000)
+            raise errors.InvalidStateError("it runs")
+
+        worker.on["RemoveBox"] = somebody_wants_room
+        with pytest.raises(errors.InvalidStateError):
+            await fleet.core.boxes.remove("default", leaving.id, force=False)
+        assert (await fleet.core.store.load(id_of("one"))).memory_mib == 6000
+        del worker.on["RemoveBox"]
+        await fleet.core.boxes.remove("default", leaving.id, force=True)
+        assert (await fleet.create(memory_mib=6000)).status == "configured"
+
+    tell(story)
