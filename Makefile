@@ -25,7 +25,7 @@ run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10 $(TESTS)
+	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n auto --maxprocesses 4 --dist loadfile) $(TESTS)
 
 test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk

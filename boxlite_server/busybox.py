@@ -64,10 +64,11 @@ def _find(directory: Path) -> Path:
     if engine.which("apt-get") is None:
         raise EngineError("a statically linked busybox is missing; install one")
     download = ("apt-get", "download", "busybox-static")
-    done = engine.run(*download, cwd=directory)
-    if done.returncode != 0 and os.geteuid() == 0:
-        engine.run("apt-get", "update")
+    with engine.apt_alone():
         done = engine.run(*download, cwd=directory)
+        if done.returncode != 0 and os.geteuid() == 0:
+            engine.run("apt-get", "update")
+            done = engine.run(*download, cwd=directory)
     package = next(directory.glob("*.deb"), None)
     if package is None:
         raise EngineError(f"apt-get download busybox-static failed: {done.stderr.strip()[-2000:]}")

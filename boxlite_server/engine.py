@@ -7,6 +7,7 @@ Speaks the Engine API over the standard library's HTTP client, on a Unix or a TC
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import logging
@@ -309,13 +310,25 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     )
 
 
+@contextlib.contextmanager
+def apt_alone() -> Iterator[None]:
+    """Be the one process of ours that uses apt: of two, one would fail."""
+    directory = os.open("/var/lib/apt", os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def apt_install(package: str) -> None:
     """Install a package of Debian or Ubuntu, as root. EngineError says what to do where that cannot be."""
     if os.geteuid() != 0 or which("apt-get") is None:
         raise EngineError(f"{package} is missing; install it (as root on Debian or Ubuntu this is done for you)")
     log.info("installing %s …", package)
-    run("apt-get", "update")  # a failure shows in the next step, with a better text
     wait = "DPkg::Lock::Timeout=300"
-    done = run("apt-get", "-o", wait, "install", "-y", "--no-install-recommends", package)
+    with apt_alone():
+        run("apt-get", "update")  # a failure shows in the next step, with a better text
+        done = run("apt-get", "-o", wait, "install", "-y", "--no-install-recommends", package)
     if done.returncode != 0:
         raise EngineError(f"apt-get install {package} failed: {done.stderr.strip()[-2000:]}")

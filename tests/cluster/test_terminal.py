@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from support.cluster import Cluster, wait_until
+
+from boxlite_server import engine
+from boxlite_server.errors import EngineError
 
 
 class Tmux:
@@ -55,11 +57,10 @@ class Tmux:
 @pytest.fixture
 def tmux(tmp_path: Path) -> Iterator[Tmux]:
     if not shutil.which("tmux"):
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            pytest.skip("tmux is not installed")
-        install = ["apt-get", "install", "-qy", "--no-install-recommends", "tmux"]
-        if subprocess.run(install, capture_output=True).returncode != 0:
-            pytest.skip("tmux is not installed and cannot be had")
+        try:
+            engine.apt_install("tmux")
+        except EngineError as error:
+            pytest.skip(str(error))
     terminal = Tmux(tmp_path)
     try:
         terminal.type(f"D={shlex.quote(str(tmp_path))} PS1='HOST> '; clear")

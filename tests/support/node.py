@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -9,6 +10,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from boxlite_server import engine
+from boxlite_server.errors import EngineError
 
 PACKAGE = "@boxlite-ai/boxlite@0.10.0"
 OLDEST_NODE = 18
@@ -19,10 +23,10 @@ def missing() -> str | None:
     """Why the Node SDK cannot run here; None when it can. As root, Node is installed where apt has it."""
     if platform.machine() not in ("x86_64", "aarch64") or platform.libc_ver()[0] != "glibc":
         return f"the Node SDK has no build for {platform.machine()} with {platform.libc_ver()[0] or 'this libc'}"
-    if not _has_node() and os.geteuid() == 0 and shutil.which("apt-get"):
-        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-q"], check=False, env=env)
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", "nodejs", "npm"], check=False, env=env)
+    if not _has_node():
+        with contextlib.suppress(EngineError):
+            engine.apt_install("nodejs")
+            engine.apt_install("npm")
     if not _has_node():
         return "node and npm are not installed (Debian, Ubuntu: apt-get install nodejs npm)"
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
