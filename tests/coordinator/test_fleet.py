@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,23 +13,6 @@ from support.fake_fleet import NOON, FakeFleet, epoch, id_of
 from boxlite_server import errors
 from boxlite_server.coordinator.fleet import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
 from boxlite_server.coordinator.handlers import boxes, system, workers
-
-Story = Callable[[FakeFleet], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
-    def tell(story: Story) -> None:
-        async def run() -> None:
-            fleet = await FakeFleet(tmp_path / "c.db").open()
-            try:
-                await story(fleet)
-            finally:
-                await fleet.core.close()
-
-        asyncio.run(run())
-
-    return tell
 
 
 async def shown(fleet: FakeFleet, box: Any) -> tuple[str, str | None]:

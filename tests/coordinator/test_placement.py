@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +13,6 @@ from boxlite_server import errors
 from boxlite_server.coordinator import boxes as boxes_module
 from boxlite_server.coordinator.handlers import workers
 from boxlite_server.coordinator.store import RESERVING
-
-Story = Callable[[FakeFleet], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
-    def tell(story: Story) -> None:
-        async def run() -> None:
-            fleet = await FakeFleet(tmp_path / "c.db").open()
-            try:
-                await story(fleet)
-            finally:
-                await fleet.core.close()
-
-        asyncio.run(run())
-
-    return tell
 
 
 async def rows(fleet: FakeFleet) -> list[Any]:
