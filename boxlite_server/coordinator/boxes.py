@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
-from . import attachments, boxspec, scheduler
+from . import attachments, boxspec, plan, scheduler
 from .fleet import Fleet
 from .leases import Leases
 from .observing import CALL_SECONDS, DEFAULT_STOP_SECONDS, RESTARTED, UNCERTAIN, ObservedBoxes, ref
@@ -280,7 +280,8 @@ class Boxes(ObservedBoxes):
             await self.observe(box)
             now = await self._store.get_box(box.id)
             if now and now.status == "failed":
-                await self._change(box.id, error=now.error or exc.message)
+                is_gone = plan.was_gone(plan.state_of(now))
+                await self._change(box.id, error=now.error if is_gone else exc.message)
             raise
         if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
             # It has ended at once: by itself, or killed by an engine that is about to end?

@@ -26,6 +26,8 @@ DEFAULT_STOP_SECONDS = 30.0
 # Afterwards nobody knows whether it was done; any other error says that it was not.
 UNCERTAIN = (errors.UnreachableError, errors.TimedOutError, errors.EngineError)
 
+_UNTOLD = "its engine could not start it; start it again to be told why"
+
 RESTARTED = ("configured", "failed", "stopped")  # states of a box that is to run again
 
 
@@ -225,7 +227,7 @@ class ObservedBoxes:
             "status": status,
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
-            "error": None,
+            "error": (box.error or _UNTOLD) if status == "failed" else None,
             "published": attachments.published(state, _host_of(worker)),
             "desired": "running" if status in ("running", "paused") else "stopped",
         }

@@ -158,12 +158,18 @@ class Engine(Process):
         labelled = urlencode({"all": "true", "filters": json.dumps({"label": ["boxlite.cluster"]})})
         containers = json.loads(engine.request(self.docker_host, "GET", f"/containers/json?{labelled}"))
         images = json.loads(engine.request(self.docker_host, "GET", f"/images/json?{labelled}"))
+        parents = {found["ParentId"] for found in images}
         volumes = json.loads(engine.request(self.docker_host, "GET", f"/volumes?{labelled}"))
         return {
             "containers": [
                 {"name": found["Names"][0], "state": found["State"], "labels": found["Labels"]} for found in containers
             ],
-            "images": [{"tags": found["RepoTags"], "labels": found["Labels"]} for found in images],
+            "images": [
+                {"tags": found["RepoTags"], "labels": found["Labels"]}
+                for found in images
+                # What a removed box left goes with the last disk that stands on it.
+                if found["Id"] not in parents or found["RepoTags"] not in ([], ["<none>:<none>"])
+            ],
             "volumes": [{"name": found["Name"], "labels": found["Labels"]} for found in volumes["Volumes"] or []],
         }
 

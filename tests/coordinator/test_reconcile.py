@@ -266,6 +266,20 @@ async def test_a_box_that_cannot_be_started_again_fails_after_some_attempts(site
 
 
 @story()
+async def test_a_box_that_could_not_be_started_keeps_the_reason(site: Site) -> None:
+    box = await site.running()
+    await site.core.boxes.stop("p", box.id, None)
+    site.one.boxes[box.id] = Container(1, "failed")
+    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    with pytest.raises(errors.InvalidStateError):
+        await site.core.boxes.start("p", box.id)
+    for _ in range(2):
+        row = await site.row(box)
+        assert (row.status, row.error) == ("failed", "port 80 is taken")
+        await site.core.boxes.refresh(box.id)
+
+
+@story()
 async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(site: Site) -> None:
     box = await site.running()
     for _ in range(MAX_RESTARTS):
