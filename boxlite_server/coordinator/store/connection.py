@@ -62,8 +62,6 @@ class Connection(Protocol):
 class Backend(Connection, Protocol):
     """One open database. Statements outside of a transaction are atomic; a write waits for a transaction's end."""
 
-    shared: bool  # whether other coordinators may use it at the same time
-
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
         """All or nothing, and alone: no other write comes between its beginning and its end, whoever makes it.
         What is left by an exception is undone."""

@@ -75,7 +75,6 @@ class Postgresql:
     """A `Backend` over one PostgreSQL database."""
 
     dialect = POSTGRESQL
-    shared = True
 
     def __init__(self, url: str) -> None:
         self._pool = _Pool(url)

@@ -53,7 +53,6 @@ class Sqlite:
     """A `Backend` over one file."""
 
     dialect = SQLITE
-    shared = False
 
     def __init__(self, path: Path, lock_file: int) -> None:
         """Opens it; raises sqlite3.Error or DatabaseError."""
