@@ -22,7 +22,7 @@ RUNS   ?= 10000
 .PHONY: run test test-clients fuzz chaos docs lint proto bench clean
 
 run: $(VENV)/.run
-	exec $(BIN)/python -m boxlite_server.demo
+	exec $(BIN)/python -m boxlite_server.local.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n auto --maxprocesses 4 --dist loadfile) $(TESTS)

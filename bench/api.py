@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.cluster import Cluster  # noqa: E402
 
-from boxlite_server import busybox, engine  # noqa: E402
+from boxlite_server.local import busybox, dockerd  # noqa: E402
 
 IMAGE = "boxlite-bench:latest"
 OUTPUT_MIB = 64
@@ -31,7 +31,7 @@ OUTPUT_MIB = 64
 def running_cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        with engine.private_engine(directory / "e", extra_args=["--iptables=false"]) as docker_host:
+        with dockerd.private_engine(directory / "e", extra_args=["--iptables=false"]) as docker_host:
             busybox.import_image(docker_host, IMAGE)
             cluster = Cluster(directory / "c", docker_host)
             cluster.start_coordinator()

@@ -16,7 +16,8 @@ from support.cluster import Cluster
 from support.postgresql import Server, installed, private_server
 from support.registry import private_registry, push
 
-from boxlite_server import busybox, engine
+from boxlite_server.local import busybox
+from boxlite_server.local import dockerd as engine
 
 IMAGE = "boxlite-test:latest"
 BARE_IMAGE = "boxlite-test-bare:latest"

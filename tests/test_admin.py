@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.cluster import Cluster, call
 
-from boxlite_server import admin, cli
+from boxlite_server.cli import admin, main
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import UpstreamUnavailableError
 
@@ -47,7 +47,7 @@ def status(cluster: Cluster) -> str:
 
 
 def run(cluster: Cluster, *command: str) -> int:
-    return cli.main([*command, "--coordinator", cluster.url, "--api-key", KEY])
+    return main.main([*command, "--coordinator", cluster.url, "--api-key", KEY])
 
 
 def test_workers_are_listed_with_what_is_reserved(
@@ -88,8 +88,8 @@ def test_a_worker_that_says_goodbye_is_shown_with_the_reason(
 def test_what_goes_wrong_is_told(cluster: Cluster, one: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cluster, "drain", "nosuch") == 1
     assert "worker not found: nosuch" in capsys.readouterr().err
-    assert cli.main(["workers", "--coordinator", cluster.url, "--api-key", "wrong"]) == 1
-    assert cli.main(["workers", "--coordinator", "http://127.0.0.1:1"]) == 1
+    assert main.main(["workers", "--coordinator", cluster.url, "--api-key", "wrong"]) == 1
+    assert main.main(["workers", "--coordinator", "http://127.0.0.1:1"]) == 1
     assert "set --coordinator or BOXLITE_COORDINATOR_URL" in capsys.readouterr().err
     with pytest.raises(SystemExit) as wrong:
         run(cluster, "drain", "one", "--timeout", "5")

@@ -12,8 +12,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from boxlite_server import busybox, engine
 from boxlite_server.errors import EngineError, ImageError
+from boxlite_server.local import busybox, dockerd
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an engine takes root")
 
@@ -59,33 +59,33 @@ def fetch(address: str) -> str:
 def test_two_engines_at_once_each_with_a_network(directory: Path) -> None:
     with ExitStack() as stack:
         first, second = (
-            stack.enter_context(engine.private_engine(directory / name, extra_args=["--iptables=false"]))
+            stack.enter_context(dockerd.private_engine(directory / name, extra_args=["--iptables=false"]))
             for name in ("one", "two")
         )
         addresses = [serve(first, "first"), serve(second, "second")]
         assert [fetch(address) for address in addresses] == ["first", "second"]
-        assert len(engine.containers(first)) == len(engine.containers(second)) == 1
+        assert len(dockerd.containers(first)) == len(dockerd.containers(second)) == 1
         assert traces(directory)
     assert traces(directory) == []
 
 
 @as_root
 def test_an_engine_started_again_has_its_images(directory: Path) -> None:
-    with engine.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
+    with dockerd.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
         busybox.import_image(docker_host, "kept:latest")
-    assert not engine.answers(docker_host)
-    with engine.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
-        assert engine.has_image(docker_host, "kept:latest")
-        with pytest.raises(EngineError, match="already"), engine.private_engine(directory):
+    assert not dockerd.answers(docker_host)
+    with dockerd.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
+        assert dockerd.has_image(docker_host, "kept:latest")
+        with pytest.raises(EngineError, match="already"), dockerd.private_engine(directory):
             pass
-        assert engine.answers(docker_host)
+        assert dockerd.answers(docker_host)
 
 
 @as_root
 def test_an_engine_that_does_not_start_names_its_log(directory: Path) -> None:
     with (
         pytest.raises(EngineError, match=rf"{directory}/log[^$]*no-such-flag"),
-        engine.private_engine(directory, extra_args=["--no-such-flag"]),
+        dockerd.private_engine(directory, extra_args=["--no-such-flag"]),
     ):
         pass
     assert traces(directory) == []
@@ -93,22 +93,22 @@ def test_an_engine_that_does_not_start_names_its_log(directory: Path) -> None:
 
 def test_a_named_engine_is_never_replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{directory}/none.sock")
-    with pytest.raises(EngineError, match="DOCKER_HOST"), engine.ensure_engine(directory):
+    with pytest.raises(EngineError, match="DOCKER_HOST"), dockerd.ensure_engine(directory):
         pass
     assert list(directory.iterdir()) == []
 
 
 def test_an_engine_that_answers_is_used(docker_host: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", docker_host)
-    with engine.ensure_engine(directory) as found:
+    with dockerd.ensure_engine(directory) as found:
         assert found == docker_host
-    assert engine.answers(docker_host)
+    assert dockerd.answers(docker_host)
     assert list(directory.iterdir()) == []
 
 
 def test_a_failed_pull_says_why(docker_host: str) -> None:
     with pytest.raises(ImageError, match="refused"):
-        engine.pull_image(docker_host, "127.0.0.1:1/none:latest")  # nobody listens on port 1
+        dockerd.pull_image(docker_host, "127.0.0.1:1/none:latest")  # nobody listens on port 1
 
 
 def test_images(docker_host: str, test_image: str, bare_image: str) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from support.cluster import free_port
 
-from boxlite_server import engine
+from boxlite_server.local import dockerd
 
 
 def test_the_demo_runs_the_main_job_once(docker_host: str, tmp_path: Path) -> None:
     demo = subprocess.run(
-        [sys.executable, "-m", "boxlite_server.demo", "--once", "--port", str(free_port())],
+        [sys.executable, "-m", "boxlite_server.local.demo", "--once", "--port", str(free_port())],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -27,4 +27,4 @@ def test_the_demo_runs_the_main_job_once(docker_host: str, tmp_path: Path) -> No
     command = next(line for line in lines if line.startswith("$ boxlite ") and line.endswith("echo hello"))
     assert lines[lines.index(command) + 1] == "hello"
     box_id = command.split()[command.split().index("exec") + 1]
-    assert engine.containers(docker_host, f"boxlite.box={box_id}") == []
+    assert dockerd.containers(docker_host, f"boxlite.box={box_id}") == []

@@ -1,5 +1,5 @@
 """`python -m boxlite_server.client` is the same as `boxlite`."""
 
-from boxlite_server.client.cli import main
+from .cli import main
 
 raise SystemExit(main())

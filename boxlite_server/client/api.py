@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from boxlite_server.errors import BoxliteError, InvalidArgumentError, UpstreamUnavailableError, from_code
+from ..errors import BoxliteError, InvalidArgumentError, UpstreamUnavailableError, from_code
 
 CONNECT_TIMEOUT = 10.0  # seconds
 ANSWER_TIMEOUT = 300.0  # seconds; a create may pull a large image first

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
-from boxlite_server.client import boxflags, output
-from boxlite_server.client.api import ApiClient, Json
-from boxlite_server.errors import BoxliteError, NotFoundError
+from ..errors import BoxliteError, NotFoundError
+from . import boxflags, output
+from .api import ApiClient, Json
 
 _ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown one may be running
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from boxlite_server.client.api import Json
+from .api import Json
 
 _PORT = re.compile(
     r"(?:(?:(?P<ip>\[[0-9a-fA-F:]+\]|\d+(?:\.\d+){3}):)?(?P<host>\d*):)?(?P<guest>\d+)(?:/(?P<protocol>tcp|udp))?",

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from boxlite_server.client import boxes, boxflags, completion, copy, disks, logs, run, stats, storage
-from boxlite_server.client.api import ApiClient
-from boxlite_server.errors import BoxliteError, InvalidArgumentError
+from ..errors import BoxliteError, InvalidArgumentError
+from . import boxes, boxflags, completion, copy, disks, logs, run, stats, storage
+from .api import ApiClient
 
 DEFAULT_URL = "http://127.0.0.1:8200"
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from boxlite_server.client import packing, terminal
-from boxlite_server.client.api import ApiClient, unreachable
-from boxlite_server.client.boxes import print_error
-from boxlite_server.client.progress import Bar
-from boxlite_server.errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
+from ..errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
+from . import packing, terminal
+from .api import ApiClient, unreachable
+from .boxes import print_error
+from .progress import Bar
 
 TAR = "application/x-tar"
 STREAM = "-"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlencode
 
-from boxlite_server.client import output
-from boxlite_server.client.api import ApiClient, Json, unreachable
-from boxlite_server.client.boxes import each
-from boxlite_server.client.progress import Bar, size
-from boxlite_server.errors import BoxliteError, InvalidArgumentError
+from ..errors import BoxliteError, InvalidArgumentError
+from . import output
+from .api import ApiClient, Json, unreachable
+from .boxes import each
+from .progress import Bar, size
 
 OCTETS = "application/octet-stream"
 STREAM = "-"  # stdin or stdout in place of a file

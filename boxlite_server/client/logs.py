@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
-from boxlite_server.client import terminal
-from boxlite_server.client.api import ApiClient, unreachable
-from boxlite_server.errors import BoxliteError, UpstreamUnavailableError
+from ..errors import BoxliteError, UpstreamUnavailableError
+from . import terminal
+from .api import ApiClient, unreachable
 
 _DESCRIPTORS = {"stdout": terminal.STDOUT, "stderr": terminal.STDERR}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from boxlite_server.errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 _ACTION = re.compile(r"\{\{-?\s*(json\s+)?\.([\w.]*)\s*-?\}\}")
 

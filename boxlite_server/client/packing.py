@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
-from boxlite_server.errors import InvalidArgumentError, NotFoundError
+from ..errors import InvalidArgumentError, NotFoundError
 
 _CHUNK = 256 * 1024
 _BLOCK = 512

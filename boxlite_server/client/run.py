@@ -6,10 +6,10 @@ import os
 from argparse import Namespace
 from contextlib import suppress
 
-from boxlite_server.client import stream, terminal
-from boxlite_server.client.api import ApiClient, Json
-from boxlite_server.client.boxes import create_body, print_error
-from boxlite_server.errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
+from ..errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
+from . import stream, terminal
+from .api import ApiClient, Json
+from .boxes import create_body, print_error
 
 CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 

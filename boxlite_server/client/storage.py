@@ -7,12 +7,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
-from boxlite_server import references
-from boxlite_server.client import output
-from boxlite_server.client.api import ApiClient, Json
-from boxlite_server.client.boxes import print_error
-from boxlite_server.client.progress import Bar, size
-from boxlite_server.errors import BoxliteError, UpstreamUnavailableError
+from .. import references
+from ..errors import BoxliteError, UpstreamUnavailableError
+from . import output
+from .api import ApiClient, Json
+from .boxes import print_error
+from .progress import Bar, size
 
 # ---- images ----
 

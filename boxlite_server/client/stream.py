@@ -21,9 +21,9 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from boxlite_server.client import terminal
-from boxlite_server.client.api import CONNECT_TIMEOUT, ApiClient, error_from, unreachable
-from boxlite_server.errors import BoxliteError, UnsupportedError, UpstreamUnavailableError
+from ..errors import BoxliteError, UnsupportedError, UpstreamUnavailableError
+from . import terminal
+from .api import CONNECT_TIMEOUT, ApiClient, error_from, unreachable
 
 EXECUTION_ID_HEADER = "x-boxlite-execution-id"
 RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one per attempt in vain

@@ -16,8 +16,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from boxlite_server import busybox
 from boxlite_server.errors import BoxliteError
+from boxlite_server.local import busybox
 
 from . import check, faults, isolation, postgres, sdk
 from .api import Api

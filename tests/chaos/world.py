@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from boxlite_server import engine
 from boxlite_server.errors import EngineError
+from boxlite_server.local import dockerd as engine
 
 from .isolation import must
 

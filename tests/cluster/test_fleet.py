@@ -11,9 +11,10 @@ import grpc
 import pytest
 from support.cluster import Cluster, wait_until
 
-from boxlite_server import engine, rpc
+from boxlite_server import rpc
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
+from boxlite_server.local import dockerd
 
 
 def create(cluster: Cluster, image: str, **fields: Any) -> dict[str, Any]:
@@ -56,11 +57,11 @@ def test_twenty_equal_boxes_spread_ten_to_ten(pair: Cluster, test_image: str) ->
     assert (hosts.count("one"), hosts.count("two")) == (10, 10)
     assert {name: worker["reserved"]["boxes"] for name, worker in workers(pair).items()} == {"one": 10, "two": 10}
     for worker in pair.workers:
-        found = engine.containers(worker.docker_host, f"boxlite.worker={workers(pair)[worker.name]['id']}")
+        found = dockerd.containers(worker.docker_host, f"boxlite.worker={workers(pair)[worker.name]['id']}")
         assert len(found) == 10
     remove_all(pair)
     for worker in pair.workers:
-        assert engine.containers(worker.docker_host, f"boxlite.worker={workers(pair)[worker.name]['id']}") == []
+        assert dockerd.containers(worker.docker_host, f"boxlite.worker={workers(pair)[worker.name]['id']}") == []
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -204,7 +205,7 @@ def test_an_end_without_being_asked_is_noticed(cluster: Cluster, test_image: str
 def test_a_container_removed_behind_our_back_can_still_be_removed(cluster: Cluster, test_image: str) -> None:
     box = create(cluster, test_image)
     for container in cluster.containers():
-        engine.request(cluster.docker_host, "DELETE", f"/containers/{container}?force=1")
+        dockerd.request(cluster.docker_host, "DELETE", f"/containers/{container}?force=1")
     wait_until(lambda: status_of(cluster, box) == "failed", "the box is seen to be gone")
     assert "gone" in cluster.http("GET", f"/v1/boxes/{box['box_id']}")[2]["error_message"]
     assert cluster.http("POST", f"/v1/boxes/{box['box_id']}/start")[0] in (404, 409)

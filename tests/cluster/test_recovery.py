@@ -14,7 +14,7 @@ import pytest
 from support.cluster import Cluster, Process, wait_until
 
 from boxlite_server import ids
-from boxlite_server.engine import Dockerd
+from boxlite_server.local.dockerd import Dockerd
 from boxlite_server.worker.docker_labels import container_name
 from boxlite_server.worker.runtime import BoxRef
 

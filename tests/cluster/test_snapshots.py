@@ -20,7 +20,7 @@ import pytest
 from support.cluster import Cluster, wait_until
 from support.memory import growth
 
-from boxlite_server import engine
+from boxlite_server.local import dockerd
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -32,8 +32,8 @@ def leftovers(cluster: Cluster, docker_host: str | None = None) -> list[str]:
     for worker in cluster.http("GET", "/v1/admin/workers")[2]["workers"]:
         for label in ("boxlite.worker", "boxlite.export"):
             query = urlencode({"all": 1, "filters": json.dumps({"label": [f"{label}={worker['id']}"]})})
-            found += [image["Id"] for image in json.loads(engine.request(host, "GET", f"/images/json?{query}"))]
-        found += engine.containers(host, f"boxlite.export={worker['id']}")
+            found += [image["Id"] for image in json.loads(dockerd.request(host, "GET", f"/images/json?{query}"))]
+        found += dockerd.containers(host, f"boxlite.export={worker['id']}")
     return found
 
 
@@ -166,7 +166,7 @@ def test_a_box_whose_container_is_gone_comes_back_from_a_snapshot(boxes: Boxes) 
     boxes.run(box, "echo one > /file")
     boxes.ok("POST", f"/v1/boxes/{box}/snapshots", {"name": "s"})
     for container in boxes.cluster.containers():
-        engine.request(boxes.cluster.docker_host, "DELETE", f"/containers/{container}?force=1")
+        dockerd.request(boxes.cluster.docker_host, "DELETE", f"/containers/{container}?force=1")
     wait_until(lambda: bool(boxes.get(box)["status"] == "failed"), "the box is seen to be gone")
     assert boxes.refused("POST", f"/v1/boxes/{box}/snapshots", {"name": "t"}) == (409, "invalid_state")
     assert boxes.refused("POST", f"/v1/boxes/{box}/clone", {}) == (409, "invalid_state")

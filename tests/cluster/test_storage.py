@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.cluster import Cluster, wait_until
 
-from boxlite_server import engine
+from boxlite_server.local import dockerd
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def volumes_of(cluster: Cluster) -> list[str]:
     """Volumes with our labels on either engine."""
     found = []
     for worker in cluster.workers:
-        answer = engine.request(worker.docker_host, "GET", '/volumes?filters={"label":["boxlite.volume"]}')
+        answer = dockerd.request(worker.docker_host, "GET", '/volumes?filters={"label":["boxlite.volume"]}')
         found += [entry["Name"] for entry in json.loads(answer)["Volumes"] or []]
     return found
 

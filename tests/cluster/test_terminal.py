@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.cluster import Cluster, wait_until
 
-from boxlite_server import engine
 from boxlite_server.errors import EngineError
+from boxlite_server.local import dockerd
 
 
 class Tmux:
@@ -58,7 +58,7 @@ class Tmux:
 def tmux(tmp_path: Path) -> Iterator[Tmux]:
     if not shutil.which("tmux"):
         try:
-            engine.apt_install("tmux")
+            dockerd.apt_install("tmux")
         except EngineError as error:
             pytest.skip(str(error))
     terminal = Tmux(tmp_path)

@@ -328,7 +328,7 @@ def test_without_its_package_the_error_says_what_to_install() -> None:
     program = """
 import asyncio, sys
 sys.modules["psycopg"] = None
-from boxlite_server.cli import main
+from boxlite_server.cli.main import main
 sys.exit(main(["coordinator", "--port", "0", "--database", "postgresql://h/d"]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from boxlite_server import engine
+from boxlite_server.local import dockerd
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -218,7 +218,7 @@ class Cluster:
         _, _, workers = self.http("GET", "/v1/admin/workers")
         mine = {worker["id"] for worker in workers["workers"]}
         host = docker_host or self.docker_host
-        return [found for worker in mine for found in engine.containers(host, f"boxlite.worker={worker}")]
+        return [found for worker in mine for found in dockerd.containers(host, f"boxlite.worker={worker}")]
 
     def tails(self) -> str:
         """The ends of all logs."""

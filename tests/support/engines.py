@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from boxlite_server import busybox, engine
+from boxlite_server.local import busybox, dockerd
 
 
-class PrivateEngine(engine.Dockerd):
+class PrivateEngine(dockerd.Dockerd):
     """A dockerd that can also be ended as an administrator would, and held up."""
 
     def end(self) -> None:
@@ -38,7 +38,7 @@ def private_engine(image: str, *, without_bridge: bool = False) -> Iterator[Priv
     """One that runs, and has the image of busybox under that name; `without_bridge`: without a default network."""
     directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
     try:
-        with engine._bridge() as bridge:
+        with dockerd._bridge() as bridge:
             private = PrivateEngine(directory, "none" if without_bridge else bridge, ["--iptables=false"])
             try:
                 private.start()

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .client import output
-from .client.api import ApiClient
-from .errors import InvalidStateError, NotFoundError, TimedOutError, UpstreamUnavailableError
+from ..client import output
+from ..client.api import ApiClient
+from ..errors import InvalidStateError, NotFoundError, TimedOutError, UpstreamUnavailableError
 
 POLL_SECONDS = 1.0
 

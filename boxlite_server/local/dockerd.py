@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
-from .errors import EngineError, ImageError
+from ..errors import EngineError, ImageError
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0  # for a dockerd to answer

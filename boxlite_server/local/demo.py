@@ -1,6 +1,6 @@
 """`make run`: an engine, a coordinator and a worker on this machine, one box through its life, then serving.
 
-    python -m boxlite_server.demo [--port 8200] [--once]
+    python -m boxlite_server.local.demo [--port 8200] [--once]
 
 Data lies in BOXLITE_HOME (~/.boxlite), that of a private engine included, should one be needed. The exit code
 is 1 when anything fails; whatever was started has then ended.
@@ -22,8 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import busybox, engine
-from .errors import BoxliteError, ImageError
+from ..errors import BoxliteError, ImageError
+from . import busybox, dockerd
 
 IMAGE = "alpine:latest"
 LOCAL_IMAGE = "boxlite-busybox:latest"
@@ -33,7 +33,7 @@ STOP_SECONDS = 30.0
 
 def main() -> int:
     """Run the demo; the exit code."""
-    parser = argparse.ArgumentParser(prog="boxlite_server.demo", description="boxlite-server on this machine")
+    parser = argparse.ArgumentParser(prog="boxlite_server.local.demo", description="boxlite-server on this machine")
     parser.add_argument("--port", type=int, default=8200, help="of the coordinator (default: %(default)s)")
     parser.add_argument("--once", action="store_true", help="end after the job, instead of serving on")
     options = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> int:
     home = Path(os.environ.get("BOXLITE_HOME", "~/.boxlite")).expanduser().absolute()
     try:
         with (
-            engine.ensure_engine(home / "engine") as docker_host,
+            dockerd.ensure_engine(home / "engine") as docker_host,
             _server(options.port, home, docker_host) as server,
         ):
             _job(url, _image(docker_host))
@@ -108,14 +108,14 @@ def _is_ready(port: int) -> bool:
 
 def _image(docker_host: str) -> str:
     """alpine:latest, or a stand-in where no registry answers."""
-    if engine.has_image(docker_host, IMAGE):
+    if dockerd.has_image(docker_host, IMAGE):
         return IMAGE
     print(f"Pulling {IMAGE} …", flush=True)
     try:
-        engine.pull_image(docker_host, IMAGE)
+        dockerd.pull_image(docker_host, IMAGE)
     except ImageError as error:
         print(f"{error.message}\nUsing a small local image instead, {LOCAL_IMAGE}.", flush=True)
-        if not engine.has_image(docker_host, LOCAL_IMAGE):
+        if not dockerd.has_image(docker_host, LOCAL_IMAGE):
             busybox.import_image(docker_host, LOCAL_IMAGE)
         return LOCAL_IMAGE
     return IMAGE

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-from . import engine
-from .errors import EngineError
+from ..errors import EngineError
+from . import dockerd
 
 DIRECTORIES = {
     "bin": 0o755,
@@ -44,7 +44,7 @@ def import_image(docker_host: str, reference: str, *, cmd: Sequence[str] = ("sh"
     name, _, tag = reference.rpartition(":")
     changes = ["ENV PATH=/bin"] + ([f"CMD {json.dumps(list(cmd))}"] if cmd else [])
     query = urlencode({"fromSrc": "-", "repo": name, "tag": tag, "changes": changes}, doseq=True)
-    engine.request(docker_host, "POST", f"/images/create?{query}", archive())
+    dockerd.request(docker_host, "POST", f"/images/create?{query}", archive())
 
 
 def archive() -> bytes:
@@ -58,21 +58,21 @@ def _find(directory: Path) -> Path:
 
     Debian's is not installed: that would push out a dynamically linked one that the machine may need.
     """
-    installed = engine.which("busybox")
+    installed = dockerd.which("busybox")
     if installed and _is_static(Path(installed)):
         return Path(installed)
-    if engine.which("apt-get") is None:
+    if dockerd.which("apt-get") is None:
         raise EngineError("a statically linked busybox is missing; install one")
     download = ("apt-get", "download", "busybox-static")
-    with engine.apt_alone():
-        done = engine.run(*download, cwd=directory)
+    with dockerd.apt_alone():
+        done = dockerd.run(*download, cwd=directory)
         if done.returncode != 0 and os.geteuid() == 0:
-            engine.run("apt-get", "update")
-            done = engine.run(*download, cwd=directory)
+            dockerd.run("apt-get", "update")
+            done = dockerd.run(*download, cwd=directory)
     package = next(directory.glob("*.deb"), None)
     if package is None:
         raise EngineError(f"apt-get download busybox-static failed: {done.stderr.strip()[-2000:]}")
-    engine.run("dpkg-deb", "--extract", str(package), str(directory / "root"))
+    dockerd.run("dpkg-deb", "--extract", str(package), str(directory / "root"))
     return next(path for path in directory.glob("root/**/bin/busybox") if path.is_file())
 
 
@@ -98,7 +98,7 @@ def _archive(program: Path) -> bytes:
         add("bin/busybox", 0o755, program.read_bytes())
         add("etc/passwd", 0o644, PASSWD.encode())
         add("etc/group", 0o644, GROUP.encode())
-        for command in engine.run(str(program), "--list").stdout.split():
+        for command in dockerd.run(str(program), "--list").stdout.split():
             if command != "busybox":
                 add(f"bin/{command}", 0o777, kind=tarfile.SYMTYPE, link="busybox")
     return archive.getvalue()

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import __version__, admin, errors
-from .client.api import ApiClient
+from .. import __version__, errors
+from ..client.api import ApiClient
+from . import admin
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_coordinator(arguments: argparse.Namespace) -> int:
-    from .coordinator.policy import Policy
-    from .coordinator.server import CoordinatorConfig, run
+    from ..coordinator.policy import Policy
+    from ..coordinator.server import CoordinatorConfig, run
 
     return run(
         CoordinatorConfig(
@@ -63,8 +64,8 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    from .worker.main import WorkerConfig, run
-    from .worker.policy import Policy
+    from ..worker.main import WorkerConfig, run
+    from ..worker.policy import Policy
 
     return run(
         WorkerConfig(
@@ -85,14 +86,14 @@ def _run_worker(arguments: argparse.Namespace) -> int:
 
 
 def _run_dev(arguments: argparse.Namespace) -> int:
-    from .dev import run
+    from ..local.dev import run
 
     return run(arguments.port, arguments.home.expanduser(), debug=arguments.debug)
 
 
 def _run_backup(arguments: argparse.Namespace) -> int:
-    from .coordinator.store.backup import back_up
-    from .coordinator.store.where import is_url, shown
+    from ..coordinator.store.backup import back_up
+    from ..coordinator.store.where import is_url, shown
 
     if is_url(arguments.database):
         raise errors.InvalidArgumentError(
@@ -358,7 +359,7 @@ def _port(text: str) -> int:
 
 
 def _database(text: str) -> Path | str:
-    from .coordinator.store.where import is_url
+    from ..coordinator.store.where import is_url
 
     return text if is_url(text) else Path(text).expanduser()
 
