@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ..errors import BoxliteError, InvalidArgumentError
-from . import boxes, boxflags, completion, copy, disks, logs, run, stats, storage
+from . import boxflags
 from .api import ApiClient
+from .commands import boxes, completion, copy, logs, run, snapshots, stats, storage
 
 DEFAULT_URL = "http://127.0.0.1:8200"
 
@@ -169,19 +170,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_disk_commands(add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
-    sub = add("clone", disks.clone, "Make a new box with the disk of another, and print its id")
+    sub = add("clone", snapshots.clone, "Make a new box with the disk of another, and print its id")
     sub.add_argument("--name", help="a name for the new box")
     sub.add_argument("box", metavar="BOX")
 
-    sub = add("export", disks.export, "Write a box to an archive, and print the file's name")
+    sub = add("export", snapshots.export, "Write a box to an archive, and print the file's name")
     sub.add_argument("-o", "--output", metavar="FILE", help="default BOX.boxlite here; - is stdout")
     sub.add_argument("box", metavar="BOX")
 
-    sub = add("import", disks.import_box, "Make a box from an archive, and print its id")
+    sub = add("import", snapshots.import_box, "Make a box from an archive, and print its id")
     sub.add_argument("--name", help="a name for the box")
     sub.add_argument("file", metavar="FILE", help="- is stdin")
 
-    sub = add("snapshot", disks.list_snapshots, "Keep disks of a box, and put it back to one")
+    sub = add("snapshot", snapshots.list_snapshots, "Keep disks of a box, and put it back to one")
     verbs = sub.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def add_verb(name: str, act: Command, text: str, *, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -192,18 +193,18 @@ def _add_disk_commands(add: Callable[..., argparse.ArgumentParser], common: argp
         verb.add_argument("box", metavar="BOX")
         return verb
 
-    add_verb("create", disks.create_snapshot, "Keep the disk of a box, and print the snapshot's id").add_argument(
+    add_verb("create", snapshots.create_snapshot, "Keep the disk of a box, and print the snapshot's id").add_argument(
         "name", metavar="NAME"
     )
-    verb = add_verb("ls", disks.list_snapshots, "List the snapshots of a box", aliases=("list",))
+    verb = add_verb("ls", snapshots.list_snapshots, "List the snapshots of a box", aliases=("list",))
     shape = verb.add_mutually_exclusive_group()
     shape.add_argument("-q", "--quiet", action="store_true", help="names only")
     shape.add_argument("--format", choices=("table", "json"), default="table")
-    verb = add_verb("inspect", disks.inspect_snapshot, "Show snapshots in detail")
+    verb = add_verb("inspect", snapshots.inspect_snapshot, "Show snapshots in detail")
     verb.add_argument("names", metavar="NAME", nargs="+")
-    verb = add_verb("restore", disks.restore_snapshot, "Put a stopped box back to a snapshot")
+    verb = add_verb("restore", snapshots.restore_snapshot, "Put a stopped box back to a snapshot")
     verb.add_argument("name", metavar="NAME")
-    verb = add_verb("rm", disks.remove_snapshots, "Remove snapshots")
+    verb = add_verb("rm", snapshots.remove_snapshots, "Remove snapshots")
     verb.add_argument("names", metavar="NAME", nargs="+")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from fake_server import BOX, FakeServer, error
 
-from boxlite_server.client import stats
+from boxlite_server.client.commands import stats
 
 Boxlite = Callable[..., int]
 ID = BOX["box_id"]

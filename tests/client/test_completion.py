@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from boxlite_server.client import cli
-from boxlite_server.client.completion import SHELLS, script
+from boxlite_server.client.commands.completion import SHELLS, script
 
 
 def complete(tmp_path: Path, *words: str) -> list[str]:

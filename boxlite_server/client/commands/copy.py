@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
-from . import packing, terminal
-from .api import ApiClient, unreachable
+from ...errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
+from .. import packing, terminal
+from ..api import ApiClient, unreachable
+from ..progress import Bar
 from .boxes import print_error
-from .progress import Bar
 
 TAR = "application/x-tar"
 STREAM = "-"

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .api import ApiClient
+from ..api import ApiClient
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -6,8 +6,8 @@ import json
 import time
 from argparse import Namespace
 
-from . import output, progress
-from .api import ApiClient, Json
+from .. import output, progress
+from ..api import ApiClient, Json
 
 STREAM_SECONDS = 1.0
 _HEADER = ("BOX", "CPU %", "MEMORY", "NET IN", "NET OUT", "COMMANDS", "ERRORS", "STDIN", "STDOUT")

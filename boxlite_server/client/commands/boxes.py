@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
-from ..errors import BoxliteError, NotFoundError
-from . import boxflags, output
-from .api import ApiClient, Json
+from ...errors import BoxliteError, NotFoundError
+from .. import boxflags, output
+from ..api import ApiClient, Json
 
 _ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown one may be running
 

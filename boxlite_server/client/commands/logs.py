@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
-from ..errors import BoxliteError, UpstreamUnavailableError
-from . import terminal
-from .api import ApiClient, unreachable
+from ...errors import BoxliteError, UpstreamUnavailableError
+from .. import terminal
+from ..api import ApiClient, unreachable
 
 _DESCRIPTORS = {"stdout": terminal.STDOUT, "stderr": terminal.STDERR}
 

@@ -6,9 +6,9 @@ import os
 from argparse import Namespace
 from contextlib import suppress
 
-from ..errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
-from . import stream, terminal
-from .api import ApiClient, Json
+from ...errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
+from .. import stream, terminal
+from ..api import ApiClient, Json
 from .boxes import create_body, print_error
 
 CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127

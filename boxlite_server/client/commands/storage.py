@@ -7,12 +7,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
-from .. import references
-from ..errors import BoxliteError, UpstreamUnavailableError
-from . import output
-from .api import ApiClient, Json
+from ... import references
+from ...errors import BoxliteError, UpstreamUnavailableError
+from .. import output
+from ..api import ApiClient, Json
+from ..progress import Bar, size
 from .boxes import print_error
-from .progress import Bar, size
 
 # ---- images ----
 

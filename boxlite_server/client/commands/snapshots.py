@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlencode
 
-from ..errors import BoxliteError, InvalidArgumentError
-from . import output
-from .api import ApiClient, Json, unreachable
+from ...errors import BoxliteError, InvalidArgumentError
+from .. import output
+from ..api import ApiClient, Json, unreachable
+from ..progress import Bar, size
 from .boxes import each
-from .progress import Bar, size
 
 OCTETS = "application/octet-stream"
 STREAM = "-"  # stdin or stdout in place of a file
