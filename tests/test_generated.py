@@ -13,7 +13,7 @@ from support import operations
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
 from boxlite_server.coordinator import handlers
-from boxlite_server.worker.service import WorkerService
+from boxlite_server.worker.service.servicer import WorkerService
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = {each.name: each.tag for each in operations.operations()}

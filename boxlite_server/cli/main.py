@@ -64,8 +64,8 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
+    from ..worker.host_access import Policy
     from ..worker.main import WorkerConfig, run
-    from ..worker.policy import Policy
 
     return run(
         WorkerConfig(

@@ -22,17 +22,17 @@ import grpc
 
 from .. import ids
 from ..errors import BoxliteError
-from .docker_runtime import DockerRuntime
-from .executions import Executions
-from .files import Files
+from .docker.holder import Holder
+from .docker.runtime import DockerRuntime
+from .executions.journal import Journal
+from .executions.registry import Executions
+from .files.spool import Spool
+from .files.transfer import Files
 from .health import HealthServer
-from .holder import Holder
-from .identity import Identity, locked_home
-from .journal import Journal
-from .policy import Policy
-from .registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
-from .service import WorkerService, make_server
-from .spool import Spool
+from .host_access import Policy
+from .membership.identity import Identity, locked_home
+from .membership.registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
+from .service.servicer import WorkerService, make_server
 
 STOP_GRACE = 10.0  # seconds for calls under way
 EXIT_GRACE = 10.0  # seconds, after that, for threads that wait for an engine which does not answer

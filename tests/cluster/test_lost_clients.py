@@ -19,7 +19,7 @@ from support.attach import Attached, attached, free, refusal, run
 from support.boxes import create, execute, start, state, status_of
 from support.cluster import Cluster, Process, wait_until
 
-from boxlite_server.worker.output_log import DEFAULT_CAPACITY, MAX_CHUNK
+from boxlite_server.worker.executions.output_log import DEFAULT_CAPACITY, MAX_CHUNK
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from support.cluster import Cluster, Process, wait_until
 
 from boxlite_server import ids
 from boxlite_server.local.dockerd import Dockerd
-from boxlite_server.worker.docker_labels import container_name
+from boxlite_server.worker.docker.labels import container_name
 from boxlite_server.worker.runtime import BoxRef
 
 WAIT = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"]

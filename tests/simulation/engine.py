@@ -13,8 +13,8 @@ from typing import Any
 from fake_runtime import FakeBox, FakeRuntime
 
 from boxlite_server.errors import InvalidStateError
-from boxlite_server.worker.execution import Execution
-from boxlite_server.worker.executions import Executions
+from boxlite_server.worker.executions.execution import Execution
+from boxlite_server.worker.executions.registry import Executions
 from boxlite_server.worker.runtime import BoxRef, Capacity, ExecSpec
 
 CPUS = 2

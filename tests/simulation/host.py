@@ -13,11 +13,11 @@ from unittest import mock
 
 from boxlite_server import errors, ids
 from boxlite_server.rpc import EPOCH_KEY, EpochInterceptor
-from boxlite_server.worker.files import Files
-from boxlite_server.worker.inventory import Inventory, inventory
-from boxlite_server.worker.registration import JITTER, Registration
-from boxlite_server.worker.service import WorkerService
-from boxlite_server.worker.spool import Spool
+from boxlite_server.worker.files.spool import Spool
+from boxlite_server.worker.files.transfer import Files
+from boxlite_server.worker.membership.inventory import Inventory, inventory
+from boxlite_server.worker.membership.registration import JITTER, Registration
+from boxlite_server.worker.service.servicer import WorkerService
 
 from .engine import CPU_LIMIT, CPUS, SimExecutions, SimRuntime
 from .wires import Context

@@ -12,10 +12,10 @@ from sites import Site
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc as pb_grpc
-from boxlite_server.worker.executions import Executions
-from boxlite_server.worker.files import Files
-from boxlite_server.worker.service import WorkerService
-from boxlite_server.worker.spool import Spool
+from boxlite_server.worker.executions.registry import Executions
+from boxlite_server.worker.files.spool import Spool
+from boxlite_server.worker.files.transfer import Files
+from boxlite_server.worker.service.servicer import WorkerService
 
 SECRET = "a secret"
 EPOCH = "an epoch"

@@ -15,7 +15,7 @@ from sites import Site, docker_site, policy
 from boxlite_server import ids
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.worker.runtime import BoxRef
-from boxlite_server.worker.service import make_server
+from boxlite_server.worker.service.servicer import make_server
 
 
 @pytest.fixture(scope="session", params=["docker", "fake"])

@@ -27,7 +27,7 @@ from boxlite_server.errors import (
     NotFoundError,
     StoppedError,
 )
-from boxlite_server.worker.policy import Policy
+from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import (
     BoxRef,
     BoxSpec,

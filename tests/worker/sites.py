@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from boxlite_server import ids
-from boxlite_server.worker.docker_process import ExecProcess
-from boxlite_server.worker.docker_runtime import DockerRuntime
-from boxlite_server.worker.holder import Holder
-from boxlite_server.worker.policy import Policy
+from boxlite_server.worker.docker.exec import ExecProcess
+from boxlite_server.worker.docker.holder import Holder
+from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner, Process
 
 

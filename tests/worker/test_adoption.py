@@ -13,10 +13,10 @@ from sites import Site, abandon, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, NotFoundError
-from boxlite_server.worker.execution import Delivered, Ended, ExecutionState, ExecutionStatus
-from boxlite_server.worker.executions import KEEP_FINISHED, Executions
-from boxlite_server.worker.journal import Journal, Record
-from boxlite_server.worker.output_log import Chunk, Gap
+from boxlite_server.worker.executions.execution import Delivered, Ended, ExecutionState, ExecutionStatus
+from boxlite_server.worker.executions.journal import Journal, Record
+from boxlite_server.worker.executions.output_log import Chunk, Gap
+from boxlite_server.worker.executions.registry import KEEP_FINISHED, Executions
 from boxlite_server.worker.runtime import BoxRef, ExecSpec
 
 
@@ -142,7 +142,7 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
     assert (state.duration_ms, state.started_at_ms) == (before.duration_ms, before.started_at_ms)
     assert len(lost) == 1
     last_life = worker.die()
-    monkeypatch.setattr("boxlite_server.worker.executions._now_ms", lambda: state.started_at_ms + 10**9)
+    monkeypatch.setattr("boxlite_server.worker.executions.registry._now_ms", lambda: state.started_at_ms + 10**9)
     worker = last_life()
     with pytest.raises(NotFoundError):
         worker.executions.get(box.box_id, execution)

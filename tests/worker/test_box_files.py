@@ -23,10 +23,10 @@ from boxlite_server.errors import (
     ResourceExhaustedError,
 )
 from boxlite_server.rpc import CHUNK_BYTES
-from boxlite_server.worker import archive
-from boxlite_server.worker.files import Files
+from boxlite_server.worker.files import tar as archive
+from boxlite_server.worker.files.spool import Follower, Spool
+from boxlite_server.worker.files.transfer import Files
 from boxlite_server.worker.runtime import BoxRef, FileKind, FileState
-from boxlite_server.worker.spool import Follower, Spool
 
 TIME = 1_700_000_000
 

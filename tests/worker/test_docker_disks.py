@@ -11,8 +11,8 @@ from sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError
-from boxlite_server.worker import docker_disks
-from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.docker import disks as docker_disks
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, Owner
 
 

@@ -17,9 +17,10 @@ from sites import Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
-from boxlite_server.worker import docker_engine, docker_images, docker_process, docker_stats
-from boxlite_server.worker.docker_images import DockerImages
-from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.docker import engine, exec, stats
+from boxlite_server.worker.docker import images as docker_images
+from boxlite_server.worker.docker.images import DockerImages
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec, Owner
 
 
@@ -115,8 +116,8 @@ def test_signals_of_a_worker_without_root_go_through_the_box(site: Site, monkeyp
     def refuse(*args: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(docker_process.signal, "pidfd_send_signal", refuse)
-    monkeypatch.setattr(docker_process.os, "killpg", refuse)
+    monkeypatch.setattr(exec.signal, "pidfd_send_signal", refuse)
+    monkeypatch.setattr(exec.os, "killpg", refuse)
     box = site.running_box(user="box")
     process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
     process.signal(signal.SIGTERM)
@@ -130,7 +131,7 @@ def test_signals_of_a_worker_without_root_go_through_the_box(site: Site, monkeyp
 def test_a_pid_that_is_not_in_the_container_is_never_signalled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     box = site.running_box()
     process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
-    assert isinstance(process, docker_process.ExecProcess)
+    assert isinstance(process, exec.ExecProcess)
     # As with an engine on another host: the pid means somebody else here.
     with monkeypatch.context() as patch:
         patch.setattr(process, "_live_pid", os.getpid)
@@ -158,9 +159,9 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
                 joined.release()
             return super().result(timeout)
 
-    monkeypatch.setattr(docker_engine.Engine, "api", Api())
+    monkeypatch.setattr(engine.Engine, "api", Api())
     monkeypatch.setattr(docker_images, "Future", CountedFuture)
-    images = DockerImages(docker_engine.Engine("unix:///nowhere"))
+    images = DockerImages(engine.Engine("unix:///nowhere"))
     with ThreadPoolExecutor(5) as pool:
         pulls = [pool.submit(lambda: list(images.pull("some:image"))) for _ in range(5)]
         for _ in pulls:
@@ -172,7 +173,7 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = DockerImages(docker_engine.Engine("unix:///nowhere"))
+    images = DockerImages(engine.Engine("unix:///nowhere"))
     began, release = threading.Event(), threading.Event()
 
     class Api:
@@ -181,7 +182,7 @@ def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.
             release.wait(10)
             return []
 
-    monkeypatch.setattr(docker_engine.Engine, "api", Api())
+    monkeypatch.setattr(engine.Engine, "api", Api())
     failures: list[Exception] = []
 
     def pull() -> None:
@@ -230,7 +231,7 @@ def test_cpu_and_network_are_measured(site: Site, monkeypatch: pytest.MonkeyPatc
     busy = site.runtime.spawn(box, ExecSpec(("sh", "-c", "while :; do :; done")))
     first = site.runtime.measure(box)
     assert site.runtime.measure(box) == first  # the engine would have us wait for a second one
-    monkeypatch.setattr(docker_stats, "SAMPLE_SECONDS", 0)
+    monkeypatch.setattr(stats, "SAMPLE_SECONDS", 0)
     usage = site.runtime.measure(box)
     assert usage.cpu_percent is not None
     assert 1 < usage.cpu_percent < 1000
@@ -278,8 +279,8 @@ class TestWithoutTheConnection:
             assert watching.wait(10)
             process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
             found = runtime.readopt(box, process.handle)
-            monkeypatch.setattr(docker_process, "_FIRST_POLL", 3600)
-            monkeypatch.setattr(docker_process, "_LAST_LOOK", 3600)
+            monkeypatch.setattr(exec, "_FIRST_POLL", 3600)
+            monkeypatch.setattr(exec, "_LAST_LOOK", 3600)
             done = in_thread(found.read)
             process.kill()
             done.join(10)

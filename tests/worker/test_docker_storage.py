@@ -12,9 +12,9 @@ from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError
-from boxlite_server.worker import docker_engine
-from boxlite_server.worker.docker_images import DockerImages, _Pull
-from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.docker import engine
+from boxlite_server.worker.docker.images import DockerImages, _Pull
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, ExecSpec, Image, Mount, Owner, PortMapping, PullProgress
 
 
@@ -179,8 +179,8 @@ def test_progress_is_told_while_a_pull_goes_on(monkeypatch: pytest.MonkeyPatch) 
         def inspect_image(self, reference: str) -> dict[str, object]:
             return {"Id": "sha256:1", "RepoTags": [reference], "RepoDigests": [], "Size": 5, "Created": ""}
 
-    monkeypatch.setattr(docker_engine.Engine, "api", Api())
-    events = DockerImages(docker_engine.Engine("unix:///nowhere")).pull("some:image")
+    monkeypatch.setattr(engine.Engine, "api", Api())
+    events = DockerImages(engine.Engine("unix:///nowhere")).pull("some:image")
     assert next(events) == PullProgress(10, 100)
     release.set()
     *_, image = events

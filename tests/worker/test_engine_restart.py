@@ -14,11 +14,11 @@ from support.engines import PrivateEngine, private_engine
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError
-from boxlite_server.worker.docker_runtime import DockerRuntime
-from boxlite_server.worker.execution import ExecutionStatus
-from boxlite_server.worker.executions import Executions
-from boxlite_server.worker.holder import Holder
-from boxlite_server.worker.inventory import inventory
+from boxlite_server.worker.docker.holder import Holder
+from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.executions.execution import ExecutionStatus
+from boxlite_server.worker.executions.registry import Executions
+from boxlite_server.worker.membership.inventory import inventory
 from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, ExecSpec, Owner
 
 IMAGE = "boxlite-test:latest"

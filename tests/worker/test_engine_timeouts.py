@@ -13,8 +13,8 @@ import pytest
 from sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
-from boxlite_server.worker import docker_disks, docker_engine, docker_files, docker_logs
-from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.docker import disks, engine, files, logs
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, ExecSpec, Owner
 
 CONTAINER = {
@@ -94,11 +94,11 @@ def silent(tmp_path: Path) -> Iterator[SilentEngine]:
 @pytest.fixture
 def runtime(silent: SilentEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerRuntime]:
     for module, name in (
-        (docker_engine, "CALL_TIMEOUT"),
-        (docker_engine, "STREAM_TIMEOUT"),
-        (docker_logs, "CALL_TIMEOUT"),
-        (docker_disks, "COPY_TIMEOUT"),
-        (docker_files, "UNPACK_TIMEOUT"),
+        (engine, "CALL_TIMEOUT"),
+        (engine, "STREAM_TIMEOUT"),
+        (logs, "CALL_TIMEOUT"),
+        (disks, "COPY_TIMEOUT"),
+        (files, "UNPACK_TIMEOUT"),
     ):
         monkeypatch.setattr(module, name, 0.2)
     runtime = DockerRuntime(lambda: Owner("c", "w"), f"unix://{silent.server_address!s}")

@@ -17,8 +17,9 @@ from boxlite_server.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from boxlite_server.worker import executions as executions_module
-from boxlite_server.worker.executions import (
+from boxlite_server.worker.executions import registry as executions_module
+from boxlite_server.worker.executions.output_log import Chunk, Dropped
+from boxlite_server.worker.executions.registry import (
     KEEP_FINISHED,
     KILL_GRACE,
     Ended,
@@ -26,7 +27,6 @@ from boxlite_server.worker.executions import (
     ExecutionState,
     ExecutionStatus,
 )
-from boxlite_server.worker.output_log import Chunk, Dropped
 from boxlite_server.worker.runtime import BoxRef, ExecSpec, Process
 
 

@@ -11,10 +11,10 @@ from sites import Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ResourceExhaustedError
-from boxlite_server.worker import docker_runtime
-from boxlite_server.worker.docker_engine import engine_errors
-from boxlite_server.worker.docker_runtime import DockerRuntime
-from boxlite_server.worker.gate import Gate
+from boxlite_server.worker.docker import runtime as docker_runtime
+from boxlite_server.worker.docker.engine import engine_errors
+from boxlite_server.worker.docker.gate import Gate
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus
 
 

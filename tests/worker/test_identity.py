@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from boxlite_server.errors import BoxliteError, UpstreamUnavailableError
-from boxlite_server.worker.identity import FILE_NAME, Identity, locked_home
+from boxlite_server.worker.membership.identity import FILE_NAME, Identity, locked_home
 from boxlite_server.worker.runtime import Owner
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_stops_only_those_who_have_something_to_write(
         raise OSError(28, "No space left on device")
 
     known = Identity.load(tmp_path, None, random.Random(1))
-    monkeypatch.setattr("boxlite_server.worker.identity.os.fsync", full)
+    monkeypatch.setattr("boxlite_server.worker.membership.identity.os.fsync", full)
     assert Identity.load(tmp_path, None, random.Random(2)) == known
     with pytest.raises(BoxliteError, match=r"worker\.json cannot be written: No space left"):
         Identity.load(tmp_path, "another", random.Random(2))

@@ -8,7 +8,7 @@ import pytest
 from sites import Site
 
 from boxlite_server.errors import EngineError
-from boxlite_server.worker.inventory import Stocktaking
+from boxlite_server.worker.membership.inventory import Stocktaking
 
 
 def test_an_engine_that_is_busy_with_a_box_is_not_taken_for_one_that_hangs(

@@ -19,7 +19,7 @@ import pytest
 from sites import Site, collect
 
 from boxlite_server import ids
-from boxlite_server.worker.docker_runtime import DockerRuntime
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, ExecSpec, Owner
 
 

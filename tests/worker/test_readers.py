@@ -10,8 +10,8 @@ import pytest
 from sites import Site
 
 from boxlite_server import ids
-from boxlite_server.worker.execution import Delivered, Ended, Execution
-from boxlite_server.worker.executions import Executions
+from boxlite_server.worker.executions.execution import Delivered, Ended, Execution
+from boxlite_server.worker.executions.registry import Executions
 from boxlite_server.worker.runtime import BoxRef, ExecSpec
 
 GRACE = 300.0

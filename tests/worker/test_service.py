@@ -17,10 +17,10 @@ from sites import Site, in_thread
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.errors import InvalidStateError
-from boxlite_server.worker import service as service_module
-from boxlite_server.worker.order import BoxOrder
 from boxlite_server.worker.runtime import BoxRef
-from boxlite_server.worker.service import make_server
+from boxlite_server.worker.service import servicer as service_module
+from boxlite_server.worker.service.order import BoxOrder
+from boxlite_server.worker.service.servicer import make_server
 
 
 @pytest.fixture

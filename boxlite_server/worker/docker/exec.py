@@ -1,0 +1,456 @@
+"""Commands in a Docker container: an exec, or the container's main command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...errors import (
+    EngineError,
+    ExecutionError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    StoppedError,
+    UnsupportedError,
+)
+from ..runtime import GONE_EXIT_CODE, ExecSpec
+from .engine import Engine, Stream, engine_errors
+from .holder import Holder, is_connected
+from .logs import said_before
+from .watch import Watch
+
+END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
+# The engine lets a client of a terminal detach by typing keys; ours never does, so the keys are improbable.
+_DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
+_FIRST_POLL, _LAST_POLL = 0.01, 0.5  # seconds
+_GIVEN_UP = 126  # also the exit code of a command that never was: then without a pid
+_LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine reports, too
+
+
+class _Waiter:
+    """Polls with growing intervals until let go."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+        self.lost = ""  # see `Process.lost`
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def until(self, exit_code: Callable[[], int | None]) -> int:
+        """The first exit code given; `GONE_EXIT_CODE` once closed or when the engine has forgotten it."""
+        interval = _FIRST_POLL
+        while True:
+            try:
+                code = exit_code()
+            except NotFoundError:
+                self.lost = "the exit code is lost: the box was removed, or the container engine restarted"
+                return GONE_EXIT_CODE
+            except EngineError:
+                code = None  # it may come back
+            if code is not None:
+                return code
+            if self._closed.wait(interval):
+                self.lost = "the exit code is lost: the container engine did not tell it in time"
+                return GONE_EXIT_CODE
+            interval = min(interval * 2, _LAST_POLL)
+
+
+class _Exec:
+    """A command started in a running container by the engine's exec, whoever has its connection."""
+
+    def __init__(self, engine: Engine, container_id: str, exec_id: str) -> None:
+        self._engine = engine
+        self._container_id = container_id
+        self._exec_id = exec_id
+        self._waiter = _Waiter()
+
+    @property
+    def handle(self) -> str:
+        return self._exec_id
+
+    @property
+    def lost(self) -> str:
+        return self._waiter.lost
+
+    def resize(self, cols: int, rows: int) -> None:
+        self._live_pid()
+        with engine_errors("cannot resize the terminal"):
+            self._engine.api.exec_resize(self._exec_id, height=rows, width=cols)
+
+    # ---- signals ----
+
+    def signal(self, number: int) -> None:
+        check_signal(number)
+        self._send(number, to_group=False)
+
+    def kill(self) -> None:
+        with suppress(InvalidStateError):
+            self._send(signal.SIGKILL, to_group=True)
+
+    def _send(self, number: int, *, to_group: bool) -> None:
+        """Signal by the pid that the engine names, made sure to be ours before it is used.
+
+        The pid may be stale. A pidfd pins whatever process has it now; if the engine then still says that
+        the command runs under that pid, the pinned process is the command.
+        """
+        pid = self._live_pid()
+        try:
+            pinned = os.pidfd_open(pid)
+        except OSError as exc:
+            raise self._ended() from exc
+        try:
+            if self._live_pid() != pid:
+                raise self._ended()
+            if self._container_id not in _proc(pid, "cgroup"):
+                self._live_pid()  # it may have ended just now
+                raise UnsupportedError("signals need the container engine on the worker's own host")
+            # Its children have no pidfd of ours, hence the group first; the command itself is the leader.
+            if to_group and os.getpgid(pid) == pid:
+                os.killpg(pid, number)
+            signal.pidfd_send_signal(pinned, number)
+        except ProcessLookupError as exc:
+            if not to_group:
+                raise self._ended() from exc
+        except PermissionError:
+            self._send_from_inside(pid, number, to_group)
+        finally:
+            os.close(pinned)
+
+    def _send_from_inside(self, pid: int, number: int, to_group: bool) -> None:
+        """The way of a worker without root: `kill` in the box, with the pid that the box knows."""
+        inside = next(
+            (line.split()[-1] for line in _proc(pid, "status").splitlines() if line.startswith("NSpid:")), None
+        )
+        if inside is None:
+            raise self._ended()
+        api = self._engine.api
+        command = ["kill", f"-{number}", f"-{inside}" if to_group else inside]
+        with engine_errors("cannot signal the command"):
+            exec_id = api.exec_create(self._container_id, command, user="0")["Id"]
+            output = api.exec_start(exec_id)
+            if api.exec_inspect(exec_id)["ExitCode"] != 0 and self._inspect()["Running"]:
+                raise EngineError(f"cannot signal the command: {output.decode(errors='replace').strip()}")
+
+    def _live_pid(self) -> int:
+        try:
+            state = self._inspect()
+        except NotFoundError as exc:
+            raise self._ended() from exc
+        if not state["Running"] or not state["Pid"]:
+            raise self._ended()
+        return int(state["Pid"])
+
+    @staticmethod
+    def _ended() -> InvalidStateError:
+        return InvalidStateError("the command has ended")
+
+    # ---- the end ----
+
+    def wait(self) -> int:
+        return self._waiter.until(self._exit_code)
+
+    def _exit_code(self) -> int | None:
+        state = self._inspect()
+        return None if state["Running"] else state["ExitCode"]
+
+    def _inspect(self) -> dict[str, Any]:
+        with engine_errors("cannot inspect the command"):
+            return dict(self._engine.api.exec_inspect(self._exec_id))
+
+
+class ExecProcess(_Exec):
+    """A command that we have started, and are connected to."""
+
+    def __init__(
+        self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool, holder: Holder | None
+    ) -> None:
+        super().__init__(engine, container_id, exec_id)
+        self._stream = stream
+        self._tty = tty
+        self._holder = holder
+        if holder is not None:
+            holder.keep(exec_id, stream.fileno())
+
+    # ---- input and output ----
+
+    def read(self) -> tuple[int, bytes] | None:
+        return self._stream.read()
+
+    def write(self, data: bytes, timeout: float) -> int:
+        try:
+            return self._stream.write(data, timeout)
+        except OSError as exc:
+            raise InvalidStateError("the command takes no more input: it has ended") from exc
+
+    def close_input(self) -> None:
+        if self._tty:
+            with suppress(OSError):
+                self._stream.write(END_OF_TRANSMISSION, timeout=1)
+        else:
+            self._stream.close_write()
+
+    def close(self) -> None:
+        self._waiter.close()
+        if self._holder is not None:
+            self._holder.drop(self._exec_id)
+        self._stream.close()
+
+    # ---- the beginning ----
+
+    @classmethod
+    def spawn(
+        cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec, holder: Holder | None
+    ) -> ExecProcess:
+        """Start `spec` in the container; returns once it is spawned. The errors of `BoxRuntime.spawn`."""
+        try:
+            with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
+                exec_id = engine.api.exec_create(
+                    container_id,
+                    list(spec.command),
+                    stdin=True,
+                    tty=spec.tty,
+                    environment=dict(spec.env),
+                    workdir=spec.working_dir or None,
+                    user=spec.user,
+                    detach_keys=_DETACH_KEYS,
+                )["Id"]
+                stream = Stream(engine.api.exec_start(exec_id, tty=spec.tty, socket=True), not spec.tty)
+        except InvalidStateError as exc:
+            if "not running" in exc.message:
+                raise StoppedError(f"box {box_id} is not running; start it first") from exc
+            raise
+        except InvalidArgumentError as exc:
+            raise ExecutionError(exc.message) from exc
+        process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
+        try:
+            process._confirm(spec)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _confirm(self, spec: ExecSpec) -> None:
+        """Wait until the engine has spawned the command, or has given up on it.
+
+        A command that never came to life ends with pid 0, and the reason is on its output.
+        """
+        interval = _FIRST_POLL
+        while True:
+            state = self._inspect()
+            if state["Pid"]:
+                return
+            if not state["Running"] and state["ExitCode"] is not None:
+                break
+            # Output means that something has happened, but the state may follow a moment later.
+            if self._stream.readable(interval):
+                self._waiter._closed.wait(0.005)
+            interval = min(interval * 1.5, 0.1)
+        text = b""
+        while piece := self._stream.read():
+            text += piece[1]
+        raise spawn_error(spec, text.decode(errors="replace").strip())
+
+
+def readopt(
+    engine: Engine, container_id: str, exec_id: str, watch: Watch, holder: Holder | None
+) -> ExecProcess | AdoptedExec:
+    """A command that a former process of ours started. Raises `NotFoundError` when the engine knows it no more."""
+    with engine_errors("cannot inspect the command"):
+        known = engine.api.exec_inspect(exec_id)
+    if known["ContainerID"] != container_id:
+        raise NotFoundError("the command is one of another box")
+    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
+        tty = bool(known["ProcessConfig"]["tty"])
+        return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+    return AdoptedExec(engine, container_id, exec_id, watch)
+
+
+class AdoptedExec(_Exec):
+    """A command whose connection is lost; the engine gives nobody a second one. It runs on, but where it says
+    something, the engine replaces its exit code by one of its own making."""
+
+    def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
+        super().__init__(engine, container_id, exec_id)
+        self._watch = watch
+        self._news = watch.command_end(exec_id)
+        self._left = False
+
+    def _exit_code(self) -> int | None:
+        state = self._inspect()
+        if not state["Running"] and state["ExitCode"] == _GIVEN_UP and state["Pid"]:
+            self._waiter.lost = "the exit code is lost: the command spoke while its worker was restarted"
+        return None if state["Running"] else state["ExitCode"]
+
+    def read(self) -> tuple[int, bytes] | None:
+        """Nothing, once the command has ended."""
+        interval = _FIRST_POLL
+        while not self._left:
+            try:
+                if self._exit_code() is not None:
+                    break
+            except NotFoundError:
+                break
+            except EngineError:
+                pass  # it may come back
+            self._news.wait(interval)
+            self._news.clear()
+            interval = min(interval * 2, _LAST_LOOK)
+        return None
+
+    def write(self, data: bytes, timeout: float) -> int:
+        raise UnsupportedError("the command takes no more input: its input ended when the worker was restarted")
+
+    def close_input(self) -> None:
+        pass  # so it is
+
+    def close(self) -> None:
+        self._left = True
+        self._waiter.close()
+        self._news.set()
+        self._watch.forget_command(self._exec_id)
+
+
+class MainProcess:
+    """The container's main command, in its present run or, of a container at rest, its next one."""
+
+    def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch, holder: Holder | None = None) -> None:
+        self._engine = engine
+        self._watch = watch
+        self._holder = holder
+        self._container_id: str = container["Id"]
+        self._tty: bool = container["Config"]["Tty"]
+        # What a running command has said so far is in the log, behind what former runs have said.
+        is_running = container["State"]["Running"]
+        self._former = said_before(engine, container) if is_running else {}
+        self._stream = self._attach(stdout=1, stderr=1, logs=int(is_running))
+        self._input: Stream | None = None
+        self._input_lock = threading.Lock()
+        self._waiter = _Waiter()
+
+    @property
+    def handle(self) -> str:
+        return ""
+
+    @property
+    def lost(self) -> str:
+        return self._waiter.lost
+
+    def _attach(self, **what: int) -> Stream:
+        params = {**what, "stream": 1, "detachKeys": _DETACH_KEYS}
+        with engine_errors("cannot attach to the main command"):
+            return Stream(self._engine.api.attach_socket(self._container_id, params=params), not self._tty)
+
+    def _stdin(self) -> Stream:
+        # Attached only when needed: the command's input ends when the one who feeds it lets go.
+        # So a box that nobody has fed survives the worker's restart with its input open.
+        with self._input_lock:
+            if self._input is None:
+                self._input = self._inherited_input() or self._attach(stdin=1)
+                if self._holder is not None:
+                    self._holder.keep(self._input_name, self._input.fileno())
+            return self._input
+
+    def _inherited_input(self) -> Stream | None:
+        """A former process may have fed this run: the command must not take its end for the end of the input."""
+        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
+        if descriptor is None:
+            return None
+        stream = Stream.inherited(descriptor, not self._tty)
+        return stream if is_connected(descriptor) else None
+
+    @property
+    def _input_name(self) -> str:
+        return f"input {self._container_id}"
+
+    def read(self) -> tuple[int, bytes] | None:
+        while (piece := self._stream.read()) is not None:
+            source, data = piece
+            rest = data[self._former.get(source, 0) :]
+            if len(rest) < len(data):
+                self._former[source] -= len(data) - len(rest)
+            if rest:
+                return source, rest
+        return None
+
+    def write(self, data: bytes, timeout: float) -> int:
+        try:
+            return self._stdin().write(data, timeout)
+        except OSError as exc:
+            raise InvalidStateError("the main command takes no more input: it has ended") from exc
+
+    def close_input(self) -> None:
+        if self._tty:
+            with suppress(OSError):
+                self._stdin().write(END_OF_TRANSMISSION, timeout=1)
+        else:
+            self._stdin().close_write()
+
+    def signal(self, number: int) -> None:
+        check_signal(number)
+        self._watch.signalling(self._container_id, number)
+        with engine_errors("cannot signal the main command"):
+            self._engine.api.kill(self._container_id, signal=number)
+
+    def kill(self) -> None:
+        try:
+            self.signal(signal.SIGKILL)
+        except (InvalidStateError, NotFoundError):
+            self.close()  # never started, or over: there will be no end of output
+
+    def resize(self, cols: int, rows: int) -> None:
+        with engine_errors("cannot resize the terminal"):
+            self._engine.api.resize(self._container_id, height=rows, width=cols)
+
+    def wait(self) -> int:
+        return self._waiter.until(self._exit_code)
+
+    def _exit_code(self) -> int | None:
+        with engine_errors("cannot inspect the box"):
+            state = self._engine.api.inspect_container(self._container_id)["State"]
+        return None if state["Running"] or state["Status"] == "created" else state["ExitCode"]
+
+    def close(self) -> None:
+        self._waiter.close()
+        self._stream.close()
+        with self._input_lock:
+            if self._input is not None:
+                if self._holder is not None:
+                    self._holder.drop(self._input_name)
+                self._input.close()
+
+
+def check_signal(number: int) -> None:
+    if not 1 <= number <= 64:
+        raise InvalidArgumentError(f"{number} is not a signal number")
+
+
+def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:
+    """The engine's reason in the words of the user: which of the things asked for is not there."""
+    low = text.lower()
+    command = spec.command[0]
+    if "unable to find user" in low or "unable to find group" in low:
+        return ExecutionError(f"user {spec.user!r} not found in the box: {text}")
+    if "cwd" in low or "chdir" in low:
+        missing = "no such file" in low
+        return ExecutionError(
+            f"working directory {spec.working_dir!r} {'not found in the box' if missing else 'cannot be used'}: {text}"
+        )
+    if "not found" in low or "no such file" in low:
+        return ExecutionError(f"command {command!r} not found in the box: {text}")
+    if "permission denied" in low:
+        return ExecutionError(f"command {command!r} cannot be executed: permission denied: {text}")
+    return ExecutionError(f"command {command!r} cannot be started: {text or 'the engine gives no reason'}")
+
+
+def _proc(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,206 @@
+"""The images of Docker Engine: what there is, pulls, removal."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import docker.errors
+
+from ... import references
+from ...errors import (
+    BoxliteError,
+    EngineError,
+    ImageError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+)
+from ..runtime import Image, PullProgress
+from .engine import Engine, engine_errors, reason
+
+PULL_TIMEOUT = 900.0
+_PROGRESS_PERIOD = 0.5
+_OWN_LABELS = "boxlite."  # of images that snapshots and clones are made of
+
+log = logging.getLogger(__name__)
+
+
+class DockerImages:
+    """The `Images` of Docker Engine. Of several callers who pull one image, one does and the others join it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._pulls: dict[str, _Pull] = {}
+
+    def close(self) -> None:
+        """Callers who wait for a pull are told that there will be none."""
+        with self._lock:
+            waiting = list(self._pulls.values())
+            self._pulls.clear()
+        for pull in waiting:
+            pull.done.set_exception(EngineError("the worker is shutting down"))
+
+    def get(self, reference: str) -> dict[str, Any]:
+        """The engine's description of the image; pulled when missing. Raises `ImageError` when it cannot be had."""
+        try:
+            with suppress(NotFoundError):
+                return self._inspect(reference)
+            for _ in self.pull(reference):
+                pass
+            return self._inspect(reference)
+        except NotFoundError as exc:
+            raise ImageError(f"image {reference!r} is not there after its pull") from exc
+        except (InvalidArgumentError, InvalidStateError) as exc:
+            raise ImageError(exc.message) from exc
+
+    def list(self) -> list[Image]:
+        with engine_errors("cannot list the images"):
+            found = list(self._engine.api.images())
+        images = []
+        for entry in found:
+            if any(label.startswith(_OWN_LABELS) for label in entry["Labels"] or {}):
+                continue
+            with suppress(NotFoundError):  # gone between the two questions
+                images += _names(self._inspect(entry["Id"]))
+        return images
+
+    def remove(self, reference: str) -> None:
+        try:
+            description = self._inspect(reference)
+        except NotFoundError:
+            return
+        if any(label.startswith(_OWN_LABELS) for label in (description.get("Config") or {}).get("Labels") or {}):
+            return  # a box's disk is no image
+        with engine_errors("cannot list the containers"):
+            containers = self._engine.api.containers(all=True)
+        names = {image.reference for image in _names(description)}
+        wanted = str(references.parse(reference).tagged())
+        users = [
+            entry
+            for entry in containers
+            if entry["ImageID"] == description["Id"] and (names <= {wanted} or _full(entry["Image"]) == wanted)
+        ]
+        if users:
+            raise InvalidStateError(f"image {reference} is in use; remove the boxes made of it first")
+        with suppress(NotFoundError), engine_errors(f"image {reference} cannot be removed"):
+            self._engine.api.remove_image(reference)
+
+    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+        try:
+            wanted = references.parse(reference).tagged()
+        except InvalidArgumentError as exc:
+            raise ImageError(exc.message) from exc
+        pull = self._join(wanted)
+        deadline = time.monotonic() + PULL_TIMEOUT
+        while True:
+            try:
+                pull.done.result(_PROGRESS_PERIOD)
+                break
+            except FutureTimeoutError:
+                if time.monotonic() > deadline:
+                    raise ImageError(
+                        f"image '{reference}' cannot be pulled: not done in {PULL_TIMEOUT:.0f} s"
+                    ) from None
+                yield pull.progress()
+        named = _names(self._inspect(str(wanted)))
+        yield next((image for image in named if image.reference == str(wanted)), named[0])
+
+    def _inspect(self, reference: str) -> dict[str, Any]:
+        with engine_errors(f"image {reference!r}"):
+            return dict(self._engine.api.inspect_image(reference))
+
+    def _join(self, reference: references.Reference) -> _Pull:
+        name = str(reference)
+        with self._lock:
+            pull = self._pulls.get(name)
+            if pull is None:
+                pull = self._pulls[name] = _Pull()
+                # Its own thread, so that the pull outlives a caller who gives up.
+                threading.Thread(target=self._pull, args=(reference, pull), name=f"pull {name}", daemon=True).start()
+            return pull
+
+    def _pull(self, reference: references.Reference, pull: _Pull) -> None:
+        log.info("pulling image %s", reference)
+        error: BoxliteError | None = None
+        what = f"image '{reference}' cannot be pulled"
+        try:
+            # Without a tag the engine would fetch all there are.
+            version = reference.digest or reference.tag
+            for line in self._engine.api.pull(reference.repository, tag=version, stream=True, decode=True):
+                pull.note(line)
+                if "error" in line:
+                    error = ImageError(f"{what}: {line['error']}")
+        except docker.errors.APIError as exc:
+            error = ImageError(f"{what}: {reason(exc)}")
+        except Exception as exc:
+            error = EngineError(f"{what}: {exc}")
+        with self._lock:
+            if self._pulls.pop(str(reference), None) is None:
+                return  # closed meanwhile
+        if error is None:
+            pull.done.set_result(None)
+        else:
+            log.warning("%s", error)
+            pull.done.set_exception(error)
+
+
+class _Pull:
+    """A pull under way: one thread notes, others look."""
+
+    def __init__(self) -> None:
+        self.done: Future[None] = Future()
+        self._lock = threading.Lock()
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def note(self, line: dict[str, Any]) -> None:
+        """A line of the engine's report."""
+        detail, layer = line.get("progressDetail") or {}, line.get("id", "")
+        with self._lock:
+            if line.get("status") == "Downloading" and detail.get("total"):
+                self._layers[layer] = (detail.get("current", 0), detail["total"])
+            elif line.get("status") == "Download complete" and layer in self._layers:
+                total = self._layers[layer][1]
+                self._layers[layer] = (total, total)
+
+    def progress(self) -> PullProgress:
+        with self._lock:
+            layers = list(self._layers.values())
+        return PullProgress(sum(current for current, _ in layers), sum(total for _, total in layers))
+
+
+def _names(image: dict[str, Any]) -> list[Image]:
+    """An image under each of its names: its tags, and the digests that it was pulled by where that gave no tag."""
+    tags = [references.parse(name) for name in image["RepoTags"] or [] if "<none>" not in name]
+    digests = [references.parse(name) for name in image["RepoDigests"] or [] if "<none>" not in name]
+    tagged = {reference.repository for reference in tags}
+    named = tags + [reference for reference in digests if reference.repository not in tagged]
+    known_by = tuple(dict.fromkeys(reference.digest for reference in digests))
+    at = _cached_at_ms(image)
+    return [Image(str(reference), image["Id"], at, image["Size"], known_by) for reference in named]
+
+
+def _cached_at_ms(image: dict[str, Any]) -> int:
+    """When it got its name here; where the engine does not know that, when it was built."""
+    for text in ((image.get("Metadata") or {}).get("LastTagTime"), image.get("Created")):
+        with suppress(ValueError, TypeError):
+            at = datetime.fromisoformat(str(text))
+            if at.year > 1:
+                return int(at.replace(tzinfo=at.tzinfo or UTC).timestamp() * 1000)
+    return 0
+
+
+def _full(name: str) -> str:
+    """What a container says it was made of; an id is none of our names."""
+    try:
+        return str(references.parse(name).tagged())
+    except InvalidArgumentError:
+        return ""

@@ -1,0 +1,230 @@
+"""What the engine's events tell of our containers: that one has changed, and why it stopped.
+
+A container stops because its command ended, because we stopped it, or because the engine was told to kill it by
+somebody else: dockerd itself does so when it ends, and a dockerd that comes back from a crash does so with all
+that it finds running. The engine reports each kill that it was told to make before the end that it leads to. The
+kernel's own kills, for want of memory, are not among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...errors import NotFoundError
+from ..runtime import BoxState, Owner
+from .engine import Engine, engine_errors
+from .labels import WORKER_LABEL
+
+NEWS_PATIENCE = 2.0  # seconds that a report of an end waits for the event that tells its reason
+_RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """States of containers, trusted only while the engine's events are being heard, and their interruptions.
+
+    The states spare the heartbeat one question per box. One is remembered only if no event of its container
+    came between the question and the answer.
+    """
+
+    def __init__(self, engine: Engine, owner: Callable[[], Owner]) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._changed = threading.Condition()
+        self._listening_since: float | None = None  # Unix time
+        self._last_event: int | None = None  # Unix time in nanoseconds
+        self._events = 0
+        self._states: dict[str, BoxState] = {}
+        # By container:
+        self._stops: set[str] = set()  # stopped by us; until the next start
+        self._signals: Counter[tuple[str, str]] = Counter()  # sent by us, and not yet reported
+        self._killed: set[str] = set()  # by somebody else, and not ended yet
+        self._interrupted: set[str] = set()
+        self._ends: dict[str, float] = {}  # when it last ended; Unix time
+        self._commands: dict[str, threading.Event] = {}  # of execs that somebody waits for
+
+    # ---- states ----
+
+    def known(self, container_id: str) -> BoxState | None:
+        with self._changed:
+            return self._states.get(container_id)
+
+    def marker(self) -> int:
+        with self._changed:
+            return self._events
+
+    def remember(self, container_id: str, state: BoxState, marker: int) -> None:
+        with self._changed:
+            if self._listening_since is not None and self._events == marker:
+                self._states[container_id] = state
+
+    # ---- ends ----
+
+    def starting(self, container_id: str) -> None:
+        """We are about to start it."""
+        with self._changed:
+            self._stops.discard(container_id)
+            self._interrupted.discard(container_id)
+
+    def stopping(self, container_id: str) -> None:
+        """We are about to stop or remove it."""
+        with self._changed:
+            self._stops.add(container_id)
+
+    def signalling(self, container_id: str, number: int) -> None:
+        """We are about to have the engine signal it."""
+        with self._changed:
+            self._signals[container_id, str(number)] += 1
+
+    def interrupted(self, container_id: str, finished: float) -> bool:
+        """Whether the container's last run, which ended at the Unix time `finished`, was ended by the engine
+        without our asking. Waits for the engine's word about that end if it must be on its way."""
+        with self._changed:
+            if container_id in self._stops:
+                return False
+            self._changed.wait_for(lambda: not self._expects(container_id, finished), NEWS_PATIENCE)
+            return container_id in self._interrupted
+
+    def _expects(self, container_id: str, finished: float) -> bool:
+        since = self._listening_since
+        return since is not None and since <= finished and self._ends.get(container_id, 0.0) < finished
+
+    def command_end(self, exec_id: str) -> threading.Event:
+        """Set when the command ends, as far as that is heard; `forget_command` lets go of it."""
+        with self._changed:
+            return self._commands.setdefault(exec_id, threading.Event())
+
+    def forget_command(self, exec_id: str) -> None:
+        with self._changed:
+            self._commands.pop(exec_id, None)
+
+    # ---- events ----
+
+    def run(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
+        """See `BoxRuntime.watch`."""
+        pause = _RECONNECT_FIRST
+        while not stopping.is_set():
+            try:
+                # Of every cluster that this worker has been in: the present one may change meanwhile.
+                filters = {"type": "container", "label": f"{WORKER_LABEL}={self._owner().worker_id}"}
+                began = time.time()
+                with engine_errors("cannot watch the engine"):
+                    events = self._engine.api.events(since=self._since(), filters=filters, decode=True)
+                    self._begin(began)
+                    on_change()  # whatever happened while nobody watched
+                    pause = _RECONNECT_FIRST
+                    for event in events:
+                        if self._note(event):
+                            on_change()
+                        if stopping.is_set():
+                            return
+            except Exception as exc:
+                log.debug("watching the engine: %s", exc)
+            finally:
+                self._end()
+            if stopping.wait(pause):
+                return
+            pause = min(pause * 2, _RECONNECT_LAST)
+
+    def _since(self) -> str | None:
+        """Behind the last event heard: the engine keeps some for those who come back."""
+        if self._last_event is None:
+            return None
+        seconds, nanoseconds = divmod(self._last_event + 1, 1_000_000_000)
+        return f"{seconds}.{nanoseconds:09d}"
+
+    def _begin(self, now: float) -> None:
+        with self._changed:
+            self._listening_since = now
+
+    def _end(self) -> None:
+        with self._changed:
+            self._listening_since = None
+            self._events += 1
+            self._states.clear()
+            for ended in self._commands.values():
+                ended.set()  # better look
+            self._changed.notify_all()
+
+    def _note(self, event: Mapping[str, Any]) -> bool:
+        """Whether it may have changed the state of a box."""
+        action, container_id = event["Action"], event["Actor"]["ID"]
+        about = event["Actor"].get("Attributes") or {}
+        with self._changed:
+            self._last_event = event.get("timeNano") or self._last_event
+            if action.startswith("exec_"):  # commands in a box change nothing about the box
+                if action == "exec_die" and (ended := self._commands.get(about.get("execID", ""))):
+                    ended.set()
+                return False
+            self._events += 1
+            self._states.pop(container_id, None)
+            match action:
+                case "kill":
+                    self._note_kill(container_id, about.get("signal", ""))
+                case "die":
+                    if container_id in self._killed:
+                        self._interrupted.add(container_id)
+                    self._killed.discard(container_id)
+                    self._ends[container_id] = event.get("timeNano", 0) / 1e9 or time.time()
+                    self._changed.notify_all()
+                case "start":
+                    self._killed.discard(container_id)
+                    self._interrupted.discard(container_id)
+                case "destroy":
+                    self._forget(container_id)
+            return True
+
+    def _note_kill(self, container_id: str, number: str) -> None:
+        if self._signals[container_id, number] > 0:
+            self._signals[container_id, number] -= 1
+        elif container_id not in self._stops:
+            self._killed.add(container_id)
+
+    def _forget(self, container_id: str) -> None:
+        for marked in (self._stops, self._killed, self._interrupted):
+            marked.discard(container_id)
+        self._ends.pop(container_id, None)
+        for key in [key for key, count in self._signals.items() if key[0] == container_id or count <= 0]:
+            del self._signals[key]
+
+
+def engine_life(engine: Engine) -> str:
+    """Differs after each start of the engine and of its host, and at no other time.
+
+    The engine makes its default network anew whenever it starts without running containers. Where it has none
+    (`--bridge=none`), it is known by its process, as long as the worker sees that.
+    """
+    try:
+        with engine_errors("cannot ask the engine for its network"):
+            made = str(engine.api.inspect_network("bridge")["Created"])
+    except NotFoundError:
+        made = _process_behind(engine.socket_path)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
+
+
+def _process_behind(socket_path: str | None) -> str:
+    """Who listens at a Unix socket: its pid and when it started."""
+    with suppress(OSError, IndexError):
+        if socket_path:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(5)
+                connection.connect(socket_path)
+                size = struct.calcsize("3i")
+                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            pid = struct.unpack("3i", credentials)[0]
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return f"{pid} {fields[19]} of {os.uname().nodename}"
+    return ""

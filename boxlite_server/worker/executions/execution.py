@@ -1,0 +1,243 @@
+"""One command in a box, as long as it runs and a while longer."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from ...errors import BoxliteError, InvalidStateError
+from ..runtime import GONE_EXIT_CODE, BoxRef, Process
+from ..usage import Tally
+from .output_log import OutputLog
+
+log = logging.getLogger(__name__)
+
+
+class ExecutionStatus(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    KILLED = "killed"  # by our `kill`
+    TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """How much output has reached the attached client: `total` bytes, of which `at_position` lie before
+    `position` in the log. What the client was sent and what the log holds may differ in their order by the
+    beginnings of characters, so a position alone would not do."""
+
+    total: int = 0
+    position: int = 0
+    at_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionState:
+    """`exit_code` and `duration_ms` are set once the execution is over. Times in Unix milliseconds."""
+
+    execution_id: str
+    status: ExecutionStatus
+    started_at_ms: int
+    exit_code: int | None = None
+    duration_ms: int | None = None
+    error_message: str = ""
+    delivered: Delivered = Delivered()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of an execution's output."""
+
+    position: int
+    state: ExecutionState
+
+
+class Execution:
+    """One command, its output and its end."""
+
+    def __init__(
+        self,
+        execution_id: str,
+        box: BoxRef,
+        process: Process,
+        output: OutputLog,
+        clock: Callable[[], float],
+        tally: Tally,
+        *,
+        is_main: bool,
+        hangup: float = 0,
+        started_at_ms: int,
+        gap: str | None = None,
+    ) -> None:
+        """`started_at_ms`: Unix time. `gap`: of one that a former process started, why its output from before now
+        is lost; empty when it is not."""
+        self.execution_id = execution_id
+        self.box = box
+        self.is_main = is_main
+        self.hangup = hangup  # seconds from the last reader's leaving to SIGHUP; 0: never
+        self.output = output
+        self.has_run = not is_main  # a main command may be attached to before it starts
+        self._process = process
+        self._clock = clock
+        self._tally = tally
+        self._started_at_ms = started_at_ms
+        self._started = clock() - max(time.time() - started_at_ms / 1000, 0.0)
+        self.gap = gap or ""
+        self.is_inherited = gap is not None
+        self._lock = threading.Lock()
+        self._input = threading.Lock()
+        self._input_closed = False
+        self._ending: ExecutionStatus | None = None
+        self._error = ""
+        self._final: ExecutionState | None = None
+        self._delivered = Delivered()
+        self._readers = 0
+        self._visits = 0
+
+    @property
+    def state(self) -> ExecutionState:
+        with self._lock:
+            running = ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self._started_at_ms)
+            return replace(self._final or running, delivered=self._delivered)
+
+    @property
+    def is_over(self) -> bool:
+        return self._final is not None
+
+    # ---- for clients ----
+
+    def write(self, data: bytes, close: bool, timeout: float) -> int:
+        """Input for the command, for at most `timeout` seconds; the bytes taken. `close` counts once all
+        are. Raises `InvalidStateError` for data to a command that has ended or whose input is closed."""
+        deadline = self._clock() + timeout
+        if not self._input.acquire(timeout=max(timeout, 0)):
+            return 0
+        try:
+            if self.is_over or self._input_closed:
+                if data:
+                    what = "has ended" if self.is_over else "has had the end of its input"
+                    raise InvalidStateError(f"execution {self.execution_id} {what}")
+                return 0
+            taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
+            self._tally.took(taken)
+            if close and taken == len(data):
+                self._input_closed = True
+                self._process.close_input()
+            return taken
+        finally:
+            self._input.release()
+
+    def signal(self, number: int) -> None:
+        self._refuse_when_over()
+        self._process.signal(number)
+
+    def resize(self, cols: int, rows: int) -> None:
+        self._refuse_when_over()
+        self._process.resize(cols, rows)
+
+    def confirm(self, delivered: Delivered) -> None:
+        """Note what the attached client has; a late word about less than that is ignored."""
+        with self._lock:
+            if delivered.total > self._delivered.total:
+                self._delivered = delivered
+
+    @contextmanager
+    def visit(self, on_deserted: Callable[[int], None]) -> Iterator[None]:
+        """Be a reader. When the last one leaves, `on_deserted` gets the count of visits so far."""
+        with self._lock:
+            self._readers += 1
+            self._visits += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                deserted, visits = self._readers == 0, self._visits
+            if deserted:
+                on_deserted(visits)
+
+    def hang_up(self, visits: int) -> None:
+        """SIGHUP, unless somebody reads or has read since `visits`."""
+        with self._lock:
+            if self._readers or self._visits != visits or self._final is not None:
+                return
+        log.info("execution %s: nobody came back to its terminal; hanging up", self.execution_id)
+        self._process.signal(signal.SIGHUP)
+
+    def end(self, status: ExecutionStatus) -> bool:
+        """Kill the command; it is then `status`, unless it ended by itself first. False: it is over."""
+        with self._lock:
+            if self._final is not None:
+                return False
+            self._ending = self._ending or status
+        self._process.kill()
+        return True
+
+    def give_up(self) -> None:
+        """End without waiting for the command's output or for slow readers any longer."""
+        self.output.release()
+        self._process.close()
+
+    # ---- the pump ----
+
+    def run(self) -> None:
+        """Move output to the log until it ends, then collect the exit code. In its own thread."""
+        try:
+            while (piece := self._process.read()) is not None:
+                self.has_run = True
+                self._tally.gave(len(piece[1]))
+                self.output.append(*piece)
+        except Exception as exc:
+            # Nobody would ever read on: without a log the command must not run for ever.
+            log.exception("output of execution %s is lost", self.execution_id)
+            self._error = f"output was lost: {exc}"
+            try:
+                self._process.kill()
+            except BoxliteError as failure:
+                log.warning("cannot kill execution %s: %s", self.execution_id, failure)
+        try:
+            exit_code = self._process.wait()
+        except Exception as exc:
+            log.exception("exit code of execution %s is lost", self.execution_id)
+            self._error = self._error or f"exit code was lost: {exc}"
+            exit_code = GONE_EXIT_CODE
+        finally:
+            self._process.close()
+        self._error = self._error or self._process.lost or self.gap
+        self._finish(exit_code)
+        self.output.close()
+
+    def _finish(self, exit_code: int) -> None:
+        if not self.is_main:
+            self._tally.ended()
+        with self._lock:
+            # Exit code 0 cannot come from a kill: the command was faster.
+            killed = self._ending if exit_code else None
+            message = self._error
+            if not message and killed is ExecutionStatus.TIMED_OUT:
+                message = "the command ran into its time limit and was killed"
+            self._final = ExecutionState(
+                self.execution_id,
+                killed or ExecutionStatus.COMPLETED,
+                self._started_at_ms,
+                exit_code,
+                int((self._clock() - self._started) * 1000),
+                message,
+            )
+
+    def is_known_to_be(self, final: ExecutionState) -> None:
+        """It is over, and how is known from elsewhere. In place of `run`."""
+        self._process.close()
+        with self._lock:
+            self._final = final
+        self.output.close()
+
+    def _refuse_when_over(self) -> None:
+        if self.is_over:
+            raise InvalidStateError(f"execution {self.execution_id} has ended")

@@ -1,0 +1,236 @@
+"""The output of one execution, kept from its first byte, in bounded space.
+
+A circular buffer in an unlinked temporary file. What is addressed is the whole history: a position is the
+count of log bytes before it, and only the last `capacity` of them still exist. Records are a header
+(stream: 1 byte, length: 4 bytes) and the payload. Positions handed out always stand at a record's start.
+
+When the buffer is full and a reader is attached that still needs the oldest record, `append` waits for it,
+so that a slow reader slows the command and loses nothing. With nobody attached the oldest records give
+way, and a reader who comes too late is told how many bytes it missed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from ...errors import InvalidArgumentError
+
+DEFAULT_CAPACITY = 64 * 1024 * 1024
+MAX_CHUNK = 256 * 1024
+_HEADER = struct.Struct("!BI")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Output of one stream, at most 256 KiB; read on from `position`."""
+
+    position: int
+    stream: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Output that gave way before the reader came; the framing between the lost pieces counts too, unless
+    the reader had read nothing before. Read on from `position`."""
+
+    position: int
+    byte_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Output of an unknown size is lost before `position`, for the `reason` given."""
+
+    position: int
+    reason: str
+
+
+class OutputLog:
+    """Written by one thread, read by many."""
+
+    def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY, begin: int = 0) -> None:
+        """`begin`: the first position; with a late one no position of a former log can be taken for one of this."""
+        self._directory = directory
+        self._begin = begin
+        self._capacity = capacity
+        # Small enough that two records always fit, so that a reader never has to wait for half a record.
+        self._max_payload = min(MAX_CHUNK, capacity // 2 - _HEADER.size)
+        self._file: IO[bytes] | None = None
+        self._changed = threading.Condition()
+        self._start = begin
+        self._end = begin
+        self._dropped_payload = 0
+        self._closed = False
+        self._waits_for_readers = True
+        self._readers: set[Reader] = set()
+
+    def append(self, stream: int, data: bytes) -> None:
+        """Add output. May wait for an attached reader; raises OSError when the file cannot be written."""
+        view = memoryview(data)
+        for offset in range(0, len(data), self._max_payload):
+            self._append_record(stream, view[offset : offset + self._max_payload])
+
+    def close(self) -> None:
+        """No more output will come: readers get what is left, then the end. Repeating it is harmless."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Wait for readers no longer: from now on the oldest records give way even to a slow reader."""
+        with self._changed:
+            self._waits_for_readers = False
+            self._changed.notify_all()
+
+    def reader(self, position: int = 0) -> Reader:
+        """A reader from `position` (0: the start) on, attached until it is closed.
+
+        Raises `InvalidArgumentError` for a position that this log never handed out.
+        """
+        with self._changed:
+            if position > self._end:
+                raise InvalidArgumentError(f"position {position} is behind the end of the output")
+            reader = Reader(self, position or self._begin)
+            self._readers.add(reader)
+            return reader
+
+    def holds(self, position: int) -> bool:
+        """Whether `position` may be one of this log."""
+        with self._changed:
+            return position == 0 or self._begin <= position <= self._end
+
+    # ---- for the writer ----
+
+    def _append_record(self, stream: int, payload: memoryview) -> None:
+        size = _HEADER.size + len(payload)
+        with self._changed:
+            while self._end + size - self._start > self._capacity and not self._closed:
+                if self._waits_for_readers and any(r.position <= self._start for r in self._readers):
+                    self._changed.wait()
+                else:
+                    self._drop_oldest()
+            if self._closed:
+                return
+            self._write(self._end, _HEADER.pack(stream, len(payload)) + payload)
+            self._end += size
+            self._changed.notify_all()
+
+    def _drop_oldest(self) -> None:
+        _, length = _HEADER.unpack(self._read(self._start, _HEADER.size))
+        self._start += _HEADER.size + length
+        self._dropped_payload += length
+
+    # ---- for readers, with the lock held ----
+
+    def _missed_by(self, position: int) -> int:
+        return self._dropped_payload if position == self._begin else self._start - position
+
+    def _chunks(self, position: int) -> list[Chunk]:
+        """All whole records in the next 256 KiB, neighbours of one stream joined."""
+        data = self._read(position, min(self._end - position, MAX_CHUNK + _HEADER.size))
+        pieces: list[tuple[int, list[bytes]]] = []
+        at = 0
+        while at + _HEADER.size <= len(data):
+            stream, length = _HEADER.unpack_from(data, at)
+            after = at + _HEADER.size + length
+            if not 0 < length <= self._max_payload or position + after > self._end:
+                raise InvalidArgumentError(f"position {position} is not one that this output has")
+            if after > len(data):
+                break
+            if not pieces or pieces[-1][0] != stream:
+                pieces.append((stream, []))
+            pieces[-1][1].append(data[at + _HEADER.size : after])
+            at = after
+        chunks = []
+        for stream, parts in pieces:
+            position += sum(_HEADER.size + len(part) for part in parts)
+            chunks.append(Chunk(position, stream, b"".join(parts)))
+        return chunks
+
+    # ---- the file ----
+
+    def _write(self, position: int, data: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="output-", buffering=0)  # noqa: SIM115
+        offset = position % self._capacity
+        first = min(len(data), self._capacity - offset)
+        _pwrite_all(self._file.fileno(), data[:first], offset)
+        if first < len(data):
+            _pwrite_all(self._file.fileno(), data[first:], 0)
+
+    def _read(self, position: int, size: int) -> bytes:
+        if self._file is None:
+            return b""
+        offset = position % self._capacity
+        first = min(size, self._capacity - offset)
+        data = os.pread(self._file.fileno(), first, offset)
+        if first < size:
+            data += os.pread(self._file.fileno(), size - first, 0)
+        return data
+
+
+class Reader:
+    """One reader's place in a log. A context manager: attached until the end of the block."""
+
+    def __init__(self, log: OutputLog, position: int) -> None:
+        self.position = position
+        self._log = log
+        self._closed = False
+
+    def read(self, timeout: float | None = None) -> list[Chunk | Dropped]:
+        """The next events, at most 256 KiB of output; waits for them.
+
+        Empty when all has been read and the log is closed, when this reader is closed, or when `timeout`
+        seconds have passed.
+        """
+        log = self._log
+        with log._changed:
+            log._changed.wait_for(lambda: self._closed or log._closed or self.position < log._end, timeout)
+            if self._closed:
+                return []
+            events: list[Chunk | Dropped] = []
+            if self.position < log._start:
+                missed = log._missed_by(self.position)
+                self.position = log._start
+                events.append(Dropped(self.position, missed))
+            events.extend(log._chunks(self.position))
+            if events:
+                self.position = events[-1].position
+                log._changed.notify_all()
+            return events
+
+    @property
+    def left(self) -> bool:
+        """Whether this reader was closed, so that nothing further can be said of the output."""
+        return self._closed
+
+    def close(self) -> None:
+        """Detach, and wake a blocked `read`. May be called from any thread, more than once."""
+        with self._log._changed:
+            self._closed = True
+            self._log._readers.discard(self)
+            self._log._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written

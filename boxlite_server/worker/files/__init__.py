@@ -1,0 +1,1 @@
+"""Files into and out of boxes, as tar archives."""

@@ -1,0 +1,256 @@
+"""Files into and out of boxes, by the rules of the REST API.
+
+An upload is spooled, checked whole, and only then handed to the engine in one go: what is refused or cut off
+leaves no trace in the box. A download is spooled too, so that a slow reader does not hold the engine's lock
+on the box; its reader follows close behind the engine.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import NamedTuple
+
+from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
+from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FileState
+from . import tar
+from .spool import Follower, Spool, SpooledFile
+from .tar import Entry, Summary
+
+MAX_LINK_DEPTH = 16  # links to directories that lie in directories that links led to
+
+# Of the running box alone: the engine's archive calls see only what lies below them.
+_NOT_ON_DISK = ("/dev", "/proc", "/sys")
+
+
+class Files:
+    """Uploads to and downloads from the boxes of one runtime."""
+
+    def __init__(self, runtime: BoxRuntime, spool: Spool) -> None:
+        self._runtime = runtime
+        self._spool = spool
+
+    # ---- up ----
+
+    def put(
+        self, box: BoxRef, path: str, chunks: Iterable[bytes], *, overwrite: bool, source_is_dir: bool | None
+    ) -> None:
+        """Unpack the tar archive `chunks` at `path`.
+
+        A single file is stored as `path`, or into it when it is a directory or ends with a slash; anything
+        else is unpacked below it. `source_is_dir` says which of both it is; None: the archive's entries do.
+        Directories that are missing are made, those that exist stay as they are. All belongs to the box's
+        user, where the box tells who that is. Without `overwrite`, anything that exists is an
+        `AlreadyExistsError`, and nothing is written. Raises `InvalidArgumentError` for a bad archive.
+        """
+        files = self._runtime.files(box)
+        target = _clean(path)
+        with self._spool.open() as file:
+            for chunk in chunks:
+                file.write(chunk)
+            summary = tar.check(file)
+            plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
+            plan.look_around(overwrite)
+            files.put(plan.base, tar.finished(plan.pieces(files.owner())))
+
+    # ---- down ----
+
+    @contextmanager
+    def get(self, box: BoxRef, path: str, *, follow_links: bool) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """Whether `path` is a directory, and a tar archive of it. `/.` at the end of `path` means what is in
+        the directory, without itself as the top entry. With `follow_links` the archive holds what links lead
+        to instead of them; a link that leads nowhere, or up to where it is itself, stays one.
+        """
+        files = self._runtime.files(box)
+        only_content = path.endswith("/.")
+        source = _clean(path)
+        state = files.stat(source)
+        if state and state.kind is FileKind.LINK and (follow_links or only_content):
+            source, state = state.target, files.stat(state.target)
+        if state is None:
+            raise NotFoundError(f"no such file or directory in the box: {path}")
+        if state.kind is FileKind.OTHER:
+            raise InvalidArgumentError(f"{path!r} is neither a file nor a directory nor a link; it cannot be copied")
+        is_dir = state.kind is FileKind.DIRECTORY
+        # The root has no name: what is in it is all there is to have.
+        only_content = is_dir and (only_content or source == "/")
+        inside = f"{source.rstrip('/')}/." if only_content else source
+        if follow_links:
+            top = "." if only_content else posixpath.basename(_clean(path))
+            yield is_dir, tar.finished(self._followed(files, source, top, ()))
+            return
+        stream = files.get(inside)
+        with closing(Follower(self._spool, iter(stream), stream.close)) as follower:
+            yield is_dir, iter(follower)
+
+    def _followed(self, files: BoxFiles, source: str, name: str, above: tuple[str, ...]) -> Iterator[bytes]:
+        """The entries of `source` under `name`. `above`: the directories that led here, as the box names them."""
+        with self._spool.open() as file:
+            with closing(files.get(source)) as stream:
+                for chunk in stream:
+                    file.write(chunk)
+            top = posixpath.basename(source)
+            for entry in tar.read(file, trusted=True):
+                rest = entry.name.removeprefix(top).lstrip("/")
+                new_name = posixpath.join(name, rest) if rest else name
+                target = self._target(files, entry, posixpath.join(source, rest), (*above, source))
+                if target is not None:
+                    yield from self._followed(files, target, new_name, (*above, source))
+                    continue
+                linkname = None
+                if entry.info.type == tarfile.LNKTYPE:
+                    linkname = posixpath.join(name, entry.info.linkname.removeprefix(top).lstrip("/"))
+                yield tar.header(entry.info, new_name, linkname=linkname)
+                yield from tar.data(file, entry)
+
+    @staticmethod
+    def _target(files: BoxFiles, entry: Entry, path: str, above: tuple[str, ...]) -> str | None:
+        """Where a link leads, if it has to be followed."""
+        if entry.info.type != tarfile.SYMTYPE or len(above) > MAX_LINK_DEPTH:
+            return None
+        try:
+            link = files.stat(path)
+        except InvalidStateError:
+            return None  # it leads in a circle
+        if link is None or link.kind is not FileKind.LINK:
+            return None
+        found = files.stat(link.target)
+        if found is None or found.kind not in (FileKind.FILE, FileKind.DIRECTORY):
+            return None
+        is_above = any(directory == link.target or _is_below(directory, link.target) for directory in above)
+        return None if found.kind is FileKind.DIRECTORY and is_above else link.target
+
+
+class _Target(NamedTuple):
+    """`path` with its links followed, and what is there."""
+
+    path: str
+    state: FileState | None
+
+
+class _Plan:
+    """Where the entries of a checked archive go."""
+
+    def __init__(
+        self,
+        files: BoxFiles,
+        file: SpooledFile,
+        path: str,
+        summary: Summary,
+        source_is_dir: bool | None,
+        *,
+        wants_dir: bool,
+    ) -> None:
+        self._files = files
+        self._file = file
+        self._summary = summary
+        path, state = self._follow(path)
+        is_dir = state is not None and state.kind is FileKind.DIRECTORY
+        self._renamed = ""  # of the single entry, where it is stored as the path itself
+        directory = path
+        if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
+            directory, self._renamed = posixpath.split(path)
+        self.base, self._missing = self._deepest(directory)
+        self._existing: dict[str, bool] = {"": True}  # directories of the archive: whether the box has them already
+
+    def _follow(self, path: str) -> _Target:
+        state = self._files.stat(path)
+        if state is not None and state.kind is FileKind.LINK:
+            path, state = state.target, self._files.stat(state.target)
+        _refuse_not_on_disk(path)
+        return _Target(path, state)
+
+    def _deepest(self, path: str) -> tuple[str, str]:
+        """The deepest directory that exists on the way to `path`, and the relative rest of the way."""
+        missing: list[str] = []
+        while True:
+            found, state = self._follow(path)
+            if state is not None:
+                if state.kind is not FileKind.DIRECTORY:
+                    raise InvalidStateError(f"'{path}' in the box is not a directory")
+                return found, "/".join(reversed(missing))
+            path, name = posixpath.split(path)
+            missing.append(name)
+
+    # ---- what is there ----
+
+    def look_around(self, overwrite: bool) -> None:
+        """See what the box has already; raises `AlreadyExistsError` when that must not be overwritten."""
+        if self._missing:
+            return
+        for entry in tar.read(self._file):
+            name = self._renamed or entry.name
+            if not all(self._exists_as_dir(parent) for parent in tar.parents(name)):
+                continue
+            if entry.is_dir:
+                self._exists_as_dir(name)
+            elif not overwrite and self._files.stat(posixpath.join(self.base, name)) is not None:
+                raise AlreadyExistsError(f"'{posixpath.join(self.base, name)}' exists in the box; nothing was written")
+
+    def _exists_as_dir(self, name: str) -> bool:
+        if name in self._existing:
+            return self._existing[name]
+        path = posixpath.join(self.base, name)
+        _, state = self._follow(path)
+        if state is not None and state.kind is not FileKind.DIRECTORY:
+            raise InvalidStateError(f"'{path}' in the box is not a directory; in the archive it is one")
+        self._existing[name] = state is not None
+        return self._existing[name]
+
+    # ---- what is written ----
+
+    def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes]:
+        """The archive for `base`: the missing directories, and the entries under their new names."""
+        made = list(tar.parents(f"{self._missing}/")) if self._missing else []
+        now = int(time.time())
+        for directory in made[:-1]:
+            yield tar.directory(directory, mode=0o755, mtime=now, owner=owner)
+        if made:
+            top = self._summary.top
+            if top is not None:
+                yield tar.header(top.info, made[-1], owner=owner)
+            else:
+                yield tar.directory(made[-1], mode=0o755, mtime=now, owner=owner)
+        for entry in tar.read(self._file):
+            if not entry.name or (entry.is_dir and self._existing.get(entry.name)):
+                continue
+            name = self._renamed or entry.name
+            linkname = None
+            if entry.info.type == tarfile.LNKTYPE:
+                linkname = posixpath.join(self._missing, entry.info.linkname)
+            yield tar.header(entry.info, posixpath.join(self._missing, name), owner=owner, linkname=linkname)
+            yield from tar.data(self._file, entry)
+
+
+def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
+    """Whether the archive is of a single file, or of a single link where the sender says it is no directory."""
+    entry = summary.single
+    kinds = (tarfile.REGTYPE, tarfile.SYMTYPE) if source_is_dir is False else (tarfile.REGTYPE,)
+    is_single = entry is not None and entry.info.type in kinds
+    if source_is_dir is False and not is_single:
+        raise InvalidArgumentError("source_is_dir is false, but the archive is not of one file alone")
+    return is_single and not source_is_dir
+
+
+def _clean(path: str) -> str:
+    """The path as an absolute one without `.` and `..`; what is relative counts from the root, as in docker."""
+    clean = "/" + posixpath.normpath("/" + path).lstrip("/")
+    if any(len(part.encode("utf-8", "surrogateescape")) > tar.MAX_NAME_BYTES for part in clean.split("/")):
+        raise InvalidArgumentError(f"'{path[:80]}…': a part of the path is longer than {tar.MAX_NAME_BYTES} bytes")
+    _refuse_not_on_disk(clean)
+    return clean
+
+
+def _refuse_not_on_disk(path: str) -> None:
+    for root in _NOT_ON_DISK:
+        if path == root or _is_below(path, root):
+            raise InvalidArgumentError(
+                f"{path!r}: nothing can be copied into or out of {root}; use a command in the box"
+            )
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.startswith(directory.rstrip("/") + "/")

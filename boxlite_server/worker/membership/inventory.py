@@ -1,0 +1,94 @@
+"""What the worker holds, as it tells its coordinator."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ...errors import EngineError
+from ..runtime import BoxRuntime, BoxState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All boxes at one moment, under which life of the engine, and what tells one such state from another."""
+
+    boxes: list[dict[str, Any]]
+    engine_life: str
+    digest: str
+
+
+class Stocktaking:
+    """Takes inventories, one at a time."""
+
+    def __init__(self, runtime: BoxRuntime) -> None:
+        self._inventory = _Question("inventory", lambda: inventory(runtime))
+        self._life = _Question("engine", lambda: runtime.life())  # as it is by then
+
+    def take(self, patience: float) -> Inventory | None:
+        """None when it takes longer than `patience` seconds though the engine is well: it says nothing of a box
+        whose disk it reads or writes. Raises `EngineError` when the engine fails, or answers nothing at all in as
+        long again."""
+        with contextlib.suppress(TimeoutError):
+            return self._inventory.answer(patience)
+        try:
+            self._life.answer(patience)
+        except TimeoutError:
+            raise EngineError(f"the container engine has not answered for {patience:.0f} s") from None
+        return None
+
+
+class _Question(Generic[T]):
+    """Asked in a thread of its own: an engine that hangs must not keep the worker from saying so. One that is not
+    answered is not asked again."""
+
+    def __init__(self, name: str, ask: Callable[[], T]) -> None:
+        self._name = name
+        self._ask = ask
+        self._under_way: Future[T] | None = None
+
+    def answer(self, patience: float) -> T:
+        """Raises TimeoutError when there is none within `patience` seconds, and what the question raises."""
+        if self._under_way is None:
+            self._under_way = Future()
+            threading.Thread(target=self._put, args=(self._under_way,), name=self._name, daemon=True).start()
+        done, _ = wait([self._under_way], patience)
+        if not done:
+            raise TimeoutError
+        answered, self._under_way = self._under_way, None
+        return answered.result()
+
+    def _put(self, under_way: Future[T]) -> None:
+        try:
+            under_way.set_result(self._ask())
+        except BaseException as exc:
+            under_way.set_exception(exc)
+
+
+def inventory(runtime: BoxRuntime) -> Inventory:
+    """Raises `EngineError`, also when the engine was restarted meanwhile: its boxes would count for the wrong life."""
+    life = runtime.life()
+    boxes = sorted(map(_entry, runtime.list_boxes()), key=lambda entry: (entry["box_id"], entry["generation"]))
+    if runtime.life() != life:
+        raise EngineError("the container engine was restarted just now")
+    text = json.dumps([life, boxes], separators=(",", ":"))
+    return Inventory(boxes, life, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def _entry(state: BoxState) -> dict[str, Any]:
+    return {
+        "box_id": state.box.box_id,
+        "generation": state.box.generation,
+        "status": str(state.status),
+        "pid": state.pid,
+        "exit_code": state.exit_code,
+        "interrupted": state.interrupted,
+    }

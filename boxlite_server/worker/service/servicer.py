@@ -1,0 +1,383 @@
+"""The gRPC face of the worker: messages to calls and back."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from ... import rpc
+from ..._gen import worker_pb2 as pb
+from ..._gen import worker_pb2_grpc as pb_grpc
+from ...errors import BoxliteError, EngineError, InvalidArgumentError, ResourceExhaustedError
+from ..executions.execution import Delivered
+from ..executions.registry import Executions
+from ..files.transfer import Files
+from ..runtime import BoxRef, BoxRuntime, ExecSpec
+from . import messages
+from .incoming import Upload, imported
+from .order import BoxOrder
+from .readers import Streams
+
+MAX_CALLS = 768
+# Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
+MAX_READERS = 400
+MAX_TRANSFERS = 256
+INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
+
+T = TypeVar("T")
+
+
+def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends a call that raises with that error; of plain and of streaming calls alike."""
+    if inspect.isgeneratorfunction(method):
+
+        @functools.wraps(method)
+        def stream(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                yield from method(self, request, context)
+            except Exception as exc:
+                rpc.abort(context, exc)
+
+        return stream
+
+    @functools.wraps(method)
+    def call(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except Exception as exc:
+            rpc.abort(context, exc)
+
+    return call
+
+
+class WorkerService(pb_grpc.WorkerServiceServicer):
+    """The servicer."""
+
+    def __init__(self, runtime: BoxRuntime, executions: Executions, files: Files) -> None:
+        self._runtime = runtime
+        self._executions = executions
+        self._files = files
+        self._order = BoxOrder()
+        self._readers = Streams(MAX_READERS)
+        self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
+
+    def end_streams(self) -> None:
+        """Tell those who read output or logs to go: the worker is about to end."""
+        self._readers.end()
+
+    def _turn(
+        self, box: BoxRef, context: grpc.ServicerContext, *, makes: bool = False, wish: int | None = None
+    ) -> AbstractContextManager[None]:
+        return self._order.turn(box, makes=makes, wish=wish, still_wanted=context.is_active)
+
+    # ---- boxes ----
+
+    @_answers
+    def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request.box)
+        with self._turn(box, context, makes=True):
+            return messages.box(self._runtime.create(box, messages.spec(request.spec)))
+
+    @_answers
+    def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request)
+        with self._turn(box, context, wish=request.wish):
+            life = self._runtime.life()
+            answer = messages.box(self._runtime.start(box))
+        answer.engine_life = life
+        return answer
+
+    @_answers
+    def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request.box)
+        with self._turn(box, context, wish=request.box.wish):
+            return messages.box(self._runtime.stop(box, request.timeout_seconds))
+
+    @_answers
+    def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
+        box = messages.ref(request.box)
+        with self._turn(box, context):
+            self._runtime.remove(box, request.force)
+            self._order.removed(box)
+            self._executions.forget_box(box.box_id)
+        return pb.Empty()
+
+    @_answers
+    def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request)
+        state, life = self._in_one_life(lambda: self._runtime.inspect(box))
+        answer = messages.box(state)
+        answer.engine_life = life
+        # The engine knows of commands that a former life of this process has started.
+        answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
+        if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
+            answer.idle_seconds = idle
+        return answer
+
+    @_answers
+    def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
+        states, life = self._in_one_life(self._runtime.list_boxes)
+        return pb.ListBoxesResponse(boxes=[messages.box(state) for state in states], engine_life=life)
+
+    def _in_one_life(self, look: Callable[[], T]) -> tuple[T, str]:
+        """What is seen, and under which life of the engine: what is seen of one must not count for another."""
+        life = self._runtime.life()
+        seen = look()
+        if self._runtime.life() != life:
+            raise EngineError("the container engine was restarted just now; try again")
+        return seen, life
+
+    # ---- executions ----
+
+    @_answers
+    def StartExecution(self, request: pb.StartExecutionRequest, context: grpc.ServicerContext) -> pb.Execution:
+        if not request.execution_id:
+            raise InvalidArgumentError("an execution needs an id")
+        if not request.command:
+            raise InvalidArgumentError("an execution needs a command")
+        spec = ExecSpec(
+            command=(request.command, *request.args),
+            env=dict(request.env),
+            working_dir=request.working_dir,
+            user=request.user,
+            tty=request.tty,
+        )
+        return messages.execution(
+            self._executions.start(
+                request.execution_id,
+                messages.ref(request.box),
+                spec,
+                request.timeout_seconds,
+                hangup=request.hangup_seconds,
+                expects_reader=request.expects_reader,
+            )
+        )
+
+    @_answers
+    def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
+        return messages.execution(self._executions.attach_box(messages.ref(request.box), request.hangup_seconds))
+
+    @_answers
+    def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
+        return messages.execution(self._executions.get(request.box_id, request.execution_id))
+
+    @_answers
+    def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
+        with self._readers.one(context) as on_leaving:
+            ref = request.execution
+            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_leaving):
+                yield messages.output_event(event)
+
+    @_answers
+    def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
+        with self._readers.one(context) as on_leaving:
+            tail = request.tail if request.HasField("tail") else None
+            log = self._runtime.read_logs(messages.ref(request.box), tail, request.follow)
+            try:
+                if on_leaving(log.close):
+                    while (piece := log.read()) is not None:
+                        yield pb.OutputChunk(stream=messages.STREAM[piece[0]], data=piece[1])
+            finally:
+                log.close()
+
+    @_answers
+    def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
+        ref, done = request.execution, request.delivered
+        delivered = Delivered(done.bytes, done.position, done.bytes_at_position)
+        self._executions.confirm(ref.box_id, ref.execution_id, delivered)
+        return pb.Empty()
+
+    @_answers
+    def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        # Answer before the caller's own deadline, or it would not learn what has been taken.
+        patience = min(INPUT_PATIENCE, (context.time_remaining() or INPUT_PATIENCE * 2) / 2)
+        return pb.WriteInputResponse(accepted=execution.write(request.data, request.close, patience))
+
+    @_answers
+    def SignalExecution(self, request: pb.SignalExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        execution.signal(request.signal)
+        return pb.Empty()
+
+    @_answers
+    def ResizeExecution(self, request: pb.ResizeExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
+        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        execution.resize(request.cols, request.rows)
+        return pb.Empty()
+
+    @_answers
+    def KillExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Empty:
+        self._executions.kill(request.box_id, request.execution_id)
+        return pb.Empty()
+
+    # ---- files ----
+
+    @_answers
+    def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.Empty:
+        with self._transfer():
+            header = next(request, pb.PutFilesRequest()).header
+            upload = Upload(request, context)
+            try:
+                self._files.put(
+                    messages.ref(header.box),
+                    header.path,
+                    upload,
+                    overwrite=header.overwrite,
+                    source_is_dir=header.source_is_dir if header.HasField("source_is_dir") else None,
+                )
+            except BoxliteError:
+                upload.drain()
+                raise
+        return pb.Empty()
+
+    @_answers
+    def GetFiles(self, request: pb.GetFilesRequest, context: grpc.ServicerContext) -> Iterator[pb.FilesChunk]:
+        with (
+            self._transfer(),
+            self._files.get(messages.ref(request.box), request.path, follow_links=request.follow_symlinks) as (
+                is_dir,
+                chunks,
+            ),
+        ):
+            # The shape goes with the first bytes: once it is sent, the client is told that all is well.
+            yield pb.FilesChunk(source_is_dir=is_dir, data=next(chunks))
+            for chunk in chunks:
+                yield pb.FilesChunk(data=chunk)
+
+    @contextmanager
+    def _transfer(self) -> Iterator[None]:
+        if not self._transfer_slots.acquire(blocking=False):
+            raise ResourceExhaustedError(f"the worker has {MAX_TRANSFERS} transfers under way; try again later")
+        try:
+            yield
+        finally:
+            self._transfer_slots.release()
+
+    # ---- images and volumes ----
+
+    @_answers
+    def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
+        with self._transfer():
+            for event in self._runtime.images.pull(request.reference):
+                yield messages.pull_event(event)
+
+    @_answers
+    def ListImages(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListImagesResponse:
+        return pb.ListImagesResponse(images=[messages.image(image) for image in self._runtime.images.list()])
+
+    @_answers
+    def RemoveImage(self, request: pb.RemoveImageRequest, context: grpc.ServicerContext) -> pb.Empty:
+        self._runtime.images.remove(request.reference)
+        return pb.Empty()
+
+    @_answers
+    def CreateVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Volume:
+        volume_id = messages.volume_id(request)
+        with self._order.turn_of("volume", volume_id, makes=True):
+            return messages.volume(self._runtime.volumes.create(volume_id))
+
+    @_answers
+    def RemoveVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Empty:
+        volume_id = messages.volume_id(request)
+        with self._order.turn_of("volume", volume_id, removes=True):
+            self._runtime.volumes.remove(volume_id)
+        return pb.Empty()
+
+    @_answers
+    def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
+        return pb.ListVolumesResponse(volumes=[messages.volume(volume) for volume in self._runtime.volumes.list()])
+
+    # ---- snapshots and archives ----
+
+    @_answers
+    def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
+        box, snapshot_id = messages.snapshot_ref(request)
+        with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, makes=True):
+            size = self._runtime.disks.snapshot(box, snapshot_id)
+        return pb.Snapshot(
+            snapshot_id=snapshot_id, container_disk_bytes=size.container_disk_bytes, size_bytes=size.size_bytes
+        )
+
+    @_answers
+    def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
+        box, snapshot_id = messages.snapshot_ref(request)
+        with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, removes=True):
+            self._runtime.disks.remove_snapshot(box, snapshot_id)
+        return pb.Empty()
+
+    @_answers
+    def ListSnapshots(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListSnapshotsResponse:
+        kept = self._runtime.disks.list_snapshots()
+        snapshots = [pb.SnapshotRef(box=pb.BoxRef(box_id=box_id), snapshot_id=its_id) for box_id, its_id in kept]
+        return pb.ListSnapshotsResponse(snapshots=snapshots)
+
+    @_answers
+    def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
+        box, snapshot_id = messages.snapshot_ref(request.snapshot)
+        if request.new_generation <= box.generation:
+            raise InvalidArgumentError("a restored box has a later generation than the one that goes")
+        with self._turn(box, context, makes=True):
+            spec = messages.spec(request.spec)
+            return messages.box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
+
+    @_answers
+    def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        source, box = messages.ref(request.source), messages.ref(request.box)
+        with self._turn(source, context), self._turn(box, context, makes=True):
+            return messages.box(self._runtime.disks.clone(source, box, messages.spec(request.spec)))
+
+    @_answers
+    def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
+        box = messages.ref(request)
+        with self._transfer(), ExitStack() as stack:
+            with self._turn(box, context):
+                export = stack.enter_context(self._runtime.disks.export(box))
+            yield pb.ExportChunk(settings=messages.settings(export.settings))
+            for data in export.tar:
+                yield pb.ExportChunk(data=data)
+
+    @_answers
+    def ImportBox(self, requests: Iterator[pb.ImportBoxRequest], context: grpc.ServicerContext) -> pb.Box:
+        first = next(requests, pb.ImportBoxRequest())
+        if not first.HasField("box"):
+            raise InvalidArgumentError("an import begins with the box")
+        box = messages.ref(first.box.box)
+        with self._transfer(), self._turn(box, context, makes=True):
+            context.send_initial_metadata((rpc.ACCEPTED,))
+            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), imported(requests)))
+
+    # ---- measurements ----
+
+    @_answers
+    def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
+        usage = self._runtime.measure(messages.ref(request))
+        return messages.metrics(usage, self._executions.tally(request.box_id).counts)
+
+
+def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:
+    """A server for `service`, not bound and not started, that answers only calls with `secret`, and none that is
+    meant for another life of the worker than `epoch`."""
+    server = grpc.server(
+        ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
+        interceptors=[rpc.SecretInterceptor(secret), *([rpc.EpochInterceptor(epoch)] if epoch else [])],
+        maximum_concurrent_rpcs=MAX_CALLS,
+        options=[
+            ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ],
+    )
+    pb_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return server
