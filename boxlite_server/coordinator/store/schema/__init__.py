@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 
-from ... import errors
+from .... import errors
 
 
 def scripts(database: str) -> list[str]:
     """The texts of a database's scripts in their order: version N is what the first N make."""
-    folder = resources.files("boxlite_server.coordinator") / "schema" / database
+    folder = resources.files(__package__) / database
     return [
         entry.read_text() for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if entry.name[0] != "."
     ]
