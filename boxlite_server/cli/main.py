@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_coordinator(arguments: argparse.Namespace) -> int:
-    from ..coordinator.policy import Policy
+    from ..coordinator.limits import Policy
     from ..coordinator.server import CoordinatorConfig, run
 
     return run(

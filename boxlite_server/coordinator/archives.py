@@ -15,10 +15,10 @@ from .. import errors, rpc, specs
 from .._gen import worker_pb2 as pb
 from . import attachments, boxfile, boxspec, validation, wire
 from .boxes import Boxes
-from .fleet import Fleet
+from .fleet.calls import WORK_SECONDS
+from .fleet.registry import Fleet
+from .limits import Policy
 from .observing import ref
-from .patience import WORK_SECONDS
-from .policy import Policy
 from .store import Box
 
 _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")

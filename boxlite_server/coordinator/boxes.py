@@ -17,13 +17,15 @@ from typing import Any
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
-from . import attachments, boxspec, plan, scheduler
-from .fleet import Fleet
+from . import attachments, boxspec
+from .control import plan
+from .fleet import placement as scheduler
+from .fleet.placement import Need
+from .fleet.registry import Fleet
 from .leases import Leases
+from .limits import REQUEST_SECONDS, Policy
 from .observing import CALL_SECONDS, DEFAULT_STOP_SECONDS, RESTARTED, UNCERTAIN, ObservedBoxes, ref
-from .policy import REQUEST_SECONDS, Policy
 from .schedule import Schedule
-from .scheduler import Need
 from .store import RESERVING, Box, Page, Store, Tables, Worker
 from .volumes import Volumes
 

@@ -8,7 +8,7 @@ from typing import Any
 from .. import errors
 from .._gen import worker_pb2 as pb
 from . import attachments
-from .policy import Policy
+from .limits import Policy
 
 DEFAULT_IMAGE = "alpine:latest"
 DEFAULT_CPUS = 1

@@ -12,15 +12,15 @@ from .. import ids
 from .archives import Archives
 from .auth import Authenticator
 from .boxes import Boxes
+from .control.lifetimes import Lifetimes
+from .control.reconcile import ORPHAN_GRACE_SECONDS, Reconciler
 from .executions import RECONNECT_GRACE, Executions
 from .files import Files
-from .fleet import Fleet
+from .fleet.link import Connect, GrpcLink
+from .fleet.registry import Fleet
 from .images import Images
 from .leases import Leases
-from .lifetimes import Lifetimes
-from .link import Connect, GrpcLink
-from .policy import Policy
-from .reconcile import ORPHAN_GRACE_SECONDS, Reconciler
+from .limits import Policy
 from .schedule import Schedule
 from .snapshots import Snapshots
 from .store import Store

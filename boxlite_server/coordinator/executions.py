@@ -15,7 +15,7 @@ from .. import errors, ids, rpc
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes
 from .boxspec import checked_env
-from .fleet import Fleet
+from .fleet.registry import Fleet
 from .leases import Lease, Leases
 from .observing import ref
 from .schedule import Schedule

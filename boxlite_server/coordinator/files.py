@@ -8,9 +8,9 @@ from contextlib import aclosing
 from .. import rpc
 from .._gen import worker_pb2 as pb
 from .boxes import Boxes
-from .fleet import Fleet
+from .fleet.calls import IDLE_SECONDS, WORK_SECONDS
+from .fleet.registry import Fleet
 from .observing import ref
-from .patience import IDLE_SECONDS, WORK_SECONDS
 from .schedule import Schedule
 
 

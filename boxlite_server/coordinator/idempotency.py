@@ -20,7 +20,7 @@ from .. import errors
 from . import http_errors
 from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
 from .leases import Leases
-from .policy import REQUEST_SECONDS
+from .limits import REQUEST_SECONDS
 from .store import Answer, Store
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from .. import errors, references
 from .._gen import worker_pb2 as pb
-from . import scheduler
-from .fleet import Fleet
-from .patience import IDLE_SECONDS
-from .scheduler import NOTHING
+from .fleet import placement as scheduler
+from .fleet.calls import IDLE_SECONDS
+from .fleet.placement import NOTHING
+from .fleet.registry import Fleet
 from .store import Store
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,15 @@ from typing import Any
 
 from .. import errors
 from .._gen import worker_pb2 as pb
-from . import attachments, plan, scheduler
-from .fleet import Fleet
+from . import attachments
+from .control import plan
+from .control.plan import Kind
+from .fleet import placement
+from .fleet.link import target_of
+from .fleet.placement import Candidate, Need
+from .fleet.registry import Fleet
 from .leases import Leases
-from .link import target_of
-from .plan import Kind
 from .schedule import Schedule
-from .scheduler import Candidate, Need
 from .store import RESERVING, Box, Store, Tables, Worker
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class ObservedBoxes:
             if worker is None:
                 raise forgotten(box.id)
             candidate = Candidate(worker, await tx.load(worker.id), True)
-            if reason := scheduler.no_room(Need(box.cpus, box.memory_mib), candidate):
+            if reason := placement.no_room(Need(box.cpus, box.memory_mib), candidate):
                 raise errors.ResourceExhaustedError(
                     f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
                 )

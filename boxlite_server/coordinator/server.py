@@ -17,12 +17,12 @@ import uvicorn
 
 from .. import errors
 from .app import create_app
+from .control.reconcile import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
 from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
-from .policy import Policy
-from .reconcile import ORPHAN_GRACE_SECONDS
+from .limits import Policy
 from .store.where import shown
 from .websocket import WebSocketProtocol
 

@@ -15,9 +15,9 @@ from .. import errors, ids
 from .._gen import worker_pb2 as pb
 from . import boxspec
 from .boxes import Boxes
-from .fleet import Fleet
+from .fleet.registry import Fleet
+from .limits import REQUEST_SECONDS
 from .observing import CALL_SECONDS, ref
-from .policy import REQUEST_SECONDS
 from .store import RESERVING, Box, Snapshot, Store
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
 from .. import errors
-from .compiled import Fits, compiled, end_of_ecma
 from .http_errors import PayloadTooLargeError
+from .schemas import Fits, compiled, end_of_ecma
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
 MAX_SHOWN = 120  # characters of a refused value

@@ -13,11 +13,11 @@ from typing import Any
 
 from .. import errors, ids
 from .._gen import worker_pb2 as pb
-from . import scheduler
-from .fleet import Fleet
+from .fleet import placement as scheduler
+from .fleet.placement import NOTHING
+from .fleet.registry import Fleet
 from .leases import Leases
-from .policy import REQUEST_SECONDS
-from .scheduler import NOTHING
+from .limits import REQUEST_SECONDS
 from .store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .._gen import worker_pb2 as pb
-from .fleet import Fleet
+from .control.reconcile import Outcome
+from .fleet.registry import Fleet
 from .images import Image
-from .reconcile import Outcome
 from .store import Box, Load, Snapshot, Volume, Worker
 
 _EXECUTION_STATUS = {

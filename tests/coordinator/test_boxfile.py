@@ -12,7 +12,7 @@ import pytest
 
 from boxlite_server import errors
 from boxlite_server.coordinator import boxfile, boxspec
-from boxlite_server.coordinator.policy import Policy
+from boxlite_server.coordinator.limits import Policy
 
 MANIFEST = {"spec": {"image": "ü"}, "settings": {}}
 

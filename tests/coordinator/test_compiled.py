@@ -13,7 +13,7 @@ from jsonschema import ValidationError
 
 from boxlite_server import specs
 from boxlite_server.coordinator import validation
-from boxlite_server.coordinator.compiled import compiled
+from boxlite_server.coordinator.schemas import compiled
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

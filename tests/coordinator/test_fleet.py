@@ -11,7 +11,7 @@ import pytest
 from support.fake_fleet import NOON, FakeFleet, epoch, id_of
 
 from boxlite_server import errors
-from boxlite_server.coordinator.fleet import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
+from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
 from boxlite_server.coordinator.handlers import boxes, system, workers
 
 

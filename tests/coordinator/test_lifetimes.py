@@ -14,9 +14,9 @@ from support.blocking import Blocking
 
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server.coordinator.control.lifetimes import RETRY_SECONDS
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.lifetimes import RETRY_SECONDS
-from boxlite_server.coordinator.policy import Policy
+from boxlite_server.coordinator.limits import Policy
 from boxlite_server.coordinator.store import Box, Worker
 
 NOTHING = Policy()

@@ -13,7 +13,7 @@ import pytest
 from boxlite_server import errors, rpc
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
-from boxlite_server.coordinator.link import GrpcLink
+from boxlite_server.coordinator.fleet.link import GrpcLink
 from boxlite_server.coordinator.store import Worker
 
 BOX = pb.BoxRef(box_id="AbCdEf123456", generation=1)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from boxlite_server.coordinator import plan
-from boxlite_server.coordinator.plan import OVER, Action, Inventory, Kind, Rows, Seen, Subject
+from boxlite_server.coordinator.control import plan
+from boxlite_server.coordinator.control.plan import OVER, Action, Inventory, Kind, Rows, Seen, Subject
 from boxlite_server.coordinator.store import Box, BoxState, Volume
 
 NOW, GRACE = 1000.0, 60.0

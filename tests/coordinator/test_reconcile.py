@@ -14,10 +14,16 @@ import pytest
 from support.fake_workers import Clock, Container, FakeWorker
 
 from boxlite_server import errors, ids
+from boxlite_server.coordinator.control.plan import Kind
+from boxlite_server.coordinator.control.reconcile import (
+    FULL_PAUSE,
+    LONGEST_PAUSE,
+    MAX_RESTARTS,
+    MAX_STARTS,
+    SURVEY_SECONDS,
+)
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.handlers import workers as workers_api
-from boxlite_server.coordinator.plan import Kind
-from boxlite_server.coordinator.reconcile import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS, SURVEY_SECONDS
 from boxlite_server.coordinator.store import Box
 from boxlite_server.coordinator.store.backup import back_up
 

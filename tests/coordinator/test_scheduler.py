@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from boxlite_server.coordinator.scheduler import NOTHING, Candidate, Need, not_placed, place
+from boxlite_server.coordinator.fleet.placement import NOTHING, Candidate, Need, not_placed, place
 from boxlite_server.coordinator.store import Load, Worker
 from boxlite_server.errors import UpstreamUnavailableError
 

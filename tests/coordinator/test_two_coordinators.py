@@ -15,7 +15,7 @@ from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.app import create_app
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.leases import TTL_SECONDS
-from boxlite_server.coordinator.policy import REQUEST_SECONDS
+from boxlite_server.coordinator.limits import REQUEST_SECONDS
 from boxlite_server.coordinator.store import Store, Worker
 
 P = "default"

@@ -102,7 +102,7 @@ class Wires:
 
 
 class SimLink:
-    """A coordinator's connection to one life of one worker; see `boxlite_server.coordinator.link.Link`."""
+    """A coordinator's connection to one life of one worker; see `boxlite_server.coordinator.fleet.link.Link`."""
 
     def __init__(self, wires: Wires, life: Life, worker: Worker) -> None:
         self._wires = wires

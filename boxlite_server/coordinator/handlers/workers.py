@@ -7,7 +7,7 @@ from typing import Any
 from ... import errors
 from .. import wire
 from ..core import Core
-from ..fleet import HEARTBEAT_SECONDS
+from ..fleet.registry import HEARTBEAT_SECONDS
 from ..store import Load, Worker
 
 

@@ -14,16 +14,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .. import errors
-from .._gen import worker_pb2 as pb
+from ... import errors
+from ..._gen import worker_pb2 as pb
+from ..boxes import Boxes
+from ..fleet.registry import Fleet
+from ..observing import CALL_SECONDS
+from ..snapshots import Snapshots
+from ..store import Box, Store, Worker
+from ..volumes import Volumes
 from . import plan
-from .boxes import Boxes
-from .fleet import Fleet
-from .observing import CALL_SECONDS
 from .plan import Action, Inventory, Kind, Rows, Subject
-from .snapshots import Snapshots
-from .store import Box, Store, Worker
-from .volumes import Volumes
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import logging
 import math
 from collections.abc import Callable
 
-from .. import errors
-from .._gen import worker_pb2 as pb
-from .boxes import Boxes
-from .fleet import Fleet
-from .observing import CALL_SECONDS, ref
-from .schedule import Schedule
-from .store import Box, Store
+from ... import errors
+from ..._gen import worker_pb2 as pb
+from ..boxes import Boxes
+from ..fleet.registry import Fleet
+from ..observing import CALL_SECONDS, ref
+from ..schedule import Schedule
+from ..store import Box, Store
 
 log = logging.getLogger(__name__)
 

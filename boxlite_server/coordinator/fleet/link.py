@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 
-from .. import errors, rpc
-from .._gen import worker_pb2_grpc
-from .store import Worker
+from ... import errors, rpc
+from ..._gen import worker_pb2_grpc
+from ..store import Worker
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # workers are on our own network, whatever the environment says of the world

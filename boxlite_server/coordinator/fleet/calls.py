@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from .. import errors
+from ... import errors
 
 IDLE_SECONDS = 60.0  # between two pieces of what a worker hands out
 WORK_SECONDS = (

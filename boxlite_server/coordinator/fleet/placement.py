@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-from .. import errors
-from .store import Load, Worker
+from ... import errors
+from ..store import Load, Worker
 
 
 class Need(NamedTuple):

@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from .._gen import worker_pb2 as pb
-from .store import Box, BoxState, Volume
+from ..._gen import worker_pb2 as pb
+from ..store import Box, BoxState, Volume
 
 OVER = "over"  # as a box's `engine_life`: what ended it was not its command, whatever the engine's life is now
 

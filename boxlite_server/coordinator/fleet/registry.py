@@ -16,11 +16,11 @@ from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from .. import errors
-from . import patience
+from ... import errors
+from ..store import Load, Store, Tables, Worker
+from . import calls
 from .link import Connect, GrpcLink, Link, target_of
-from .scheduler import Candidate
-from .store import Load, Store, Tables, Worker
+from .placement import Candidate
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class Fleet:
         worker, link = await self._link(worker_id)
         with self._listening(worker):
             async with aclosing(link.stream(method, request)) as answers:
-                while (answer := await patience.within(anext(answers, None), idle, worker.name)) is not None:
+                while (answer := await calls.within(anext(answers, None), idle, worker.name)) is not None:
                     yield answer
 
     async def send(
@@ -256,7 +256,7 @@ class Fleet:
         `idle` seconds; what `requests` takes for itself does not count."""
         worker, link = await self._link(worker_id)
         with self._listening(worker):
-            async with patience.taking(requests, idle, worker.name) as watched:
+            async with calls.taking(requests, idle, worker.name) as watched:
                 return await link.send(method, header, watched)
 
     @contextmanager

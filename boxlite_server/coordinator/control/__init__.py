@@ -1,0 +1,1 @@
+"""What acts unasked: reconciliation, restarts, orphans, idle boxes."""
