@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import ids
-from .archives import Archives
 from .auth import Authenticator
-from .boxes import Boxes
 from .control.lifetimes import Lifetimes
 from .control.reconcile import ORPHAN_GRACE_SECONDS, Reconciler
-from .executions import RECONNECT_GRACE, Executions
-from .files import Files
+from .domain.archives import Archives
+from .domain.boxes import Boxes
+from .domain.deadlines import Schedule
+from .domain.executions import RECONNECT_GRACE, Executions
+from .domain.files import Files
+from .domain.images import Images
+from .domain.snapshots import Snapshots
+from .domain.volumes import Volumes
 from .fleet.link import Connect, GrpcLink
 from .fleet.registry import Fleet
-from .images import Images
 from .leases import Leases
 from .limits import Policy
-from .schedule import Schedule
-from .snapshots import Snapshots
 from .store import Store
-from .volumes import Volumes
 
 
 @dataclass

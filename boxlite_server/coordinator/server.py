@@ -19,7 +19,7 @@ from .. import errors
 from .app import create_app
 from .control.reconcile import ORPHAN_GRACE_SECONDS
 from .core import Core
-from .executions import RECONNECT_GRACE
+from .domain.executions import RECONNECT_GRACE
 from .frames import PING_SECONDS
 from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import Policy

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from .. import errors
 from .._gen import worker_pb2 as pb
 from . import frames
-from .executions import Executions
+from .domain.executions import Executions
 from .store import Box
 from .websocket import PEER, WebSocketProtocol
 

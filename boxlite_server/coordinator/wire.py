@@ -7,8 +7,8 @@ from typing import Any
 
 from .._gen import worker_pb2 as pb
 from .control.reconcile import Outcome
+from .domain.images import Image
 from .fleet.registry import Fleet
-from .images import Image
 from .store import Box, Load, Snapshot, Volume, Worker
 
 _EXECUTION_STATUS = {

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from boxlite_server import errors
-from boxlite_server.coordinator import boxfile, boxspec
+from boxlite_server.coordinator.domain import archive_format
+from boxlite_server.coordinator.domain import spec as boxspec
 from boxlite_server.coordinator.limits import Policy
 
 MANIFEST = {"spec": {"image": "ü"}, "settings": {}}
@@ -35,20 +36,20 @@ def disk(size: int) -> bytes:
 
 def written(data: bytes, size: int = 100_000) -> bytes:
     async def gather() -> bytes:
-        return b"".join([piece async for piece in boxfile.write(MANIFEST, chunked(data, size))])
+        return b"".join([piece async for piece in archive_format.write(MANIFEST, chunked(data, size))])
 
     return asyncio.run(gather())
 
 
 def read(archive: bytes, size: int = 100_000) -> tuple[dict[str, object], bytes]:
     async def gather() -> tuple[dict[str, object], bytes]:
-        reader = boxfile.Reader(chunked(archive, size))
+        reader = archive_format.Reader(chunked(archive, size))
         return await reader.manifest(), b"".join([piece async for piece in reader.pieces()])
 
     return asyncio.run(gather())
 
 
-@pytest.mark.parametrize("size", [1, boxfile.PIECE_BYTES - 1536, 3_000_000])
+@pytest.mark.parametrize("size", [1, archive_format.PIECE_BYTES - 1536, 3_000_000])
 @pytest.mark.parametrize("step", [1000, 1 << 20])
 def test_what_is_written_is_read(size: int, step: int) -> None:
     data = disk(size)

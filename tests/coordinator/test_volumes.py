@@ -12,11 +12,11 @@ from support.blocking import Blocking
 
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server.coordinator.domain.images import Images
+from boxlite_server.coordinator.domain.volumes import Volumes
 from boxlite_server.coordinator.fleet.registry import Fleet
-from boxlite_server.coordinator.images import Images
 from boxlite_server.coordinator.leases import Leases
 from boxlite_server.coordinator.store import Box, Store, Worker
-from boxlite_server.coordinator.volumes import Volumes
 
 NOW = 1000.0
 Answer = Callable[[str, str], Any]

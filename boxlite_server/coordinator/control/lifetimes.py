@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..boxes import Boxes
+from ..domain.boxes import Boxes
+from ..domain.deadlines import Schedule
+from ..domain.observing import CALL_SECONDS, ref
 from ..fleet.registry import Fleet
-from ..observing import CALL_SECONDS, ref
-from ..schedule import Schedule
 from ..store import Box, Store
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..boxes import Boxes
+from ..domain.boxes import Boxes
+from ..domain.observing import CALL_SECONDS
+from ..domain.snapshots import Snapshots
+from ..domain.volumes import Volumes
 from ..fleet.registry import Fleet
-from ..observing import CALL_SECONDS
-from ..snapshots import Snapshots
 from ..store import Box, Store, Worker
-from ..volumes import Volumes
 from . import plan
 from .plan import Action, Inventory, Kind, Rows, Subject
 

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from ... import errors
 from .. import http_errors, paging, wire
 from ..core import Core
-from ..images import Image, PullProgress
+from ..domain.images import Image, PullProgress
 
 PULL_SECONDS = 280.0  # for a whole answer: released clients give up after 300
 _LINES = "application/x-ndjson"

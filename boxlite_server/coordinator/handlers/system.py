@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ... import rpc
-from .. import boxspec, idempotency
+from .. import idempotency
 from ..core import Core
+from ..domain import spec
 
 
 async def get_config(core: Core) -> Any:
     workers = [c.worker for c in await core.fleet.candidates() if c.reachable]
     return {
         "defaults": {
-            "cpus": boxspec.DEFAULT_CPUS,
-            "memory_mib": boxspec.DEFAULT_MEMORY_MIB,
+            "cpus": spec.DEFAULT_CPUS,
+            "memory_mib": spec.DEFAULT_MEMORY_MIB,
             "disk_size_gb": None,
             "auto_stop": core.policy.default_auto_stop,
             "auto_delete": core.policy.default_auto_delete,
             "auto_remove": False,
-            "security_preset": boxspec.DEFAULT_SECURITY,
+            "security_preset": spec.DEFAULT_SECURITY,
         },
         "overrides": {},
         "capabilities": {
@@ -37,8 +38,8 @@ async def get_config(core: Core) -> Any:
             "max_boxes_per_path_prefix": core.policy.max_boxes_per_prefix,
             "max_concurrent_executions": rpc.MAX_EXECUTIONS,
             "file_transfer_max_bytes": None,
-            "exec_timeout_max_seconds": boxspec.MAX_TIMEOUT_SECONDS,
-            "supported_security_presets": [boxspec.DEFAULT_SECURITY],
+            "exec_timeout_max_seconds": spec.MAX_TIMEOUT_SECONDS,
+            "supported_security_presets": [spec.DEFAULT_SECURITY],
             "idempotency_key_lifetime": idempotency.LIFETIME,
         },
     }

@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from .. import errors, rpc
+from ... import errors, rpc
 
 FORMAT, VERSION = "boxlite-archive", 1
 MAX_ENTRY_BYTES = 1024 * 1024

@@ -13,13 +13,13 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
-from .. import errors, references
-from .._gen import worker_pb2 as pb
-from .fleet import placement as scheduler
-from .fleet.calls import IDLE_SECONDS
-from .fleet.placement import NOTHING
-from .fleet.registry import Fleet
-from .store import Store
+from ... import errors, references
+from ..._gen import worker_pb2 as pb
+from ..fleet import placement as scheduler
+from ..fleet.calls import IDLE_SECONDS
+from ..fleet.placement import NOTHING
+from ..fleet.registry import Fleet
+from ..store import Store
 
 log = logging.getLogger(__name__)
 

@@ -15,18 +15,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .. import errors, ids
-from .._gen import worker_pb2 as pb
-from . import attachments, boxspec
-from .control import plan
-from .fleet import placement as scheduler
-from .fleet.placement import Need
-from .fleet.registry import Fleet
-from .leases import Leases
-from .limits import REQUEST_SECONDS, Policy
+from ... import errors, ids
+from ..._gen import worker_pb2 as pb
+from ..control import plan
+from ..fleet import placement as scheduler
+from ..fleet.placement import Need
+from ..fleet.registry import Fleet
+from ..leases import Leases
+from ..limits import REQUEST_SECONDS, Policy
+from ..store import RESERVING, Box, Page, Store, Tables, Worker
+from . import host_access
+from . import spec as boxspec
+from .deadlines import Schedule
 from .observing import CALL_SECONDS, DEFAULT_STOP_SECONDS, RESTARTED, UNCERTAIN, ObservedBoxes, ref
-from .schedule import Schedule
-from .store import RESERVING, Box, Page, Store, Tables, Worker
 from .volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Boxes(ObservedBoxes):
                     log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                     tried[worker.name] = exc.message
                 except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
-                    if not attachments.depends_on_operator(spec):
+                    if not host_access.depends_on_operator(spec):
                         await self._forget(box_id)
                         raise
                     tried[worker.name], refused = exc.message, exc  # another one's operator may allow it

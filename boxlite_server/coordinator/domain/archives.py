@@ -11,15 +11,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from .. import errors, rpc, specs
-from .._gen import worker_pb2 as pb
-from . import attachments, boxfile, boxspec, validation, wire
+from ... import errors, rpc, specs
+from ..._gen import worker_pb2 as pb
+from .. import validation, wire
+from ..fleet.calls import WORK_SECONDS
+from ..fleet.registry import Fleet
+from ..limits import Policy
+from ..store import Box
+from . import archive_format, host_access
+from . import spec as boxspec
 from .boxes import Boxes
-from .fleet.calls import WORK_SECONDS
-from .fleet.registry import Fleet
-from .limits import Policy
 from .observing import ref
-from .store import Box
 
 _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
 
@@ -45,7 +47,7 @@ class Archives:
         manifest = {
             "created_at": wire.timestamp(self._clock()),
             "image": box.spec["image"],
-            "spec": {**box.spec, **attachments.as_request(box.spec)},
+            "spec": {**box.spec, **host_access.as_request(box.spec)},
             "settings": _settings(first.settings),
         }
 
@@ -54,7 +56,7 @@ class Archives:
                 async for chunk in chunks:
                     yield chunk.data
 
-        return box, boxfile.write(manifest, tar())
+        return box, archive_format.write(manifest, tar())
 
     async def load(
         self, prefix: str, name: str | None, stream: AsyncIterator[bytes], *, request_key: str | None = None
@@ -65,7 +67,7 @@ class Archives:
         Raises InvalidArgumentError for what is no archive, or no whole one, and UnsupportedError for settings
         that this server does not take; nothing is left of the box then.
         """
-        reader = boxfile.Reader(stream)
+        reader = archive_format.Reader(stream)
         manifest = await reader.manifest()
         spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
         settings = self._checked(manifest.get("settings"), "settings")
@@ -85,7 +87,7 @@ class Archives:
         return boxspec.normalise(request, self._policy)
 
 
-async def _requests(reader: boxfile.Reader) -> AsyncIterator[pb.ImportBoxRequest]:
+async def _requests(reader: archive_format.Reader) -> AsyncIterator[pb.ImportBoxRequest]:
     async for piece in reader.pieces():
         for chunk in rpc.chunks(piece):
             yield pb.ImportBoxRequest(data=chunk)

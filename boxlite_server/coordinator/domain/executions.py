@@ -11,15 +11,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from .. import errors, ids, rpc
-from .._gen import worker_pb2 as pb
+from ... import errors, ids, rpc
+from ..._gen import worker_pb2 as pb
+from ..fleet.registry import Fleet
+from ..leases import Lease, Leases
+from ..store import Box, Store
 from .boxes import Boxes
-from .boxspec import checked_env
-from .fleet.registry import Fleet
-from .leases import Lease, Leases
+from .deadlines import Schedule
 from .observing import ref
-from .schedule import Schedule
-from .store import Box, Store
+from .spec import checked_env
 
 CALL_SECONDS = 30.0
 RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants

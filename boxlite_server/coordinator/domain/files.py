@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from .. import rpc
-from .._gen import worker_pb2 as pb
+from ... import rpc
+from ..._gen import worker_pb2 as pb
+from ..fleet.calls import IDLE_SECONDS, WORK_SECONDS
+from ..fleet.registry import Fleet
 from .boxes import Boxes
-from .fleet.calls import IDLE_SECONDS, WORK_SECONDS
-from .fleet.registry import Fleet
+from .deadlines import Schedule
 from .observing import ref
-from .schedule import Schedule
 
 
 class Files:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import errors
-from .._gen import worker_pb2 as pb
+from ... import errors
+from ..._gen import worker_pb2 as pb
 
 DEFAULT_HOST_IP = "127.0.0.1"  # what a box serves is not for everybody unless somebody says so
 

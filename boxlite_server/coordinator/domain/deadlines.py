@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from .. import errors
-from .leases import Leases
-from .store import Box, Store, Tables
+from ... import errors
+from ..leases import Leases
+from ..store import Box, Store, Tables
 
 
 class Schedule:

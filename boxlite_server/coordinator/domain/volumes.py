@@ -11,14 +11,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .. import errors, ids
-from .._gen import worker_pb2 as pb
-from .fleet import placement as scheduler
-from .fleet.placement import NOTHING
-from .fleet.registry import Fleet
-from .leases import Leases
-from .limits import REQUEST_SECONDS
-from .store import Store, Tables, Volume, Worker
+from ... import errors, ids
+from ..._gen import worker_pb2 as pb
+from ..fleet import placement as scheduler
+from ..fleet.placement import NOTHING
+from ..fleet.registry import Fleet
+from ..leases import Leases
+from ..limits import REQUEST_SECONDS
+from ..store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import errors
-from .._gen import worker_pb2 as pb
-from . import attachments
-from .limits import Policy
+from ... import errors
+from ..._gen import worker_pb2 as pb
+from ..limits import Policy
+from . import host_access
 
 DEFAULT_IMAGE = "alpine:latest"
 DEFAULT_CPUS = 1
@@ -48,10 +48,10 @@ def normalise(request: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
         "user": request.get("user") or "",
         "network": network,
         "tty": bool(request.get("tty")),
-        "mounts": attachments.mounts(request.get("volumes")),
-        "ports": attachments.ports(request.get("ports"), network=network),
-        "cap_add": attachments.capabilities(capabilities.get("add")),
-        "cap_drop": attachments.capabilities(capabilities.get("drop")),
+        "mounts": host_access.mounts(request.get("volumes")),
+        "ports": host_access.ports(request.get("ports"), network=network),
+        "cap_add": host_access.capabilities(capabilities.get("add")),
+        "cap_drop": host_access.capabilities(capabilities.get("drop")),
         "labels": request.get("labels") or {},
         "detach": request.get("detach") is not False,
         "auto_remove": bool(request.get("auto_remove")),
@@ -119,7 +119,7 @@ def to_proto(spec: Mapping[str, Any], box_id: str) -> pb.BoxSpec:
         tty=spec["tty"],
         hostname=_hostname(spec["name"] or box_id),
     )
-    attachments.to_proto(spec, message)
+    host_access.to_proto(spec, message)
     return message
 
 

@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from .. import errors
-from .._gen import worker_pb2 as pb
-from . import attachments
-from .control import plan
-from .control.plan import Kind
-from .fleet import placement
-from .fleet.link import target_of
-from .fleet.placement import Candidate, Need
-from .fleet.registry import Fleet
-from .leases import Leases
-from .schedule import Schedule
-from .store import RESERVING, Box, Store, Tables, Worker
+from ... import errors
+from ..._gen import worker_pb2 as pb
+from ..control import plan
+from ..control.plan import Kind
+from ..fleet import placement
+from ..fleet.link import target_of
+from ..fleet.placement import Candidate, Need
+from ..fleet.registry import Fleet
+from ..leases import Leases
+from ..store import RESERVING, Box, Store, Tables, Worker
+from . import host_access
+from .deadlines import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class ObservedBoxes:
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
             "error": (box.error or _UNTOLD) if status == "failed" else None,
-            "published": attachments.published(state, _host_of(worker)),
+            "published": host_access.published(state, _host_of(worker)),
             "desired": "running" if status in ("running", "paused") else "stopped",
         }
         if status in ("running", "paused"):

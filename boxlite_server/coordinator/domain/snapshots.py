@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .. import errors, ids
-from .._gen import worker_pb2 as pb
-from . import boxspec
+from ... import errors, ids
+from ..._gen import worker_pb2 as pb
+from ..fleet.registry import Fleet
+from ..limits import REQUEST_SECONDS
+from ..store import RESERVING, Box, Snapshot, Store
+from . import spec as boxspec
 from .boxes import Boxes
-from .fleet.registry import Fleet
-from .limits import REQUEST_SECONDS
 from .observing import CALL_SECONDS, ref
-from .store import RESERVING, Box, Snapshot, Store
 
 log = logging.getLogger(__name__)
 

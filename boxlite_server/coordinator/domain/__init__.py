@@ -1,0 +1,1 @@
+"""What clients ask for: boxes, commands, files, snapshots, volumes, images."""
