@@ -12,7 +12,7 @@ from support import operations
 
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
-from boxlite_server.coordinator import handlers
+from boxlite_server.coordinator.http import handlers
 from boxlite_server.worker.service.servicer import WorkerService
 
 ROOT = Path(__file__).parents[1]

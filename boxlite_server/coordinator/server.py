@@ -16,15 +16,15 @@ from types import FrameType
 import uvicorn
 
 from .. import errors
-from .app import create_app
 from .control.reconcile import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
-from .frames import PING_SECONDS
-from .http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from .http.app import create_app
+from .http.attach.frames import PING_SECONDS
+from .http.attach.protocol import WebSocketProtocol
+from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import Policy
 from .store.where import shown
-from .websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from support.cluster import Cluster, Coordinator, call, wait_until
 from support.postgresql import Server
 from websockets.exceptions import InvalidStatus
 
+from boxlite_server.coordinator.http.attach.session import CLOSE_TRY_AGAIN
 from boxlite_server.coordinator.server import GRACE_SECONDS
-from boxlite_server.coordinator.sessions import CLOSE_TRY_AGAIN
 
 NewCluster = Callable[..., Cluster]
 Reply = tuple[int, dict[str, str], Any]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import ValidationError
 
 from boxlite_server import specs
-from boxlite_server.coordinator import validation
+from boxlite_server.coordinator.http import validation
 from boxlite_server.coordinator.schemas import compiled
 
 ANYTHING = st.recursive(

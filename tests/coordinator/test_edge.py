@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from boxlite_server.coordinator.auth import Authenticator
-from boxlite_server.coordinator.edge import Edge
+from boxlite_server.coordinator.http.edge import Edge
 
 
 async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:

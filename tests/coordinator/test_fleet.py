@@ -12,7 +12,7 @@ from support.fake_fleet import NOON, FakeFleet, epoch, id_of
 
 from boxlite_server import errors
 from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
-from boxlite_server.coordinator.handlers import boxes, system, workers
+from boxlite_server.coordinator.http.handlers import boxes, system, workers
 
 
 async def shown(fleet: FakeFleet, box: Any) -> tuple[str, str | None]:

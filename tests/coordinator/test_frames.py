@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from boxlite_server.coordinator.frames import Utf8Joiner, output_event
+from boxlite_server.coordinator.http.attach.frames import Utf8Joiner, output_event
 
 TEXT = "aé€😀" * 50
 

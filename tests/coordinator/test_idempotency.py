@@ -13,8 +13,8 @@ from support.blocking import Blocking
 from support.cluster import Cluster
 
 from boxlite_server.coordinator.auth import Principal
-from boxlite_server.coordinator.http_errors import PRINCIPAL, REQUEST_ID
-from boxlite_server.coordinator.idempotency import MAX_BODY_BYTES, Idempotency
+from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
+from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
 from boxlite_server.coordinator.leases import Leases
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
 from boxlite_server.coordinator.store import Store

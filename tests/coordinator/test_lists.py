@@ -12,7 +12,7 @@ import pytest
 from support.rows import WORKER, box
 
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.handlers import boxes
+from boxlite_server.coordinator.http.handlers import boxes
 
 pytestmark = pytest.mark.anyio
 

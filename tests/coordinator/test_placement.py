@@ -11,7 +11,7 @@ from support.fake_fleet import FakeFleet, id_of
 
 from boxlite_server import errors
 from boxlite_server.coordinator.domain import boxes as boxes_module
-from boxlite_server.coordinator.handlers import workers
+from boxlite_server.coordinator.http.handlers import workers
 from boxlite_server.coordinator.store import RESERVING
 
 

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from boxlite_server._gen import worker_pb2 as pb
-from boxlite_server.coordinator.frames import Utf8Joiner
-from boxlite_server.coordinator.sessions import INPUT_BYTES, MAX_PLACES, InputQueue, Progress
+from boxlite_server.coordinator.http.attach.frames import Utf8Joiner
+from boxlite_server.coordinator.http.attach.session import INPUT_BYTES, MAX_PLACES, InputQueue, Progress
 
 TEXT = "aé€😀zß".encode()
 

@@ -23,7 +23,7 @@ from boxlite_server.coordinator.control.reconcile import (
     SURVEY_SECONDS,
 )
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.handlers import workers as workers_api
+from boxlite_server.coordinator.http.handlers import workers as workers_api
 from boxlite_server.coordinator.store import Box
 from boxlite_server.coordinator.store.backup import back_up
 

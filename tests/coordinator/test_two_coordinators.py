@@ -12,8 +12,8 @@ import pytest
 
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
-from boxlite_server.coordinator.app import create_app
 from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.http.app import create_app
 from boxlite_server.coordinator.leases import TTL_SECONDS
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
 from boxlite_server.coordinator.store import Store, Worker

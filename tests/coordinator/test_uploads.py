@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.requests import ClientDisconnect
 
-from boxlite_server.coordinator import bodies
+from boxlite_server.coordinator.http import bodies
 from boxlite_server.errors import InvalidArgumentError, TimedOutError
 
 

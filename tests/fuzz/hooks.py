@@ -27,7 +27,7 @@ from schemathesis.openapi.checks import (
     UnsupportedMethodResponse,
 )
 
-from boxlite_server.coordinator import handlers
+from boxlite_server.coordinator.http import handlers
 
 IMAGE = os.environ["BOXLITE_FUZZ_IMAGE"]
 HEADERS = {"Authorization": f"Bearer {os.environ['BOXLITE_FUZZ_KEY']}"}

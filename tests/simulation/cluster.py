@@ -16,7 +16,7 @@ from unittest import mock
 
 from boxlite_server import errors, ids
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.handlers import workers as handlers
+from boxlite_server.coordinator.http.handlers import workers as handlers
 from boxlite_server.coordinator.store import Store, sqlite
 
 from .host import TIMEOUT, Host

@@ -10,7 +10,7 @@ from typing import Any
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.handlers import workers
+from boxlite_server.coordinator.http.handlers import workers
 from boxlite_server.coordinator.store import Worker
 
 NOON = 1_800_014_400.0  # 12:00:00 UTC

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from boxlite_server.coordinator import handlers
+from boxlite_server.coordinator.http import handlers
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

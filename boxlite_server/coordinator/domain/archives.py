@@ -13,9 +13,9 @@ from typing import Any
 
 from ... import errors, rpc, specs
 from ..._gen import worker_pb2 as pb
-from .. import validation, wire
 from ..fleet.calls import WORK_SECONDS
 from ..fleet.registry import Fleet
+from ..http import validation, views
 from ..limits import Policy
 from ..store import Box
 from . import archive_format, host_access
@@ -45,7 +45,7 @@ class Archives:
             except errors.NotFoundError as exc:
                 raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
         manifest = {
-            "created_at": wire.timestamp(self._clock()),
+            "created_at": views.timestamp(self._clock()),
             "image": box.spec["image"],
             "spec": {**box.spec, **host_access.as_request(box.spec)},
             "settings": _settings(first.settings),

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import connexion
 from starlette.responses import StreamingResponse
 
-from ... import errors
-from .. import frames, wire
-from ..core import Core
-from ..http_errors import UpgradeRequiredError
-from ..store import Box
+from .... import errors
+from ...core import Core
+from ...store import Box
+from .. import views
+from ..attach import frames
+from ..errors import UpgradeRequiredError
 from .boxes import request_key
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
     _, execution = await core.executions.get(prefix, box_id, execution_id)
-    return wire.execution(execution)
+    return views.execution(execution)
 
 
 async def kill_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from .. import errors
-from .._gen import worker_pb2 as pb
+from .... import errors
+from ...._gen import worker_pb2 as pb
+from ...domain.executions import Executions
+from ...store import Box
 from . import frames
-from .domain.executions import Executions
-from .store import Box
-from .websocket import PEER, WebSocketProtocol
+from .protocol import PEER, WebSocketProtocol
 
 log = logging.getLogger(__name__)
 

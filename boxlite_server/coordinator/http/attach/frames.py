@@ -9,7 +9,7 @@ import base64
 import json
 from typing import Any
 
-from .._gen import worker_pb2 as pb
+from ...._gen import worker_pb2 as pb
 
 PING_SECONDS = 15.0
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import errors
-from ..._gen import worker_pb2 as pb
-from ..core import Core
-from ..domain.observing import ref
+from .... import errors
+from ...._gen import worker_pb2 as pb
+from ...core import Core
+from ...domain.observing import ref
 
 CALL_SECONDS = 30.0
 

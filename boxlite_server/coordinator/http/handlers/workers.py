@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import errors
-from .. import wire
-from ..core import Core
-from ..fleet.registry import HEARTBEAT_SECONDS
-from ..store import Load, Worker
+from .... import errors
+from ...core import Core
+from ...fleet.registry import HEARTBEAT_SECONDS
+from ...store import Load, Worker
+from .. import views
 
 
 async def register_worker(core: Core, body: dict[str, Any]) -> Any:
@@ -40,7 +40,7 @@ async def list_workers(core: Core) -> Any:
     loads = await core.store.loads()
     return {
         "workers": [
-            wire.worker(worker, core.fleet, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
+            views.worker(worker, core.fleet, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
         ]
     }
 
@@ -69,8 +69,10 @@ async def get_worker_by_box(core: Core, box_id: str) -> Any:
 
 async def reconcile(core: Core, body: dict[str, Any]) -> Any:
     dry_run = body["dry_run"]
-    return wire.reconciled(await core.reconciler.run(dry_run=dry_run, worker=body.get("worker")), dry_run, core.clock())
+    return views.reconciled(
+        await core.reconciler.run(dry_run=dry_run, worker=body.get("worker")), dry_run, core.clock()
+    )
 
 
 async def _shown(core: Core, worker: Worker) -> dict[str, Any]:
-    return wire.worker(worker, core.fleet, await core.store.load(worker.id))
+    return views.worker(worker, core.fleet, await core.store.load(worker.id))

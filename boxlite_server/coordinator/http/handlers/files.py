@@ -6,9 +6,9 @@ from typing import Any
 
 import connexion
 
-from ... import errors
+from .... import errors
+from ...core import Core
 from ..bodies import ArchiveResponse, drain, received
-from ..core import Core
 
 MEDIA_TYPE = "application/x-tar"
 

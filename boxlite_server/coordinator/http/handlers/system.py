@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import rpc
+from .... import rpc
+from ...core import Core
+from ...domain import spec
 from .. import idempotency
-from ..core import Core
-from ..domain import spec
 
 
 async def get_config(core: Core) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 import connexion
 from starlette.responses import Response
 
-from ... import errors
-from .. import paging, wire
-from ..core import Core
+from .... import errors
+from ... import paging
+from ...core import Core
+from ...store import Box
+from .. import views
 from ..idempotency import REQUEST_KEY
-from ..store import Box
 
 _AT_ONCE = 200  # boxes of a long list, between which others have their turn
 
@@ -46,7 +47,7 @@ async def list_boxes(
     while True:
         page = await core.boxes.list(prefix, after=after, limit=page_size or _AT_ONCE, **filters)
         workers = await core.store.get_workers({box.worker_id for box in page.boxes})
-        shown += [json.dumps(wire.box(box, workers.get(box.worker_id), core.fleet)) for box in page.boxes]
+        shown += [json.dumps(views.box(box, workers.get(box.worker_id), core.fleet)) for box in page.boxes]
         after = page.next_token
         if page_size or after is None:
             break
@@ -85,7 +86,7 @@ def request_key() -> str | None:
 
 
 async def _shown(core: Core, box: Box) -> dict[str, Any]:
-    return wire.box(box, await core.store.get_worker(box.worker_id), core.fleet)
+    return views.box(box, await core.store.get_worker(box.worker_id), core.fleet)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import wire
-from ..core import Core
+from ...core import Core
+from .. import views
 from .boxes import request_key
 
 
 async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = None) -> Any:
     volume = await core.volumes.create(prefix, (body or {}).get("name"), request_key=request_key())
-    return wire.volume(volume), 201, {"Location": f"/v1/{prefix}/volumes/{volume.id}"}
+    return views.volume(volume), 201, {"Location": f"/v1/{prefix}/volumes/{volume.id}"}
 
 
 async def list_volumes(core: Core, prefix: str) -> Any:
-    return {"volumes": [wire.volume(volume) for volume in await core.volumes.all(prefix)]}
+    return {"volumes": [views.volume(volume) for volume in await core.volumes.all(prefix)]}
 
 
 async def get_volume(core: Core, prefix: str, volume_id: str) -> Any:
-    return wire.volume(await core.volumes.get(prefix, volume_id))
+    return views.volume(await core.volumes.get(prefix, volume_id))
 
 
 async def remove_volume(core: Core, prefix: str, volume_id: str, force: bool = False) -> Any:

@@ -17,9 +17,9 @@ from jsonschema import Draft4Validator, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
-from .. import errors
-from .http_errors import PayloadTooLargeError
-from .schemas import Fits, compiled, end_of_ecma
+from ... import errors
+from ..schemas import Fits, compiled, end_of_ecma
+from .errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
 MAX_SHOWN = 120  # characters of a refused value

@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import errors
-from . import http_errors
-from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
-from .leases import Leases
-from .limits import REQUEST_SECONDS
-from .store import Answer, Store
+from ... import errors
+from ..leases import Leases
+from ..limits import REQUEST_SECONDS
+from ..store import Answer, Store
+from . import errors as http_errors
+from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from .. import errors
-from .._gen import worker_pb2 as pb
-from . import http_errors
-from .core import Core
-from .sessions import Manner, Session, is_size
-from .store import Box
+from .... import errors
+from ...._gen import worker_pb2 as pb
+from ...core import Core
+from ...store import Box
+from .. import errors as http_errors
+from .session import Manner, Session, is_size
 
 _BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
 _EXECUTION = re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach")

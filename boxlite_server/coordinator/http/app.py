@@ -20,14 +20,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
-from .. import errors, specs
-from . import http_errors
-from .attach import Attach
-from .core import Core
+from ... import errors, specs
+from ..core import Core
+from . import errors as http_errors
+from .attach.routes import Attach
 from .edge import Edge
 from .handlers import TagResolver
 from .idempotency import Idempotency
-from .operations import build, connexion_app
+from .routing import build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from .. import errors
+from ... import errors
 
 log = logging.getLogger(__name__)
 

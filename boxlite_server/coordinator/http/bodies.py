@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from .. import errors
-from .http_errors import REQUEST_ID
+from ... import errors
+from .errors import REQUEST_ID
 
 log = logging.getLogger(__name__)
 

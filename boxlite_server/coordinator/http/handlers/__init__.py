@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from connexion.resolver import Resolution, Resolver
 
-from ...errors import NotBuiltError
+from ....errors import NotBuiltError
 
 if TYPE_CHECKING:
-    from ..core import Core
+    from ...core import Core
 
 Handler = Callable[..., Awaitable[Any]]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from ... import errors
-from ..core import Core
+from .... import errors
+from ...core import Core
 
 
 async def update_inbound_policy(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> NoReturn:

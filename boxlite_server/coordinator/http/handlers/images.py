@@ -12,10 +12,12 @@ import connexion
 from starlette.responses import StreamingResponse
 from starlette.types import Scope
 
-from ... import errors
-from .. import http_errors, paging, wire
-from ..core import Core
-from ..domain.images import Image, PullProgress
+from .... import errors
+from ... import paging
+from ...core import Core
+from ...domain.images import Image, PullProgress
+from .. import errors as http_errors
+from .. import views
 
 PULL_SECONDS = 280.0  # for a whole answer: released clients give up after 300
 _LINES = "application/x-ndjson"
@@ -32,7 +34,7 @@ async def pull_image(core: Core, prefix: str, body: dict[str, Any]) -> Any:
         async with asyncio.timeout(PULL_SECONDS), contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, Image):
-                    return wire.image(event), 200, {"Content-Type": "application/json"}
+                    return views.image(event), 200, {"Content-Type": "application/json"}
     except TimeoutError:
         raise errors.TimedOutError(
             f"{body['reference']} was not pulled in {PULL_SECONDS:.0f} s; the worker goes on, so ask again"
@@ -55,7 +57,7 @@ async def _lines(
 
 
 def _line(event: PullProgress | Image) -> bytes:
-    fields = {"image": wire.image(event)} if isinstance(event, Image) else event._asdict()
+    fields = {"image": views.image(event)} if isinstance(event, Image) else event._asdict()
     return json.dumps(fields).encode() + b"\n"
 
 
@@ -66,12 +68,12 @@ async def list_images(core: Core, prefix: str, page_size: int | None = None, pag
         images = [image for image in images if (image.reference, image.id) > behind]
     page = images[:page_size]
     token = paging.encode_token((page[-1].reference, page[-1].id)) if len(page) < len(images) else None
-    return {"images": [wire.image(image) for image in page], "next_page_token": token}
+    return {"images": [views.image(image) for image in page], "next_page_token": token}
 
 
 async def get_image(core: Core, prefix: str, image_id: str) -> Any:
     found, versions = await core.images.find(image_id)
-    return wire.image_detail(found[0], versions)
+    return views.image_detail(found[0], versions)
 
 
 async def image_exists(core: Core, prefix: str, image_id: str) -> Any:

@@ -13,10 +13,10 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import errors, ids
-from . import http_errors
-from .auth import Authenticator
-from .http_errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER
+from ... import errors, ids
+from ..auth import Authenticator
+from . import errors as http_errors
+from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER
 
 # A first path segment that names a resource and not a prefix: the caller's own prefix is meant.
 _PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})

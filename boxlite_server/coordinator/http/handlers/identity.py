@@ -6,9 +6,9 @@ from typing import Any
 
 import connexion
 
-from ..auth import SCOPES, TOKEN_SECONDS
-from ..core import Core
-from ..http_errors import PRINCIPAL
+from ...auth import SCOPES, TOKEN_SECONDS
+from ...core import Core
+from ..errors import PRINCIPAL
 
 
 async def get_current_principal(core: Core) -> Any:

@@ -7,8 +7,8 @@ import json
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .. import errors, ids
-from . import http_errors
+from ... import errors, ids
+from . import errors as http_errors
 
 MAX_HEAD_BYTES = 64 * 1024
 

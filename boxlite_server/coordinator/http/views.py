@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from .._gen import worker_pb2 as pb
-from .control.reconcile import Outcome
-from .domain.images import Image
-from .fleet.registry import Fleet
-from .store import Box, Load, Snapshot, Volume, Worker
+from ..._gen import worker_pb2 as pb
+from ..control.reconcile import Outcome
+from ..domain.images import Image
+from ..fleet.registry import Fleet
+from ..store import Box, Load, Snapshot, Volume, Worker
 
 _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_RUNNING: "running",

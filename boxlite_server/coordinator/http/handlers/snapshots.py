@@ -7,25 +7,25 @@ from urllib.parse import quote
 
 import connexion
 
-from ... import errors
-from .. import wire
+from .... import errors
+from ...core import Core
+from .. import views
 from ..bodies import ArchiveResponse, drain, received
-from ..core import Core
 from .boxes import _shown, request_key
 
 
 async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
-    return {"snapshots": [wire.snapshot(row) for row in await core.snapshots.list(prefix, box_id)]}
+    return {"snapshots": [views.snapshot(row) for row in await core.snapshots.list(prefix, box_id)]}
 
 
 async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
     snapshot = await core.snapshots.create(prefix, box_id, body["name"], request_key=request_key())
     location = f"/v1/{prefix}/boxes/{snapshot.box_id}/snapshots/{quote(snapshot.name, safe='')}"
-    return wire.snapshot(snapshot), 201, {"Location": location}
+    return views.snapshot(snapshot), 201, {"Location": location}
 
 
 async def get_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:
-    return wire.snapshot(await core.snapshots.get(prefix, box_id, snapshot_name))
+    return views.snapshot(await core.snapshots.get(prefix, box_id, snapshot_name))
 
 
 async def remove_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: str) -> Any:

@@ -1,0 +1,1 @@
+"""WebSockets: a client attached to a command in a box."""
