@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin
+from . import admin, types
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -93,7 +91,7 @@ def _run_dev(arguments: argparse.Namespace) -> int:
 
 def _run_backup(arguments: argparse.Namespace) -> int:
     from ..coordinator.store.backup import back_up
-    from ..coordinator.store.where import is_url, shown
+    from ..coordinator.store.connection import is_url, shown
 
     if is_url(arguments.database):
         raise errors.InvalidArgumentError(
@@ -133,58 +131,60 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "coordinator", help="take client requests and place boxes on workers", formatter_class=_Formatter
+        "coordinator", help="take client requests and place boxes on workers", formatter_class=types.Formatter
     )
     parser.set_defaults(run=_run_coordinator)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
     parser.add_argument(
-        "--port", type=_port, default=_from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port to serve on"
+        "--port", type=types.port, default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port to serve on"
     )
     _add_database(parser)
     _add_api_key(parser, "require this key of clients and workers")
     parser.add_argument(
         "--reconnect-grace",
         metavar="SECONDS",
-        type=_seconds,
-        default=_from_env("BOXLITE_RECONNECT_GRACE", "300"),
+        type=types.seconds,
+        default=types.from_env("BOXLITE_RECONNECT_GRACE", "300"),
         help="a terminal whose client is gone gets SIGHUP after this long; 0: never",
     )
     parser.add_argument(
         "--orphan-grace",
         metavar="SECONDS",
-        type=_seconds,
-        default=_from_env("BOXLITE_ORPHAN_GRACE", "60"),
+        type=types.seconds,
+        default=types.from_env("BOXLITE_ORPHAN_GRACE", "60"),
         help="remove a container of ours that no box has after this long",
     )
     parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
     parser.add_argument(
         "--default-auto-stop",
         metavar="SECONDS",
-        type=_lifetime,
+        type=types.lifetime,
         default=0,
         help="stop boxes that are idle so long, unless they ask for something else (default: never)",
     )
     parser.add_argument(
         "--default-auto-delete",
         metavar="SECONDS",
-        type=_lifetime,
+        type=types.lifetime,
         default=0,
         help="remove boxes so long after their stop, unless they ask for something else (default: never)",
     )
     parser.add_argument(
-        "--max-boxes-per-prefix", metavar="N", type=_positive, help="allow each prefix N boxes (default: no limit)"
+        "--max-boxes-per-prefix", metavar="N", type=types.positive, help="allow each prefix N boxes (default: no limit)"
     )
     _add_debug(parser)
 
 
 def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("worker", help="run boxes on this host's Docker Engine", formatter_class=_Formatter)
+    parser = commands.add_parser(
+        "worker", help="run boxes on this host's Docker Engine", formatter_class=types.Formatter
+    )
     parser.set_defaults(run=_run_worker)
     coordinator = os.environ.get("BOXLITE_COORDINATOR_URL")
     parser.add_argument(
         "--coordinator",
         metavar="URL",
-        type=_http_url,
+        type=types.http_url,
         default=coordinator,
         required=not coordinator,
         help="the coordinator's address [BOXLITE_COORDINATOR_URL]",
@@ -193,36 +193,43 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--host", metavar="ADDR", help="address to serve on (default: loopback if the coordinator is there, else all)"
     )
     parser.add_argument(
-        "--port", type=_port, default=_from_env("BOXLITE_WORKER_PORT", "9100"), help="port for the coordinator's calls"
+        "--port",
+        type=types.port,
+        default=types.from_env("BOXLITE_WORKER_PORT", "9100"),
+        help="port for the coordinator's calls",
     )
     parser.add_argument(
         "--advertise", metavar="URL", help="address for the coordinator's calls (default: how this host reached it)"
     )
     parser.add_argument("--name", default=os.environ.get("BOXLITE_WORKER_NAME"), help="name (default: a made-up one)")
     parser.add_argument(
-        "--label", metavar="K=V", type=_key_value, action="append", default=[], help="label, repeatable"
+        "--label", metavar="K=V", type=types.key_value, action="append", default=[], help="label, repeatable"
     )
     parser.add_argument(
-        "--home", metavar="DIR", type=Path, default=_from_env("BOXLITE_HOME", str(DEFAULT_HOME)), help="data directory"
+        "--home",
+        metavar="DIR",
+        type=Path,
+        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
+        help="data directory",
     )
-    parser.add_argument("--health-port", type=_port, default=9101, help="port of /healthz and /readyz")
+    parser.add_argument("--health-port", type=types.port, default=9101, help="port of /healthz and /readyz")
     parser.add_argument(
         "--max-boxes",
         metavar="N",
-        type=_positive,
+        type=types.positive,
         help="let at most N boxes hold room at once; stopped ones hold none (default: no limit)",
     )
     parser.add_argument(
         "--cpu-overcommit",
         metavar="FACTOR",
-        type=_factor,
+        type=types.factor,
         default=16.0,
         help="promise boxes so many cpus for each that the machine has",
     )
     parser.add_argument(
         "--allow-host-path",
         metavar="DIR",
-        type=_directory,
+        type=types.directory,
         action="append",
         default=[],
         help="let boxes mount directories below this one, repeatable",
@@ -230,7 +237,7 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--allow-cap",
         metavar="CAP",
-        type=_capability,
+        type=types.capability,
         action="append",
         default=[],
         help="let boxes have this Linux capability beside the usual ones, or ALL; repeatable",
@@ -241,21 +248,28 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "dev", help="a coordinator and one worker in one command, on loopback", formatter_class=_Formatter
+        "dev", help="a coordinator and one worker in one command, on loopback", formatter_class=types.Formatter
     )
     parser.set_defaults(run=_run_dev)
     parser.add_argument(
-        "--port", type=_port, default=_from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port of the coordinator"
+        "--port",
+        type=types.port,
+        default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"),
+        help="port of the coordinator",
     )
     parser.add_argument(
-        "--home", metavar="DIR", type=Path, default=_from_env("BOXLITE_HOME", str(DEFAULT_HOME)), help="data directory"
+        "--home",
+        metavar="DIR",
+        type=Path,
+        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
+        help="data directory",
     )
     _add_debug(parser)
 
 
 def _add_backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "backup", help="copy the coordinator's database, also while it runs", formatter_class=_Formatter
+        "backup", help="copy the coordinator's database, also while it runs", formatter_class=types.Formatter
     )
     parser.set_defaults(run=_run_backup)
     _add_database(parser)
@@ -269,8 +283,8 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
         "--database",
         "--db-path",
         metavar="PATH|URL",
-        type=_database,
-        default=_from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
+        type=types.database,
+        default=types.from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
         help=(
             "the database: a file of SQLite's, or postgresql://USER@HOST/NAME, which several coordinators can share "
             f"[BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)"
@@ -280,7 +294,7 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "workers", help="list the workers and what is reserved on them", formatter_class=_Formatter
+        "workers", help="list the workers and what is reserved on them", formatter_class=types.Formatter
     )
     parser.set_defaults(run=_run_admin(admin.workers))
     parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print them")
@@ -291,14 +305,14 @@ def _add_drain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "drain",
         help="keep a worker from new boxes; those that it has stay as they are",
-        formatter_class=_Formatter,
+        formatter_class=types.Formatter,
     )
     parser.set_defaults(run=_run_admin(admin.drain))
     parser.add_argument("worker", metavar="WORKER", help="its name or id")
     parser.add_argument("--wait", action="store_true", help="return when no box holds room there any more")
-    parser.add_argument("--timeout", metavar="S", type=_seconds, help="of --wait: fail after so many seconds")
+    parser.add_argument("--timeout", metavar="S", type=types.seconds, help="of --wait: fail after so many seconds")
     _add_client(parser)
-    parser = commands.add_parser("undrain", help="let a worker take new boxes again", formatter_class=_Formatter)
+    parser = commands.add_parser("undrain", help="let a worker take new boxes again", formatter_class=types.Formatter)
     parser.set_defaults(run=_run_admin(admin.undrain))
     parser.add_argument("worker", metavar="WORKER", help="its name or id")
     _add_client(parser)
@@ -308,7 +322,7 @@ def _add_reconcile(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser(
         "reconcile",
         help="bring what is written of boxes and what the workers hold in line; it goes on by itself, too",
-        formatter_class=_Formatter,
+        formatter_class=types.Formatter,
     )
     parser.set_defaults(run=_run_admin(admin.reconcile))
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
@@ -320,8 +334,8 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coordinator",
         metavar="URL",
-        type=_http_url,
-        default=_from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
+        type=types.http_url,
+        default=types.from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
         help="the coordinator's address",
     )
     _add_api_key(parser, "the coordinator's API key")
@@ -336,86 +350,3 @@ def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="log more")
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Shows defaults, but never a secret one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
-            return action.help
-        return f"{action.help} (default: %(default)s)" if "default" not in (action.help or "") else action.help
-
-
-def _from_env(variable: str, default: str) -> str:
-    """argparse converts string defaults, so a bad variable is refused like a bad flag."""
-    return os.environ.get(variable) or default
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) <= 65535:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
-
-
-def _database(text: str) -> Path | str:
-    from ..coordinator.store.where import is_url
-
-    return text if is_url(text) else Path(text).expanduser()
-
-
-def _positive(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) >= 1:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
-
-
-def _factor(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 1 <= (factor := float(text)) <= 1000:
-            return factor
-    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 1000")
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < float("inf"):
-            return seconds
-    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
-
-
-def _lifetime(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) <= 31_536_000:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is no whole number of seconds up to 31536000, 0 for never")
-
-
-def _http_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return text.rstrip("/")
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"'{text}' is no URL of the form http://HOST:PORT")
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if key and equals:
-        return key, value
-    raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if path.is_absolute() and path.is_dir():
-        return path
-    raise argparse.ArgumentTypeError(f"'{text}' is not the absolute path of a directory")
-
-
-def _capability(text: str) -> str:
-    name = text.upper().removeprefix("CAP_")
-    if name and name.replace("_", "").isalpha():
-        return name
-    raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; one is called like SYS_PTRACE")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ..errors import BoxliteError, InvalidArgumentError
-from . import boxflags
+from . import boxflags, output
 from .api import ApiClient
 from .commands import boxes, completion, copy, logs, run, snapshots, stats, storage
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BoxliteError as error:
-        boxes.print_error(error.message)
+        output.print_error(error.message)
         logging.getLogger("boxlite").debug("the error came from:", exc_info=error)
         return run.failure_code(error) if args.command in ("run", "exec") else 1
     except BrokenPipeError:
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         prefix=os.environ.get("BOXLITE_REST_PATH_PREFIX", ""),
         debug=False,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"boxlite {boxes.version()}")
+    parser.add_argument("-V", "--version", action="version", version=f"boxlite {output.version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
-from ..errors import InvalidArgumentError
+from ..errors import BoxliteError, InvalidArgumentError
 
 _ACTION = re.compile(r"\{\{-?\s*(json\s+)?\.([\w.]*)\s*-?\}\}")
 
@@ -69,3 +71,29 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def version() -> str:
+    try:
+        return metadata.version("boxlite-server")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def print_error(message: str) -> None:
+    print("Error:", " ".join(message.splitlines()), file=sys.stderr)
+
+
+def each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:
+    """Act on every box, whatever becomes of the others; 1 when any failed."""
+    failed = 0
+    for box in boxes:
+        try:
+            act(box)
+        except BoxliteError as error:
+            print_error(error.message)
+            failed = 1
+        else:
+            if echo:
+                print(box)
+    return failed

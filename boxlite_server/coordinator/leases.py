@@ -27,13 +27,13 @@ from contextlib import asynccontextmanager, suppress
 from weakref import WeakValueDictionary
 
 from .. import errors
+from .limits import PATIENCE_SECONDS
 from .store import Store, Tables
 
 log = logging.getLogger(__name__)
 
 TTL_SECONDS = 15.0
 RENEW_SECONDS = 5.0  # two renewals may fail, and the clocks may be 2 s apart
-PATIENCE_SECONDS = 290.0  # longer than any one call to a worker; released clients give up after 300
 CLOSE_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 

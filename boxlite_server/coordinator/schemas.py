@@ -6,11 +6,17 @@ any other has no such function. What is wrong with a value that does not fit, js
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jsonschema import Draft4Validator
+import jsonschema.validators
+from connexion.json_schema import Draft4RequestValidator
+from jsonschema import Draft4Validator, ValidationError
+
+from .. import errors
 
 Fits = Callable[[Any], bool]
 
@@ -25,7 +31,7 @@ class UnknownKeywordError(Exception):
 def compiled(schema: Mapping[str, Any]) -> Fits | None:
     """The check of a schema that holds no references; None where it has a keyword that is not known here."""
     try:
-        return _check(schema)
+        return _compile(schema)
     except UnknownKeywordError:
         return None
 
@@ -35,11 +41,11 @@ def end_of_ecma(pattern: str) -> str:
     return re.sub(r"(?<!\\)\$$", r"\\Z", pattern)
 
 
-def _check(schema: Mapping[str, Any]) -> Fits:
+def _compile(schema: Mapping[str, Any]) -> Fits:
     asked = {key: value for key, value in schema.items() if key not in _SILENT}
     nullable, kind = asked.pop("nullable", False), asked.pop("type", None)
     if kind is None and not nullable and asked.keys() == {"anyOf"}:
-        forms = [_check(form) for form in asked["anyOf"]]
+        forms = [_compile(form) for form in asked["anyOf"]]
         return lambda value: any(fits(value) for fits in forms)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UnknownKeywordError(kind)
@@ -88,15 +94,15 @@ def _boolean(_: dict[str, Any]) -> Fits:
 
 def _array(asked: dict[str, Any]) -> Fits:
     fewest, most = asked.pop("minItems", 0), asked.pop("maxItems", float("inf"))
-    item_fits = _check(asked.pop("items")) if "items" in asked else _anything
+    item_fits = _compile(asked.pop("items")) if "items" in asked else _anything
     return lambda value: isinstance(value, list) and fewest <= len(value) <= most and all(map(item_fits, value))
 
 
 def _object(asked: dict[str, Any]) -> Fits:
-    known = {name: _check(schema) for name, schema in asked.pop("properties", {}).items()}
+    known = {name: _compile(schema) for name, schema in asked.pop("properties", {}).items()}
     required, most = frozenset(asked.pop("required", ())), asked.pop("maxProperties", float("inf"))
     others = asked.pop("additionalProperties", True)
-    other_fits = (_anything if others else _nothing) if isinstance(others, bool) else _check(others)
+    other_fits = (_anything if others else _nothing) if isinstance(others, bool) else _compile(others)
 
     def fits(value: Any) -> bool:
         return (
@@ -125,3 +131,73 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Fits]] = {
     "object": _object,
     "string": _string,
 }
+
+MAX_SHOWN = 120  # characters of a refused value
+
+
+def describe(exc: ValidationError, where: str) -> str:
+    """A validation error as one line for the person who wrote the request."""
+    path = ".".join(str(part) for part in exc.absolute_path)
+    subject = f"{where}: '{path}'" if path else where
+    if exc.validator in ("anyOf", "oneOf", "allOf", "not"):
+        return f"{subject} has none of the allowed forms: {_shown(exc.instance)}"
+    if exc.validator == "pattern":
+        return f"{subject}: {_shown(exc.instance)} does not match {exc.validator_value}"
+    if exc.validator == "required":
+        return f"{subject}: {exc.message}"
+    message = exc.message.replace(repr(exc.instance), _shown(exc.instance))
+    return f"{subject}: {message}"
+
+
+def check(value: Any, schema: dict[str, Any], where: str) -> None:
+    """Raises InvalidArgumentError where `value` does not fit. `schema` has to live as long as the program."""
+    try:
+        validate(value, schema)
+    except ValidationError as exc:
+        raise errors.InvalidArgumentError(describe(exc, where)) from None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+class _Schema:
+    """A schema as a key of a cache: by its identity, for the spec's schemas live as long as the program."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+
+    def __hash__(self) -> int:
+        return id(self.schema)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Schema) and other.schema is self.schema
+
+
+def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not re.search(end_of_ecma(pattern), instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    Draft4RequestValidator, {"pattern": _pattern}
+)
+
+
+def validate(value: Any, schema: dict[str, Any]) -> None:
+    """Raises ValidationError where `value` does not fit."""
+    fits = _fits(_Schema(schema))
+    if fits is None or not fits(value):
+        _validator(_Schema(schema)).validate(value)
+
+
+@functools.lru_cache(maxsize=512)
+def _fits(schema: _Schema) -> Fits | None:
+    return compiled(schema.schema)
+
+
+@functools.lru_cache(maxsize=512)
+def _validator(schema: _Schema) -> Draft4Validator:
+    validator: Draft4Validator = _RequestValidator(schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER)
+    return validator

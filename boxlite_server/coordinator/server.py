@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 
 from .. import errors
+from ..formats import in_url
 from .control.reconcile import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
@@ -24,7 +25,7 @@ from .http.attach.frames import PING_SECONDS
 from .http.attach.protocol import WebSocketProtocol
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import Policy
-from .store.where import shown
+from .store.connection import shown
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
         orphan_grace=config.orphan_grace,
     )
     host, port = listener.getsockname()[:2]
-    log.info("coordinator serves http://%s:%s, database %s", _in_url(host), port, shown(config.database))
+    log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
     server = _Server(
         uvicorn.Config(
             create_app(core),
@@ -129,7 +130,3 @@ def _listen(config: CoordinatorConfig) -> socket.socket:
     except OSError as exc:
         raise errors.InvalidArgumentError(f"cannot listen on {config.host}:{config.port}: {exc.strerror}") from exc
     return listener
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -22,6 +22,7 @@ import grpc
 
 from .. import ids
 from ..errors import BoxliteError
+from ..formats import in_url
 from .docker.holder import Holder
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
@@ -174,7 +175,7 @@ class Worker:
                     log.warning("cannot find the way to the coordinator, trying again: %s", exc)
                     if self._stopping.wait(self._rng.uniform(1, 5)):
                         raise BoxliteError("stopped before the coordinator's address was known") from exc
-        return f"http://{_bracketed(host)}:{port}"
+        return f"http://{in_url(host)}:{port}"
 
     def _not_ready(self) -> str | None:
         if self._stopping.is_set():
@@ -205,16 +206,12 @@ def bind_host(config: WorkerConfig, coordinator: SplitResult) -> str:
 
 def _bind(server: grpc.Server, host: str, port: int) -> int:
     try:
-        bound = server.add_insecure_port(f"{_bracketed(host)}:{port}")
+        bound = server.add_insecure_port(f"{in_url(host)}:{port}")
     except RuntimeError:
         bound = 0
     if not bound:
-        raise BoxliteError(f"cannot serve on {_bracketed(host)}:{port}: the port is taken or the address not ours")
+        raise BoxliteError(f"cannot serve on {in_url(host)}:{port}: the port is taken or the address not ours")
     return int(bound)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _made(directory: Path) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import ValidationError
 
 from boxlite_server import specs
-from boxlite_server.coordinator.http import validation
+from boxlite_server.coordinator import schemas
 from boxlite_server.coordinator.schemas import compiled
 
 ANYTHING = st.recursive(
@@ -41,7 +41,7 @@ SCHEMAS = dict(asked_for())
 
 def fits_by_jsonschema(value: Any, schema: dict[str, Any]) -> bool:
     try:
-        validation._validator(validation._Schema(schema)).validate(value)
+        schemas._validator(schemas._Schema(schema)).validate(value)
     except ValidationError:
         return False
     return True

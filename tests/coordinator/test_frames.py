@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from boxlite_server.coordinator.http.attach.frames import Utf8Joiner, output_event
+from boxlite_server.coordinator.http.attach.frames import Utf8Joiner
+from boxlite_server.coordinator.http.sse import output_event
 
 TEXT = "aé€😀" * 50
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from boxlite_server.coordinator.control import plan
-from boxlite_server.coordinator.control.plan import OVER, Action, Inventory, Kind, Rows, Seen, Subject
+from boxlite_server.coordinator.control.plan import Action, Inventory, Rows, Subject, actions
+from boxlite_server.coordinator.domain.verdict import OVER, Kind, Seen, gone, judge
 from boxlite_server.coordinator.store import Box, BoxState, Volume
 
 NOW, GRACE = 1000.0, 60.0
@@ -23,7 +23,7 @@ def seen(status: str, **fields: Any) -> Seen:
 
 
 def judged(box: BoxState, found: Seen | None, life: str | None = "life-2") -> Kind | None:
-    verdict = plan.judge(box, found, life)
+    verdict = judge(box, found, life)
     return verdict.kind if verdict else None
 
 
@@ -109,7 +109,7 @@ def test_a_box_that_goes_with_its_stop_is_removed_only_when_it_stays_stopped() -
 
 
 def test_a_container_that_was_gone_and_is_back_counts_again() -> None:
-    box = row("failed", "stopped", error=plan.gone("one"))
+    box = row("failed", "stopped", error=gone("one"))
     assert judged(box, seen("stopped")) is Kind.ADOPT
     assert judged(box, None) is None
 
@@ -119,7 +119,7 @@ def test_a_container_that_was_gone_and_is_back_counts_again() -> None:
 
 def planned(rows: Rows, *boxes: Seen, volumes: tuple[str, ...] = (), since: dict[Any, float] | None = None) -> Any:
     inventory = Inventory("w1", "life-2", boxes, volumes)
-    return plan.plan(rows, inventory, NOW, grace=GRACE, since=since or {})
+    return actions(rows, inventory, NOW, grace=GRACE, since=since or {})
 
 
 def full_row(worker_id: str, generation: int) -> Box:
@@ -166,7 +166,7 @@ def test_a_box_that_is_being_put_back_has_no_orphans() -> None:
 def test_a_snapshot_without_a_row_waits_for_its_grace() -> None:
     inventory = Inventory("w1", "life-2", (seen("stopped"),), snapshots=((ID, "s1"), (ID, "s2")))
     rows = Rows([row("stopped")], snapshots={"s1"})
-    (action,) = plan.plan(rows, inventory, NOW, grace=GRACE, since={Subject("w1", ID, 0, "s2"): 990.0})
+    (action,) = actions(rows, inventory, NOW, grace=GRACE, since={Subject("w1", ID, 0, "s2"): 990.0})
     assert (action.kind, action.box_id, action.snapshot_id) == (Kind.REMOVE_ORPHAN, ID, "s2")
     assert action.due_at == 1050.0
 

@@ -9,7 +9,8 @@ import pytest
 
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.http.attach.frames import Utf8Joiner
-from boxlite_server.coordinator.http.attach.session import INPUT_BYTES, MAX_PLACES, InputQueue, Progress
+from boxlite_server.coordinator.http.attach.progress import MAX_PLACES, Progress
+from boxlite_server.coordinator.http.attach.session import INPUT_BYTES, InputQueue
 
 TEXT = "aé€😀zß".encode()
 

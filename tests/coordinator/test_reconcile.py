@@ -14,7 +14,6 @@ import pytest
 from support.fake_workers import Clock, Container, FakeWorker
 
 from boxlite_server import errors, ids
-from boxlite_server.coordinator.control.plan import Kind
 from boxlite_server.coordinator.control.reconcile import (
     FULL_PAUSE,
     LONGEST_PAUSE,
@@ -23,6 +22,7 @@ from boxlite_server.coordinator.control.reconcile import (
     SURVEY_SECONDS,
 )
 from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.domain.verdict import Kind
 from boxlite_server.coordinator.http.handlers import workers as workers_api
 from boxlite_server.coordinator.store import Box
 from boxlite_server.coordinator.store.backup import back_up

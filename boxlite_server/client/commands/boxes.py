@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from importlib import metadata
 from typing import Any
 
-from ...errors import BoxliteError, NotFoundError
+from ...errors import NotFoundError
 from .. import boxflags, output
 from ..api import ApiClient, Json
+from ..output import each, print_error, version
 
 _ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown one may be running
-
-
-def version() -> str:
-    try:
-        return metadata.version("boxlite-server")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def print_error(message: str) -> None:
-    print("Error:", " ".join(message.splitlines()), file=sys.stderr)
 
 
 def create_body(args: Namespace) -> Json:
@@ -136,21 +124,6 @@ def info(api: ApiClient, args: Namespace) -> int:
 def show_version(api: ApiClient, args: Namespace) -> int:
     print(f"boxlite {version()}")
     return 0
-
-
-def each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:
-    """Act on every box, whatever becomes of the others; 1 when any failed."""
-    failed = 0
-    for box in boxes:
-        try:
-            act(box)
-        except BoxliteError as error:
-            print_error(error.message)
-            failed = 1
-        else:
-            if echo:
-                print(box)
-    return failed
 
 
 def _newest_first(api: ApiClient) -> list[Json]:

@@ -21,8 +21,8 @@ from urllib.parse import urlencode
 from ...errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
 from .. import packing, terminal
 from ..api import ApiClient, unreachable
+from ..output import print_error
 from ..progress import Bar
-from .boxes import print_error
 
 TAR = "application/x-tar"
 STREAM = "-"

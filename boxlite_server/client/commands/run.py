@@ -9,7 +9,8 @@ from contextlib import suppress
 from ...errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
 from .. import stream, terminal
 from ..api import ApiClient, Json
-from .boxes import create_body, print_error
+from ..output import print_error
+from .boxes import create_body
 
 CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 

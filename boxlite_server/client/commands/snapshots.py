@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 from ...errors import BoxliteError, InvalidArgumentError
 from .. import output
 from ..api import ApiClient, Json, unreachable
+from ..output import each
 from ..progress import Bar, size
-from .boxes import each
 
 OCTETS = "application/octet-stream"
 STREAM = "-"  # stdin or stdout in place of a file

@@ -11,8 +11,8 @@ from ... import references
 from ...errors import BoxliteError, UpstreamUnavailableError
 from .. import output
 from ..api import ApiClient, Json
+from ..output import print_error
 from ..progress import Bar, size
-from .boxes import print_error
 
 # ---- images ----
 

@@ -16,8 +16,9 @@ from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..domain.boxes import Boxes
 from ..domain.deadlines import Schedule
-from ..domain.observing import CALL_SECONDS, ref
+from ..domain.turns import ref
 from ..fleet.registry import Fleet
+from ..limits import CALL_SECONDS
 from ..store import Box, Store
 
 log = logging.getLogger(__name__)

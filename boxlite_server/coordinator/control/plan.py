@@ -19,45 +19,10 @@ A box that is to be started again keeps its room meanwhile: its row is configure
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from enum import StrEnum
 from typing import Any, NamedTuple
 
-from ..._gen import worker_pb2 as pb
+from ..domain.verdict import Kind, Seen, Verdict, judge
 from ..store import Box, BoxState, Volume
-
-OVER = "over"  # as a box's `engine_life`: what ended it was not its command, whatever the engine's life is now
-
-STATUS = {
-    pb.BOX_STATUS_CONFIGURED: "configured",
-    pb.BOX_STATUS_RUNNING: "running",
-    pb.BOX_STATUS_STOPPED: "stopped",
-    pb.BOX_STATUS_PAUSED: "paused",
-    pb.BOX_STATUS_FAILED: "failed",
-}
-
-
-class Kind(StrEnum):
-    ADOPT = "adopt"  # the row takes the observed state
-    RESTART = "restart"  # it should run, and it was not its command that ended it
-    SETTLE = "settle"  # it stays as it ended: desired becomes stopped
-    FINISH_STOP = "finish_stop"
-    MARK_GONE = "mark_gone"
-    FINISH_CREATE = "finish_create"
-    UNDO_CREATE = "undo_create"
-    FINISH_REMOVE = "finish_remove"
-    FINISH_SNAPSHOT = "finish_snapshot"  # or undo it
-    FINISH_VOLUME = "finish_volume"  # or undo it
-    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has, or a snapshot without a row
-    UNKNOWN = "unknown"  # ours by its labels, and left alone
-
-
-class Seen(NamedTuple):
-    """A container, as its worker tells of it."""
-
-    box_id: str
-    generation: int
-    status: str
-    interrupted: bool = False  # it stopped because it was killed, and not by us
 
 
 class Inventory(NamedTuple):
@@ -114,94 +79,37 @@ class Action(NamedTuple):
         return Subject(self.worker_id, self.box_id, self.generation, self.snapshot_id)
 
 
-class Verdict(NamedTuple):
-    kind: Kind
-    reason: str
-
-
-def plan(rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]) -> list[Action]:
+def actions(
+    rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]
+) -> list[Action]:
     """All that is to be done about a worker. `since`: when an orphan was first seen; it is removed `grace` seconds
     later."""
     worker_id = inventory.worker_id
     states = {box.id: box for box in rows.boxes}
     here: dict[str, Seen] = {}
-    actions = []
+    found: list[Action] = []
     for seen in inventory.boxes:
         state = states.get(seen.box_id)
         if state is not None and (state.generation == seen.generation or state.id in rows.unfinished):
             here[state.id] = seen  # while a box is put back it may be there twice, and neither is an orphan
             continue
-        verdict = _stray(seen, state, rows.elsewhere.get(seen.box_id))
-        actions.append(Action(verdict.kind, worker_id, seen.box_id, seen.generation, verdict.reason))
+        stray = _stray(seen, state, rows.elsewhere.get(seen.box_id))
+        found.append(Action(stray.kind, worker_id, seen.box_id, seen.generation, stray.reason))
     for box in rows.boxes:
         if box.id in rows.unfinished:
             reason = "an operation on a snapshot of it was broken off"
-            actions.append(Action(Kind.FINISH_SNAPSHOT, worker_id, box.id, box.generation, reason))
-        elif found := judge(box, here.get(box.id), inventory.engine_life):
-            actions.append(Action(found.kind, worker_id, box.id, box.generation, found.reason))
+            found.append(Action(Kind.FINISH_SNAPSHOT, worker_id, box.id, box.generation, reason))
+        elif verdict := judge(box, here.get(box.id), inventory.engine_life):
+            found.append(Action(verdict.kind, worker_id, box.id, box.generation, verdict.reason))
     for box_id, snapshot_id in inventory.snapshots:
         if snapshot_id not in rows.snapshots:
             reason = f"snapshot {snapshot_id} has no row"
-            actions.append(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
-    actions = [
+            found.append(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
+    found = [
         action._replace(due_at=since.get(action.subject, now) + grace) if action.kind is Kind.REMOVE_ORPHAN else action
-        for action in actions
+        for action in found
     ]
-    return actions + _about_volumes(rows.volumes, inventory)
-
-
-def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict | None:
-    """What follows from what its worker says of a box now (None: it has no container), under this life of its
-    engine (None: not known). None: nothing."""
-    if seen is None:
-        return _without_container(box)
-    if box.status == "removing":
-        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
-    if seen.status in ("running", "paused"):
-        return _running(box, seen, engine_life)
-    if box.status == "creating":
-        return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
-    if box.desired == "running":
-        return _ended(box, seen, engine_life)
-    if box.status == "stopped" and box.auto_remove:
-        return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
-    if box.status == "failed" and seen.status != "failed" and not was_gone(box):
-        return None  # it failed to start, and stays so until it is started
-    if box.status != seen.status:
-        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
-    return None
-
-
-def _without_container(box: BoxState) -> Verdict | None:
-    if box.status == "creating":
-        return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
-    if box.status == "removing":
-        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
-    if box.status == "failed" and was_gone(box):
-        return None
-    return Verdict(Kind.MARK_GONE, "its container is gone")
-
-
-def _running(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict | None:
-    if box.desired == "stopped":
-        return Verdict(Kind.FINISH_STOP, f"it is {seen.status} and should be stopped")
-    if box.status != seen.status:
-        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
-    if engine_life and box.engine_life != engine_life:
-        return Verdict(Kind.ADOPT, "it runs under another life of the engine than the row says")
-    return None
-
-
-def _ended(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict:
-    if seen.status == "failed":
-        return Verdict(Kind.SETTLE, "the engine cannot run it")
-    if seen.status == "configured":
-        return Verdict(Kind.RESTART, "its start was broken off")
-    if seen.interrupted:
-        return Verdict(Kind.RESTART, "it was killed, and not by its own worker")
-    if box.engine_life == OVER or (box.engine_life and engine_life and box.engine_life != engine_life):
-        return Verdict(Kind.RESTART, "it ended with its engine")
-    return Verdict(Kind.SETTLE, "its command ended by itself")
+    return found + _about_volumes(rows.volumes, inventory)
 
 
 def _stray(seen: Seen, here: BoxState | None, elsewhere: Box | None) -> Verdict:
@@ -228,26 +136,3 @@ def _about_volumes(rows: list[Volume], inventory: Inventory) -> list[Action]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------
-
-_GONE = "its container is gone"
-
-
-def gone(worker_name: str) -> str:
-    """The `error` of a box that is gone."""
-    return f"{_GONE} from worker {worker_name}"
-
-
-def was_gone(box: BoxState) -> bool:
-    return (box.error or "").startswith(_GONE)
-
-
-def state_of(box: Box) -> BoxState:
-    """A row, as far as it matters here."""
-    return BoxState(
-        box.id, box.generation, box.status, box.desired, box.engine_life, box.error, bool(box.spec["auto_remove"])
-    )
-
-
-def seen_of(state: pb.Box) -> Seen:
-    """A worker's answer about a box."""
-    return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted)

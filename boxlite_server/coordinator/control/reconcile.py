@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..domain.boxes import Boxes
-from ..domain.observing import CALL_SECONDS
 from ..domain.snapshots import Snapshots
+from ..domain.verdict import Kind, seen_of
 from ..domain.volumes import Volumes
 from ..fleet.registry import Fleet
+from ..limits import CALL_SECONDS
 from ..store import Box, Store, Worker
-from . import plan
-from .plan import Action, Inventory, Kind, Rows, Subject
+from .plan import Action, Inventory, Rows, Subject
+from .plan import actions as follow_up
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Reconciler:
 
     async def _plan(self, inventory: Inventory) -> list[Action]:
         now, worker_id = self._clock(), inventory.worker_id
-        actions = plan.plan(await self._rows(inventory), inventory, now, grace=self._grace, since=self._orphans)
+        actions = follow_up(await self._rows(inventory), inventory, now, grace=self._grace, since=self._orphans)
         self._orphans = {
             orphan: since
             for orphan, since in self._orphans.items()
@@ -328,7 +329,7 @@ class Reconciler:
         except errors.BoxliteError as exc:
             return exc
         life = held.engine_life or worker.engine_life
-        seen = tuple(plan.seen_of(box) for box in held.boxes)
+        seen = tuple(seen_of(box) for box in held.boxes)
         snapshots = tuple((snapshot.box.box_id, snapshot.snapshot_id) for snapshot in kept.snapshots)
         return Inventory(worker.id, life, seen, tuple(v.volume_id for v in volumes.volumes), snapshots, whole=True)
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from ... import errors, rpc, specs
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import WORK_SECONDS
+from ...formats import timestamp
+from .. import schemas
 from ..fleet.registry import Fleet
-from ..http import validation, views
-from ..limits import Policy
+from ..limits import WORK_SECONDS, Policy
 from ..store import Box
 from . import archive_format, host_access
 from . import spec as boxspec
 from .boxes import Boxes
-from .observing import ref
+from .turns import ref
 
 _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
 
@@ -45,7 +45,7 @@ class Archives:
             except errors.NotFoundError as exc:
                 raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
         manifest = {
-            "created_at": views.timestamp(self._clock()),
+            "created_at": timestamp(self._clock()),
             "image": box.spec["image"],
             "spec": {**box.spec, **host_access.as_request(box.spec)},
             "settings": _settings(first.settings),
@@ -83,7 +83,7 @@ class Archives:
         """As if a client had asked for it in `createBox`."""
         if not isinstance(request, Mapping):
             raise errors.InvalidArgumentError(f"the archive's {where} is missing")
-        validation.check(request, _create_request(), f"the archive's {where}")
+        schemas.check(request, _create_request(), f"the archive's {where}")
         return boxspec.normalise(request, self._policy)
 
 

@@ -17,27 +17,30 @@ from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
-from ..control import plan
-from ..fleet import placement as scheduler
-from ..fleet.placement import Need
+from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN
+from ..fleet.placement import Need, not_placed, place
 from ..fleet.registry import Fleet
 from ..leases import Leases
-from ..limits import REQUEST_SECONDS, Policy
+from ..limits import (
+    CALL_SECONDS,
+    CREATE_SECONDS,
+    DEFAULT_STOP_SECONDS,
+    LAST_TRY_SECONDS,
+    MAX_STOP_SECONDS,
+    REQUEST_SECONDS,
+    Policy,
+)
 from ..store import RESERVING, Box, Page, Store, Tables, Worker
 from . import host_access
 from . import spec as boxspec
 from .deadlines import Schedule
-from .observing import CALL_SECONDS, DEFAULT_STOP_SECONDS, RESTARTED, UNCERTAIN, ObservedBoxes, ref
+from .observing import RESTARTED, ObservedBoxes
+from .turns import ref
+from .verdict import state_of, was_gone
 from .volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-CREATE_SECONDS = 280.0  # on all workers that are tried; an image pull is part of it; released clients give up after 300
-LAST_TRY_SECONDS = 5.0
-MAX_STOP_SECONDS = 240.0
-
-# What is the worker's trouble and not the box's.
-_TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
 # What says nothing about a box that cannot be started.
 _NOT_THE_BOX = (
@@ -108,7 +111,7 @@ class Boxes(ObservedBoxes):
                 try:
                     await self._create_on(worker, box_id, generation, spec, ends_at)
                     return await self._change(box_id, status="configured")
-                except _TRY_ELSEWHERE as exc:
+                except TRY_ELSEWHERE as exc:
                     log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                     tried[worker.name] = exc.message
                 except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
@@ -174,9 +177,9 @@ class Boxes(ObservedBoxes):
                 await tx.update_box(other.id, request_key=None)
             await self._volumes.check_ready(tx, spec["mounts"])
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
-            placement = scheduler.place(need, [c for c in candidates if c.worker.name not in tried])
+            placement = place(need, [c for c in candidates if c.worker.name not in tried])
             if not placement.workers:
-                raise scheduler.not_placed("box", need, placement, tried)
+                raise not_placed("box", need, placement, tried)
             now = self._clock()
             if generation > 1 and await tx.get_box(box_id):  # else its worker was removed, and the row with it
                 moved = {"worker_id": placement.workers[0].id, "generation": generation, "updated_at": now}
@@ -283,7 +286,7 @@ class Boxes(ObservedBoxes):
             await self.observe(box)
             now = await self._store.get_box(box.id)
             if now and now.status == "failed":
-                is_gone = plan.was_gone(plan.state_of(now))
+                is_gone = was_gone(state_of(now))
                 await self._change(box.id, error=now.error if is_gone else exc.message)
             raise
         if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):

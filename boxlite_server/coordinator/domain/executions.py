@@ -18,8 +18,8 @@ from ..leases import Lease, Leases
 from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
-from .observing import ref
 from .spec import checked_env
+from .turns import ref
 
 CALL_SECONDS = 30.0
 RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants

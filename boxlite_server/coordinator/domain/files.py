@@ -7,11 +7,11 @@ from contextlib import aclosing
 
 from ... import rpc
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import IDLE_SECONDS, WORK_SECONDS
 from ..fleet.registry import Fleet
+from ..limits import IDLE_SECONDS, WORK_SECONDS
 from .boxes import Boxes
 from .deadlines import Schedule
-from .observing import ref
+from .turns import ref
 
 
 class Files:

@@ -15,18 +15,13 @@ from typing import NamedTuple
 
 from ... import errors, references
 from ..._gen import worker_pb2 as pb
-from ..fleet import placement as scheduler
-from ..fleet.calls import IDLE_SECONDS
-from ..fleet.placement import NOTHING
+from ..fleet.calls import TRY_ELSEWHERE
+from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.registry import Fleet
+from ..limits import ASK_SECONDS, IDLE_SECONDS, REMOVE_SECONDS
 from ..store import Store
 
 log = logging.getLogger(__name__)
-
-ASK_SECONDS = 5.0
-REMOVE_SECONDS = 60.0
-
-_TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
 
 class Image(NamedTuple):
@@ -107,9 +102,9 @@ class Images:
         tried: dict[str, str] = {}
         while True:
             untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
-            placement = scheduler.place(NOTHING, untried)
+            placement = place(NOTHING, untried)
             if not placement.workers:
-                raise scheduler.not_placed("pull", NOTHING, placement, tried)
+                raise not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
             try:
                 events = self._fleet.stream(worker.id, "PullImage", request, idle=IDLE_SECONDS)
@@ -120,7 +115,7 @@ class Images:
                             return
                         yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
                 raise errors.EngineError(f"the pull of {reference} ended without an image")
-            except _TRY_ELSEWHERE as exc:
+            except TRY_ELSEWHERE as exc:
                 log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
                 tried[worker.name] = exc.message
 

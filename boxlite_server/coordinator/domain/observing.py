@@ -9,24 +9,20 @@ from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..control import plan
-from ..control.plan import Kind
 from ..fleet import placement
 from ..fleet.link import target_of
 from ..fleet.placement import Candidate, Need
 from ..fleet.registry import Fleet
 from ..leases import Leases
+from ..limits import CALL_SECONDS, DEFAULT_STOP_SECONDS
 from ..store import RESERVING, Box, Store, Tables, Worker
 from . import host_access
 from .deadlines import Schedule
+from .turns import forgotten, lease_of, ref
+from .verdict import OVER, STATUS, Kind, gone, judge, seen_of, state_of
 
 log = logging.getLogger(__name__)
 
-CALL_SECONDS = 60.0
-DEFAULT_STOP_SECONDS = 30.0
-
-# Afterwards nobody knows whether it was done; any other error says that it was not.
-UNCERTAIN = (errors.UnreachableError, errors.TimedOutError, errors.EngineError)
 
 _UNTOLD = "its engine could not start it; start it again to be told why"
 
@@ -143,7 +139,7 @@ class ObservedBoxes:
             return None
 
     async def follow(self, box: Box) -> Kind | None:
-        """Under the box's lock: ask its worker how it is, and do what follows from that; see `plan.judge`. Only
+        """Under the box's lock: ask its worker how it is, and do what follows from that; see `verdict.judge`. Only
         the start of a box that should run again is left, and its row says so. What was done."""
         try:
             state: pb.Box | None = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
@@ -151,13 +147,13 @@ class ObservedBoxes:
             state = None
         worker = await self._fleet.get(box.worker_id)
         life = (state.engine_life if state else None) or worker.engine_life
-        verdict = plan.judge(plan.state_of(box), plan.seen_of(state) if state else None, life)
+        verdict = judge(state_of(box), seen_of(state) if state else None, life)
         kind = verdict.kind if verdict else None
         if verdict:
             log.info("box %s of worker %s: %s, since %s", box.id, worker.name, kind, verdict.reason)
         match kind:
             case Kind.MARK_GONE:
-                await self._change(box.id, status="failed", pid=None, published=[], error=plan.gone(worker.name))
+                await self._change(box.id, status="failed", pid=None, published=[], error=gone(worker.name))
             case Kind.UNDO_CREATE:
                 await self._clean_up(box)  # of a box without container there may still be disks
             case Kind.FINISH_REMOVE:
@@ -170,14 +166,14 @@ class ObservedBoxes:
                 if box.status not in RESERVING:
                     box = await self.reserve_again(box)
                 await self._await_restart(box, state, verdict.reason if verdict else "")
-            case _ if state is not None and (verdict or box.status == plan.STATUS[state.status]):
+            case _ if state is not None and (verdict or box.status == STATUS[state.status]):
                 await self._adopt(box, state)
         return kind
 
     async def _await_restart(self, box: Box, state: pb.Box | None, reason: str) -> None:
         changes: dict[str, Any] = {"pid": None, "published": [], "error": f"{reason}; it is being started again"}
         if state and state.status == pb.BOX_STATUS_STOPPED:
-            changes["engine_life"] = plan.OVER  # that this run ended so is known from here on
+            changes["engine_life"] = OVER  # that this run ended so is known from here on
         await self._change(box.id, status="configured", **changes)
 
     async def _adopt(self, box: Box, state: pb.Box) -> None:
@@ -223,7 +219,7 @@ class ObservedBoxes:
 
     async def apply(self, box: Box, state: pb.Box) -> Box:
         """Write the worker's word about a box into its row."""
-        status = plan.STATUS[state.status]
+        status = STATUS[state.status]
         worker = await self._fleet.get(box.worker_id)
         changes: dict[str, Any] = {
             "status": status,
@@ -244,16 +240,3 @@ class ObservedBoxes:
 
 def _host_of(worker: Worker) -> str:
     return target_of(worker.url).rpartition(":")[0].strip("[]")
-
-
-def ref(box: Box) -> pb.BoxRef:
-    """The box as a worker knows it."""
-    return pb.BoxRef(box_id=box.id, generation=box.generation, wish=box.wish)
-
-
-def forgotten(box_id: str) -> errors.BoxliteError:
-    return errors.UpstreamUnavailableError(f"box {box_id} was forgotten, together with its worker")
-
-
-def lease_of(box_id: str) -> str:
-    return f"box/{box_id}"

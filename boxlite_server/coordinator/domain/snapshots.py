@@ -13,19 +13,18 @@ from collections.abc import Callable
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
+from ..fleet.calls import UNCERTAIN
 from ..fleet.registry import Fleet
-from ..limits import REQUEST_SECONDS
+from ..limits import CALL_SECONDS, COPY_SECONDS, REQUEST_SECONDS
 from ..store import RESERVING, Box, Snapshot, Store
 from . import spec as boxspec
 from .boxes import Boxes
-from .observing import CALL_SECONDS, ref
+from .turns import ref
 
 log = logging.getLogger(__name__)
 
-COPY_SECONDS = 280.0  # a disk is copied; released clients give up after 300
 
 # Afterwards nobody knows whether it was done; any other error of the worker's says that it was not.
-_UNCERTAIN = (errors.UpstreamUnavailableError, errors.TimedOutError, errors.EngineError)
 
 
 class Snapshots:
@@ -62,7 +61,7 @@ class Snapshots:
                 made: pb.Snapshot = await self._fleet.call(
                     box.worker_id, "CreateSnapshot", _snapshot_ref(box, row), timeout=COPY_SECONDS
                 )
-            except _UNCERTAIN:
+            except UNCERTAIN:
                 raise
             except errors.BoxliteError as exc:
                 async with self._boxes.writing(box.id) as tx:
@@ -137,7 +136,7 @@ class Snapshots:
         )
         try:
             state: pb.Box = await self._fleet.call(box.worker_id, "RestoreSnapshot", request, timeout=CALL_SECONDS)
-        except _UNCERTAIN:
+        except UNCERTAIN:
             raise
         except errors.BoxliteError:
             async with self._boxes.writing(box.id) as tx:

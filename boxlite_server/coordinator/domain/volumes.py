@@ -13,17 +13,14 @@ from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
-from ..fleet import placement as scheduler
-from ..fleet.placement import NOTHING
+from ..fleet.calls import TRY_ELSEWHERE
+from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.registry import Fleet
 from ..leases import Leases
-from ..limits import REQUEST_SECONDS
+from ..limits import CALL_SECONDS, REQUEST_SECONDS
 from ..store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
-
-CALL_SECONDS = 60.0
-_TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
 
 class Volumes:
@@ -76,7 +73,7 @@ class Volumes:
             worker = await self._reserve(volume_id, prefix, name, tried)
             try:
                 return await self._make(volume_id, worker.id)
-            except _TRY_ELSEWHERE as exc:
+            except TRY_ELSEWHERE as exc:
                 log.warning("volume %s cannot be created on %s: %s", volume_id, worker.name, exc)
                 tried[worker.name] = exc.message
                 await self._forget(volume_id)
@@ -183,9 +180,9 @@ class Volumes:
         """Choose a worker that was not tried yet and write the row, in one step."""
         async with self._leases.writing(_lease(volume_id)) as tx:
             untried = [c for c in await self._fleet.candidates(tx) if c.worker.name not in tried]
-            placement = scheduler.place(NOTHING, untried)
+            placement = place(NOTHING, untried)
             if not placement.workers:
-                raise scheduler.not_placed("volume", NOTHING, placement, tried)
+                raise not_placed("volume", NOTHING, placement, tried)
             worker, now = placement.workers[0], self._clock()
             await tx.insert_volume(Volume(volume_id, prefix, name or volume_id, worker.id, "creating", now, now))
             return worker

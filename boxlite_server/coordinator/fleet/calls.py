@@ -12,11 +12,6 @@ from typing import TypeVar
 
 from ... import errors
 
-IDLE_SECONDS = 60.0  # between two pieces of what a worker hands out
-WORK_SECONDS = (
-    280.0  # while it works on the whole: holds a disk, unpacks an archive; released clients give up after 300
-)
-
 T = TypeVar("T")
 
 
@@ -59,3 +54,10 @@ async def _bounded(idle: float | None, worker: str) -> AsyncGenerator[asyncio.Ti
         if not bound.expired():
             raise  # somebody else's
         raise errors.TimedOutError(f"worker {worker} was silent for {idle or 0:.0f} s; the call is given up") from None
+
+
+# What is the worker's trouble and not the box's.
+TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
+
+# Afterwards nobody knows whether it was done; any other error says that it was not.
+UNCERTAIN = (errors.UnreachableError, errors.TimedOutError, errors.EngineError)

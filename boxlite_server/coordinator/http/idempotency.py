@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 
+import connexion
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -181,3 +182,9 @@ def _line(scope: Scope) -> str:
 
 def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [*((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers), _REPLAYED]
+
+
+def request_key() -> str | None:
+    """What tells the request that is carried out from all others; None where the client gave no key."""
+    key: str | None = connexion.request.scope.get(REQUEST_KEY)
+    return key

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-import jsonschema.validators
 from connexion.exceptions import BadRequestProblem
-from connexion.json_schema import Draft4RequestValidator
 from connexion.uri_parsing import OpenAPIURIParser
 from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, FormDataValidator, ParameterValidator
-from jsonschema import Draft4Validator, ValidationError
+from jsonschema import ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
-from ... import errors
-from ..schemas import Fits, compiled, end_of_ecma
+from ...formats import refuse_constant
+from ..schemas import describe, validate
 from .errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
-MAX_SHOWN = 120  # characters of a refused value
 
 BODY = "boxlite.body"  # in the scope: a JSON body that has been read and checked
 
@@ -48,7 +43,7 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
 
     def _validate(self, body: Any) -> None:
         try:
-            _validate(body, self._schema)
+            validate(body, self._schema)
         except ValidationError as exc:
             raise BadRequestProblem(detail=describe(exc, "body")) from None
         except RecursionError:  # what could just be read cannot always be shown
@@ -90,7 +85,7 @@ class Parameters(ParameterValidator):  # type: ignore[misc]
             return f"{parameter_type} parameter '{name}' is missing" if param.get("required") else None
         schema = param.get("schema", param)
         try:
-            _validate(value, schema)
+            validate(value, schema)
         except ValidationError as exc:
             return describe(exc, f"{parameter_type} parameter '{name}'")
         return None
@@ -105,33 +100,6 @@ VALIDATORS: dict[str, Any] = {
         "application/x-www-form-urlencoded": FormBody,
     },
 }
-
-
-def describe(exc: ValidationError, where: str) -> str:
-    """A validation error as one line for the person who wrote the request."""
-    path = ".".join(str(part) for part in exc.absolute_path)
-    subject = f"{where}: '{path}'" if path else where
-    if exc.validator in ("anyOf", "oneOf", "allOf", "not"):
-        return f"{subject} has none of the allowed forms: {_shown(exc.instance)}"
-    if exc.validator == "pattern":
-        return f"{subject}: {_shown(exc.instance)} does not match {exc.validator_value}"
-    if exc.validator == "required":
-        return f"{subject}: {exc.message}"
-    message = exc.message.replace(repr(exc.instance), _shown(exc.instance))
-    return f"{subject}: {message}"
-
-
-def check(value: Any, schema: dict[str, Any], where: str) -> None:
-    """Raises InvalidArgumentError where `value` does not fit. `schema` has to live as long as the program."""
-    try:
-        _validate(value, schema)
-    except ValidationError as exc:
-        raise errors.InvalidArgumentError(describe(exc, where)) from None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 async def _limited(receive: Receive) -> AsyncIterator[bytes]:
@@ -150,7 +118,7 @@ async def _limited(receive: Receive) -> AsyncIterator[bytes]:
 
 def _loads(raw: bytes) -> Any:
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
         if b"\\u" in raw:  # a lone surrogate can be written in JSON, but is no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
@@ -160,48 +128,3 @@ def _loads(raw: bytes) -> Any:
     except (ValueError, RecursionError) as exc:
         raise BadRequestProblem(detail=f"the request body is not JSON: {exc}") from None
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-class _Schema:
-    """A schema as a key of a cache: by its identity, for the spec's schemas live as long as the program."""
-
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self.schema = schema
-
-    def __hash__(self) -> int:
-        return id(self.schema)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Schema) and other.schema is self.schema
-
-
-def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and not re.search(end_of_ecma(pattern), instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-_RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    Draft4RequestValidator, {"pattern": _pattern}
-)
-
-
-def _validate(value: Any, schema: dict[str, Any]) -> None:
-    """Raises ValidationError where `value` does not fit."""
-    fits = _fits(_Schema(schema))
-    if fits is None or not fits(value):
-        _validator(_Schema(schema)).validate(value)
-
-
-@functools.lru_cache(maxsize=512)
-def _fits(schema: _Schema) -> Fits | None:
-    return compiled(schema.schema)
-
-
-@functools.lru_cache(maxsize=512)
-def _validator(schema: _Schema) -> Draft4Validator:
-    validator: Draft4Validator = _RequestValidator(schema.schema, format_checker=Draft4Validator.FORMAT_CHECKER)
-    return validator

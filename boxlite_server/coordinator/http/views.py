@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+import base64
+import binascii
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from ... import errors
 from ..._gen import worker_pb2 as pb
+from ...formats import timestamp
 from ..control.reconcile import Outcome
 from ..domain.images import Image
 from ..fleet.registry import Fleet
@@ -17,13 +22,6 @@ _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_KILLED: "killed",
     pb.EXECUTION_STATUS_TIMED_OUT: "timed_out",
 }
-
-
-def timestamp(seconds: float | None) -> str | None:
-    """Unix seconds as RFC 3339 in UTC, with milliseconds."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 # States of ours alone, as clients know them: a box shows from the reservation of its name to its release.
@@ -171,3 +169,20 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
         "version": row.version,
         "engine_version": row.engine_version,
     }
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def encode_token(place: tuple[float | str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def decode_token(token: str, first: Callable[[Any], A], second: Callable[[Any], B]) -> tuple[A, B]:
+    """The two parts of a place, each made what it has to be. Raises InvalidArgumentError."""
+    try:
+        one, two = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+        return first(one), second(two)
+    except (binascii.Error, ValueError, TypeError):
+        raise errors.InvalidArgumentError("pageToken is none of ours; use next_page_token of the page before") from None

@@ -10,7 +10,7 @@ from typing import Self
 
 from .answers import Answer, Answers
 from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
-from .connection import Backend
+from .connection import Backend, is_url
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
 from .leases import Leases
@@ -18,7 +18,6 @@ from .meta import Meta
 from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
 from .volumes import Volume, Volumes
-from .where import is_url
 from .workers import Load, Worker, Workers
 
 __all__ = [

@@ -7,8 +7,10 @@ places alone, never of their values.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 Row = tuple[Any, ...]
@@ -89,3 +91,14 @@ class Owner:
         """Raises RuntimeError in the task that is in a transaction."""
         if self._task is not None and self._task is asyncio.current_task():
             raise RuntimeError("inside a transaction everything goes through what it yields")
+
+
+def is_url(where: Path | str) -> bool:
+    """Whether it names a PostgreSQL."""
+    return isinstance(where, str) and where.startswith(("postgresql://", "postgres://"))
+
+
+def shown(where: Path | str) -> str:
+    """For people and logs: without the password that a URL may carry."""
+    hidden = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", str(where))
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", hidden)

@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import Any
 
 from ... import errors
-from . import schema, where
-from .connection import POSTGRESQL, Connection, Owner, Row
+from . import schema
+from .connection import POSTGRESQL, Connection, Owner, Row, shown
 
 try:
     import psycopg
@@ -89,7 +89,7 @@ class Postgresql:
             await database._migrate()
         except errors.DatabaseError as exc:
             await database.close()
-            raise type(exc)(f"cannot open the database {where.shown(url)}: {exc.message}") from exc
+            raise type(exc)(f"cannot open the database {shown(url)}: {exc.message}") from exc
         return database
 
     async def close(self) -> None:

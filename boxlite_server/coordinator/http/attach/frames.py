@@ -5,14 +5,11 @@ Released clients turn each piece into text by itself, so a piece must not end in
 
 from __future__ import annotations
 
-import base64
 import json
-from typing import Any
 
 from ...._gen import worker_pb2 as pb
 
 PING_SECONDS = 15.0
-_NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 
 
 class Utf8Joiner:
@@ -68,41 +65,3 @@ def error_frame(message: str, **more: int) -> str:
 
 
 # ---- server-sent events ---------------------------------------------------------------------------------
-
-
-def output_event(stream: int, data: bytes, position: int) -> bytes:
-    """Bytes that are no UTF-8 become replacement characters: clients drop an event that holds any."""
-    text = data.decode("utf-8", "replace").encode()
-    return _event(_NAMES[stream], {"data": base64.b64encode(text).decode()}, position)
-
-
-def log_event(stream: int, data: bytes) -> bytes:
-    """The bytes as they are."""
-    return _event(_NAMES[stream], {"data": base64.b64encode(data).decode()})
-
-
-def end_event() -> bytes:
-    """All has been said."""
-    return _event("end", {})
-
-
-def exit_event(ended: pb.Execution, position: int) -> bytes:
-    body: dict[str, Any] = {"exit_code": ended.exit_code, "duration_ms": ended.duration_ms}
-    if ended.error_message:
-        body["error"] = ended.error_message
-    return _event("exit", body, position)
-
-
-def error_event(message: str) -> bytes:
-    """The stream cannot go on; there is no event after it."""
-    lines = "".join(f"data: {line}\n" for line in message.splitlines() or [""])
-    return f"event: error\n{lines}\n".encode()
-
-
-def keepalive_event() -> bytes:
-    return b": keep-alive\n\n"
-
-
-def _event(name: str, body: dict[str, Any], position: int | None = None) -> bytes:
-    event_id = "" if position is None else f"id: {position}\n"
-    return f"event: {name}\n{event_id}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

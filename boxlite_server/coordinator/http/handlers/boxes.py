@@ -6,15 +6,13 @@ import asyncio
 import json
 from typing import Any
 
-import connexion
 from starlette.responses import Response
 
 from .... import errors
-from ... import paging
 from ...core import Core
 from ...store import Box
 from .. import views
-from ..idempotency import REQUEST_KEY
+from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes of a long list, between which others have their turn
 
@@ -42,7 +40,7 @@ async def list_boxes(
         "name": name,
         "labels": _labels(label or []),
     }
-    after = paging.decode_token(page_token, float, str) if page_token else None
+    after = views.decode_token(page_token, float, str) if page_token else None
     shown: list[str] = []
     while True:
         page = await core.boxes.list(prefix, after=after, limit=page_size or _AT_ONCE, **filters)
@@ -52,7 +50,7 @@ async def list_boxes(
         if page_size or after is None:
             break
         await asyncio.sleep(0)  # everybody else's requests come in between
-    token = paging.encode_token(after) if after else None
+    token = views.encode_token(after) if after else None
     text = f'{{"boxes": [{", ".join(shown)}], "next_page_token": {json.dumps(token)}}}\n'
     return Response(text, media_type="application/json")
 
@@ -77,12 +75,6 @@ async def start_box(core: Core, prefix: str, box_id: str) -> Any:
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     return await _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
-
-
-def request_key() -> str | None:
-    """What tells the request that is carried out from all others; None where the client gave no key."""
-    key: str | None = connexion.request.scope.get(REQUEST_KEY)
-    return key
 
 
 async def _shown(core: Core, box: Box) -> dict[str, Any]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import connexion
-from starlette.responses import StreamingResponse
 
 from .... import errors
 from ...core import Core
 from ...store import Box
-from .. import views
-from ..attach import frames
+from .. import sse, views
+from ..attach.frames import Utf8Joiner
 from ..errors import UpgradeRequiredError
-from .boxes import request_key
-
-T = TypeVar("T")
+from ..idempotency import request_key
 
 INPUT_TRIES = 10  # by then the client of one request has given up
 
@@ -69,72 +65,42 @@ async def stream_execution_output(core: Core, prefix: str, box_id: str, executio
     if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
         raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is none of ours")
     events = _events(core, box, execution_id, int(last_id))
-    return _stream(events)
+    return sse.stream(events)
 
 
 async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
     """Server-sent events of what the box's main command has said."""
     box = await core.boxes.get(prefix, box_id)
-    return _stream(_log_events(core, box, tail, follow))
-
-
-def _stream(events: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return sse.stream(_log_events(core, box, tail, follow))
 
 
 async def _log_events(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
     try:
         async with contextlib.aclosing(core.executions.read_logs(box, tail, follow)) as chunks:
-            async for chunk in _until_stopping(core, chunks):
-                yield frames.keepalive_event() if chunk is None else frames.log_event(chunk.stream, chunk.data)
+            async for chunk in sse.until_stopping(core, chunks):
+                yield sse.keepalive_event() if chunk is None else sse.log_event(chunk.stream, chunk.data)
         if not core.stopping.is_set():
-            yield frames.end_event()
+            yield sse.end_event()
     except errors.BoxliteError as exc:
-        yield frames.error_event(exc.message)
+        yield sse.error_event(exc.message)
 
 
 async def _events(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
-    joiner = frames.Utf8Joiner()
+    joiner = Utf8Joiner()
     try:
         async with contextlib.aclosing(core.executions.read(box, execution_id, position)) as output:
-            async for event in _until_stopping(core, output):
+            async for event in sse.until_stopping(core, output):
                 if event is None:
-                    yield frames.keepalive_event()
+                    yield sse.keepalive_event()
                 elif event.HasField("chunk"):
                     if data := joiner.push(event.chunk.stream, event.chunk.data):
-                        yield frames.output_event(event.chunk.stream, data, event.position)
+                        yield sse.output_event(event.chunk.stream, data, event.position)
                 elif event.HasField("ended"):
                     for stream, data in joiner.flush():
-                        yield frames.output_event(stream, data, event.position)
-                    yield frames.exit_event(event.ended, event.position)
+                        yield sse.output_event(stream, data, event.position)
+                    yield sse.exit_event(event.ended, event.position)
     except errors.BoxliteError as exc:
-        yield frames.error_event(exc.message)
-
-
-async def _until_stopping(core: Core, output: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:
-    """The events, None where none came for a while, and an early end when the coordinator stops."""
-    stopping = asyncio.create_task(core.stopping.wait())
-    following = asyncio.ensure_future(anext(output, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait(
-                {stopping, following}, timeout=frames.PING_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if stopping in done:
-                return
-            if following not in done:
-                yield None
-                continue
-            event = following.result()
-            if event is None:
-                return
-            yield event
-            following = asyncio.ensure_future(anext(output, None))
-    finally:
-        stopping.cancel()
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError, errors.BoxliteError):
-            await following
+        yield sse.error_event(exc.message)
 
 
 async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

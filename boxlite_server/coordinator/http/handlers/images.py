@@ -13,13 +13,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Scope
 
 from .... import errors
-from ... import paging
 from ...core import Core
 from ...domain.images import Image, PullProgress
+from ...limits import PULL_SECONDS
 from .. import errors as http_errors
 from .. import views
 
-PULL_SECONDS = 280.0  # for a whole answer: released clients give up after 300
 _LINES = "application/x-ndjson"
 NO_LIMIT = 2**53 - 1  # released clients want a number; this is the largest that JSON carries everywhere
 
@@ -64,10 +63,10 @@ def _line(event: PullProgress | Image) -> bytes:
 async def list_images(core: Core, prefix: str, page_size: int | None = None, page_token: str | None = None) -> Any:
     images = await core.images.all()
     if page_token:
-        behind = paging.decode_token(page_token, str, str)
+        behind = views.decode_token(page_token, str, str)
         images = [image for image in images if (image.reference, image.id) > behind]
     page = images[:page_size]
-    token = paging.encode_token((page[-1].reference, page[-1].id)) if len(page) < len(images) else None
+    token = views.encode_token((page[-1].reference, page[-1].id)) if len(page) < len(images) else None
     return {"images": [views.image(image) for image in page], "next_page_token": token}
 
 

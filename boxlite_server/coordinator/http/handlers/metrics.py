@@ -7,7 +7,7 @@ from typing import Any
 from .... import errors
 from ...._gen import worker_pb2 as pb
 from ...core import Core
-from ...domain.observing import ref
+from ...domain.turns import ref
 
 CALL_SECONDS = 30.0
 

@@ -11,7 +11,8 @@ from .... import errors
 from ...core import Core
 from .. import views
 from ..bodies import ArchiveResponse, drain, received
-from .boxes import _shown, request_key
+from ..idempotency import request_key
+from .boxes import _shown
 
 
 async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core import Core
 from .. import views
-from .boxes import request_key
+from ..idempotency import request_key
 
 
 async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = None) -> Any:

@@ -1,0 +1,92 @@
+"""The types of the command's flags: each makes a value of the text, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+class Formatter(argparse.HelpFormatter):
+    """Shows defaults, but never a secret one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
+            return action.help
+        return f"{action.help} (default: %(default)s)" if "default" not in (action.help or "") else action.help
+
+
+def from_env(variable: str, default: str) -> str:
+    """argparse converts string defaults, so a bad variable is refused like a bad flag."""
+    return os.environ.get(variable) or default
+
+
+def port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
+
+
+def database(text: str) -> Path | str:
+    from ..coordinator.store.connection import is_url
+
+    return text if is_url(text) else Path(text).expanduser()
+
+
+def positive(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+
+
+def factor(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 1 <= (factor := float(text)) <= 1000:
+            return factor
+    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 1000")
+
+
+def seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
+
+
+def lifetime(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 31_536_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number of seconds up to 31536000, 0 for never")
+
+
+def http_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text.rstrip("/")
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is no URL of the form http://HOST:PORT")
+
+
+def key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key, value
+    raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+
+
+def directory(text: str) -> Path:
+    path = Path(text)
+    if path.is_absolute() and path.is_dir():
+        return path
+    raise argparse.ArgumentTypeError(f"'{text}' is not the absolute path of a directory")
+
+
+def capability(text: str) -> str:
+    name = text.upper().removeprefix("CAP_")
+    if name and name.replace("_", "").isalpha():
+        return name
+    raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; one is called like SYS_PTRACE")

@@ -1,0 +1,125 @@
+"""What follows from what a worker says of one box. Pure: no clock, no store, no network."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from ..._gen import worker_pb2 as pb
+from ..store import Box, BoxState
+
+OVER = "over"  # as a box's `engine_life`: what ended it was not its command, whatever the engine's life is now
+STATUS = {
+    pb.BOX_STATUS_CONFIGURED: "configured",
+    pb.BOX_STATUS_RUNNING: "running",
+    pb.BOX_STATUS_STOPPED: "stopped",
+    pb.BOX_STATUS_PAUSED: "paused",
+    pb.BOX_STATUS_FAILED: "failed",
+}
+
+
+class Kind(StrEnum):
+    ADOPT = "adopt"  # the row takes the observed state
+    RESTART = "restart"  # it should run, and it was not its command that ended it
+    SETTLE = "settle"  # it stays as it ended: desired becomes stopped
+    FINISH_STOP = "finish_stop"
+    MARK_GONE = "mark_gone"
+    FINISH_CREATE = "finish_create"
+    UNDO_CREATE = "undo_create"
+    FINISH_REMOVE = "finish_remove"
+    FINISH_SNAPSHOT = "finish_snapshot"  # or undo it
+    FINISH_VOLUME = "finish_volume"  # or undo it
+    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has, or a snapshot without a row
+    UNKNOWN = "unknown"  # ours by its labels, and left alone
+
+
+class Seen(NamedTuple):
+    """A container, as its worker tells of it."""
+
+    box_id: str
+    generation: int
+    status: str
+    interrupted: bool = False  # it stopped because it was killed, and not by us
+
+
+class Verdict(NamedTuple):
+    kind: Kind
+    reason: str
+
+
+def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict | None:
+    """What follows from what its worker says of a box now (None: it has no container), under this life of its
+    engine (None: not known). None: nothing."""
+    if seen is None:
+        return _without_container(box)
+    if box.status == "removing":
+        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if seen.status in ("running", "paused"):
+        return _running(box, seen, engine_life)
+    if box.status == "creating":
+        return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
+    if box.desired == "running":
+        return _ended(box, seen, engine_life)
+    if box.status == "stopped" and box.auto_remove:
+        return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
+    if box.status == "failed" and seen.status != "failed" and not was_gone(box):
+        return None  # it failed to start, and stays so until it is started
+    if box.status != seen.status:
+        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
+    return None
+
+
+def _without_container(box: BoxState) -> Verdict | None:
+    if box.status == "creating":
+        return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
+    if box.status == "removing":
+        return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if box.status == "failed" and was_gone(box):
+        return None
+    return Verdict(Kind.MARK_GONE, "its container is gone")
+
+
+def _running(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict | None:
+    if box.desired == "stopped":
+        return Verdict(Kind.FINISH_STOP, f"it is {seen.status} and should be stopped")
+    if box.status != seen.status:
+        return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
+    if engine_life and box.engine_life != engine_life:
+        return Verdict(Kind.ADOPT, "it runs under another life of the engine than the row says")
+    return None
+
+
+def _ended(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict:
+    if seen.status == "failed":
+        return Verdict(Kind.SETTLE, "the engine cannot run it")
+    if seen.status == "configured":
+        return Verdict(Kind.RESTART, "its start was broken off")
+    if seen.interrupted:
+        return Verdict(Kind.RESTART, "it was killed, and not by its own worker")
+    if box.engine_life == OVER or (box.engine_life and engine_life and box.engine_life != engine_life):
+        return Verdict(Kind.RESTART, "it ended with its engine")
+    return Verdict(Kind.SETTLE, "its command ended by itself")
+
+
+_GONE = "its container is gone"
+
+
+def gone(worker_name: str) -> str:
+    """The `error` of a box that is gone."""
+    return f"{_GONE} from worker {worker_name}"
+
+
+def was_gone(box: BoxState) -> bool:
+    return (box.error or "").startswith(_GONE)
+
+
+def state_of(box: Box) -> BoxState:
+    """A row, as far as it matters here."""
+    return BoxState(
+        box.id, box.generation, box.status, box.desired, box.engine_life, box.error, bool(box.spec["auto_remove"])
+    )
+
+
+def seen_of(state: pb.Box) -> Seen:
+    """A worker's answer about a box."""
+    return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted)
