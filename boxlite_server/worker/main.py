@@ -31,8 +31,9 @@ from .files.spool import Spool
 from .files.transfer import Files
 from .health import HealthServer
 from .host_access import Policy
+from .membership.coordinator import CoordinatorClient, coordinator_address, local_address, split_url
 from .membership.identity import Identity, locked_home
-from .membership.registration import CoordinatorClient, Registration, coordinator_address, local_address, split_url
+from .membership.registration import Registration
 from .service.servicer import WorkerService, make_server
 
 STOP_GRACE = 10.0  # seconds for calls under way

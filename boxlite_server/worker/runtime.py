@@ -17,12 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from .usage import Usage
-
-STDOUT = 1  # with a pseudo-terminal: everything
-STDERR = 2
-
-GONE_EXIT_CODE = 137  # of a command whose real exit code went with its box
+from .commands import ExecSpec, LogReader, Process
 
 
 class BoxStatus(StrEnum):
@@ -107,17 +102,6 @@ class BoxState:
     ports: tuple[PortMapping, ...] = ()
     commands: int = 0
     interrupted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ExecSpec:
-    """A command to run in a box. Empty `working_dir` and `user` mean: the box's."""
-
-    command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    working_dir: str = ""
-    user: str = ""
-    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,57 +246,6 @@ class Export:
     tar: Iterator[bytes]
 
 
-class Process(Protocol):
-    """One command in a box, from spawn to exit code.
-
-    One thread reads and then waits; other threads may call the rest at any time. Verbs other than
-    `kill` and `close` on a command that has ended raise `InvalidStateError`.
-    """
-
-    @property
-    def handle(self) -> str:
-        """By which `BoxRuntime.readopt` finds the command in another life of this process. Of a main command:
-        none, it is found by its box."""
-
-    @property
-    def lost(self) -> str:
-        """Once `wait` has returned: why the exit code is not the command's own; empty when it is."""
-
-    def read(self) -> tuple[int, bytes] | None:
-        """The next piece of output as (STDOUT or STDERR, data); blocks. None: the output has ended."""
-
-    def write(self, data: bytes, timeout: float) -> int:
-        """Hand input to the command for at most `timeout` seconds. Returns the bytes taken."""
-
-    def close_input(self) -> None:
-        """End of input: the command reads to its end what was taken, then EOF. Repeating it is harmless."""
-
-    def signal(self, number: int) -> None:
-        """Send the POSIX signal `number` to the command."""
-
-    def kill(self) -> None:
-        """SIGKILL to the command and its process group. Of an ended command: nothing."""
-
-    def resize(self, cols: int, rows: int) -> None:
-        """Set the size of the command's pseudo-terminal."""
-
-    def wait(self) -> int:
-        """The exit code, 128 + n after signal n; blocks. Called after the end of output."""
-
-    def close(self) -> None:
-        """Let go of the command: a blocked `read` and `wait` return soon. Kills nothing."""
-
-
-class LogReader(Protocol):
-    """What a box has said. One thread reads, any may close."""
-
-    def read(self) -> tuple[int, bytes] | None:
-        """The next piece as (STDOUT or STDERR, data); blocks. None: there is no more, or it was closed."""
-
-    def close(self) -> None:
-        """A blocked `read` returns soon. Repeating it is harmless."""
-
-
 class Disks(Protocol):
     """Keeps the disks of boxes, copies them, and carries them away.
 
@@ -446,3 +379,37 @@ class BoxRuntime(Protocol):
 
     def close(self) -> None:
         """Let go of the engine. Boxes stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootTiming:
+    """Where the time went on the way to a running box, in milliseconds; None: not measured.
+
+    `box_spawn_ms` and `container_init_ms` are those of the last start.
+    """
+
+    image_prepare_ms: int | None = None  # find the image, or pull it
+    box_config_ms: int | None = None  # make the box
+    box_spawn_ms: int | None = None  # start it
+    container_init_ms: int | None = None  # until its main command runs
+
+    @property
+    def total_ms(self) -> int | None:
+        parts = (self.image_prepare_ms, self.box_config_ms, self.box_spawn_ms, self.container_init_ms)
+        known = [part for part in parts if part is not None]
+        return sum(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a box uses now; a box at rest uses nothing. None: cannot be measured.
+
+    `cpu_percent` is of one cpu, since the measurement before, or since the box's start when there was none.
+    The network's bytes are since the box's start, seen from the box.
+    """
+
+    cpu_percent: float | None = 0.0
+    memory_bytes: int | None = 0
+    network_bytes_sent: int | None = None
+    network_bytes_received: int | None = None
+    boot: BootTiming = BootTiming()

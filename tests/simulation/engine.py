@@ -13,9 +13,10 @@ from typing import Any
 from fake_runtime import FakeBox, FakeRuntime
 
 from boxlite_server.errors import InvalidStateError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.executions.execution import Execution
 from boxlite_server.worker.executions.registry import Executions
-from boxlite_server.worker.runtime import BoxRef, Capacity, ExecSpec
+from boxlite_server.worker.runtime import BoxRef, Capacity
 
 CPUS = 2
 CPU_LIMIT = 4  # what may be promised of them

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError
-from boxlite_server.worker.runtime import STDERR, STDOUT, ExecSpec
+from boxlite_server.worker.commands import STDERR, STDOUT, ExecSpec
 
 
 class FakeProcess:

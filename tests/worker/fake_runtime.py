@@ -27,18 +27,9 @@ from boxlite_server.errors import (
     NotFoundError,
     StoppedError,
 )
+from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.host_access import Policy
-from boxlite_server.worker.runtime import (
-    BoxRef,
-    BoxSpec,
-    BoxState,
-    BoxStatus,
-    Capacity,
-    ExecSpec,
-    PortMapping,
-    Process,
-)
-from boxlite_server.worker.usage import BootTiming, Usage
+from boxlite_server.worker.runtime import BootTiming, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, PortMapping, Usage
 
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"

@@ -13,11 +13,12 @@ from sites import Site, abandon, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, NotFoundError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.executions.execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from boxlite_server.worker.executions.journal import Journal, Record
 from boxlite_server.worker.executions.output_log import Chunk, Gap
 from boxlite_server.worker.executions.registry import KEEP_FINISHED, Executions
-from boxlite_server.worker.runtime import BoxRef, ExecSpec
+from boxlite_server.worker.runtime import BoxRef
 
 
 class Worker:

@@ -12,7 +12,8 @@ from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import InvalidArgumentError, InvalidStateError, NotFoundError, StoppedError
-from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus, ExecSpec
+from boxlite_server.worker.commands import ExecSpec
+from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus
 
 
 def sh(site: Site, box: BoxRef, script: str) -> bytes:

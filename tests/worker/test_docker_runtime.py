@@ -17,11 +17,12 @@ from sites import Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine, exec, stats
 from boxlite_server.worker.docker import images as docker_images
 from boxlite_server.worker.docker.images import DockerImages
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +280,7 @@ class TestWithoutTheConnection:
             assert watching.wait(10)
             process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
             found = runtime.readopt(box, process.handle)
-            monkeypatch.setattr(exec, "_FIRST_POLL", 3600)
+            monkeypatch.setattr(exec, "FIRST_POLL", 3600)
             monkeypatch.setattr(exec, "_LAST_LOOK", 3600)
             done = in_thread(found.read)
             process.kill()

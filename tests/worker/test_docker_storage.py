@@ -12,10 +12,11 @@ from sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine
 from boxlite_server.worker.docker.images import DockerImages, _Pull
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, ExecSpec, Image, Mount, Owner, PortMapping, PullProgress
+from boxlite_server.worker.runtime import BoxRef, Image, Mount, Owner, PortMapping, PullProgress
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ from support.engines import PrivateEngine, private_engine
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.holder import Holder
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.executions.execution import ExecutionStatus
 from boxlite_server.worker.executions.registry import Executions
 from boxlite_server.worker.membership.inventory import inventory
-from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, ExecSpec, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, Owner
 
 IMAGE = "boxlite-test:latest"
 OWNER = Owner(ids.new_id(), ids.new_id())

@@ -13,9 +13,10 @@ import pytest
 from sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import disks, engine, files, logs
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, BoxSpec, ExecSpec, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
 
 CONTAINER = {
     "Id": "c" * 64,

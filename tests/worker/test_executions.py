@@ -17,6 +17,7 @@ from boxlite_server.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.executions import registry as executions_module
 from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
@@ -27,7 +28,7 @@ from boxlite_server.worker.executions.registry import (
     ExecutionState,
     ExecutionStatus,
 )
-from boxlite_server.worker.runtime import BoxRef, ExecSpec, Process
+from boxlite_server.worker.runtime import BoxRef
 
 
 class Clock:

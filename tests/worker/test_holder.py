@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from boxlite_server.worker.docker import holder as holder_module
-from boxlite_server.worker.docker.engine import Stream
 from boxlite_server.worker.docker.holder import Holder, is_connected
+from boxlite_server.worker.docker.stream import Stream
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ import pytest
 from sites import Site, collect
 
 from boxlite_server import ids
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, ExecSpec, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 
 
 class Death(BaseException):

@@ -6,7 +6,8 @@ import pytest
 from sites import Site, in_thread
 
 from boxlite_server.errors import NotFoundError
-from boxlite_server.worker.runtime import BoxRef, LogReader
+from boxlite_server.worker.commands import LogReader
+from boxlite_server.worker.runtime import BoxRef
 
 SCRIPT = "echo one; echo two >&2; echo three; cat >/dev/null; exit 3"
 

@@ -8,8 +8,8 @@ import pytest
 from sites import in_thread
 
 from boxlite_server.errors import InvalidArgumentError
+from boxlite_server.worker.commands import STDERR, STDOUT
 from boxlite_server.worker.executions.output_log import MAX_CHUNK, Chunk, Dropped, OutputLog, Reader
-from boxlite_server.worker.runtime import STDERR, STDOUT
 
 
 def read_all(reader: Reader) -> list[Chunk | Dropped]:

@@ -8,7 +8,8 @@ import pytest
 from sites import Site, collect, in_thread
 
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError, StoppedError
-from boxlite_server.worker.runtime import BoxRef, ExecSpec, Process
+from boxlite_server.worker.commands import ExecSpec, Process
+from boxlite_server.worker.runtime import BoxRef
 
 
 def spawn(site: Site, box: BoxRef, *command: str, **fields: object) -> Process:

@@ -10,9 +10,10 @@ import pytest
 from sites import Site
 
 from boxlite_server import ids
+from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.executions.execution import Delivered, Ended, Execution
 from boxlite_server.worker.executions.registry import Executions
-from boxlite_server.worker.runtime import BoxRef, ExecSpec
+from boxlite_server.worker.runtime import BoxRef
 
 GRACE = 300.0
 

@@ -18,9 +18,10 @@ from sites import Site, in_thread
 
 from boxlite_server.errors import AlreadyExistsError, EngineError, InvalidArgumentError
 from boxlite_server.worker.membership import registration as registration_module
+from boxlite_server.worker.membership.coordinator import CoordinatorClient, local_address, split_url
 from boxlite_server.worker.membership.identity import Identity
 from boxlite_server.worker.membership.inventory import inventory
-from boxlite_server.worker.membership.registration import CoordinatorClient, Registration, local_address, split_url
+from boxlite_server.worker.membership.registration import Registration
 
 Answer = tuple[int, dict[str, Any]]
 

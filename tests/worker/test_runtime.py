@@ -17,7 +17,8 @@ from boxlite_server.errors import (
     InvalidStateError,
     NotFoundError,
 )
-from boxlite_server.worker.runtime import BoxRef, BoxStatus, ExecSpec
+from boxlite_server.worker.commands import ExecSpec
+from boxlite_server.worker.runtime import BoxRef, BoxStatus
 
 
 def states_of(site: Site, box: BoxRef) -> list[tuple[int, BoxStatus]]:

@@ -1,4 +1,4 @@
-"""Published ports on Docker Engine."""
+"""What a container is made with, as the engine takes it: ports and mounts; and what it says of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import EngineError, InvalidArgumentError, InvalidStateError
-from ..runtime import PortMapping
+from ..runtime import Mount, PortMapping
+from .labels import volume_name
 
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_ADDRESS = re.compile(r"cannot assign requested address", re.IGNORECASE)
@@ -50,3 +51,36 @@ def port_errors(box_id: str) -> Iterator[None]:
                 f"box {box_id} cannot be started: the worker has no such address: {where}"
             ) from exc
         raise
+
+
+def engine_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
+    """As the engine takes them: unlike its older `Binds`, this form never makes a missing host path."""
+    return [
+        {
+            "Type": "volume" if mount.volume_id else "bind",
+            "Source": volume_name(mount.volume_id) if mount.volume_id else mount.host_path,
+            "Target": mount.guest_path,
+            "ReadOnly": mount.read_only,
+        }
+        for mount in mounts
+    ]
+
+
+def host_paths(container: dict[str, Any]) -> list[str]:
+    """The paths of the host that a container mounts."""
+    return _sources(container, "bind")
+
+
+def writable_paths(listed: Iterable[dict[str, Any]]) -> set[str]:
+    """The paths of the host that listed containers, whoever made them, can write in."""
+    mounts = [mount for container in listed for mount in container["Mounts"]]
+    return {mount["Source"] for mount in mounts if mount["Type"] == "bind" and mount["RW"]}
+
+
+def volume_ids(container: dict[str, Any]) -> list[str]:
+    """The volumes that a container mounts."""
+    return [name.removeprefix(volume_name("")) for name in _sources(container, "volume")]
+
+
+def _sources(container: dict[str, Any], kind: str) -> list[str]:
+    return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]

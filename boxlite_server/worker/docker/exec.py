@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,47 +17,15 @@ from ...errors import (
     StoppedError,
     UnsupportedError,
 )
-from ..runtime import GONE_EXIT_CODE, ExecSpec
-from .engine import Engine, Stream, engine_errors
-from .holder import Holder, is_connected
-from .logs import said_before
+from ..commands import ExecSpec
+from .engine import Engine, engine_errors
+from .holder import Holder
+from .process import DETACH_KEYS, END_OF_TRANSMISSION, FIRST_POLL, Waiter, check_signal
+from .stream import Stream
 from .watch import Watch
 
-END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
-# The engine lets a client of a terminal detach by typing keys; ours never does, so the keys are improbable.
-_DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
-_FIRST_POLL, _LAST_POLL = 0.01, 0.5  # seconds
 _GIVEN_UP = 126  # also the exit code of a command that never was: then without a pid
 _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine reports, too
-
-
-class _Waiter:
-    """Polls with growing intervals until let go."""
-
-    def __init__(self) -> None:
-        self._closed = threading.Event()
-        self.lost = ""  # see `Process.lost`
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def until(self, exit_code: Callable[[], int | None]) -> int:
-        """The first exit code given; `GONE_EXIT_CODE` once closed or when the engine has forgotten it."""
-        interval = _FIRST_POLL
-        while True:
-            try:
-                code = exit_code()
-            except NotFoundError:
-                self.lost = "the exit code is lost: the box was removed, or the container engine restarted"
-                return GONE_EXIT_CODE
-            except EngineError:
-                code = None  # it may come back
-            if code is not None:
-                return code
-            if self._closed.wait(interval):
-                self.lost = "the exit code is lost: the container engine did not tell it in time"
-                return GONE_EXIT_CODE
-            interval = min(interval * 2, _LAST_POLL)
 
 
 class _Exec:
@@ -69,7 +35,7 @@ class _Exec:
         self._engine = engine
         self._container_id = container_id
         self._exec_id = exec_id
-        self._waiter = _Waiter()
+        self._waiter = Waiter()
 
     @property
     def handle(self) -> str:
@@ -219,7 +185,7 @@ class ExecProcess(_Exec):
                     environment=dict(spec.env),
                     workdir=spec.working_dir or None,
                     user=spec.user,
-                    detach_keys=_DETACH_KEYS,
+                    detach_keys=DETACH_KEYS,
                 )["Id"]
                 stream = Stream(engine.api.exec_start(exec_id, tty=spec.tty, socket=True), not spec.tty)
         except InvalidStateError as exc:
@@ -241,7 +207,7 @@ class ExecProcess(_Exec):
 
         A command that never came to life ends with pid 0, and the reason is on its output.
         """
-        interval = _FIRST_POLL
+        interval = FIRST_POLL
         while True:
             state = self._inspect()
             if state["Pid"]:
@@ -290,7 +256,7 @@ class AdoptedExec(_Exec):
 
     def read(self) -> tuple[int, bytes] | None:
         """Nothing, once the command has ended."""
-        interval = _FIRST_POLL
+        interval = FIRST_POLL
         while not self._left:
             try:
                 if self._exit_code() is not None:
@@ -315,120 +281,6 @@ class AdoptedExec(_Exec):
         self._waiter.close()
         self._news.set()
         self._watch.forget_command(self._exec_id)
-
-
-class MainProcess:
-    """The container's main command, in its present run or, of a container at rest, its next one."""
-
-    def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch, holder: Holder | None = None) -> None:
-        self._engine = engine
-        self._watch = watch
-        self._holder = holder
-        self._container_id: str = container["Id"]
-        self._tty: bool = container["Config"]["Tty"]
-        # What a running command has said so far is in the log, behind what former runs have said.
-        is_running = container["State"]["Running"]
-        self._former = said_before(engine, container) if is_running else {}
-        self._stream = self._attach(stdout=1, stderr=1, logs=int(is_running))
-        self._input: Stream | None = None
-        self._input_lock = threading.Lock()
-        self._waiter = _Waiter()
-
-    @property
-    def handle(self) -> str:
-        return ""
-
-    @property
-    def lost(self) -> str:
-        return self._waiter.lost
-
-    def _attach(self, **what: int) -> Stream:
-        params = {**what, "stream": 1, "detachKeys": _DETACH_KEYS}
-        with engine_errors("cannot attach to the main command"):
-            return Stream(self._engine.api.attach_socket(self._container_id, params=params), not self._tty)
-
-    def _stdin(self) -> Stream:
-        # Attached only when needed: the command's input ends when the one who feeds it lets go.
-        # So a box that nobody has fed survives the worker's restart with its input open.
-        with self._input_lock:
-            if self._input is None:
-                self._input = self._inherited_input() or self._attach(stdin=1)
-                if self._holder is not None:
-                    self._holder.keep(self._input_name, self._input.fileno())
-            return self._input
-
-    def _inherited_input(self) -> Stream | None:
-        """A former process may have fed this run: the command must not take its end for the end of the input."""
-        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
-        if descriptor is None:
-            return None
-        stream = Stream.inherited(descriptor, not self._tty)
-        return stream if is_connected(descriptor) else None
-
-    @property
-    def _input_name(self) -> str:
-        return f"input {self._container_id}"
-
-    def read(self) -> tuple[int, bytes] | None:
-        while (piece := self._stream.read()) is not None:
-            source, data = piece
-            rest = data[self._former.get(source, 0) :]
-            if len(rest) < len(data):
-                self._former[source] -= len(data) - len(rest)
-            if rest:
-                return source, rest
-        return None
-
-    def write(self, data: bytes, timeout: float) -> int:
-        try:
-            return self._stdin().write(data, timeout)
-        except OSError as exc:
-            raise InvalidStateError("the main command takes no more input: it has ended") from exc
-
-    def close_input(self) -> None:
-        if self._tty:
-            with suppress(OSError):
-                self._stdin().write(END_OF_TRANSMISSION, timeout=1)
-        else:
-            self._stdin().close_write()
-
-    def signal(self, number: int) -> None:
-        check_signal(number)
-        self._watch.signalling(self._container_id, number)
-        with engine_errors("cannot signal the main command"):
-            self._engine.api.kill(self._container_id, signal=number)
-
-    def kill(self) -> None:
-        try:
-            self.signal(signal.SIGKILL)
-        except (InvalidStateError, NotFoundError):
-            self.close()  # never started, or over: there will be no end of output
-
-    def resize(self, cols: int, rows: int) -> None:
-        with engine_errors("cannot resize the terminal"):
-            self._engine.api.resize(self._container_id, height=rows, width=cols)
-
-    def wait(self) -> int:
-        return self._waiter.until(self._exit_code)
-
-    def _exit_code(self) -> int | None:
-        with engine_errors("cannot inspect the box"):
-            state = self._engine.api.inspect_container(self._container_id)["State"]
-        return None if state["Running"] or state["Status"] == "created" else state["ExitCode"]
-
-    def close(self) -> None:
-        self._waiter.close()
-        self._stream.close()
-        with self._input_lock:
-            if self._input is not None:
-                if self._holder is not None:
-                    self._holder.drop(self._input_name)
-                self._input.close()
-
-
-def check_signal(number: int) -> None:
-    if not 1 <= number <= 64:
-        raise InvalidArgumentError(f"{number} is not a signal number")
 
 
 def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:

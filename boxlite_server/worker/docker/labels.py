@@ -8,6 +8,7 @@ CLUSTER_LABEL = "boxlite.cluster"
 WORKER_LABEL = "boxlite.worker"
 BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
+VOLUME_LABEL = "boxlite.volume"
 SNAPSHOT_LABEL = "boxlite.snapshot"
 EXPORT_LABEL = "boxlite.export"  # of the helpers of an export, in place of the worker's; they are nobody's box
 
@@ -23,3 +24,7 @@ def container_name(box: BoxRef) -> str:
 def owned_by(owner: Owner) -> list[str]:
     """The filter that finds what is the owner's."""
     return [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}"]
+
+
+def volume_name(volume_id: str) -> str:
+    return f"boxlite-{volume_id}"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from ..runtime import STDERR, STDOUT
+from ..commands import STDERR, STDOUT
 from .engine import CALL_TIMEOUT, Engine, engine_errors
 
 _RECEIVE = 65536

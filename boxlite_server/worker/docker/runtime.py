@@ -19,33 +19,23 @@ from ...errors import (
     InvalidStateError,
     NotFoundError,
 )
+from ..commands import ExecSpec, LogReader, Process
 from ..host_access import Policy
-from ..runtime import (
-    BoxFiles,
-    BoxRef,
-    BoxSpec,
-    BoxState,
-    BoxStatus,
-    Capacity,
-    ExecSpec,
-    LogReader,
-    Owner,
-    Process,
-)
-from ..usage import Usage
-from .config import bindings, port_errors, published
+from ..runtime import BoxFiles, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, Owner, Usage
+from .config import bindings, engine_mounts, host_paths, port_errors, published, volume_ids, writable_paths
 from .disks import DockerDisks
-from .engine import Engine, engine_errors
-from .exec import ExecProcess, MainProcess, readopt
+from .engine import Engine, engine_errors, engine_life
+from .exec import ExecProcess, readopt
 from .files import DockerFiles
 from .gate import Gate
 from .holder import Holder
 from .images import DockerImages
 from .labels import BOX_LABEL, CLUSTER_LABEL, GENERATION_LABEL, WORKER_LABEL, container_name, owned_by
 from .logs import DockerLog, unix_time
+from .main_command import MainProcess
 from .stats import Meter
-from .volumes import DockerVolumes, engine_mounts, host_paths, volume_ids, writable_paths
-from .watch import Watch, engine_life
+from .volumes import DockerVolumes
+from .watch import Watch
 
 MIB = 1024 * 1024
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more of them only hold each other up

@@ -9,8 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from ..runtime import BoxRef
-from ..usage import BootTiming, Usage
+from ..runtime import BootTiming, BoxRef, Usage
 from .engine import Engine, engine_errors
 
 SAMPLE_SECONDS = 1.0

@@ -7,11 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from ...errors import InvalidStateError, NotFoundError
-from ..runtime import Mount, Owner, Volume
+from ..runtime import Owner, Volume
 from .engine import Engine, engine_errors
-from .labels import CLUSTER_LABEL, WORKER_LABEL, owned_by
-
-VOLUME_LABEL = "boxlite.volume"
+from .labels import CLUSTER_LABEL, VOLUME_LABEL, WORKER_LABEL, owned_by, volume_name
 
 
 class DockerVolumes:
@@ -25,7 +23,7 @@ class DockerVolumes:
         labels = {**self._labels(), VOLUME_LABEL: volume_id}
         with engine_errors(f"volume {volume_id} cannot be created"):
             # Of one that exists the engine answers what it is, with the labels it was made with.
-            made = self._engine.api.create_volume(_name(volume_id), labels=labels)
+            made = self._engine.api.create_volume(volume_name(volume_id), labels=labels)
         if not self._is_ours(made):
             raise InvalidStateError(f"volume {volume_id} belongs to another worker")
         return _volume(made)
@@ -34,7 +32,7 @@ class DockerVolumes:
         try:
             self._find(volume_id)
             with engine_errors(f"volume {volume_id} cannot be removed"):
-                self._engine.api.remove_volume(_name(volume_id))
+                self._engine.api.remove_volume(volume_name(volume_id))
         except NotFoundError:
             pass
 
@@ -57,7 +55,7 @@ class DockerVolumes:
 
     def _find(self, volume_id: str) -> dict[str, Any]:
         with engine_errors(f"volume {volume_id}"):
-            found = dict(self._engine.api.inspect_volume(_name(volume_id)))
+            found = dict(self._engine.api.inspect_volume(volume_name(volume_id)))
         if not self._is_ours(found):
             raise NotFoundError(f"volume {volume_id} is not on this worker")
         return found
@@ -68,43 +66,6 @@ class DockerVolumes:
     def _labels(self) -> dict[str, str]:
         owner = self._owner()
         return {CLUSTER_LABEL: owner.cluster_id, WORKER_LABEL: owner.worker_id}
-
-
-def engine_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
-    """As the engine takes them: unlike its older `Binds`, this form never makes a missing host path."""
-    return [
-        {
-            "Type": "volume" if mount.volume_id else "bind",
-            "Source": _name(mount.volume_id) if mount.volume_id else mount.host_path,
-            "Target": mount.guest_path,
-            "ReadOnly": mount.read_only,
-        }
-        for mount in mounts
-    ]
-
-
-def host_paths(container: dict[str, Any]) -> list[str]:
-    """The paths of the host that a container mounts."""
-    return _sources(container, "bind")
-
-
-def writable_paths(listed: Iterable[dict[str, Any]]) -> set[str]:
-    """The paths of the host that listed containers, whoever made them, can write in."""
-    mounts = [mount for container in listed for mount in container["Mounts"]]
-    return {mount["Source"] for mount in mounts if mount["Type"] == "bind" and mount["RW"]}
-
-
-def volume_ids(container: dict[str, Any]) -> list[str]:
-    """The volumes that a container mounts."""
-    return [name.removeprefix(_name("")) for name in _sources(container, "volume")]
-
-
-def _sources(container: dict[str, Any], kind: str) -> list[str]:
-    return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]
-
-
-def _name(volume_id: str) -> str:
-    return f"boxlite-{volume_id}"
 
 
 def _volume(found: dict[str, Any]) -> Volume:

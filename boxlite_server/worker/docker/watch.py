@@ -8,20 +8,13 @@ kernel's own kills, for want of memory, are not among them.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from ...errors import NotFoundError
 from ..runtime import BoxState, Owner
 from .engine import Engine, engine_errors
 from .labels import WORKER_LABEL
@@ -198,33 +191,3 @@ class Watch:
         self._ends.pop(container_id, None)
         for key in [key for key, count in self._signals.items() if key[0] == container_id or count <= 0]:
             del self._signals[key]
-
-
-def engine_life(engine: Engine) -> str:
-    """Differs after each start of the engine and of its host, and at no other time.
-
-    The engine makes its default network anew whenever it starts without running containers. Where it has none
-    (`--bridge=none`), it is known by its process, as long as the worker sees that.
-    """
-    try:
-        with engine_errors("cannot ask the engine for its network"):
-            made = str(engine.api.inspect_network("bridge")["Created"])
-    except NotFoundError:
-        made = _process_behind(engine.socket_path)
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
-
-
-def _process_behind(socket_path: str | None) -> str:
-    """Who listens at a Unix socket: its pid and when it started."""
-    with suppress(OSError, IndexError):
-        if socket_path:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(5)
-                connection.connect(socket_path)
-                size = struct.calcsize("3i")
-                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            pid = struct.unpack("3i", credentials)[0]
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return f"{pid} {fields[19]} of {os.uname().nodename}"
-    return ""

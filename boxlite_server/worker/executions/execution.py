@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ...errors import BoxliteError, InvalidStateError
-from ..runtime import GONE_EXIT_CODE, BoxRef, Process
-from ..usage import Tally
+from ..commands import GONE_EXIT_CODE, Process
+from ..runtime import BoxRef
 from .output_log import OutputLog
+from .tally import Tally
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import InvalidStateError, NotFoundError
-from ..runtime import GONE_EXIT_CODE, BoxRef, BoxRuntime, BoxStatus, Process
+from ..commands import GONE_EXIT_CODE, Process
+from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .execution import ExecutionState, ExecutionStatus
 from .journal import Record
 

@@ -24,12 +24,13 @@ from pathlib import Path
 from ... import ids
 from ...errors import BoxliteError, ExecutionError, InvalidStateError, NotFoundError, ResourceExhaustedError
 from ...rpc import MAX_EXECUTIONS
-from ..runtime import BoxRef, BoxRuntime, BoxStatus, ExecSpec, Process
-from ..usage import Tally
+from ..commands import ExecSpec, Process
+from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .execution import Delivered, Ended, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog
 from .recovery import GAP, Bygone, Remains, find_again, remembered
+from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill to giving up on the end of output

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..._gen import worker_pb2 as pb
 from ...errors import InvalidArgumentError
+from ..commands import STDERR, STDOUT
 from ..executions.execution import Ended, ExecutionState, ExecutionStatus
 from ..executions.output_log import Chunk, Dropped, Gap
+from ..executions.tally import Counts
 from ..runtime import (
-    STDERR,
-    STDOUT,
     BoxRef,
     BoxSpec,
     BoxState,
@@ -18,9 +18,9 @@ from ..runtime import (
     PortMapping,
     PullProgress,
     Settings,
+    Usage,
     Volume,
 )
-from ..usage import Counts, Usage
 
 _BOX_STATUS = {
     BoxStatus.CONFIGURED: pb.BOX_STATUS_CONFIGURED,

@@ -16,10 +16,11 @@ from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, EngineError, InvalidArgumentError, ResourceExhaustedError
+from ..commands import ExecSpec
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..files.transfer import Files
-from ..runtime import BoxRef, BoxRuntime, ExecSpec
+from ..runtime import BoxRef, BoxRuntime
 from . import messages
 from .incoming import Upload, imported
 from .order import BoxOrder
