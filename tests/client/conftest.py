@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_server import FakeServer
+from support.fake_server import FakeServer
 
 from boxlite_server.client import cli, stream
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import BOX, EXECUTION, FakeServer, Script, Socket, error
+from support.fake_server import BOX, EXECUTION, FakeServer, Script, Socket, error
 
 from boxlite_server.client import stream
 

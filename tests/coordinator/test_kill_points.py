@@ -15,11 +15,11 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pytest
-from fake_runtime import IMAGE
 from simulation.cluster import Cluster, Coordinator, simulate
 from simulation.life import Dead
 from simulation.truth import Truth
 from simulation.wires import Fault
+from support.fake_runtime import IMAGE
 
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core

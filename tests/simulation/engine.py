@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fake_runtime import FakeBox, FakeRuntime
+from support.fake_runtime import FakeBox, FakeRuntime
 
 from boxlite_server.errors import InvalidStateError
 from boxlite_server.worker.commands import ExecSpec

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fake_runtime import IMAGE
+from support.fake_runtime import IMAGE
 
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import docker
-import fake_runtime
 import pytest
-from calls import EPOCH, SECRET, Client, create_request, service_of
-from fake_runtime import FakeRuntime
-from sites import Site, docker_site, policy
+from support import fake_runtime
+from support.calls import EPOCH, SECRET, Client, create_request, service_of
+from support.fake_runtime import FakeRuntime
+from support.sites import Site, docker_site, policy
 
 from boxlite_server import ids
 from boxlite_server._gen import worker_pb2 as pb

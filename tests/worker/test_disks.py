@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 
 import pytest
-from sites import Site, collect
+from support.sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import InvalidArgumentError, InvalidStateError, NotFoundError, StoppedError

@@ -16,7 +16,7 @@ from typing import Any
 
 import docker
 import pytest
-from sites import Site, collect
+from support.sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.worker.commands import ExecSpec

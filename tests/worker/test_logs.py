@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sites import Site, in_thread
+from support.sites import Site, in_thread
 
 from boxlite_server.errors import NotFoundError
 from boxlite_server.worker.commands import LogReader

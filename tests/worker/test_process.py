@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from sites import Site, collect, in_thread
+from support.sites import Site, collect, in_thread
 
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError, StoppedError
 from boxlite_server.worker.commands import ExecSpec, Process

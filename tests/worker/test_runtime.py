@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from sites import Site, collect
+from support.sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import (

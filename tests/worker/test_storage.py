@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sites import Site
+from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import (

@@ -14,7 +14,7 @@ from boxlite_server.errors import InvalidArgumentError, InvalidStateError, NotFo
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, Settings, SnapshotSize
 
 if TYPE_CHECKING:
-    from fake_runtime import FakeRuntime
+    from support.fake_runtime import FakeRuntime
 
 
 class FakeDisks:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sites import Site, abandon, collect, in_thread
+from support.sites import Site, abandon, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, NotFoundError

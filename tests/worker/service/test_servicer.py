@@ -10,9 +10,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from calls import EPOCH, SECRET, Client, create_request, execute, refusal, service_of
-from fake_runtime import PULLABLE_IMAGE
-from sites import Site, in_thread
+from support.calls import EPOCH, SECRET, Client, create_request, execute, refusal, service_of
+from support.fake_runtime import PULLABLE_IMAGE
+from support.sites import Site, in_thread
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fake_server import FakeServer, error
+from support.fake_server import FakeServer, error
 
 Boxlite = Callable[..., int]
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from sites import in_thread
+from support.sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
 from boxlite_server.worker.commands import ExecSpec

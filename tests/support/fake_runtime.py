@@ -14,11 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fake_disks import FakeDisks
-from fake_files import FakeFiles
-from fake_process import FakeAdopted, FakeProcess
-from fake_storage import FakeImages, FakePorts, FakeVolumes
-
 from boxlite_server.errors import (
     EngineError,
     ExecutionError,
@@ -30,6 +25,10 @@ from boxlite_server.errors import (
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import BootTiming, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, PortMapping, Usage
+from support.fake_disks import FakeDisks
+from support.fake_files import FakeFiles
+from support.fake_process import FakeAdopted, FakeProcess
+from support.fake_storage import FakeImages, FakePorts, FakeVolumes
 
 IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
-from sites import Site, collect
+from support.sites import Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sites import Site
+from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.worker.commands import ExecSpec

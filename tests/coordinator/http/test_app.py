@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support.cluster import Cluster
 
-SPEC = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
+SPEC = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text())
 EMPTY_PAGE = {"boxes": [], "next_page_token": None}
 JSON = {"Content-Type": "application/json"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sites import Site
+from support.sites import Site
 
 from boxlite_server.errors import (
     AlreadyExistsError,

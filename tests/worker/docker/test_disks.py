@@ -7,7 +7,7 @@ from typing import Any
 
 import docker
 import pytest
-from sites import Site
+from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sites import in_thread
+from support.sites import in_thread
 
 from boxlite_server.errors import InvalidArgumentError
 from boxlite_server.worker.commands import STDERR, STDOUT

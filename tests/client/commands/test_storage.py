@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from fake_server import BOX, FakeServer, error
+from support.fake_server import BOX, FakeServer, error
 
 Boxlite = Callable[..., int]
 Capture = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sites import Site, in_thread
+from support.sites import Site, in_thread
 
 from boxlite_server.errors import AlreadyExistsError, EngineError, InvalidArgumentError
 from boxlite_server.worker.membership import registration as registration_module

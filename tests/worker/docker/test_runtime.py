@@ -13,7 +13,7 @@ from typing import Any
 
 import docker
 import pytest
-from sites import Site, collect, in_thread
+from support.sites import Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError

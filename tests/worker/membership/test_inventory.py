@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from sites import Site
+from support.sites import Site
 
 from boxlite_server.errors import EngineError
 from boxlite_server.worker.membership.inventory import Stocktaking

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sites import Site, in_thread
+from support.sites import Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ResourceExhaustedError

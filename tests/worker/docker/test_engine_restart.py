@@ -9,8 +9,8 @@ from pathlib import Path
 
 import docker
 import pytest
-from sites import Site, collect, in_thread
 from support.engines import PrivateEngine, private_engine
+from support.sites import Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError

@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from sites import Site
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
@@ -16,6 +15,7 @@ from boxlite_server.worker.executions.registry import Executions
 from boxlite_server.worker.files.spool import Spool
 from boxlite_server.worker.files.transfer import Files
 from boxlite_server.worker.service.servicer import WorkerService
+from support.sites import Site
 
 SECRET = "a secret"
 EPOCH = "an epoch"

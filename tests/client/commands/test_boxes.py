@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from fake_server import BOX, FakeServer, error
+from support.fake_server import BOX, FakeServer, error
 
 from boxlite_server.client.commands import stats
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from calls import SECRET, Client, create_request, refusal
-from sites import Site
+from support.calls import SECRET, Client, create_request, refusal
+from support.sites import Site
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb

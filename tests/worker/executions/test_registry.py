@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sites import Site, in_thread
+from support.sites import Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import (
