@@ -11,15 +11,22 @@ from pathlib import Path
 from .. import ids
 from .auth import Authenticator
 from .control.lifetimes import Lifetimes
-from .control.reconcile import ORPHAN_GRACE_SECONDS, Reconciler
+from .control.orphans import ORPHAN_GRACE_SECONDS, Orphans
+from .control.reconcile import Reconciler
+from .control.restarts import Restarts
 from .domain.archives import Archives
 from .domain.boxes import Boxes
+from .domain.creating import Creation
 from .domain.deadlines import Schedule
 from .domain.executions import RECONNECT_GRACE, Executions
 from .domain.files import Files
 from .domain.images import Images
+from .domain.metrics import Metrics
+from .domain.observing import Observer
 from .domain.snapshots import Snapshots
+from .domain.turns import Turns
 from .domain.volumes import Volumes
+from .fleet.calls import Calls
 from .fleet.link import Connect, GrpcLink
 from .fleet.registry import Fleet
 from .leases import Leases
@@ -34,6 +41,10 @@ class Core:
     store: Store
     leases: Leases
     fleet: Fleet
+    calls: Calls
+    turns: Turns
+    observer: Observer
+    creation: Creation
     boxes: Boxes
     images: Images
     volumes: Volumes
@@ -43,6 +54,7 @@ class Core:
     lifetimes: Lifetimes
     snapshots: Snapshots
     archives: Archives
+    metrics: Metrics
     reconciler: Reconciler
     policy: Policy
     clock: Callable[[], float]
@@ -87,25 +99,45 @@ class Core:
     ) -> Core:
         """Build the parts over an open database."""
         leases = Leases(store, clock, holder=ids.new_id())
-        fleet = Fleet(store, clock, connect)
-        volumes = Volumes(store, fleet, leases, clock)
+        fleet = Fleet(store, clock)
+        calls = Calls(fleet, connect)
+        volumes = Volumes(store, fleet, calls, leases, clock)
         schedule = Schedule(store, leases, clock)
-        boxes = Boxes(store, fleet, volumes, schedule, leases, policy, clock)
-        snapshots = Snapshots(store, fleet, boxes, clock)
+        turns = Turns(store, fleet, schedule, leases, clock)
+        observer = Observer(store, fleet, calls, turns, clock)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, policy, clock)
+        boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
+        snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         return cls(
             store=store,
             leases=leases,
             fleet=fleet,
+            calls=calls,
+            turns=turns,
+            observer=observer,
+            creation=creation,
             boxes=boxes,
-            images=Images(store, fleet),
+            images=Images(store, fleet, calls),
             volumes=volumes,
-            executions=Executions(store, boxes, fleet, schedule, leases, reconnect_grace),
-            files=Files(boxes, fleet, schedule),
+            executions=Executions(store, calls, turns, observer, boxes, schedule, leases, reconnect_grace),
+            files=Files(turns, calls, schedule),
             schedule=schedule,
-            lifetimes=Lifetimes(store, schedule, boxes, fleet, clock),
-            reconciler=Reconciler(store, fleet, boxes, snapshots, volumes, clock, orphan_grace=orphan_grace),
+            lifetimes=Lifetimes(store, fleet, calls, schedule, boxes, clock),
             snapshots=snapshots,
-            archives=Archives(boxes, fleet, policy, clock),
+            archives=Archives(turns, creation, calls, policy, clock),
+            metrics=Metrics(turns, calls),
+            reconciler=Reconciler(
+                store,
+                fleet,
+                calls,
+                turns,
+                observer,
+                snapshots,
+                volumes,
+                Orphans(store, calls, turns, clock, grace=orphan_grace),
+                Restarts(boxes, observer, clock),
+                clock,
+            ),
             policy=policy,
             clock=clock,
             authenticator=Authenticator(api_key, clock),
@@ -121,5 +153,5 @@ class Core:
         await self.lifetimes.close()
         await self.reconciler.close()
         await self.leases.close()
-        await self.fleet.close()
+        await self.calls.close()
         await self.store.close()

@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 
 from .. import errors
 from .limits import PATIENCE_SECONDS
+from .loops import Loop
 from .store import Store, Tables
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Leases:
         self._none_held = asyncio.Event()
         self._none_held.set()
         self._sharers: Counter[str] = Counter()
-        self._keeper: asyncio.Task[None] | None = None
+        self._loop = Loop("the leases cannot be renewed", self._renew_held, retry=RETRY_SECONDS)
         self._closed = False
 
     # ---- having ---------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class Leases:
     # ---- keeping --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep())
+        self._loop.start(after=RENEW_SECONDS)
 
     async def close(self) -> None:
         """Take no more, and give back all: at the end of who has them, or after some seconds without it. What
@@ -150,9 +151,7 @@ class Leases:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._none_held.wait()
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._loop.close()
         for name in list(self._held):
             await self._release(name)
 
@@ -167,17 +166,10 @@ class Leases:
                 log.warning("lease %s has run out, and is another coordinator's now", lease.name)
                 lease.lost.set()
 
-    async def _keep(self) -> None:
-        pause = RENEW_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                if self._held:
-                    await self.renew()
-                pause = RENEW_SECONDS
-            except errors.DatabaseError as exc:
-                log.warning("the leases cannot be renewed, trying again: %s", exc)
-                pause = RETRY_SECONDS
+    async def _renew_held(self) -> float:
+        if self._held:
+            await self.renew()
+        return RENEW_SECONDS
 
     # ---- rows -----------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import uvicorn
 
 from .. import errors
 from ..formats import in_url
-from .control.reconcile import ORPHAN_GRACE_SECONDS
+from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
 from .http.app import create_app

@@ -58,7 +58,7 @@ async def _once(core: Core, key: str, operation: Callable[[str], Any]) -> Any:
 
 
 def _create(core: Core, archive: bytes) -> Any:
-    return _once(core, "create", lambda key: core.boxes.create(PREFIX, _request(NAME), request_key=key))
+    return _once(core, "create", lambda key: core.creation.create(PREFIX, _request(NAME), request_key=key))
 
 
 def _snapshot(core: Core, archive: bytes) -> Any:
@@ -171,7 +171,7 @@ class Site:
     async def prepare(self, kind: Kind) -> None:
         self.coordinator.life.kill()
         await self.cluster.start_coordinator(self._on_step)
-        await self.coordinator.run(lambda core: core.boxes.create(PREFIX, _request("bystander")))
+        await self.coordinator.run(lambda core: core.creation.create(PREFIX, _request("bystander")))
         await self.coordinator.run(lambda core: core.boxes.start(PREFIX, "bystander"))
         self._archive = await self.coordinator.run(self._export)
         for name in kind.before:

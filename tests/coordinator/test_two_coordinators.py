@@ -42,12 +42,15 @@ class FakeWorker:
             gate[0].set()
             await gate[1].wait()
 
-    async def call(self, worker_id: str, method: str, request: Any, *, timeout: float) -> Any:
+    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
         self.calls.append(method)
         await self._pass(method, "before")
         answer = self._answer(method, request)
         await self._pass(method, "after")
         return answer
+
+    async def close(self) -> None:
+        pass
 
     def _answer(self, method: str, request: Any) -> Any:
         if method in ("CreateVolume", "RemoveVolume"):
@@ -81,9 +84,7 @@ class Site:
         self.one, self.two = self._coordinator(one), self._coordinator(two)
 
     def _coordinator(self, store: Store) -> Core:
-        core = Core.over(store, None, clock=lambda: self.now)
-        core.fleet.call = self.worker.call  # type: ignore[method-assign]
-        return core
+        return Core.over(store, None, clock=lambda: self.now, connect=lambda row: self.worker)
 
     async def pass_time(self, seconds: float) -> None:
         """The worker goes on beating."""
@@ -130,7 +131,7 @@ def tell(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Story], No
 def test_of_two_boxes_with_one_name_one_is_made(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
         results = await asyncio.gather(
-            *(core.boxes.create(P, {"name": "web"}) for core in (site.one, site.two)), return_exceptions=True
+            *(core.creation.create(P, {"name": "web"}) for core in (site.one, site.two)), return_exceptions=True
         )
         assert sorted(type(result).__name__ for result in results) == ["AlreadyExistsError", "Box"]
         assert site.worker.made == 1
@@ -140,26 +141,26 @@ def test_of_two_boxes_with_one_name_one_is_made(tell: Callable[[Story], None]) -
 
 def test_operations_on_a_box_come_in_turn(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         await site.one.boxes.start(P, box.id)
         begun, go = site.worker.hold("StopBox")
         stopping = asyncio.create_task(site.one.boxes.stop(P, box.id, None))
         await begun.wait()
-        assert await site.two.boxes.is_busy(box.id)
+        assert await site.two.turns.is_busy(box.id)
         starting = asyncio.create_task(site.two.boxes.start(P, box.id))
         await asyncio.wait([starting], timeout=0.1)
         assert site.worker.calls[-1] == "StopBox"
         go.set()
         assert (await stopping).status == "stopped"
         assert (await starting).status == "running"
-        assert not await site.two.boxes.is_busy(box.id)
+        assert not await site.two.turns.is_busy(box.id)
 
     tell(story)
 
 
 def test_one_that_was_held_up_writes_nothing_after_another_took_over(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         begun, go = site.worker.hold("StartBox")
         starting = asyncio.create_task(site.one.boxes.start(P, box.id))
         await begun.wait()
@@ -178,7 +179,7 @@ def test_two_boxes_cannot_take_the_same_room_again(tell: Callable[[Story], None]
     async def story(site: Site) -> None:
         made = []
         for _ in range(2):
-            box = await site.one.boxes.create(P, {"memory_mib": 6000})
+            box = await site.one.creation.create(P, {"memory_mib": 6000})
             await site.one.boxes.start(P, box.id)
             made.append(await site.one.boxes.stop(P, box.id, None))
         starts = [core.boxes.start(P, box.id) for core, box in zip((site.one, site.two), made, strict=True)]
@@ -194,12 +195,12 @@ def test_two_boxes_cannot_take_the_same_room_again(tell: Callable[[Story], None]
 def test_a_box_that_was_made_before_a_crash_is_found_by_its_key(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
         request = {"name": "web", "env": {"A": "1"}, "ports": [{"guest_port": 80}], "labels": {"a": "b"}}
-        box = await site.one.boxes.create(P, request, request_key=KEY)
-        assert await site.two.boxes.create(P, request, request_key=KEY) == box
+        box = await site.one.creation.create(P, request, request_key=KEY)
+        assert await site.two.creation.create(P, request, request_key=KEY) == box
         with pytest.raises(errors.KeyReusedError):
-            await site.two.boxes.create(P, {**request, "env": {}}, request_key=KEY)
+            await site.two.creation.create(P, {**request, "env": {}}, request_key=KEY)
         with pytest.raises(errors.AlreadyExistsError):
-            await site.two.boxes.create(P, request, request_key="another")
+            await site.two.creation.create(P, request, request_key="another")
         assert site.worker.made == 1
 
     tell(story)
@@ -209,8 +210,8 @@ def test_a_box_with_volumes_is_found_by_its_key(tell: Callable[[Story], None]) -
     async def story(site: Site) -> None:
         await site.one.volumes.create(P, "data")
         request = {"volumes": [{"managed_volume": "data", "guest_path": "/d"}]}
-        box = await site.one.boxes.create(P, request, request_key=KEY)
-        assert await site.two.boxes.create(P, request, request_key=KEY) == box
+        box = await site.one.creation.create(P, request, request_key=KEY)
+        assert await site.two.creation.create(P, request, request_key=KEY) == box
 
     tell(story)
 
@@ -219,10 +220,10 @@ def test_a_box_with_volumes_is_found_by_its_key(tell: Callable[[Story], None]) -
 def test_a_box_that_a_crash_left_half_made_is_made_once(tell: Callable[[Story], None], after: bool) -> None:
     async def story(site: Site) -> None:
         begun, go = site.worker.hold("CreateBox", after=after)
-        first = asyncio.create_task(site.one.boxes.create(P, {}, request_key=KEY))
+        first = asyncio.create_task(site.one.creation.create(P, {}, request_key=KEY))
         await begun.wait()
         await site.pass_time(TTL_SECONDS)
-        box = await site.two.boxes.create(P, {}, request_key=KEY)
+        box = await site.two.creation.create(P, {}, request_key=KEY)
         assert box.status == "configured"
         assert await site.boxes() == 1
         if after:
@@ -240,7 +241,7 @@ def test_two_attempts_at_once_make_one_box(tell: Callable[[Story], None]) -> Non
     """As it must not be while the key's lease holds: then the row of the first one stands."""
 
     async def story(site: Site) -> None:
-        attempts = [core.boxes.create(P, {}, request_key=KEY) for core in (site.one, site.two)]
+        attempts = [core.creation.create(P, {}, request_key=KEY) for core in (site.one, site.two)]
         results = await asyncio.gather(*attempts, return_exceptions=True)
         boxes = [result for result in results if not isinstance(result, BaseException)]
         assert len({box.id for box in boxes}) == 1
@@ -252,12 +253,12 @@ def test_two_attempts_at_once_make_one_box(tell: Callable[[Story], None]) -> Non
 
 def test_a_key_is_free_again_after_a_day(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        old = await site.one.boxes.create(P, {}, request_key=KEY)
+        old = await site.one.creation.create(P, {}, request_key=KEY)
         old_volume = await site.one.volumes.create(P, None, request_key=KEY)
         await site.pass_time(REQUEST_SECONDS)
-        new = await site.one.boxes.create(P, {"cpus": 2}, request_key=KEY)
+        new = await site.one.creation.create(P, {"cpus": 2}, request_key=KEY)
         assert new.id != old.id
-        assert await site.two.boxes.create(P, {"cpus": 2}, request_key=KEY) == new
+        assert await site.two.creation.create(P, {"cpus": 2}, request_key=KEY) == new
         assert (await site.one.volumes.create(P, None, request_key=KEY)).id != old_volume.id
 
     tell(story)
@@ -266,15 +267,15 @@ def test_a_key_is_free_again_after_a_day(tell: Callable[[Story], None]) -> None:
 def test_a_create_that_is_broken_off_leaves_its_row(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
         begun, _ = site.worker.hold("CreateBox", after=True)
-        first = asyncio.create_task(site.one.boxes.create(P, {"name": "web"}, request_key=KEY))
+        first = asyncio.create_task(site.one.creation.create(P, {"name": "web"}, request_key=KEY))
         await begun.wait()
         first.cancel()
         await asyncio.wait([first])
         (left,) = (await site.store.list_boxes(P)).boxes
         assert left.status == "creating"
-        assert not await site.two.boxes.is_busy(left.id)
-        await site.two.boxes.refresh(left.id)  # as with the next heartbeat
-        assert (await site.two.boxes.create(P, {"name": "web"}, request_key=KEY)).id == left.id
+        assert not await site.two.turns.is_busy(left.id)
+        await site.two.observer.refresh(left.id)  # as with the next heartbeat
+        assert (await site.two.creation.create(P, {"name": "web"}, request_key=KEY)).id == left.id
         assert (await site.two.boxes.get(P, left.id)).status == "configured"
 
     tell(story)
@@ -282,7 +283,7 @@ def test_a_create_that_is_broken_off_leaves_its_row(tell: Callable[[Story], None
 
 def test_a_clone_is_made_once(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        source = await site.one.boxes.create(P, {})
+        source = await site.one.creation.create(P, {})
         clone = await site.one.snapshots.clone(P, source.id, "k", request_key=KEY)
         assert await site.two.snapshots.clone(P, source.id, "k", request_key=KEY) == clone
         with pytest.raises(errors.KeyReusedError):
@@ -310,7 +311,7 @@ def test_a_volume_is_made_once(tell: Callable[[Story], None]) -> None:
 
 def test_a_command_is_started_once(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         request = {"command": "true", "args": ["a"]}
 
         async def start(core: Core, **fields: Any) -> str:
@@ -328,7 +329,7 @@ def test_a_command_is_started_once(tell: Callable[[Story], None]) -> None:
 
 def test_a_snapshot_is_made_once(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         snapshot = await site.one.snapshots.create(P, box.id, "s", request_key=KEY)
         assert await site.two.snapshots.create(P, box.id, "s", request_key=KEY) == snapshot
         with pytest.raises(errors.AlreadyExistsError):
@@ -381,7 +382,7 @@ def test_one_key_at_both(tell: Callable[[Story], None], path: str, body: bytes) 
     """Over HTTP: one execution and one answer; and after a crash that lost the answer, the same thing again."""
 
     async def story(site: Site) -> None:
-        await site.one.boxes.create(P, {"name": "source"})
+        await site.one.creation.create(P, {"name": "source"})
         apps = [create_app(core) for core in (site.one, site.two)]
         method = {"boxes": "CreateBox", "volumes": "CreateVolume"}.get(path, "CloneBox")
         begun, go = site.worker.hold(method)
@@ -423,7 +424,7 @@ def test_a_crash_frees_the_key(tell: Callable[[Story], None]) -> None:
 
 def test_a_box_in_use_at_the_one_is_not_stopped_by_the_other(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {"auto_stop": 10})
+        box = await site.one.creation.create(P, {"auto_stop": 10})
         box = await site.one.boxes.start(P, box.id)
         async with site.one.schedule.use(box):
             assert await site.two.schedule.is_used(box.id)
@@ -448,7 +449,7 @@ async def look(core: Core) -> None:
 
 def test_boxes_without_lifetimes_cost_no_lease(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         async with site.one.schedule.use(box):
             assert not await site.store.is_leased("use/", site.now)
 
@@ -493,7 +494,7 @@ def test_a_volume_that_the_one_makes_is_not_removed_by_the_other(tell: Callable[
 
 def test_closing_one_leaves_nothing_locked(tell: Callable[[Story], None]) -> None:
     async def story(site: Site) -> None:
-        box = await site.one.boxes.create(P, {})
+        box = await site.one.creation.create(P, {})
         begun, _ = site.worker.hold("StartBox")
         starting = asyncio.create_task(site.one.boxes.start(P, box.id))
         await begun.wait()

@@ -84,7 +84,7 @@ class Story:
 
         async def operation(core: Core) -> Any:
             async with core.leases.hold(f"key/{key}", "this key"):
-                return await core.boxes.create(PREFIX, request, request_key=key)
+                return await core.creation.create(PREFIX, request, request_key=key)
 
         self._make(claim, operation)
 

@@ -153,7 +153,7 @@ class FakeFleet:
         return answer
 
     async def create(self, **fields: Any) -> Any:
-        return await self.core.boxes.create("default", {"image": "alpine", "memory_mib": 128, **fields})
+        return await self.core.creation.create("default", {"image": "alpine", "memory_mib": 128, **fields})
 
 
 def id_of(name: str) -> str:

@@ -1,76 +1,78 @@
-"""Boxes that are stopped and removed without being asked: when they are idle, and when they were stopped long ago.
+"""Stops boxes that are idle, and removes boxes that were stopped long ago.
 
-The deadlines are rows, not timers: they outlive the process, and one that passed meanwhile is due at the next
-start. A deadline is a reason to look, never an order. What really is the case is asked under the box's lock:
-of the coordinators, for who uses the box through them, and at the worker, for commands that nobody watches.
+The deadlines are rows, not timers: they outlive the process, and a deadline that passed meanwhile is due at the next
+start. A deadline is a reason to look, never an order. Whether the box may be stopped or removed is decided in the
+box's turn: the coordinators say whether somebody uses the box, and the worker whether commands run that nobody
+watches.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Callable
 
 from ... import errors
-from ..._gen import worker_pb2 as pb
 from ..domain.boxes import Boxes
 from ..domain.deadlines import Schedule
 from ..domain.turns import ref
+from ..fleet.calls import Calls
 from ..fleet.registry import Fleet
-from ..limits import CALL_SECONDS
+from ..loops import Loop, Tasks
 from ..store import Box, Store
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # a worker that was restarted is back by then
-LONGEST_SLEEP = 60.0  # the wall clock may be set
+LONGEST_SLEEP = 60.0  # somebody may set the wall clock
 MAX_AT_ONCE = 16
-LEASES_SECONDS = 3600.0  # those that ran out so long ago are nobody's
+LEASES_SECONDS = 3600.0  # a lease that ran out so long ago is nobody's
 
 
 class Lifetimes:
-    """The one task that keeps the deadlines; `clock` gives Unix seconds."""
+    """Acts on boxes whose deadline has passed; `clock` gives Unix seconds."""
 
     def __init__(
-        self, store: Store, schedule: Schedule, boxes: Boxes, fleet: Fleet, clock: Callable[[], float]
+        self,
+        store: Store,
+        fleet: Fleet,
+        calls: Calls,
+        schedule: Schedule,
+        boxes: Boxes,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._fleet = fleet
+        self._calls = calls
         self._schedule = schedule
         self._boxes = boxes
-        self._fleet = fleet
         self._clock = clock
-        self._keeper: asyncio.Task[None] | None = None
-        self._acts: dict[str, asyncio.Task[None]] = {}  # by box id
+        self._loop = Loop("the deadlines cannot be read", self._look_again, retry=RETRY_SECONDS, sleep=self._sleep)
+        self._tasks = Tasks()  # by box id
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep())
+        self._loop.start()
 
     async def close(self) -> None:
-        tasks = [*self._acts.values(), *([self._keeper] if self._keeper else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.close()
+        await self._tasks.close()
 
-    async def _keep(self) -> None:
-        while True:
-            try:
-                wakes_at = await self.look()
-            except errors.BoxliteError as exc:
-                log.error("the deadlines cannot be read, trying again: %s", exc)
-                wakes_at = self._clock() + RETRY_SECONDS
-            await self._schedule.sleep_until(wakes_at)
+    async def _look_again(self) -> float:
+        return await self.look() - self._clock()
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._schedule.sleep_until(self._clock() + seconds)
 
     async def look(self) -> float:
-        """Begin with what is due; the time of the next look."""
+        """Begin with the boxes that are due; returns when to look again, in Unix seconds."""
         now = self._clock()
         await self._store.purge_answers(now)
         await self._store.purge_leases(now - LEASES_SECONDS)
         for box_id in await self._store.deadlines(now):
-            if box_id not in self._acts:
-                task = self._acts[box_id] = asyncio.create_task(self._act(box_id))
-                task.add_done_callback(lambda _, box_id=box_id: self._acts.pop(box_id))  # type: ignore[misc]
+            self._tasks.begin(box_id, functools.partial(self._act, box_id))
         return min(await self._store.next_deadline(now) or math.inf, now + LONGEST_SLEEP)
 
     async def _act(self, box_id: str) -> None:
@@ -92,7 +94,7 @@ class Lifetimes:
         if box is None:
             return
         if not self._fleet.is_reachable(await self._fleet.get(box.worker_id)):
-            return  # for as long as that lasts, without a word for each box and each time
+            return  # without a log line for each box and each try, for as long as that lasts
         if box.status == "running":
             await self._boxes.stop(box.prefix, box.id, None, unless=self._is_in_use)
         elif box.status == "stopped":
@@ -107,7 +109,7 @@ class Lifetimes:
             return True
         if await self._is_moved(box):
             return True
-        state: pb.Box = await self._fleet.call(box.worker_id, "GetBox", ref(box), timeout=CALL_SECONDS)
+        state = await self._calls.get_box(box.worker_id, ref(box))
         if state.live_executions or await self._schedule.is_used(box.id):
             await self._schedule.plan(box)
             return True

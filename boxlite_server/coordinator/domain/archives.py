@@ -15,13 +15,13 @@ from ... import errors, rpc, specs
 from ..._gen import worker_pb2 as pb
 from ...formats import timestamp
 from .. import schemas
-from ..fleet.registry import Fleet
-from ..limits import WORK_SECONDS, Policy
+from ..fleet.calls import Calls
+from ..limits import Policy
 from ..store import Box
 from . import archive_format, host_access
 from . import spec as boxspec
-from .boxes import Boxes
-from .turns import ref
+from .creating import Creation
+from .turns import Turns, ref
 
 _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
 
@@ -29,19 +29,22 @@ _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
 class Archives:
     """Over the boxes and the fleet; `clock` gives Unix seconds. Bytes are handed on, never gathered."""
 
-    def __init__(self, boxes: Boxes, fleet: Fleet, policy: Policy, clock: Callable[[], float]) -> None:
-        self._boxes = boxes
-        self._fleet = fleet
+    def __init__(
+        self, turns: Turns, creation: Creation, calls: Calls, policy: Policy, clock: Callable[[], float]
+    ) -> None:
+        self._turns = turns
+        self._creation = creation
+        self._calls = calls
         self._policy = policy
         self._clock = clock
 
     async def export(self, prefix: str, id_or_name: str) -> tuple[Box, AsyncGenerator[bytes, None]]:
         """The box and its archive, of this moment. A running box is paused until its disk is held; then the
         box may do as it likes while the archive is on its way."""
-        async with self._boxes.locked(prefix, id_or_name) as box:
-            chunks = self._fleet.stream(box.worker_id, "ExportBox", ref(box), idle=WORK_SECONDS)
+        async with self._turns.locked(prefix, id_or_name) as (box, worker):
+            chunks = self._calls.export_box(worker, ref(box))
             try:
-                first: pb.ExportChunk = await anext(chunks)
+                first = await anext(chunks)
             except errors.NotFoundError as exc:
                 raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
         manifest = {
@@ -62,7 +65,7 @@ class Archives:
         self, prefix: str, name: str | None, stream: AsyncIterator[bytes], *, request_key: str | None = None
     ) -> Box:
         """A box made of an archive, on the least loaded worker that has room, not started. With a `request_key`,
-        see `Boxes.made_before`.
+        see `Creation.made_before`.
 
         Raises InvalidArgumentError for what is no archive, or no whole one, and UnsupportedError for settings
         that this server does not take; nothing is left of the box then.
@@ -71,13 +74,13 @@ class Archives:
         manifest = await reader.manifest()
         spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
         settings = self._checked(manifest.get("settings"), "settings")
-        if left := await self._boxes.made_before(request_key, spec):
+        if left := await self._creation.made_before(request_key, spec):
             return left
-        async with self._boxes.being_made(prefix, spec, request_key=request_key) as (box, worker):
+        async with self._creation.being_made(prefix, spec, request_key=request_key) as (box, worker):
             whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
-            await self._fleet.send(worker.id, "ImportBox", first, _requests(reader), idle=WORK_SECONDS)
-        return await self._boxes.get(prefix, box.box_id)
+            await self._calls.import_box(worker.id, first, _requests(reader))
+        return await self._turns.get(prefix, box.box_id)
 
     def _checked(self, request: Any, where: str) -> dict[str, Any]:
         """As if a client had asked for it in `createBox`."""

@@ -13,15 +13,15 @@ from typing import Any
 
 from ... import errors, ids, rpc
 from ..._gen import worker_pb2 as pb
-from ..fleet.registry import Fleet
+from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
+from .observing import Observer
 from .spec import checked_env
-from .turns import ref
+from .turns import Turns, ref
 
-CALL_SECONDS = 30.0
 RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants
 
 
@@ -34,15 +34,19 @@ class Executions:
     def __init__(
         self,
         store: Store,
+        calls: Calls,
+        turns: Turns,
+        observer: Observer,
         boxes: Boxes,
-        fleet: Fleet,
         schedule: Schedule,
         leases: Leases,
         reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
         self._store = store
+        self._calls = calls
+        self._turns = turns
+        self._observer = observer
         self._boxes = boxes
-        self._fleet = fleet
         self._schedule = schedule
         self._leases = leases
         self._grace = reconnect_grace
@@ -71,7 +75,7 @@ class Executions:
             return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError):
             # It ended since it was last seen; what "stopped" means for this box is decided anew.
-            await self._boxes.refresh(box.id)
+            await self._observer.refresh(box.id)
             box = await self._boxes.ensure_running(prefix, box.id)
             return box, await self._start_in(box, execution_id, request, expects_reader)
 
@@ -95,7 +99,7 @@ class Executions:
         # Nothing may come between the caller's look at the box and this: an idle box may just be due.
         async with self._schedule.use(box):
             try:
-                execution: pb.Execution = await self._call(box, "StartExecution", message)
+                execution = await self._calls.start_execution(box.worker_id, message)
             except errors.ExecutionError:
                 await self._store.count(box.prefix, "exec_errors")
                 raise
@@ -104,31 +108,30 @@ class Executions:
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""
-        box = await self._boxes.get(prefix, id_or_name)
+        box = await self._turns.get(prefix, id_or_name)
         # The main command is the box's life: it is hung up only where the box belongs to its client.
         tied = box.spec["tty"] and not box.spec.get("detach", True)
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
-        return box, await self._call(box, "AttachBox", request)
+        return box, await self._calls.attach_box(box.worker_id, request)
 
     async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
         """Raises NotFoundError for an unknown one, and for one that ended more than some minutes ago."""
-        box = await self._boxes.get(prefix, id_or_name)
+        box = await self._turns.get(prefix, id_or_name)
         return box, await self.state(box, execution_id)
 
     async def state(self, box: Box, execution_id: str) -> pb.Execution:
-        execution: pb.Execution = await self._call(box, "GetExecution", _ref(box, execution_id))
-        return execution
+        return await self._calls.get_execution(box.worker_id, _ref(box, execution_id))
 
     async def kill(self, box: Box, execution_id: str) -> None:
-        await self._call(box, "KillExecution", _ref(box, execution_id))
+        await self._calls.kill_execution(box.worker_id, _ref(box, execution_id))
 
     async def signal(self, box: Box, execution_id: str, number: int) -> None:
         request = pb.SignalExecutionRequest(execution=_ref(box, execution_id), signal=number)
-        await self._call(box, "SignalExecution", request)
+        await self._calls.signal_execution(box.worker_id, request)
 
     async def resize(self, box: Box, execution_id: str, cols: int, rows: int) -> None:
         request = pb.ResizeExecutionRequest(execution=_ref(box, execution_id), cols=cols, rows=rows)
-        await self._call(box, "ResizeExecution", request)
+        await self._calls.resize_execution(box.worker_id, request)
 
     async def write(self, box: Box, execution_id: str, data: bytes, *, tries: int | None = None) -> None:
         """Hand all of `data` to the command, for as long as it takes the command to read it.
@@ -140,7 +143,7 @@ class Executions:
             rest, idle = chunk, 0
             while rest:
                 request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=rest)
-                answer = await self._call(box, "WriteInput", request)
+                answer = await self._calls.write_input(box.worker_id, request)
                 rest = rest[answer.accepted :]
                 idle = 0 if answer.accepted else idle + 1
                 if idle == tries:
@@ -148,12 +151,12 @@ class Executions:
 
     async def close_input(self, box: Box, execution_id: str) -> None:
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)
-        await self._call(box, "WriteInput", request)
+        await self._calls.write_input(box.worker_id, request)
 
     async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
         """Output from `position` on, and the end as the last event. Whoever reads uses the box."""
         request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
-        events = self._fleet.stream(box.worker_id, "ReadOutput", request)
+        events = self._calls.read_output(box.worker_id, request)
         async with self._schedule.use(box), aclosing(events):
             async for event in events:
                 yield event
@@ -162,17 +165,14 @@ class Executions:
         """What the box's main command has said in all its runs, the last `tail` lines of it (None: all), and
         with `follow` what it says until the box stops."""
         request = pb.ReadLogsRequest(box=ref(box), tail=tail, follow=follow)
-        async with aclosing(self._fleet.stream(box.worker_id, "ReadLogs", request)) as chunks:
+        async with aclosing(self._calls.read_logs(box.worker_id, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def confirm(self, box: Box, execution_id: str, delivered: pb.Delivered) -> None:
         """Have the worker remember what the attached client has."""
         request = pb.ConfirmOutputRequest(execution=_ref(box, execution_id), delivered=delivered)
-        await self._call(box, "ConfirmOutput", request)
-
-    async def _call(self, box: Box, method: str, request: Any) -> Any:
-        return await self._fleet.call(box.worker_id, method, request, timeout=CALL_SECONDS)
+        await self._calls.confirm_output(box.worker_id, request)
 
     # ---- attached clients -----------------------------------------------------------------------------
 

@@ -7,19 +7,17 @@ from contextlib import aclosing
 
 from ... import rpc
 from ..._gen import worker_pb2 as pb
-from ..fleet.registry import Fleet
-from ..limits import IDLE_SECONDS, WORK_SECONDS
-from .boxes import Boxes
+from ..fleet.calls import Calls
 from .deadlines import Schedule
-from .turns import ref
+from .turns import Turns, ref
 
 
 class Files:
     """The files of all boxes. Nothing is kept here: a chunk is held until the next hop has taken it."""
 
-    def __init__(self, boxes: Boxes, fleet: Fleet, schedule: Schedule) -> None:
-        self._boxes = boxes
-        self._fleet = fleet
+    def __init__(self, turns: Turns, calls: Calls, schedule: Schedule) -> None:
+        self._turns = turns
+        self._calls = calls
         self._schedule = schedule
 
     async def upload(
@@ -37,7 +35,7 @@ class Files:
         Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError where something is
         in the way, ResourceExhaustedError where a disk is full. Where `archive` raises, nothing is written.
         """
-        box = await self._boxes.get(prefix, id_or_name)
+        box = await self._turns.get(prefix, id_or_name)
         header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
 
         async def requests() -> AsyncIterator[pb.PutFilesRequest]:
@@ -47,17 +45,17 @@ class Files:
 
         async with self._schedule.use(box):
             first = pb.PutFilesRequest(header=header)
-            await self._fleet.send(box.worker_id, "PutFiles", first, requests(), idle=WORK_SECONDS)
+            await self._calls.put_files(box.worker_id, first, requests())
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
     ) -> tuple[bool, AsyncGenerator[bytes, None]]:
         """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError before the first byte."""
-        box = await self._boxes.get(prefix, id_or_name)
+        box = await self._turns.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
-        answers = self._fleet.stream(box.worker_id, "GetFiles", request, idle=IDLE_SECONDS)
+        answers = self._calls.get_files(box.worker_id, request)
         async with self._schedule.use(box):
-            first: pb.FilesChunk = await anext(answers)
+            first = await anext(answers)
 
         async def chunks() -> AsyncGenerator[bytes, None]:
             async with self._schedule.use(box), aclosing(answers):

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from ... import errors, references
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import TRY_ELSEWHERE
+from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.registry import Fleet
-from ..limits import ASK_SECONDS, IDLE_SECONDS, REMOVE_SECONDS
 from ..store import Store
 
 log = logging.getLogger(__name__)
@@ -64,9 +63,10 @@ class PullProgress(NamedTuple):
 class Images:
     """Questions and orders to the whole fleet about images."""
 
-    def __init__(self, store: Store, fleet: Fleet) -> None:
+    def __init__(self, store: Store, fleet: Fleet, calls: Calls) -> None:
         self._store = store
         self._fleet = fleet
+        self._calls = calls
 
     async def all(self) -> list[Image]:
         """All images, by name; one entry for each version of a name."""
@@ -107,7 +107,7 @@ class Images:
                 raise not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
             try:
-                events = self._fleet.stream(worker.id, "PullImage", request, idle=IDLE_SECONDS)
+                events = self._calls.pull_image(worker, request)
                 async with contextlib.aclosing(events):
                     async for event in events:
                         if event.HasField("image"):
@@ -132,9 +132,7 @@ class Images:
         orders = [(image.reference, worker_id) for image in found for worker_id in image.workers]
         results = await asyncio.gather(
             *(
-                self._fleet.call(
-                    worker_id, "RemoveImage", pb.RemoveImageRequest(reference=reference), timeout=REMOVE_SECONDS
-                )
+                self._calls.remove_image(worker_id, pb.RemoveImageRequest(reference=reference))
                 for reference, worker_id in orders
             ),
             return_exceptions=True,
@@ -148,7 +146,7 @@ class Images:
         workers = [c.worker for c in await self._fleet.candidates()]
         reachable = [worker for worker in workers if self._fleet.is_reachable(worker)]
         answers = await asyncio.gather(
-            *(self._fleet.call(w.id, "ListImages", pb.Empty(), timeout=ASK_SECONDS) for w in reachable),
+            *(self._calls.list_images(worker) for worker in reachable),
             return_exceptions=True,
         )
         found: dict[tuple[str, str], Image] = {}

@@ -13,40 +13,50 @@ from collections.abc import Callable
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import UNCERTAIN
+from ..fleet.calls import UNCERTAIN, Calls
 from ..fleet.registry import Fleet
-from ..limits import CALL_SECONDS, COPY_SECONDS, REQUEST_SECONDS
+from ..limits import REQUEST_SECONDS
 from ..store import RESERVING, Box, Snapshot, Store
 from . import spec as boxspec
-from .boxes import Boxes
-from .turns import ref
+from .creating import Creation
+from .observing import Observer
+from .turns import Turns, ref
 
 log = logging.getLogger(__name__)
-
-
-# Afterwards nobody knows whether it was done; any other error of the worker's says that it was not.
 
 
 class Snapshots:
     """The snapshots of all boxes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, boxes: Boxes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        calls: Calls,
+        turns: Turns,
+        observer: Observer,
+        creation: Creation,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._fleet = fleet
-        self._boxes = boxes
+        self._calls = calls
+        self._turns = turns
+        self._observer = observer
+        self._creation = creation
         self._clock = clock
 
     async def list(self, prefix: str, id_or_name: str) -> list[Snapshot]:
-        return await self._store.list_snapshots((await self._boxes.get(prefix, id_or_name)).id)
+        return await self._store.list_snapshots((await self._turns.get(prefix, id_or_name)).id)
 
     async def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
-        return await self._find(await self._boxes.get(prefix, id_or_name), name)
+        return await self._find(await self._turns.get(prefix, id_or_name), name)
 
     async def create(self, prefix: str, id_or_name: str, name: str, *, request_key: str | None = None) -> Snapshot:
         """Keep the disk of a box, which is paused meanwhile if it runs. One that an earlier attempt at the same
         request made, `request_key` being its owner and Idempotency-Key, is the answer. Raises AlreadyExistsError,
         InvalidStateError for a box that has no disk any more."""
-        async with self._boxes.locked(prefix, id_or_name) as box:
+        async with self._turns.locked(prefix, id_or_name) as (box, _):
             box = await self._finished(box)
             request = request_key and f"{request_key} {box.id} {name}"
             left = await self._store.find_snapshot(box.id, name)
@@ -55,65 +65,63 @@ class Snapshots:
                 return left
             snapshot_id = ids.of_request(request) if request else ids.new_id()
             row = Snapshot(id=snapshot_id, box_id=box.id, name=name, state="creating", created_at=self._clock())
-            async with self._boxes.writing(box.id) as tx:
+            async with self._turns.writing(box.id) as tx:
                 await tx.insert_snapshot(row)
             try:
-                made: pb.Snapshot = await self._fleet.call(
-                    box.worker_id, "CreateSnapshot", _snapshot_ref(box, row), timeout=COPY_SECONDS
-                )
+                made = await self._calls.create_snapshot(box.worker_id, _snapshot_ref(box, row))
             except UNCERTAIN:
                 raise
             except errors.BoxliteError as exc:
-                async with self._boxes.writing(box.id) as tx:
+                async with self._turns.writing(box.id) as tx:
                     await tx.delete_snapshot(row.id)
                 raise _without_disk(box, exc) from exc
             sizes = {"container_disk_bytes": made.container_disk_bytes, "size_bytes": made.size_bytes}
-            async with self._boxes.writing(box.id) as tx:
+            async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="ready", **sizes)
             return await self._find(box, name)
 
     async def remove(self, prefix: str, id_or_name: str, name: str) -> None:
-        async with self._boxes.locked(prefix, id_or_name) as box:
+        async with self._turns.locked(prefix, id_or_name) as (box, _):
             box = await self._finished(box)
             row = await self._find(box, name)
-            async with self._boxes.writing(box.id) as tx:
+            async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="removing")
             await self._discard(box, row)
 
     async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
         """Put the disk of a box back to a snapshot: a new container, not started. Raises InvalidStateError
         when the box runs, ResourceExhaustedError when its worker has no room for it."""
-        async with self._boxes.locked(prefix, id_or_name) as box:
+        async with self._turns.locked(prefix, id_or_name) as (box, worker):
             box = await self._finished(box)
             row = await self._find(box, name)
             if box.status not in ("configured", "stopped", "failed"):
                 raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
             if box.status not in RESERVING:
-                box = await self._boxes.reserve_again(box)
-            async with self._boxes.writing(box.id) as tx:
+                box = await self._turns.reserve_again(box, worker)
+            async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="restoring")
             return await self._put_back(box, row)
 
     async def clone(self, prefix: str, id_or_name: str, name: str | None, *, request_key: str | None = None) -> Box:
         """A new box with the disk and the spec of this one, on its worker, not started. Raises
         AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
-        async with self._boxes.locked(prefix, id_or_name) as source:
+        async with self._turns.locked(prefix, id_or_name) as (source, _):
             source = await self._finished(source)
             spec = {**source.spec, "name": name}
-            if left := await self._boxes.made_before(request_key, spec):
+            if left := await self._creation.made_before(request_key, spec):
                 return left
-            making = self._boxes.being_made(prefix, spec, only=source.worker_id, request_key=request_key)
+            making = self._creation.being_made(prefix, spec, only=source.worker_id, request_key=request_key)
             async with making as (box, worker):
                 request = pb.CloneBoxRequest(source=ref(source), box=box, spec=boxspec.to_proto(spec, box.box_id))
                 try:
-                    await self._fleet.call(worker.id, "CloneBox", request, timeout=COPY_SECONDS)
+                    await self._calls.clone_box(worker, request)
                 except errors.NotFoundError as exc:
                     raise _without_disk(source, exc) from exc
-        return await self._boxes.get(prefix, box.box_id)
+        return await self._turns.get(prefix, box.box_id)
 
     async def finish(self, box_id: str) -> None:
         """Finish or undo what was broken off about a box's snapshots."""
-        async with self._boxes.alone(box_id):
+        async with self._turns.alone(box_id):
             box = await self._store.get_box(box_id)
             if box is not None:
                 await self._finished(box)
@@ -135,22 +143,23 @@ class Snapshots:
             spec=boxspec.to_proto(box.spec, box.id),
         )
         try:
-            state: pb.Box = await self._fleet.call(box.worker_id, "RestoreSnapshot", request, timeout=CALL_SECONDS)
+            worker = await self._fleet.reachable(box.worker_id)
+            state = await self._calls.restore_snapshot(worker, request)
         except UNCERTAIN:
             raise
         except errors.BoxliteError:
-            async with self._boxes.writing(box.id) as tx:
+            async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="ready")
-            await self._boxes.observe(box)
+            await self._observer.observe(box)
             raise
-        async with self._boxes.writing(box.id) as tx:
+        async with self._turns.writing(box.id) as tx:
             await tx.update_snapshot(row.id, state="ready")
             await tx.update_box(box.id, generation=state.generation)
-        return await self._boxes.apply(box, state)
+        return await self._observer.apply(box, state, worker)
 
     async def _discard(self, box: Box, row: Snapshot) -> None:
-        await self._fleet.call(box.worker_id, "RemoveSnapshot", _snapshot_ref(box, row), timeout=CALL_SECONDS)
-        async with self._boxes.writing(box.id) as tx:
+        await self._calls.remove_snapshot(box.worker_id, _snapshot_ref(box, row))
+        async with self._turns.writing(box.id) as tx:
             await tx.delete_snapshot(row.id)
 
     async def _find(self, box: Box, name: str) -> Snapshot:

@@ -1,10 +1,116 @@
-"""Turns."""
+"""One operation on a box at a time: whose turn it is, and the writes of the operation whose turn it is.
+
+Operations on one box run one after the other, through whichever coordinator they come; different boxes do not
+wait for each other.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..store import Box
+from ..fleet import placement
+from ..fleet.placement import Candidate, Need
+from ..fleet.registry import Fleet
+from ..leases import Leases
+from ..store import Box, Store, Tables, Worker
+from .deadlines import Schedule
+
+
+class Turns:
+    """Turns on boxes, and their rows, over the store and the leases; `clock` gives Unix seconds."""
+
+    def __init__(
+        self, store: Store, fleet: Fleet, schedule: Schedule, leases: Leases, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._schedule = schedule
+        self._leases = leases
+        self._clock = clock
+
+    async def get(self, prefix: str, id_or_name: str) -> Box:
+        """The box as its row says, in nobody's turn. Raises NotFoundError."""
+        box = await self._store.find_box(prefix, id_or_name)
+        if box is None:
+            raise errors.NotFoundError(f"box not found: {id_or_name}")
+        return box
+
+    # ---- turns ----------------------------------------------------------------------------------------
+
+    async def is_busy(self, box_id: str) -> bool:
+        """Whether an operation on the box is under way, through whatever coordinator."""
+        return await self._leases.is_held(lease_of(box_id))
+
+    @asynccontextmanager
+    async def alone(self, box_id: str) -> AsyncIterator[None]:
+        """The turn of one operation on the box. Raises BusyError when the turn does not come."""
+        async with self._leases.hold(lease_of(box_id), f"box {box_id}"):
+            yield
+
+    @asynccontextmanager
+    async def turn(self, prefix: str, id_or_name: str) -> AsyncIterator[Box]:
+        """The turn of one operation. Yields the box as it is then, even when it is half removed or its worker
+        cannot be reached."""
+        box_id = (await self.get(prefix, id_or_name)).id
+        async with self.alone(box_id):
+            yield await self.get(prefix, box_id)
+
+    @asynccontextmanager
+    async def locked(self, prefix: str, id_or_name: str) -> AsyncIterator[tuple[Box, Worker]]:
+        """The turn of one operation. Yields the box as it is then, and its worker, which can be reached.
+
+        Raises InvalidStateError when a removal of the box was begun and broken off, and UpstreamUnavailableError
+        when its worker cannot be reached.
+        """
+        async with self.turn(prefix, id_or_name) as box:
+            if box.status == "removing":
+                raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
+            yield box, await self._fleet.reachable(box.worker_id)
+
+    # ---- rows, in a turn ------------------------------------------------------------------------------
+
+    def writing(self, box_id: str) -> AbstractAsyncContextManager[Tables]:
+        """A transaction of the operation whose turn it is. Raises LeaseLostError when its turn is over."""
+        return self._leases.writing(lease_of(box_id))
+
+    async def change(self, box_id: str, **changes: Any) -> Box:
+        """Change columns of the box's row; returns the row. Raises what `writing` and `write` raise."""
+        async with self.writing(box_id) as tx:
+            return await self.write(tx, box_id, **changes)
+
+    async def write(self, tx: Tables, box_id: str, **changes: Any) -> Box:
+        """`change` within the transaction `tx`. Raises UpstreamUnavailableError when the row has gone with its
+        worker's."""
+        before = await tx.get_box(box_id)
+        if before is None:  # a row is deleted only in the box's turn, or with its worker
+            raise forgotten(box_id)
+        if changes.get("desired", before.desired) != before.desired:
+            changes["wish"] = before.wish + 1
+        box = before._replace(updated_at=self._clock(), **changes)
+        await tx.update_box(box_id, updated_at=box.updated_at, **changes)
+        if box.status != before.status:
+            await self._schedule.plan(box, tx=tx)
+        return box
+
+    async def forget(self, box_id: str) -> None:
+        """Delete the box's row."""
+        async with self.writing(box_id) as tx:
+            await tx.delete_box(box_id)
+
+    async def reserve_again(self, box: Box, worker: Worker, **changes: Any) -> Box:
+        """Reserve room on its worker for a box that gave its room away when it stopped, in one step with other
+        changes of its row. Raises ResourceExhaustedError, with the reason, when the worker has no room."""
+        async with self.writing(box.id) as tx:
+            candidate = Candidate(worker, await tx.load(worker.id), True)
+            if reason := placement.no_room(Need(box.cpus, box.memory_mib), candidate):
+                raise errors.ResourceExhaustedError(
+                    f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
+                )
+            return await self.write(tx, box.id, status="configured", **changes)
 
 
 def ref(box: Box) -> pb.BoxRef:

@@ -13,11 +13,11 @@ from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import TRY_ELSEWHERE
+from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.registry import Fleet
 from ..leases import Leases
-from ..limits import CALL_SECONDS, REQUEST_SECONDS
+from ..limits import REQUEST_SECONDS
 from ..store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 class Volumes:
     """All volumes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, leases: Leases, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, fleet: Fleet, calls: Calls, leases: Leases, clock: Callable[[], float]) -> None:
         self._store = store
         self._fleet = fleet
+        self._calls = calls
         self._leases = leases
         self._clock = clock
 
@@ -84,8 +85,7 @@ class Volumes:
                 raise
 
     async def _make(self, volume_id: str, worker_id: str) -> Volume:
-        ref = pb.VolumeRef(volume_id=volume_id)
-        await self._fleet.call(worker_id, "CreateVolume", ref, timeout=CALL_SECONDS)
+        await self._calls.create_volume(worker_id, pb.VolumeRef(volume_id=volume_id))
         return await self._change(volume_id, "ready")
 
     async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
@@ -121,9 +121,7 @@ class Volumes:
     async def _take_away(self, volume: Volume) -> None:
         """`volume`: as it was before, and is again where it is in use."""
         try:
-            await self._fleet.call(
-                volume.worker_id, "RemoveVolume", pb.VolumeRef(volume_id=volume.id), timeout=CALL_SECONDS
-            )
+            await self._calls.remove_volume(volume.worker_id, pb.VolumeRef(volume_id=volume.id))
             await self._forget(volume.id)
         except errors.InvalidStateError:
             await self._change(volume.id, volume.state)

@@ -1,25 +1,23 @@
-"""The workers: who they are, whether they are there, and the one link to each.
+"""The registry of workers: who they are, and whether they can be reached.
 
-A worker is known by the id in its identity file, never by its address. It is reachable while its heartbeats
-come; one that misses three, says goodbye or loses its engine gets no new boxes and no calls, until it is heard
-again. After the coordinator's own start every worker has a fresh window, because nobody could have beaten into
-a coordinator that was not there. All of that is in the rows, for any coordinator to see; only what this one has
-found out by calling is its own.
+A worker is known by the id in its identity file, never by its address. It is reachable while its heartbeats come. A
+worker that misses three of them, says goodbye or loses its engine gets no new boxes and no calls until it is heard
+again. After the coordinator's own start every worker has a fresh window, because no heartbeat could reach a
+coordinator that did not run. All of that is in the rows, for any coordinator to see; only that a call failed to
+reach a worker is known to this coordinator alone.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ... import errors
 from ..store import Load, Store, Tables, Worker
-from . import calls
-from .link import Connect, GrpcLink, Link, target_of
+from .link import target_of
 from .placement import Candidate
 
 log = logging.getLogger(__name__)
@@ -47,21 +45,19 @@ class _Silence(NamedTuple):
 
 
 class Fleet:
-    """The registry of workers over `store`; `clock` gives Unix seconds, `connect` the way to a worker."""
+    """The registry of workers over `store`; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, clock: Callable[[], float], connect: Connect = GrpcLink) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._connect = connect
         self._started_at = clock()
-        self._links: dict[str, tuple[Worker, Link]] = {}
-        self._silent: dict[str, _Silence] = {}  # by worker id, until it is heard again
-        self._told: set[str] = set()  # ids of workers whose inventory was taken since our start
+        self._silent: dict[str, _Silence] = {}  # by worker id, until the worker is heard again
+        self._told: set[str] = set()  # ids of workers whose inventory was taken since this process started
+        self._on_removal: list[Callable[[str], Awaitable[None]]] = []
 
-    async def close(self) -> None:
-        while self._links:
-            _, (_, link) = self._links.popitem()
-            await link.close()
+    def on_removal(self, callback: Callable[[str], Awaitable[None]]) -> None:
+        """Have `callback(worker_id)` run after each removal of a worker."""
+        self._on_removal.append(callback)
 
     # ---- registry -------------------------------------------------------------------------------------
 
@@ -174,9 +170,8 @@ class Fleet:
         log.info("worker %s is removed%s", worker.name, removed.text and f"; {removed.text}")
         self._silent.pop(worker_id, None)
         self._told.discard(worker_id)
-        _, link = self._links.pop(worker_id, (None, None))
-        if link is not None:
-            await link.close()
+        for callback in self._on_removal:
+            await callback(worker_id)
         return removed
 
     # ---- reachability ---------------------------------------------------------------------------------
@@ -203,13 +198,19 @@ class Fleet:
             return f"worker {worker.name} has not been heard of since {heard}"
         return None
 
-    async def check_reachable(self, worker_id: str) -> None:
-        """Raises UpstreamUnavailableError, with the reason, for a worker that gets no calls."""
-        worker = await self._store.get_worker(worker_id)
-        if worker is None:
-            raise errors.UpstreamUnavailableError(f"worker {worker_id} is not registered any more")
-        if reason := self.why_unreachable(worker):
+    async def reachable(self, worker: Worker | str) -> Worker:
+        """The row of a worker that can be called, given that row or the worker's id. Raises
+        UpstreamUnavailableError, with the reason, for a worker that gets no calls."""
+        row = await self._store.get_worker(worker) if isinstance(worker, str) else worker
+        if row is None:
+            raise errors.UpstreamUnavailableError(f"worker {worker} is not registered any more")
+        if reason := self.why_unreachable(row):
             raise errors.UpstreamUnavailableError(reason)
+        return row
+
+    def note_silence(self, worker: Worker, reason: str) -> None:
+        """A call has not reached the worker: it is unreachable until it is heard again."""
+        self._silent[worker.id] = _Silence(worker.epoch, self._clock(), reason)
 
     async def unreachable(self) -> tuple[str, ...]:
         """Ids of the workers that are not reachable."""
@@ -227,62 +228,6 @@ class Fleet:
             Candidate(worker, loads.get(worker.id, nothing), self.is_reachable(worker))
             for worker in await tables.list_workers()
         ]
-
-    # ---- calls ----------------------------------------------------------------------------------------
-    # Each raises UpstreamUnavailableError at once where the worker is not reachable, and what `Link` raises.
-
-    async def call(self, worker_id: str, method: str, request: Any, *, timeout: float) -> Any:
-        """One unary call to a worker within `timeout` seconds."""
-        worker, link = await self._link(worker_id)
-        with self._listening(worker):
-            return await link.unary(method, request, timeout=timeout)
-
-    async def stream(
-        self, worker_id: str, method: str, request: Any, *, idle: float | None = None
-    ) -> AsyncGenerator[Any, None]:
-        """The answers of a streaming call. TimedOutError where none comes for `idle` seconds while one is waited
-        for; None where silence is no sign: those who follow the output of a command wait for as long as it is
-        silent, and hear of a lost worker by the link's keepalive."""
-        worker, link = await self._link(worker_id)
-        with self._listening(worker):
-            async with aclosing(link.stream(method, request)) as answers:
-                while (answer := await calls.within(anext(answers, None), idle, worker.name)) is not None:
-                    yield answer
-
-    async def send(
-        self, worker_id: str, method: str, header: Any, requests: AsyncIterator[Any], *, idle: float | None = None
-    ) -> Any:
-        """The answer to a streamed call. TimedOutError where the worker neither takes a request nor answers for
-        `idle` seconds; what `requests` takes for itself does not count."""
-        worker, link = await self._link(worker_id)
-        with self._listening(worker):
-            async with calls.taking(requests, idle, worker.name) as watched:
-                return await link.send(method, header, watched)
-
-    @contextmanager
-    def _listening(self, worker: Worker) -> Iterator[None]:
-        """A worker that a call does not reach is unreachable until it is heard again."""
-        try:
-            yield
-        except errors.UnreachableError as exc:
-            self._silent[worker.id] = _Silence(worker.epoch, self._clock(), exc.message)
-            raise
-
-    async def _link(self, worker_id: str) -> tuple[Worker, Link]:
-        """The one connection to this life of the worker, wherever it serves now."""
-        worker = await self._store.get_worker(worker_id)
-        if worker is None:
-            raise errors.UpstreamUnavailableError(f"worker {worker_id} is not registered any more")
-        if reason := self.why_unreachable(worker):
-            raise errors.UpstreamUnavailableError(reason)
-        known, link = self._links.get(worker_id, (None, None))
-        if link and known and (_address(known) == _address(worker) or known.last_heartbeat > worker.last_heartbeat):
-            return known, link  # the newer of the two, when the row was read before somebody else's was
-        new = self._connect(worker)
-        self._links[worker_id] = worker, new
-        if link is not None:
-            await link.close()
-        return worker, new
 
 
 def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Worker:
@@ -308,10 +253,6 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         engine_life=request.get("engine_life"),
         started_at=request.get("started_at"),
     )
-
-
-def _address(worker: Worker) -> tuple[str, str, str]:
-    return worker.url, worker.secret, worker.epoch
 
 
 def _what_becomes(boxes: int, volumes: int) -> str:

@@ -40,7 +40,7 @@ class FakeWorker:
         self.down = False
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
 
-    async def call(self, worker_id: str, method: str, request: Any, *, timeout: float) -> Any:
+    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
         self.calls.append(method)
         if method in self.before:
             await self.before[method]()
@@ -68,6 +68,9 @@ class FakeWorker:
                 answer.idle_seconds = self.idle
         return answer
 
+    async def close(self) -> None:
+        pass
+
 
 class Site:
     def __init__(self, path: Path, policy: Policy = NOTHING, clock: Any = None) -> None:
@@ -80,12 +83,10 @@ class Site:
         Blocking(self.core.store).put_worker(row._replace(last_heartbeat=self.clock()))
 
     async def open(self) -> Core:
-        core = await Core.open(self.path, None, self.policy, self.clock)
-        core.fleet.call = self.worker.call  # type: ignore[method-assign]
-        return core
+        return await Core.open(self.path, None, self.policy, self.clock, connect=lambda row: self.worker)
 
     async def running(self, **fields: Any) -> Box:
-        box = await self.core.boxes.create("default", fields)
+        box = await self.core.creation.create("default", fields)
         return await self.core.boxes.start("default", box.id)
 
     async def after(self, seconds: float, *, beats: bool = True) -> None:
@@ -347,7 +348,7 @@ def test_counters(site: Site) -> None:
         await site.core.boxes.remove("default", box.id, force=True)
         site.worker.down = True
         with pytest.raises(errors.UpstreamUnavailableError):
-            await site.core.boxes.create("default", {})
+            await site.core.creation.create("default", {})
 
     asyncio.run(story())
     assert Blocking(site.core.store).counters("default") == (1, 1, 1, 1, 0)
@@ -360,11 +361,11 @@ def test_a_prefix_may_have_so_many_boxes(tmp_path: Path) -> None:
     site = Site(tmp_path / "c.db", Policy(max_boxes_per_prefix=2))
 
     async def story() -> None:
-        boxes = [await site.core.boxes.create("default", {}) for _ in range(2)]
+        boxes = [await site.core.creation.create("default", {}) for _ in range(2)]
         with pytest.raises(errors.ResourceExhaustedError, match="2 boxes"):
-            await site.core.boxes.create("default", {})
-        await site.core.boxes.create("other", {})
+            await site.core.creation.create("default", {})
+        await site.core.creation.create("other", {})
         await site.core.boxes.remove("default", boxes[0].id, force=False)
-        await site.core.boxes.create("default", {})
+        await site.core.creation.create("default", {})
 
     asyncio.run(story())

@@ -14,13 +14,8 @@ import pytest
 from support.fake_workers import Clock, Container, FakeWorker
 
 from boxlite_server import errors, ids
-from boxlite_server.coordinator.control.reconcile import (
-    FULL_PAUSE,
-    LONGEST_PAUSE,
-    MAX_RESTARTS,
-    MAX_STARTS,
-    SURVEY_SECONDS,
-)
+from boxlite_server.coordinator.control.reconcile import SURVEY_SECONDS
+from boxlite_server.coordinator.control.restarts import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.domain.verdict import Kind
 from boxlite_server.coordinator.http.handlers import workers as workers_api
@@ -78,7 +73,7 @@ class Site:
             await asyncio.wait(others)
 
     async def running(self, **fields: Any) -> Box:
-        box = await self.core.boxes.create("p", fields)
+        box = await self.core.creation.create("p", fields)
         return await self.core.boxes.start("p", box.id)
 
     async def row(self, box: Box) -> Box:
@@ -124,7 +119,7 @@ async def begun(work: Awaitable[Any], worker: FakeWorker, method: str) -> asynci
 
 @story()
 async def test_start_and_stop_say_what_is_desired(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     assert await site.state(box) == ("configured", "stopped")
     await site.core.boxes.start("p", box.id)
     assert await site.state(box) == ("running", "running")
@@ -137,7 +132,7 @@ async def test_start_and_stop_say_what_is_desired(site: Site) -> None:
 
 @story()
 async def test_a_refused_start_is_not_wanted_any_more(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     site.one.refused["StartBox"] = errors.ExecutionError("no such command")
     with pytest.raises(errors.ExecutionError):
         await site.core.boxes.start("p", box.id)
@@ -178,7 +173,7 @@ async def test_a_command_that_ends_by_itself_leaves_its_box_stopped(site: Site) 
 
 @story()
 async def test_after_an_engines_restart_boxes_are_as_desired(site: Site) -> None:
-    runs, stopped, ended, never = [await site.running() for _ in range(3)] + [await site.core.boxes.create("p", {})]
+    runs, stopped, ended, never = [await site.running() for _ in range(3)] + [await site.core.creation.create("p", {})]
     await site.core.boxes.stop("p", stopped.id, None)
     site.one.boxes[ended.id].status = "stopped"
     await site.beats(site.one)
@@ -224,7 +219,7 @@ async def test_while_it_waits_for_its_restart_a_box_keeps_its_room_and_can_be_st
     assert (row.status, row.desired, row.pid) == ("configured", "running", None)
     assert row.error == "it ended with its engine; it is being started again"
     with pytest.raises(errors.BoxliteError, match="memory"):
-        await site.core.boxes.create("p", {"memory_mib": 30000})
+        await site.core.creation.create("p", {"memory_mib": 30000})
     await site.core.boxes.stop("p", box.id, None)
     assert await site.state(box) == ("stopped", "stopped")
     site.one.refused.clear()
@@ -282,7 +277,7 @@ async def test_a_box_that_could_not_be_started_keeps_the_reason(site: Site) -> N
     for _ in range(2):
         row = await site.row(box)
         assert (row.status, row.error) == ("failed", "port 80 is taken")
-        await site.core.boxes.refresh(box.id)
+        await site.core.observer.refresh(box.id)
 
 
 @story()
@@ -321,7 +316,7 @@ async def test_restarts_are_counted_whichever_coordinator_they_come_from(site: S
 
 @story()
 async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_next(site: Site) -> None:
-    box, late = await site.running(), await site.core.boxes.create("p", {})
+    box, late = await site.running(), await site.core.creation.create("p", {})
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
     site.one.dying = True
     await site.core.boxes.start("p", late.id)
@@ -362,7 +357,7 @@ async def test_a_restart_survives_the_coordinator(site: Site) -> None:
 
 @story()
 async def test_a_create_that_a_crash_cut_off_is_finished_where_the_container_is(site: Site) -> None:
-    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
     box = await site.core.boxes.get("p", "x")
     assert box.status == "creating"
@@ -373,19 +368,19 @@ async def test_a_create_that_a_crash_cut_off_is_finished_where_the_container_is(
 
 @story()
 async def test_a_create_that_a_crash_cut_off_is_undone_where_there_is_no_container(site: Site) -> None:
-    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
     site.one.boxes.clear()
     await site.look()
     with pytest.raises(errors.NotFoundError):
         await site.core.boxes.get("p", "x")
     assert "RemoveBox" in site.one.calls  # its disks, and whatever comes late
-    await site.core.boxes.create("p", {"name": "x"})
+    await site.core.creation.create("p", {"name": "x"})
 
 
 @story()
 async def test_what_goes_on_is_not_broken_off(site: Site) -> None:
-    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
     await site.core.reconciler.look()
     await asyncio.sleep(0)
     assert (await site.core.boxes.get("p", "x")).status == "creating"
@@ -428,7 +423,7 @@ def test_a_stop_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 def test_a_start_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
     @story()
     async def test(site: Site) -> None:
-        box = await site.core.boxes.create("p", {})
+        box = await site.core.creation.create("p", {})
         (site.one.unanswered if done else site.one.lost).add("StartBox")
         with pytest.raises(errors.UnreachableError):
             await site.core.boxes.start("p", box.id)
@@ -443,7 +438,7 @@ def test_a_start_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 
 @story()
 async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_repeated(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     site.one.unanswered.add("StartBox")
     with pytest.raises(errors.UnreachableError):
         await site.core.boxes.start("p", box.id)
@@ -459,7 +454,7 @@ async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_r
 def test_a_removal_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
     @story()
     async def test(site: Site) -> None:
-        box = await site.core.boxes.create("p", {})
+        box = await site.core.creation.create("p", {})
         (site.one.unanswered if done else site.one.lost).add("RemoveBox")
         with pytest.raises(errors.UnreachableError):
             await site.core.boxes.remove("p", box.id, force=False)
@@ -476,7 +471,7 @@ def test_a_removal_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 
 @story()
 async def test_a_removal_that_was_never_asked_for_leaves_the_box(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     site.one.refused["RemoveBox"] = errors.UpstreamUnavailableError("the worker sends no heartbeat")
     with pytest.raises(errors.UpstreamUnavailableError):
         await site.core.boxes.remove("p", box.id, force=False)
@@ -485,7 +480,7 @@ async def test_a_removal_that_was_never_asked_for_leaves_the_box(site: Site) -> 
 
 @story()
 async def test_a_clone_that_a_crash_cut_off(site: Site) -> None:
-    source = await site.core.boxes.create("p", {})
+    source = await site.core.creation.create("p", {})
     for made in (True, False):
         task = await begun(site.core.snapshots.clone("p", source.id, "copy"), site.one, "CloneBox")
         site.one.calls.clear()
@@ -501,7 +496,7 @@ async def test_a_clone_that_a_crash_cut_off(site: Site) -> None:
 
 @story()
 async def test_snapshots_that_a_crash_cut_off(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     await site.core.snapshots.create("p", box.id, "kept")
     task = await begun(site.core.snapshots.create("p", box.id, "s"), site.one, "CreateSnapshot")
     await site.crash(task)
@@ -539,7 +534,7 @@ async def test_volumes_that_a_crash_cut_off(site: Site) -> None:
 
 @story()
 async def test_nothing_is_changed_about_a_worker_that_cannot_be_reached(site: Site) -> None:
-    task = await begun(site.core.boxes.create("p", {"name": "x"}), site.one, "CreateBox")
+    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
     site.one.calls.clear()
     await site.look(3600, beats=False)
@@ -616,7 +611,7 @@ async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: Si
     """The answer of the first worker is lost: it has made the box all the same."""
     site.one.unanswered.add("CreateBox")
     await site.core.store.put_worker(site.two.row(site.clock()))
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     assert (box.worker_id, box.generation) == ("w2", 2)
     assert site.one.boxes[box.id].generation == 1
     for _ in range(3):
@@ -629,7 +624,7 @@ async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: Si
 
 @story()
 async def test_a_later_generation_is_never_removed(site: Site) -> None:
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     site.one.boxes[box.id] = Container(7, "running")
     for _ in range(3):
         await site.beats(site.one, seconds=GRACE)
@@ -640,7 +635,7 @@ async def test_a_later_generation_is_never_removed(site: Site) -> None:
 @story()
 async def test_a_snapshot_without_a_row_goes_after_its_grace(site: Site) -> None:
     """Such a one is left where a worker died while its engine was copying the disk."""
-    box = await site.core.boxes.create("p", {})
+    box = await site.core.creation.create("p", {})
     await site.core.snapshots.create("p", box.id, "kept")
     (kept,) = site.one.snapshots
     site.one.snapshots.add("left")
@@ -669,8 +664,8 @@ async def test_a_worker_that_came_in_again_is_asked_for_all_that_it_holds(site: 
 
 @story("one", "two")
 async def test_a_dry_run_says_what_a_run_does(site: Site) -> None:
-    runs = await site.core.boxes.create("p", {})
-    other = await site.core.boxes.create("p", {})
+    runs = await site.core.creation.create("p", {})
+    other = await site.core.creation.create("p", {})
     assert {runs.worker_id, other.worker_id} == {"w1", "w2"}
     worker = site.one if runs.worker_id == "w1" else site.two
     await site.core.boxes.start("p", runs.id)

@@ -10,7 +10,7 @@ import pytest
 from support.fake_fleet import FakeFleet, id_of
 
 from boxlite_server import errors
-from boxlite_server.coordinator.domain import boxes as boxes_module
+from boxlite_server.coordinator.domain import creating
 from boxlite_server.coordinator.http.handlers import workers
 from boxlite_server.coordinator.store import RESERVING
 
@@ -111,8 +111,8 @@ def test_when_all_have_failed_nothing_is_left_and_each_is_told(tell: Any) -> Non
 def test_a_create_that_takes_too_long_is_neither_kept_nor_doubled(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(fleet: FakeFleet) -> None:
         one, two = await fleet.register("one"), await fleet.register("two")
-        monkeypatch.setattr(boxes_module, "CREATE_SECONDS", 0.01)
-        monkeypatch.setattr(boxes_module, "LAST_TRY_SECONDS", 0.01)
+        monkeypatch.setattr(creating, "CREATE_SECONDS", 0.01)
+        monkeypatch.setattr(creating, "LAST_TRY_SECONDS", 0.01)
 
         async def never() -> None:
             await asyncio.Event().wait()

@@ -14,6 +14,7 @@ from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.domain.images import Images
 from boxlite_server.coordinator.domain.volumes import Volumes
+from boxlite_server.coordinator.fleet.calls import Calls
 from boxlite_server.coordinator.fleet.registry import Fleet
 from boxlite_server.coordinator.leases import Leases
 from boxlite_server.coordinator.store import Box, Store, Worker
@@ -22,17 +23,27 @@ NOW = 1000.0
 Answer = Callable[[str, str], Any]
 
 
-class Workers(Fleet):
+class Workers:
     """Two workers, one and two; `answer` gets worker and method, and may raise."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store, lambda: NOW)
+        self.fleet = Fleet(store, lambda: NOW)
+        self.rpcs = Calls(self.fleet, connect=lambda row: WorkerLink(self, row))
         self.calls: list[tuple[str, str]] = []
         self.answer: Answer = lambda worker_id, method: pb.Empty()
 
-    async def call(self, worker_id: str, method: str, request: Any, *, timeout: float) -> Any:
-        self.calls.append((worker_id, method))
-        return self.answer(worker_id, method)
+
+class WorkerLink:
+    def __init__(self, workers: Workers, row: Worker) -> None:
+        self._workers = workers
+        self._id = row.id
+
+    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+        self._workers.calls.append((self._id, method))
+        return self._workers.answer(self._id, method)
+
+    async def close(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -52,7 +63,7 @@ def workers(store: Store) -> Workers:
 
 @pytest.fixture
 def volumes(store: Store, workers: Workers) -> Volumes:
-    return Volumes(store, workers, Leases(store, lambda: NOW, "here"), lambda: NOW)
+    return Volumes(store, workers.fleet, workers.rpcs, Leases(store, lambda: NOW, "here"), lambda: NOW)
 
 
 def failing(worker: str, error: errors.BoxliteError) -> Answer:
@@ -141,8 +152,8 @@ def test_an_id_comes_before_a_name(volumes: Volumes) -> None:
 def test_a_removed_worker_takes_its_volumes_rows_along(store: Store, volumes: Volumes, workers: Workers) -> None:
     made = asyncio.run(volumes.create("p", "data"))
     with pytest.raises(errors.InvalidStateError, match=r"0 boxes and 1 volume;.*1 volume is forgotten"):
-        asyncio.run(workers.remove(made.worker_id, force=False))
-    asyncio.run(workers.remove(made.worker_id, force=True))
+        asyncio.run(workers.fleet.remove(made.worker_id, force=False))
+    asyncio.run(workers.fleet.remove(made.worker_id, force=True))
     assert Blocking(store).list_volumes("p") == []
 
 
@@ -166,7 +177,7 @@ def listing(**images: list[pb.Image]) -> Answer:
 def test_the_same_version_on_two_workers_is_one_image(store: Store, workers: Workers) -> None:
     one = [image(f"{ALPINE}:latest", NEW, 2000), image(f"{ALPINE}:3", NEW, 2000)]
     workers.answer = listing(one=one, two=[image(f"{ALPINE}:latest", NEW, 1000), image(f"{ALPINE}:latest", OLD, 1)])
-    found = asyncio.run(Images(store, workers).all())
+    found = asyncio.run(Images(store, workers.fleet, workers.rpcs).all())
     assert [(i.reference, i.id, i.cached_at, i.workers) for i in found] == [
         (f"{ALPINE}:3", NEW, 2.0, ("one",)),
         (f"{ALPINE}:latest", OLD, 0.001, ("two",)),
@@ -189,7 +200,7 @@ def test_the_same_version_on_two_workers_is_one_image(store: Store, workers: Wor
 def test_what_a_name_finds(store: Store, workers: Workers, name: str, expected: list[tuple[str, str]]) -> None:
     latest = image(f"{ALPINE}:latest", NEW, 1, digests=(MANIFEST,))
     workers.answer = listing(one=[latest], two=[image(f"{ALPINE}:3", OLD, 2), image("ghcr.io/a/alpine:3", "sha256:9")])
-    found, versions = asyncio.run(Images(store, workers).find(name))
+    found, versions = asyncio.run(Images(store, workers.fleet, workers.rpcs).find(name))
     assert [(i.reference, i.id) for i in found] == expected
     assert {i.id for i in versions} == {OLD, NEW}
 
@@ -201,7 +212,7 @@ def test_a_worker_that_does_not_answer_is_left_out_but_not_forgotten(store: Stor
         return pb.ListImagesResponse(images=[image(f"{ALPINE}:latest", NEW)])
 
     workers.answer = answer
-    images = Images(store, workers)
+    images = Images(store, workers.fleet, workers.rpcs)
     assert [i.workers for i in asyncio.run(images.all())] == [("one",)]
     asyncio.run(images.find("alpine"))
     with pytest.raises(errors.UpstreamUnavailableError, match="two did not"):
@@ -211,7 +222,7 @@ def test_a_worker_that_does_not_answer_is_left_out_but_not_forgotten(store: Stor
 def test_an_image_that_any_box_was_made_of_stays(store: Store, workers: Workers) -> None:
     workers.answer = listing(one=[image(f"{ALPINE}:latest", NEW), image(f"{ALPINE}:3", OLD)], two=[])
     box_with(store, "v", "two")
-    images = Images(store, workers)
+    images = Images(store, workers.fleet, workers.rpcs)
     for name in ("alpine", "alpine:latest", NEW):
         with pytest.raises(errors.InvalidStateError, match="alpine is in use"):
             asyncio.run(images.remove(name))

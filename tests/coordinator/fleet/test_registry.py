@@ -11,6 +11,7 @@ import pytest
 from support.fake_fleet import NOON, FakeFleet, epoch, id_of
 
 from boxlite_server import errors
+from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
 from boxlite_server.coordinator.http.handlers import boxes, system, workers
 
@@ -406,7 +407,7 @@ def test_a_worker_that_is_silent_in_a_stream_is_given_up(tell: Any) -> None:
             await asyncio.Event().wait()
 
         fleet.links[0].answers = one_and_no_more()
-        answers = fleet.core.fleet.stream(box.worker_id, "GetFiles", None, idle=0.01)
+        answers = fleet.core.calls.get_files(box.worker_id, pb.GetFilesRequest(), idle=0.01)
         assert await anext(answers) == "first"
         with pytest.raises(errors.TimedOutError, match="worker one was silent"):
             await anext(answers)
@@ -426,7 +427,7 @@ def test_an_upload_waits_for_its_client_and_not_for_its_worker(tell: Any) -> Non
             await asyncio.sleep(0.05)  # longer than a worker may be silent
             yield "b"
 
-        taken = await fleet.core.fleet.send(box.worker_id, "PutFiles", "header", slow_client(), idle=0.02)
+        taken = await fleet.core.calls.put_files(box.worker_id, "header", slow_client(), idle=0.02)
         assert taken == ["header", "a", "b"]
 
         async def stuck() -> None:
@@ -435,7 +436,7 @@ def test_an_upload_waits_for_its_client_and_not_for_its_worker(tell: Any) -> Non
 
         one.on["PutFiles"] = stuck
         with pytest.raises(errors.TimedOutError, match="worker one was silent"):
-            await fleet.core.fleet.send(box.worker_id, "PutFiles", "header", slow_client(), idle=0.02)
+            await fleet.core.calls.put_files(box.worker_id, "header", slow_client(), idle=0.02)
         assert fallen_asleep.is_set()
 
     tell(story)

@@ -21,7 +21,7 @@ _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "r
 
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
-    box = await core.boxes.create(prefix, body, request_key=request_key())
+    box = await core.creation.create(prefix, body, request_key=request_key())
     return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 

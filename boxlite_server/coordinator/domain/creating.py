@@ -1,0 +1,243 @@
+"""How a box comes about: on a worker that has room, once for each request.
+
+The row comes first: the id is minted, the row written and the capacity reserved in one transaction, and only then is
+the worker called. Every call to a worker is idempotent by (box id, generation), so whatever a crash leaves behind can
+be asked about and finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ... import errors, ids
+from ..._gen import worker_pb2 as pb
+from ..fleet.calls import TRY_ELSEWHERE, Calls
+from ..fleet.placement import Need, not_placed, place
+from ..fleet.registry import Fleet
+from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
+from ..store import Box, Store, Tables, Worker
+from . import host_access
+from . import spec as boxspec
+from .observing import Observer
+from .turns import Turns
+from .volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class Creation:
+    """Makes boxes, over the store and the fleet; `clock` gives Unix seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        calls: Calls,
+        volumes: Volumes,
+        turns: Turns,
+        observer: Observer,
+        policy: Policy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._calls = calls
+        self._volumes = volumes
+        self._turns = turns
+        self._observer = observer
+        self._policy = policy
+        self._clock = clock
+
+    async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
+        """Create a box on the least loaded worker that has room. A box with volumes goes to the worker that has
+        them. With a `request_key`, see `made_before`.
+
+        When a worker cannot create the box, the next one is tried under the next generation: a container that still
+        comes about at the first worker is an orphan there. A worker that does not answer in time has used up the
+        time of the others too: the box is forgotten, and its container, if any, is an orphan.
+
+        Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
+        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
+        """
+        spec = boxspec.normalise(request, self._policy)
+        if left := await self.made_before(request_key, spec):
+            return left
+        spec["mounts"], home = await self._volumes.resolve(prefix, spec["mounts"])
+        box_id = ids.new_id()
+        async with self._turns.alone(box_id):
+            return await self._create_somewhere(box_id, prefix, spec, home, request_key)
+
+    async def _create_somewhere(
+        self, box_id: str, prefix: str, spec: dict[str, Any], home: str | None, request_key: str | None
+    ) -> Box:
+        tried: dict[str, str] = {}
+        refused: errors.BoxliteError | None = None
+        ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
+        for generation in itertools.count(1):
+            try:
+                worker = await self._reserve(
+                    box_id, prefix, spec, generation, tried, home=home, request_key=request_key
+                )
+            except errors.BoxliteError as exc:
+                if tried:
+                    await self._turns.forget(box_id)
+                    await self._store.count(prefix, "boxes_failed")
+                if refused and isinstance(exc, errors.UpstreamUnavailableError):
+                    raise refused from None
+                raise
+            try:
+                await self._create_on(worker, box_id, generation, spec, ends_at)
+                return await self._turns.change(box_id, status="configured")
+            except TRY_ELSEWHERE as exc:
+                log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
+                tried[worker.name] = exc.message
+            except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
+                if not host_access.depends_on_operator(spec):
+                    await self._turns.forget(box_id)
+                    raise
+                tried[worker.name], refused = exc.message, exc  # another worker's operator may allow it
+            except Exception:  # a cancelled creation leaves its row, to be finished or undone
+                await self._turns.forget(box_id)
+                await self._store.count(prefix, "boxes_failed")
+                raise
+        raise AssertionError("every worker was tried, and _reserve did not say so")
+
+    async def made_before(self, request_key: str | None, spec: Mapping[str, Any]) -> Box | None:
+        """The box that an earlier attempt at the same request made, when a crash kept the answer from its client.
+        A box that the earlier attempt left half made is finished or undone first. `request_key`: the owner and the
+        Idempotency-Key; the caller holds that key's lease.
+
+        Raises KeyReusedError when the box was asked for differently.
+        """
+        left = await self._store.find_box_by_request(request_key) if request_key else None
+        if left is None or self._is_past(left):
+            return None
+        if not boxspec.is_same(left.spec, spec):
+            raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
+        async with self._turns.alone(left.id):
+            box = await self._store.get_box(left.id)
+            if box and box.status in ("creating", "removing"):
+                await self._observer.observe(box)
+                box = await self._store.get_box(left.id)
+            if box and box.status == "creating":
+                await self._turns.forget(box.id)  # its worker does not answer; its container, if any, is an orphan
+                box = None
+        if box and box.status == "removing":
+            raise errors.UpstreamUnavailableError(
+                f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
+            )
+        return box
+
+    def _is_past(self, box: Box) -> bool:
+        """Whether the key of the request that made the box may be another request's by now."""
+        return box.created_at + REQUEST_SECONDS <= self._clock()
+
+    @asynccontextmanager
+    async def being_made(
+        self, prefix: str, spec: dict[str, Any], *, only: str | None = None, request_key: str | None = None
+    ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
+        """Write a new box's row and reserve its room around the `with` block, which makes the box with a disk of
+        its own by one call to the worker. Afterwards the box is configured; when the block fails, nothing is left of
+        the box. `only`: the id of the one worker that can make it. See `made_before` for `request_key`."""
+        spec["mounts"], home = await self._volumes.resolve(prefix, spec.get("mounts", []))
+        box_id = ids.new_id()
+        async with self._turns.alone(box_id):
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
+            try:
+                yield pb.BoxRef(box_id=box_id, generation=1), worker
+            except Exception:  # a cancelled creation leaves its row, to be finished or undone
+                await self._store.count(prefix, "boxes_failed")
+                box = await self._turns.change(box_id, status="removing")
+                try:
+                    await self._observer.clean_up(box)
+                except errors.BoxliteError as exc:
+                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by the reconciler
+                raise
+            await self._turns.change(box_id, status="configured")
+
+    async def _create_on(
+        self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any], ends_at: float
+    ) -> None:
+        request = pb.CreateBoxRequest(
+            box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
+        )
+        timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
+        await self._calls.create_box(worker, request, timeout=timeout)
+
+    # ---- rows -----------------------------------------------------------------------------------------
+
+    async def _reserve(
+        self,
+        box_id: str,
+        prefix: str,
+        spec: dict[str, Any],
+        generation: int,
+        tried: Mapping[str, str],
+        *,
+        home: str | None,
+        only: str | None = None,
+        request_key: str | None = None,
+    ) -> Worker:
+        """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
+        id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
+        need = Need(spec["cpus"], spec["memory_mib"], home)
+        async with self._turns.writing(box_id) as tx:
+            if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
+                if not self._is_past(other):
+                    raise errors.LeaseLostError("another attempt at this request has gone on; ask again")
+                await tx.update_box(other.id, request_key=None)
+            await self._volumes.check_ready(tx, spec["mounts"])
+            candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
+            placement = place(need, [c for c in candidates if c.worker.name not in tried])
+            if not placement.workers:
+                raise not_placed("box", need, placement, tried)
+            worker, now = placement.workers[0], self._clock()
+            if generation > 1 and await tx.get_box(box_id):  # else its worker was removed, and the row with it
+                await tx.update_box(box_id, worker_id=worker.id, generation=generation, updated_at=now)
+                return worker
+            await self._refuse_too_many(tx, prefix)
+            await tx.insert_box(_new_row(box_id, prefix, spec, worker.id, generation, request_key, now))
+            return worker
+
+    async def _refuse_too_many(self, tx: Tables, prefix: str) -> None:
+        limit = self._policy.max_boxes_per_prefix
+        if limit is not None and await tx.count_boxes(prefix) >= limit:
+            raise errors.ResourceExhaustedError(
+                f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
+            )
+
+
+def _new_row(
+    box_id: str,
+    prefix: str,
+    spec: dict[str, Any],
+    worker_id: str,
+    generation: int,
+    request_key: str | None,
+    now: float,
+) -> Box:
+    return Box(
+        id=box_id,
+        prefix=prefix,
+        name=spec["name"],
+        worker_id=worker_id,
+        generation=generation,
+        status="creating",
+        spec=spec,
+        cpus=spec["cpus"],
+        memory_mib=spec["memory_mib"],
+        labels=spec["labels"],
+        pid=None,
+        exit_code=None,
+        error=None,
+        created_at=now,
+        updated_at=now,
+        started_at=None,
+        stopped_at=None,
+        request_key=request_key,
+    )

@@ -1,0 +1,86 @@
+"""Tasks that a coordinator keeps going: a loop that survives errors, and at most one task for each key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from .. import errors
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Loop:
+    """One task that runs `act` for ever: again after as many seconds as `act` returns. After an error, which is
+    logged as `what`, it runs again `retry` seconds later. `sleep` may end early."""
+
+    def __init__(
+        self,
+        what: str,
+        act: Callable[[], Awaitable[float]],
+        *,
+        retry: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._what = what
+        self._act = act
+        self._retry = retry
+        self._sleep = sleep
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, *, after: float = 0.0) -> None:
+        """Run `act` for the first time `after` seconds from now; needs the running event loop."""
+        self._task = asyncio.create_task(self._run(after))
+
+    async def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, after: float) -> None:
+        if after:
+            await self._sleep(after)
+        while True:
+            try:
+                pause = await self._act()
+            except errors.BoxliteError as exc:
+                log.error("%s, trying again: %s", self._what, exc)
+                pause = self._retry
+            except Exception:
+                log.exception("fault: %s, trying again", self._what)
+                pause = self._retry
+            await self._sleep(pause)
+
+
+class Tasks:
+    """At most one task at a time for each key."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, Work] = {}
+
+    def begin(self, key: str, work: Work, *, again: bool = False) -> None:
+        """Run `work` as the task of `key`. While the key has a task, nothing is begun; with `again` the last such
+        `work` runs when that task ends."""
+        if key not in self._tasks:
+            task = self._tasks[key] = asyncio.create_task(work())
+            task.add_done_callback(lambda _: self._ended(key))
+        elif again:
+            self._again[key] = work
+
+    def _ended(self, key: str) -> None:
+        del self._tasks[key]
+        if work := self._again.pop(key, None):
+            self.begin(key, work)
+
+    async def close(self) -> None:
+        """Cancel all tasks, and wait for their ends."""
+        self._again.clear()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
