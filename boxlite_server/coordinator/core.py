@@ -108,6 +108,8 @@ class Core:
         creation = Creation(store, fleet, calls, volumes, turns, observer, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
+        orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
+        restarts = Restarts(boxes, observer, clock)
         return cls(
             store=store,
             leases=leases,
@@ -126,18 +128,7 @@ class Core:
             snapshots=snapshots,
             archives=Archives(turns, creation, calls, policy, clock),
             metrics=Metrics(turns, calls),
-            reconciler=Reconciler(
-                store,
-                fleet,
-                calls,
-                turns,
-                observer,
-                snapshots,
-                volumes,
-                Orphans(store, calls, turns, clock, grace=orphan_grace),
-                Restarts(boxes, observer, clock),
-                clock,
-            ),
+            reconciler=Reconciler(store, fleet, calls, turns, observer, snapshots, volumes, orphans, restarts, clock),
             policy=policy,
             clock=clock,
             authenticator=Authenticator(api_key, clock),

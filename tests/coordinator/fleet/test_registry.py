@@ -14,6 +14,8 @@ from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
 from boxlite_server.coordinator.http.handlers import boxes, system, workers
+from boxlite_server.coordinator.store import Worker
+from boxlite_server.coordinator.store.workers import Workers
 
 
 async def shown(fleet: FakeFleet, box: Any) -> tuple[str, str | None]:
@@ -438,5 +440,26 @@ def test_an_upload_waits_for_its_client_and_not_for_its_worker(tell: Any) -> Non
         with pytest.raises(errors.TimedOutError, match="worker one was silent"):
             await fleet.core.calls.put_files(box.worker_id, "header", slow_client(), idle=0.02)
         assert fallen_asleep.is_set()
+
+    tell(story)
+
+
+def test_a_start_reads_its_workers_row_once(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(fleet: FakeFleet) -> None:
+        await fleet.register("one")
+        box = await fleet.create()
+        read: list[str] = []
+        get_worker = Workers.get_worker
+
+        async def counted(self: Workers, worker_id: str) -> Worker | None:
+            read.append(worker_id)
+            return await get_worker(self, worker_id)
+
+        monkeypatch.setattr(Workers, "get_worker", counted)
+        for _ in range(2):
+            await fleet.core.boxes.start("default", box.id)
+            assert read == [box.worker_id]
+            await fleet.core.boxes.stop("default", box.id, None)  # so that the next start reserves room again
+            read.clear()
 
     tell(story)
