@@ -1,7 +1,7 @@
-"""Who is calling. One API key opens everything; without a key configured everybody is let in.
+"""Authentication. One API key opens everything; without a configured key everybody is let in.
 
-Old clients fetch a token with client credentials first: the secret is the API key, and the token is
-stateless, signed with the key, so that it outlives a restart of the coordinator and dies with the key.
+Old clients first fetch a token with client credentials, whose secret is the API key. The token is stateless and
+signed with the key, so it outlives a restart of the coordinator, but not a change of the key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The coordinator's parts, put together once and handed to every handler."""
+"""Puts the coordinator's parts together once; every handler gets them as one `Core`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .store import Store
 
 @dataclass
 class Core:
-    """One coordinator without its HTTP surface."""
+    """One coordinator without its HTTP side."""
 
     store: Store
     leases: Leases
@@ -59,7 +59,7 @@ class Core:
     policy: Policy
     clock: Callable[[], float]
     authenticator: Authenticator
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown: long answers end
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
     async def open(
@@ -135,7 +135,7 @@ class Core:
         )
 
     def start(self) -> None:
-        """Begin what goes on by itself; needs the running event loop."""
+        """Start the parts that act unasked; needs the running event loop."""
         self.leases.start()
         self.lifetimes.start()
         self.reconciler.start()

@@ -1,19 +1,19 @@
 """Who may do what now, among all coordinators on one database.
 
-A lease is a row: a name, its holder, and when it ends. Its holder is one life of a coordinator's process, which
-prolongs it for as long as it is needed; that of a process which died ends by itself, so nothing stays locked.
+A lease is a row: a name, its holder, and when it ends. The holder is one life of a coordinator's process, which
+renews the lease for as long as it is needed. A lease of a process that died ends by itself, so nothing stays locked.
 Within the process a lock stands before each row, so that operations on one thing have their turn in the order in
-which they came; between processes it is whoever finds the lease free first.
+which they came; between processes the lease goes to the process that finds it free first.
 
     box/ID           an operation on a box
     volume/ID        a volume is being made or removed
     key/OWNER/KEY    a request with an Idempotency-Key is being carried out
     attach/ID        a client is attached to an execution
-    use/BOX/HOLDER   somebody uses a box through that coordinator: it is not idle
+    use/BOX/HOLDER   somebody uses a box through that coordinator: the box is not idle
 
-A process may be held up for longer than its leases last, and go on as if nothing had happened. So what an operation
-writes is written in a transaction that looks first whether the lease is still its own (`writing`). That look needs
-no clock. Taking a lease that has run out does: the clocks of the coordinators agree within a few seconds.
+A process may be held up for longer than its leases last, and go on as if nothing had happened. Therefore an operation
+writes in a transaction that first checks that the lease is still its own (`writing`). That check needs no clock.
+Taking a lease that has run out needs one: the clocks of the coordinators have to agree within a few seconds.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ RENEW_SECONDS = 5.0  # two renewals may fail, and the clocks may be 2 s apart
 CLOSE_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 
-# Between two looks at a lease that another coordinator has.
+# Seconds between two tries to take a lease that another coordinator holds.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 
 
 class Lease:
-    """One that is held; `lost` is set when it turns out that another coordinator has taken it meanwhile."""
+    """A lease that is held; `lost` is set when it turns out that another coordinator has taken it meanwhile."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.lost = asyncio.Event()
-        self.ends_at = 0.0  # as far as is known here
+        self.ends_at = 0.0  # Unix seconds, as far as this process knows
 
 
 class Leases:
@@ -68,12 +68,12 @@ class Leases:
         self._loop = Loop("the leases cannot be renewed", self._renew_held, retry=RETRY_SECONDS)
         self._closed = False
 
-    # ---- having ---------------------------------------------------------------------------------------
+    # ---- holding --------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def hold(self, name: str, what: str, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Lease]:
-        """Be the one who has the lease, after at most `patience` seconds. Raises BusyError after them; `what` is
-        what it calls busy, to a person."""
+        """Hold the lease for the duration of the `with` block. Raises BusyError when it is not free within
+        `patience` seconds; `what` names in its text what is busy."""
         lock = self._lock(name)
         deadline = asyncio.get_running_loop().time() + patience
         try:
@@ -81,30 +81,30 @@ class Leases:
                 await lock.acquire()
         except TimeoutError:
             raise _busy(what, patience) from None
-        async with self._having(name, lock) as lease:
+        async with self._releasing(name, lock) as lease:
             if not await self._take(lease, deadline):
                 raise _busy(what, patience)
             yield lease
 
     @asynccontextmanager
     async def try_hold(self, name: str) -> AsyncIterator[Lease | None]:
-        """Have the lease if it is free now; None where it is not."""
+        """Hold the lease for the duration of the `with` block if it is free now; yields None when it is not."""
         lock = self._lock(name)
         if lock.locked():
             yield None
             return
         await lock.acquire()
-        async with self._having(name, lock) as lease:
+        async with self._releasing(name, lock) as lease:
             yield lease if await self._take(lease, 0.0) else None
 
     @asynccontextmanager
     async def share(self, name: str) -> AsyncIterator[None]:
-        """Have a lease whose name is this process's own, together with others in it: the first one takes it, the
-        last one gives it back."""
+        """Hold a lease whose name contains this process's holder, together with other tasks of the process: the
+        first one takes it, the last one releases it."""
         lock, lease = self._lock(name), Lease(name)
         async with lock:
             if name not in self._held and not await self._take(lease, 0.0):
-                self._hold(lease)  # what is there of that name is ours
+                self._hold(lease)  # a row of that name is this process's own
             self._sharers[name] += 1
         try:
             yield
@@ -114,19 +114,19 @@ class Leases:
                 await self._leave(name, lock)
 
     async def is_held(self, name: str) -> bool:
-        """Whether anybody has that lease, or waits here to have it."""
+        """Whether anybody holds that lease, or waits for it in this process."""
         lock = self._locks.get(name)
         return (lock is not None and lock.locked()) or await self._store.is_leased(name, self._clock())
 
     async def is_any_held(self, prefix: str) -> bool:
-        """Whether anybody has a lease whose name begins so."""
+        """Whether anybody holds a lease whose name begins with `prefix`."""
         return await self._store.is_leased(prefix, self._clock())
 
     # ---- writing --------------------------------------------------------------------------------------
 
     async def check(self, tx: Tables, name: str) -> None:
-        """In the transaction that writes: raises LeaseLostError when the lease is another's, or nobody's, by now.
-        One that has run out is still ours for as long as nobody took it."""
+        """In the transaction that writes: raises LeaseLostError when the lease belongs to another holder, or to
+        nobody, by now. A lease that has run out is still this process's own for as long as nobody took it."""
         if not await tx.holds_lease(name, self.holder, 0.0):
             raise errors.LeaseLostError(
                 "this coordinator was held up for so long that another one may have taken over; look what became of it"
@@ -134,7 +134,7 @@ class Leases:
 
     @asynccontextmanager
     async def writing(self, name: str) -> AsyncIterator[Tables]:
-        """A transaction of whoever has the lease. Raises LeaseLostError."""
+        """A transaction for the holder of the lease. Raises LeaseLostError."""
         async with self._store.transaction() as tx:
             await self.check(tx, name)
             yield tx
@@ -145,8 +145,8 @@ class Leases:
         self._loop.start(after=RENEW_SECONDS)
 
     async def close(self) -> None:
-        """Take no more, and give back all: at the end of who has them, or after some seconds without it. What
-        such a one still wants to write is refused."""
+        """Take no more leases and release all: when their operations have ended, or after CLOSE_SECONDS. Writes of
+        an operation that goes on after that are refused."""
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -156,7 +156,7 @@ class Leases:
             await self._release(name)
 
     async def renew(self) -> None:
-        """Prolong all that are held, in one statement."""
+        """Renew all leases that are held, in one statement."""
         held, now = list(self._held.values()), self._clock()
         ours = await self._store.renew_leases(self.holder, [lease.name for lease in held], now + TTL_SECONDS)
         for lease in held:
@@ -174,11 +174,11 @@ class Leases:
     # ---- rows -----------------------------------------------------------------------------------------
 
     def _lock(self, name: str) -> asyncio.Lock:
-        """It lives as long as somebody holds or awaits it."""
+        """The lock before a lease; it lives as long as somebody holds or awaits it."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     @asynccontextmanager
-    async def _having(self, name: str, lock: asyncio.Lock) -> AsyncIterator[Lease]:
+    async def _releasing(self, name: str, lock: asyncio.Lock) -> AsyncIterator[Lease]:
         try:
             yield Lease(name)
         finally:
@@ -188,7 +188,7 @@ class Leases:
                 lock.release()
 
     async def _leave(self, name: str, lock: asyncio.Lock) -> None:
-        """Nobody shares the lease any more, unless somebody comes before our turn."""
+        """Release a lease that nobody shares any more, unless somebody shares it again before the lock is free."""
         try:
             async with lock:
                 if not self._sharers[name]:
@@ -196,17 +196,18 @@ class Leases:
                     await self._release(name)
         except asyncio.CancelledError:
             if not self._sharers[name]:
-                self._drop(name)  # not prolonged, it ends by itself
+                self._drop(name)  # no longer renewed, the lease ends by itself
             raise
 
     async def _take(self, lease: Lease, deadline: float) -> bool:
-        """Wait for the row until the loop's `deadline`, and look at least once."""
+        """Take the row, trying until `deadline` (in the loop's time) and at least once; returns whether it was
+        taken."""
         pause = _FIRST_PAUSE
         while True:
             if self._closed:
                 raise errors.BusyError("this coordinator is stopping; try again")
             now = self._clock()
-            self._hold(lease)  # broken off in the middle, it may be ours all the same
+            self._hold(lease)  # a cancelled statement may have taken the row all the same
             if await self._store.acquire_lease(lease.name, self.holder, now, now + TTL_SECONDS):
                 lease.ends_at = now + TTL_SECONDS
                 return True
@@ -223,7 +224,7 @@ class Leases:
         try:
             await self._store.release_lease(name, self.holder)
         except errors.DatabaseError as exc:
-            log.warning("lease %s cannot be given back, and will run out: %s", name, exc)
+            log.warning("lease %s cannot be released, and will run out: %s", name, exc)
         finally:
             self._drop(name)
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# One whole client request. Released clients give up after 300 s, so each of these is shorter.
+# A whole request. Released clients give up after 300 s, so these are shorter.
 CREATE_SECONDS = 280.0  # createBox, on all workers that are tried; an image pull is part of it
-LAST_TRY_SECONDS = 5.0  # createBox's call to a worker, at least, when the earlier tries have used up the time
-PULL_SECONDS = 280.0  # pullImage, when the client wants one whole answer
-PATIENCE_SECONDS = 290.0  # waiting for the turn on a box; longer than any one call to a worker
+LAST_TRY_SECONDS = 5.0  # at least, for each worker that is tried, when the earlier ones have used up CREATE_SECONDS
+PULL_SECONDS = 280.0  # pullImage, when the client wants the answer in one piece
+PATIENCE_SECONDS = 290.0  # waiting for a lease, for example for the turn on a box; longer than any call to a worker
 
-# One call to a worker.
-CALL_SECONDS = 60.0  # about a box, a snapshot or a volume, where nothing below bounds it
-COPY_SECONDS = 280.0  # that copies a disk
-EXECUTION_SECONDS = 30.0  # about a command
-METRICS_SECONDS = 30.0  # that measures a box
-LIST_IMAGES_SECONDS = 5.0  # that lists the images: every worker is asked, and a silent one is left out
-REMOVE_IMAGE_SECONDS = 60.0  # that removes an image
+# A unary call to a worker.
+CALL_SECONDS = 60.0  # calls about boxes, snapshots and volumes, unless a constant below is for them
+COPY_SECONDS = 280.0  # calls that copy a disk; released clients give up after 300
+EXECUTION_SECONDS = 30.0  # calls about executions
+METRICS_SECONDS = 30.0  # measuring a box
+LIST_IMAGES_SECONDS = 5.0  # listing a worker's images; a worker that does not answer in time is left out
+REMOVE_IMAGE_SECONDS = 60.0  # removing an image from a worker
 
-# A worker's silence in the middle of a stream.
-IDLE_SECONDS = 60.0  # between two pieces of what it hands out
-WORK_SECONDS = 280.0  # while it works on the whole: holds a disk, unpacks an archive
+# A worker's silence in a stream.
+IDLE_SECONDS = 60.0  # between two pieces that the worker hands out
+WORK_SECONDS = 280.0  # while the worker holds a disk or unpacks an archive; released clients give up after 300
 
 # From SIGTERM to SIGKILL, when a box is stopped.
-DEFAULT_STOP_SECONDS = 30.0  # where the client gives no timeout
-MAX_STOP_SECONDS = 240.0  # whatever timeout the client gives
+DEFAULT_STOP_SECONDS = 30.0  # when the client gives no timeout
+MAX_STOP_SECONDS = 240.0  # at most, whatever the client gives
 
 REQUEST_SECONDS = 24 * 3600  # for how long an Idempotency-Key stands for its first request
 

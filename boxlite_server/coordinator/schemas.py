@@ -1,7 +1,8 @@
-"""Schemas as plain functions that say whether a value fits, in a fraction of the time that jsonschema takes.
+"""Compiles JSON schemas to plain functions, which check a value in a fraction of the time that jsonschema takes.
 
-They know the keywords of openapi.yaml's requests, and mean by them what the request validator does. A schema with
-any other has no such function. What is wrong with a value that does not fit, jsonschema has to say.
+The functions support the keywords that the requests in openapi.yaml use, with the meaning that the request validator
+gives them. A schema with another keyword is not compiled, and jsonschema checks its values. jsonschema also says what
+is wrong with a value that does not fit.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from .. import errors
 
 Fits = Callable[[Any], bool]
 
-# Keywords that ask nothing of a value; Connexion hangs the components under the schema of each body.
+# Keywords that ask nothing of a value; Connexion adds the `components` to the schema of each body.
 _SILENT = {"components", "default", "description", "example", "title"}
 
 
 class UnknownKeywordError(Exception):
-    """There is no plain check for this keyword, or for this form of it."""
+    """A keyword, or a form of it, that cannot be compiled."""
 
 
 def compiled(schema: Mapping[str, Any]) -> Fits | None:
-    """The check of a schema that holds no references; None where it has a keyword that is not known here."""
+    """The check of a schema without references; None when the schema has a keyword that cannot be compiled."""
     try:
         return _compile(schema)
     except UnknownKeywordError:
@@ -37,7 +38,7 @@ def compiled(schema: Mapping[str, Any]) -> Fits | None:
 
 
 def end_of_ecma(pattern: str) -> str:
-    """As in ECMA 262, where `$` is the end and not also what stands before a last line break."""
+    """The pattern with the `$` of ECMA 262, which matches only at the end and not before a last line break."""
     return re.sub(r"(?<!\\)\$$", r"\\Z", pattern)
 
 
@@ -55,7 +56,7 @@ def _compile(schema: Mapping[str, Any]) -> Fits:
     return (lambda value: value is None or fits(value)) if nullable else fits
 
 
-# Each takes the keywords that it knows out of what is asked.
+# Each of these functions pops the keywords that it supports from `asked`; `_compile` refuses the rest.
 
 
 def _string(asked: dict[str, Any]) -> Fits:
@@ -136,7 +137,7 @@ MAX_SHOWN = 120  # characters of a refused value
 
 
 def describe(exc: ValidationError, where: str) -> str:
-    """A validation error as one line for the person who wrote the request."""
+    """A validation error as one line for the person who wrote the request; `where` names the part of the request."""
     path = ".".join(str(part) for part in exc.absolute_path)
     subject = f"{where}: '{path}'" if path else where
     if exc.validator in ("anyOf", "oneOf", "allOf", "not"):
@@ -150,7 +151,7 @@ def describe(exc: ValidationError, where: str) -> str:
 
 
 def check(value: Any, schema: dict[str, Any], where: str) -> None:
-    """Raises InvalidArgumentError where `value` does not fit. `schema` has to live as long as the program."""
+    """Raises InvalidArgumentError when `value` does not fit. `schema` has to live as long as the program."""
     try:
         validate(value, schema)
     except ValidationError as exc:
@@ -163,7 +164,7 @@ def _shown(value: Any) -> str:
 
 
 class _Schema:
-    """A schema as a key of a cache: by its identity, for the spec's schemas live as long as the program."""
+    """A schema as a cache key, compared by identity: the spec's schemas live as long as the program."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self.schema = schema
@@ -186,7 +187,7 @@ _RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-cal
 
 
 def validate(value: Any, schema: dict[str, Any]) -> None:
-    """Raises ValidationError where `value` does not fit."""
+    """Raises ValidationError when `value` does not fit. `schema` has to live as long as the program."""
     fits = _fits(_Schema(schema))
     if fits is None or not fits(value):
         _validator(_Schema(schema)).validate(value)

@@ -1,4 +1,4 @@
-"""Running the coordinator: one process, one port."""
+"""Runs the coordinator: one process, one port."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GRACE_SECONDS = 10
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    database: Path | str  # a file of SQLite's, or a URL of PostgreSQL's
+    database: Path | str  # an SQLite file, or a PostgreSQL URL
     host: str = "127.0.0.1"
     port: int = 8200  # 0: any free one
     api_key: str | None = None
@@ -42,11 +42,11 @@ class CoordinatorConfig:
     policy: Policy = field(default_factory=Policy)
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
-    orphan_grace: float = ORPHAN_GRACE_SECONDS
+    orphan_grace: float = ORPHAN_GRACE_SECONDS  # seconds
 
 
 class _Server(uvicorn.Server):
-    """Tells long answers to end as soon as a signal asks for the end."""
+    """A server that tells long answers to end as soon as a signal asks the process to end."""
 
     def __init__(self, config: uvicorn.Config, core: Core) -> None:
         super().__init__(config)
@@ -58,10 +58,10 @@ class _Server(uvicorn.Server):
 
 
 def run(config: CoordinatorConfig) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises BoxliteError when it cannot start."""
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises BoxliteError when the coordinator cannot start."""
     _refuse_open_door(config)
     listener = _listen(config)
-    # uvicorn raises the signal that ended it once more: an orderly end is no failure.
+    # uvicorn raises the signal that ended it once more; without these handlers an orderly end would be a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     asyncio.run(_serve(config, listener))
@@ -96,7 +96,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
         core,
     )
     gc.collect()
-    gc.freeze()  # what is there for good need not be looked through again and again, while every request waits
+    gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])
 
 
@@ -110,7 +110,7 @@ def _refuse_open_door(config: CoordinatorConfig) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether all that `host` stands for is on loopback; a name is looked up."""
+    """Whether all addresses that `host` stands for are loopback addresses; a name is looked up."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:

@@ -1,1 +1,1 @@
-"""What acts unasked: reconciliation, restarts, orphans, idle boxes."""
+"""The parts that act unasked: reconciliation, restarts, removal of orphans, deadlines of boxes."""

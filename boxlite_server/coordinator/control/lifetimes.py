@@ -80,7 +80,7 @@ class Lifetimes:
             try:
                 await self._stop_or_remove(box_id)
             except errors.NotFoundError:
-                pass  # removed meanwhile, and its deadline with it
+                pass  # the box was removed meanwhile, and its deadline with it
             except errors.BoxliteError as exc:
                 log.warning("box %s is due, but cannot be acted on yet: %s", box_id, exc)
             except Exception:
@@ -103,7 +103,7 @@ class Lifetimes:
             await self._schedule.plan(box)
 
     async def _is_in_use(self, box: Box) -> bool:
-        """Whether a running box must not be stopped now; if so, its deadline has been moved."""
+        """Whether a running box must not be stopped now. If so, its deadline is moved."""
         if box.status != "running" or await self._schedule.is_used(box.id):
             await self._schedule.plan(box)
             return True
@@ -121,7 +121,7 @@ class Lifetimes:
         return False
 
     async def _is_wanted(self, box: Box) -> bool:
-        """Whether a stopped box must not be removed now; if so, its deadline has been moved."""
+        """Whether a stopped box must not be removed now. If so, its deadline is moved."""
         if box.status != "stopped":
             await self._schedule.plan(box)
             return True

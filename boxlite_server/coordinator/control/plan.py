@@ -1,8 +1,9 @@
-"""What follows from what the rows say and what a worker says. Nothing is asked here, and nothing done.
+"""Plans what follows from the rows and a worker's inventory. Pure: nothing is asked here, and nothing done.
 
-Desired is what a box was told last: a start makes it running, and so does a command that starts it; a stop makes
-it stopped, and so do its making and its being put back to a snapshot, which leave it at rest. It is written before
-the worker is called, so a crash cannot lose it. Observed is the worker's word. What follows from the two:
+The desired state of a box is what was last asked of it. A start makes it running, and so does a command that starts
+the box; a stop makes it stopped, and so do the creation of the box and the restoration of a snapshot, which leave the
+box at rest. The desired state is written before the worker is called, so a crash cannot lose it. The observed state
+is what the worker says. What follows from the two:
 
     the worker says     desired is running                          desired is stopped
     running, paused     adopt                                       finish_stop
@@ -12,8 +13,8 @@ the worker is called, so a crash cannot lose it. Observed is the worker's word. 
     failed              settle                                      adopt
     nothing             mark_gone                                   mark_gone
 
-Before that comes what was broken off: rows that are being made or removed, and boxes with an unfinished snapshot.
-A box that is to be started again keeps its room meanwhile: its row is configured, and desired is running.
+Operations that were broken off come first: rows in creation or removal, and boxes with an unfinished snapshot. A box
+that is to be started again keeps its room meanwhile: its row is configured, and desired is running.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from ..store import Box, BoxState, Volume
 
 
 class Inventory(NamedTuple):
-    """The containers of one worker that carry the labels of this cluster and that worker."""
+    """The containers of one worker that carry the labels of this cluster and of that worker."""
 
     worker_id: str
     engine_life: str | None
     boxes: tuple[Seen, ...]
-    volumes: tuple[str, ...] = ()  # ids; they and the snapshots only where they were asked for
+    volumes: tuple[str, ...] = ()  # ids
     snapshots: tuple[tuple[str, str], ...] = ()  # ids of the box and of the snapshot
-    whole: bool = False  # whether they were
+    whole: bool = False  # whether the worker was asked for volumes and snapshots, too
 
     @classmethod
     def of_report(cls, worker_id: str, boxes: Iterable[Mapping[str, Any]], engine_life: str | None) -> Inventory:
-        """As it comes with a registration or a heartbeat."""
+        """The inventory in a registration or a heartbeat."""
         seen = (Seen(b["box_id"], b["generation"], b["status"], bool(b.get("interrupted"))) for b in boxes)
         return cls(worker_id, engine_life, tuple(seen))
 
 
 class Rows(NamedTuple):
-    """What is written of a worker, and of boxes that it reports though they are not its own."""
+    """The rows of a worker, and the rows of boxes that it reports although they belong to other workers."""
 
     boxes: list[BoxState]
     elsewhere: Mapping[str, Box] = {}  # by id
@@ -53,7 +54,7 @@ class Rows(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What may turn out to be an orphan: a container, or a snapshot (of generation 0)."""
+    """A container, or a snapshot (with generation 0), that may turn out to be an orphan."""
 
     worker_id: str
     box_id: str
@@ -62,8 +63,8 @@ class Subject(NamedTuple):
 
 
 class Action(NamedTuple):
-    """`due_at`: not to be done before, in Unix seconds. What concerns a volume names no box, and what concerns a
-    snapshot no generation."""
+    """One thing to do about a worker, not before `due_at` (Unix seconds). An action on a volume names no box, and an
+    action on a snapshot has generation 0."""
 
     kind: Kind
     worker_id: str
@@ -82,8 +83,8 @@ class Action(NamedTuple):
 def actions(
     rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]
 ) -> list[Action]:
-    """All that is to be done about a worker. `since`: when an orphan was first seen; it is removed `grace` seconds
-    later."""
+    """All that is to be done about a worker. `since`: when each orphan was first seen, in Unix seconds; an orphan is
+    removed `grace` seconds later."""
     worker_id = inventory.worker_id
     states = {box.id: box for box in rows.boxes}
     here: dict[str, Seen] = {}
@@ -91,7 +92,7 @@ def actions(
     for seen in inventory.boxes:
         state = states.get(seen.box_id)
         if state is not None and (state.generation == seen.generation or state.id in rows.unfinished):
-            here[state.id] = seen  # while a box is put back it may be there twice, and neither is an orphan
+            here[state.id] = seen  # during a restoration a box may have two containers; neither is an orphan
             continue
         stray = _stray(seen, state, rows.elsewhere.get(seen.box_id))
         found.append(Action(stray.kind, worker_id, seen.box_id, seen.generation, stray.reason))
@@ -133,6 +134,3 @@ def _about_volumes(rows: list[Volume], inventory: Inventory) -> list[Action]:
     reason = "it has no row; it is left alone, since it may hold data"
     unknown = sorted(set(inventory.volumes) - known)
     return actions + [Action(Kind.UNKNOWN, worker_id, "", 0, reason, volume_id=volume_id) for volume_id in unknown]
-
-
-# ---- words -----------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from .restarts import Restarts
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-SURVEY_SECONDS = 600.0  # between two inventories, with snapshots and volumes, that the coordinator asks for unasked
+SURVEY_SECONDS = 600.0  # between two looks at everything that all workers hold, snapshots and volumes included
 MAX_AT_ONCE = 32
 
 

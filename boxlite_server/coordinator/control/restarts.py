@@ -1,4 +1,4 @@
-"""Boxes that should run and do not: when each is started again, and when the coordinator gives up."""
+"""Starts boxes that should run and do not, with pauses, until it gives up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Restarts:
         self._boxes = boxes
         self._observer = observer
         self._clock = clock
-        self._due_at: dict[str, float] = {}  # by box id; a coordinator that lacks an entry finds it in the row
+        self._due_at: dict[str, float] = {}  # by box id; a coordinator without an entry computes it from the row
         self._starts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_STARTS))
 
     def due_at(self, box_id: str) -> float:

@@ -1,7 +1,7 @@
-"""Export and import: a box carried away as a `.boxlite` archive, and made of one again, on any worker.
+"""Exports a box as a `.boxlite` archive, and imports an archive as a new box, on any worker.
 
-The archive holds what the client asked for (`spec`) and what the box's commands ran with (`settings`: the
-image's part included, since the image itself stays behind). Both are a stranger's word when they come back.
+The archive holds what the client asked for (`spec`) and what the box's commands ran with (`settings`, which include
+the image's part, since the image itself stays behind). Neither can be trusted when it comes back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SETTINGS = ("env", "working_dir", "entrypoint", "cmd", "user")
 
 
 class Archives:
-    """Over the boxes and the fleet; `clock` gives Unix seconds. Bytes are handed on, never gathered."""
+    """Exports and imports; `clock` gives Unix seconds. Bytes are handed on, never gathered."""
 
     def __init__(
         self, turns: Turns, creation: Creation, calls: Calls, policy: Policy, clock: Callable[[], float]
@@ -39,8 +39,8 @@ class Archives:
         self._clock = clock
 
     async def export(self, prefix: str, id_or_name: str) -> tuple[Box, AsyncGenerator[bytes, None]]:
-        """The box and its archive, of this moment. A running box is paused until its disk is held; then the
-        box may do as it likes while the archive is on its way."""
+        """The box and an archive of its present state. A running box is paused until the worker holds its disk;
+        after that it may run and change while the archive is sent."""
         async with self._turns.locked(prefix, id_or_name) as (box, worker):
             chunks = self._calls.export_box(worker, ref(box))
             try:
@@ -64,11 +64,11 @@ class Archives:
     async def load(
         self, prefix: str, name: str | None, stream: AsyncIterator[bytes], *, request_key: str | None = None
     ) -> Box:
-        """A box made of an archive, on the least loaded worker that has room, not started. With a `request_key`,
-        see `Creation.made_before`.
+        """Make a box of an archive, on the least loaded worker that has room; it is not started. With a
+        `request_key`, see `Creation.made_before`.
 
-        Raises InvalidArgumentError for what is no archive, or no whole one, and UnsupportedError for settings
-        that this server does not take; nothing is left of the box then.
+        Raises InvalidArgumentError for a malformed or incomplete archive, and UnsupportedError for settings that this
+        server does not support; nothing is left of the box then.
         """
         reader = archive_format.Reader(stream)
         manifest = await reader.manifest()
@@ -83,7 +83,7 @@ class Archives:
         return await self._turns.get(prefix, box.box_id)
 
     def _checked(self, request: Any, where: str) -> dict[str, Any]:
-        """As if a client had asked for it in `createBox`."""
+        """The spec that `request` stands for, checked like a client's request to `createBox`."""
         if not isinstance(request, Mapping):
             raise errors.InvalidArgumentError(f"the archive's {where} is missing")
         schemas.check(request, _create_request(), f"the archive's {where}")

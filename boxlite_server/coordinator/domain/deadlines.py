@@ -1,4 +1,4 @@
-"""When the coordinator will act on a box by itself, and who uses which box now. `lifetimes.py` acts."""
+"""Keeps when the coordinator will act unasked on each box, and who uses which box now. `control/lifetimes.py` acts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..store import Box, Store, Tables
 
 
 class Schedule:
-    """Plans deadlines and writes them down; `clock` gives Unix seconds."""
+    """Plans and writes the deadlines of boxes; `clock` gives Unix seconds."""
 
     def __init__(self, store: Store, leases: Leases, clock: Callable[[], float]) -> None:
         self._store = store
         self._leases = leases
         self._clock = clock
-        self._users: Counter[str] = Counter()  # by box id; of this process, the others' have leases
+        self._users: Counter[str] = Counter()  # by box id, in this process; leases tell of the other processes
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
 
     async def plan(self, box: Box, *, since: float | None = None, tx: Tables | None = None) -> None:
-        """Set the deadline that follows from the box as it is now: a running one may be stopped when it has
-        been idle since `since` (else: since now), a stopped one removed some time after its stop. `tx`: the
-        transaction that it is part of."""
+        """Set the deadline that follows from the box as it is now. A running box may be stopped auto_stop seconds
+        after `since` (Unix seconds; None: now), from when on it is idle; a stopped box may be removed auto_delete
+        seconds after its stop. `tx`: the transaction to write in."""
         auto_stop, auto_delete = _lifetimes(box)
         if not auto_stop and not auto_delete:
             return
@@ -50,10 +50,10 @@ class Schedule:
 
     @asynccontextmanager
     async def use(self, box: Box) -> AsyncIterator[None]:
-        """Be somebody who uses the box: an attached client, a file transfer, a command about to start. As long
-        as there is one the box is not idle, and it has been idle only since the last one left."""
+        """Use the box for the duration of the `with` block, as an attached client, a file transfer or a command
+        about to start does. Meanwhile the box is not idle; its idle time begins when its last user leaves."""
         if not any(_lifetimes(box)):
-            yield  # idle or not, nothing follows from it
+            yield  # the box has no deadlines, so it does not matter whether it is idle
             return
         self._users[box.id] += 1
         try:
@@ -62,8 +62,10 @@ class Schedule:
                 try:
                     yield
                 finally:
-                    with suppress(errors.DatabaseError):  # closed already, or broken, which others will say
-                        await self._used(box)  # while no other coordinator takes it for idle
+                    with suppress(
+                        errors.DatabaseError
+                    ):  # a closed database is no matter, and others report a broken one
+                        await self._used(box)  # under the lease still, so that no coordinator takes the box for idle
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:
@@ -80,7 +82,7 @@ class Schedule:
     # ---- waiting --------------------------------------------------------------------------------------
 
     async def sleep_until(self, time: float) -> None:
-        """Until then, or until a deadline is planned that is earlier."""
+        """Sleep until `time` (Unix seconds), or until a deadline before it is planned."""
         self._wakes_at = time
         with suppress(TimeoutError):
             await asyncio.wait_for(self._earlier.wait(), max(time - self._clock(), 0.0))
@@ -89,7 +91,7 @@ class Schedule:
 
 
 def _uses(box_id: str) -> str:
-    """How the names of the leases begin of those who use a box."""
+    """The beginning of the names of the leases by which coordinators use a box."""
     return f"use/{box_id}/"
 
 

@@ -1,7 +1,7 @@
-"""Commands in boxes. They live at the box's worker; here is the way to them.
+"""Starts, reads and steers commands in boxes. The executions live at the box's worker.
 
-What the coordinators see to is that one client at a time is attached. How far that client has been served is
-kept by the worker with the execution, so that a client goes on where it stopped, whichever side was restarted.
+The coordinators ensure that one client at a time is attached to an execution. The worker keeps with the execution how
+far that client has been served, so that a client goes on where it stopped, whichever side was restarted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .observing import Observer
 from .spec import checked_env
 from .turns import Turns, ref
 
-RECONNECT_GRACE = 300.0  # seconds; what upstream's server grants
+RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
 
 
 class Executions:
@@ -62,11 +62,11 @@ class Executions:
         expects_reader: bool = False,
         request_key: str | None = None,
     ) -> tuple[Box, pb.Execution]:
-        """Start a command, and the box before it where that is needed. `expects_reader`: a terminal is hung up
-        also when nobody ever attaches to it. What an earlier attempt at the same request started, `request_key`
-        being its owner and Idempotency-Key, is not started again for as long as the worker knows of it.
+        """Start a command, and before it the box if it does not run. `expects_reader`: a terminal is hung up also
+        when nobody ever attaches to it. `request_key` (owner and Idempotency-Key): a command that an earlier attempt
+        at the same request started is not started again for as long as the worker knows of it.
 
-        Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not stay up.
+        Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not keep running.
         """
         box = await self._boxes.ensure_running(prefix, id_or_name)
         same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
@@ -74,7 +74,7 @@ class Executions:
         try:
             return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError):
-            # It ended since it was last seen; what "stopped" means for this box is decided anew.
+            # The box ended since it was last seen; its row decides whether it is started again.
             await self._observer.refresh(box.id)
             box = await self._boxes.ensure_running(prefix, box.id)
             return box, await self._start_in(box, execution_id, request, expects_reader)
@@ -96,7 +96,7 @@ class Executions:
             hangup_seconds=self._grace if tty else 0,
             expects_reader=expects_reader,
         )
-        # Nothing may come between the caller's look at the box and this: an idle box may just be due.
+        # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
         async with self._schedule.use(box):
             try:
                 execution = await self._calls.start_execution(box.worker_id, message)
@@ -109,13 +109,14 @@ class Executions:
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""
         box = await self._turns.get(prefix, id_or_name)
-        # The main command is the box's life: it is hung up only where the box belongs to its client.
+        # To hang up the main command ends the box, so it is done only when the box belongs to its client.
         tied = box.spec["tty"] and not box.spec.get("detach", True)
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
         return box, await self._calls.attach_box(box.worker_id, request)
 
     async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
-        """Raises NotFoundError for an unknown one, and for one that ended more than some minutes ago."""
+        """The box and the execution. Raises NotFoundError for an unknown execution, and for an execution that ended
+        more than some minutes ago."""
         box = await self._turns.get(prefix, id_or_name)
         return box, await self.state(box, execution_id)
 
@@ -134,10 +135,10 @@ class Executions:
         await self._calls.resize_execution(box.worker_id, request)
 
     async def write(self, box: Box, execution_id: str, data: bytes, *, tries: int | None = None) -> None:
-        """Hand all of `data` to the command, for as long as it takes the command to read it.
+        """Hand all of `data` to the command, however long the command takes to read it.
 
-        Raises InvalidStateError once the command has ended, and TimedOutError when it has read nothing while
-        the worker tried `tries` times; each try has the worker's own patience.
+        Raises InvalidStateError once the command has ended, and TimedOutError when the command has read nothing in
+        `tries` calls in a row; the worker decides how long each of them waits.
         """
         for chunk in rpc.chunks(data):
             rest, idle = chunk, 0
@@ -154,7 +155,7 @@ class Executions:
         await self._calls.write_input(box.worker_id, request)
 
     async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
-        """Output from `position` on, and the end as the last event. Whoever reads uses the box."""
+        """The output from `position` on, and the end as the last event. A reader uses the box: it is not idle."""
         request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
         events = self._calls.read_output(box.worker_id, request)
         async with self._schedule.use(box), aclosing(events):
@@ -162,15 +163,15 @@ class Executions:
                 yield event
 
     async def read_logs(self, box: Box, tail: int | None, follow: bool) -> AsyncGenerator[pb.OutputChunk, None]:
-        """What the box's main command has said in all its runs, the last `tail` lines of it (None: all), and
-        with `follow` what it says until the box stops."""
+        """The output of the box's main command in all its runs, the last `tail` lines of it (None: all), and with
+        `follow` what it writes until the box stops."""
         request = pb.ReadLogsRequest(box=ref(box), tail=tail, follow=follow)
         async with aclosing(self._calls.read_logs(box.worker_id, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def confirm(self, box: Box, execution_id: str, delivered: pb.Delivered) -> None:
-        """Have the worker remember what the attached client has."""
+        """Have the worker remember how much of the output has reached the attached client."""
         request = pb.ConfirmOutputRequest(execution=_ref(box, execution_id), delivered=delivered)
         await self._calls.confirm_output(box.worker_id, request)
 
@@ -178,8 +179,8 @@ class Executions:
 
     @asynccontextmanager
     async def attachment(self, execution_id: str) -> AsyncIterator[Lease]:
-        """Be the one attached client, through whatever coordinator. Raises AlreadyExistsError while there is
-        another."""
+        """Be the one attached client for the duration of the `with` block. Raises AlreadyExistsError while another
+        client is attached, through whatever coordinator."""
         async with self._leases.try_hold(f"attach/{execution_id}") as lease:
             if lease is None:
                 raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")

@@ -1,4 +1,4 @@
-"""Files into and out of boxes: tar archives, handed on chunk by chunk in both directions."""
+"""Transfers files into and out of boxes, as tar archives that are handed on chunk by chunk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .turns import Turns, ref
 
 
 class Files:
-    """The files of all boxes. Nothing is kept here: a chunk is held until the next hop has taken it."""
+    """The files of all boxes. Nothing is stored here: a chunk is held only until the next hop has taken it."""
 
     def __init__(self, turns: Turns, calls: Calls, schedule: Schedule) -> None:
         self._turns = turns
@@ -32,8 +32,8 @@ class Files:
     ) -> None:
         """Unpack a tar archive in a box, running or not; see `uploadFiles` in openapi.yaml.
 
-        Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError where something is
-        in the way, ResourceExhaustedError where a disk is full. Where `archive` raises, nothing is written.
+        Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError when something is in the
+        way, ResourceExhaustedError when a disk is full. When `archive` raises, nothing is written.
         """
         box = await self._turns.get(prefix, id_or_name)
         header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
@@ -50,7 +50,8 @@ class Files:
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
     ) -> tuple[bool, AsyncGenerator[bytes, None]]:
-        """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError before the first byte."""
+        """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError for a missing path before the
+        first byte."""
         box = await self._turns.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
         answers = self._calls.get_files(box.worker_id, request)

@@ -1,6 +1,6 @@
-"""What a client asks to have of the host for a box: mounts, published ports, Linux capabilities.
+"""Checks what a client asks of the host for a box: mounts, published ports, Linux capabilities.
 
-Whether the host gives them is its operator's word, which the worker keeps; here is what can be told without it.
+The worker knows what its operator allows and refuses the rest; here is checked what does not depend on that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ... import errors
 from ..._gen import worker_pb2 as pb
 
-DEFAULT_HOST_IP = "127.0.0.1"  # what a box serves is not for everybody unless somebody says so
+DEFAULT_HOST_IP = "127.0.0.1"  # the services of a box are public only when the client says so
 
 _CAPABILITY = re.compile(r"[A-Z]+(_[A-Z]+)*")
 _KERNELS_OWN = ("/proc", "/sys")
@@ -84,7 +84,7 @@ def _host_ip(text: str | None) -> str:
 
 
 def capabilities(names: Iterable[str] | None) -> list[str]:
-    """Linux capabilities as the engine writes them: upper case, without CAP_, each once."""
+    """Linux capabilities in the engine's form: upper case, without CAP_, each once."""
     found = []
     for name in names or []:
         plain = name.upper().removeprefix("CAP_")
@@ -100,7 +100,7 @@ def as_request(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def depends_on_operator(spec: Mapping[str, Any]) -> bool:
-    """Whether one worker may refuse what another one allows."""
+    """Whether the operator of one worker may refuse the spec while that of another one allows it."""
     return bool(spec["cap_add"]) or any(mount["host_path"] for mount in spec["mounts"])
 
 
@@ -120,7 +120,7 @@ def to_proto(spec: Mapping[str, Any], message: pb.BoxSpec) -> None:
 
 
 def published(state: pb.Box, worker_host: str) -> list[dict[str, Any]]:
-    """The ports that a worker says are open, with the address to reach each at."""
+    """The ports that a worker has published, with the address at which each can be reached."""
     return [
         {
             "guest_port": port.guest_port,

@@ -1,8 +1,7 @@
-"""The images of the whole fleet, as its workers tell them.
+"""Finds, pulls and removes the images of the whole fleet.
 
-Nothing is written down here: each question goes to all workers that can be reached, at once and with a short
-deadline, and those that do not answer are left out. The cache belongs to the workers and is shared by all
-prefixes.
+Nothing is stored here: each question goes to all workers that can be reached, at once and with a short deadline, and
+workers that do not answer are left out. The cache of images belongs to the workers and is shared by all prefixes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Image(NamedTuple):
-    """One version of a named image. `workers`: ids of those that have it; `cached_at`: Unix seconds."""
+    """One version of a named image. `workers`: ids of the workers that have it; `cached_at`: Unix seconds."""
 
     reference: str
     id: str
@@ -42,7 +41,8 @@ class Image(NamedTuple):
         return references.parse(self.reference).tag
 
     def is_called(self, name: str) -> bool:
-        """Whether `name` means it: a digest, a name with a tag, or a name alone, which means all its tags."""
+        """Whether `name` means this image: a digest, a name with a tag, or a name alone, which means all its
+        tags."""
         if references.is_digest(name):
             return any(digest.startswith(name) for digest in (self.id, *self.digests))
         wanted = references.parse(name)
@@ -54,14 +54,14 @@ class Image(NamedTuple):
 
 
 class PullProgress(NamedTuple):
-    """Of all parts known so far."""
+    """The progress of a pull, summed over all parts known so far."""
 
     current_bytes: int
     total_bytes: int
 
 
 class Images:
-    """Questions and orders to the whole fleet about images."""
+    """The images of all workers, over the store and the fleet."""
 
     def __init__(self, store: Store, fleet: Fleet, calls: Calls) -> None:
         self._store = store
@@ -69,14 +69,14 @@ class Images:
         self._calls = calls
 
     async def all(self) -> list[Image]:
-        """All images, by name; one entry for each version of a name."""
+        """All images, sorted by name; one entry for each version of a name."""
         return (await self._ask())[0]
 
     async def find(self, name: str) -> tuple[list[Image], list[Image]]:
         """The images of that name or digest, and all versions of all tags of the same repository.
 
-        The first is the one that is meant: the tag `latest`, else the newest.
-        Raises NotFoundError, and UpstreamUnavailableError where a worker that does not answer may have it.
+        The first image is the one that the name means: the tag `latest`, else the newest.
+        Raises NotFoundError, and UpstreamUnavailableError when a worker that does not answer may have the image.
         """
         images, silent = await self._ask()
         try:
@@ -93,10 +93,10 @@ class Images:
         return found, [image for image in images if image.repository == found[0].repository]
 
     async def pull(self, reference: str) -> AsyncGenerator[PullProgress | Image, None]:
-        """Pull an image on the least loaded worker: progress at least every second, and the image last.
-        The next worker is tried where one does not answer.
+        """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
+        When a worker cannot be reached or has engine trouble, the next one is tried.
 
-        Raises ImageError when it cannot be had.
+        Raises ImageError when the image cannot be pulled.
         """
         request = pb.PullImageRequest(reference=reference)
         tried: dict[str, str] = {}
@@ -142,7 +142,7 @@ class Images:
                 raise result
 
     async def _ask(self) -> tuple[list[Image], list[str]]:
-        """What the workers have, and the names of those that did not say."""
+        """The images of all workers that answer, and the names of those that do not."""
         workers = [c.worker for c in await self._fleet.candidates()]
         reachable = [worker for worker in workers if self._fleet.is_reachable(worker)]
         answers = await asyncio.gather(
@@ -177,7 +177,7 @@ def _image(message: pb.Image, worker_id: str) -> Image:
 
 
 def _merged(one: Image, other: Image) -> Image:
-    """The same version on two workers."""
+    """The entry of one version that two workers have."""
     return one._replace(
         cached_at=min(one.cached_at, other.cached_at),
         digests=tuple(dict.fromkeys(one.digests + other.digests)),

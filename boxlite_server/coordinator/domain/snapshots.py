@@ -1,9 +1,8 @@
-"""Snapshots and clones: the disk of a box kept under a name, put back, or copied into a new box.
+"""Creates, restores and removes snapshots of a box's disk, and clones boxes.
 
 A snapshot's row comes first and says what is under way; only then is the worker called, in a way that can be
-repeated. What a crash or a lost answer leaves behind is undone (a snapshot that was being made) or finished
-(one that was being removed, or that its box was being put back to), at the latest with the worker's next
-heartbeat. All of it happens in the box's turn.
+repeated. After a crash or a lost answer, a creation is undone, and a removal or a restoration is finished, at the
+latest with the worker's next heartbeat. All of it happens in the box's turn.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class Snapshots:
         return await self._find(await self._turns.get(prefix, id_or_name), name)
 
     async def create(self, prefix: str, id_or_name: str, name: str, *, request_key: str | None = None) -> Snapshot:
-        """Keep the disk of a box, which is paused meanwhile if it runs. One that an earlier attempt at the same
-        request made, `request_key` being its owner and Idempotency-Key, is the answer. Raises AlreadyExistsError,
+        """Keep the disk of a box, which is paused meanwhile if it runs. `request_key` (owner and Idempotency-Key):
+        a snapshot that an earlier attempt at the same request made is the answer. Raises AlreadyExistsError, and
         InvalidStateError for a box that has no disk any more."""
         async with self._turns.locked(prefix, id_or_name) as (box, _):
             box = await self._finished(box)
@@ -89,8 +88,8 @@ class Snapshots:
             await self._discard(box, row)
 
     async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
-        """Put the disk of a box back to a snapshot: a new container, not started. Raises InvalidStateError
-        when the box runs, ResourceExhaustedError when its worker has no room for it."""
+        """Restore the disk of a box from a snapshot, in a new container, which is not started. Raises
+        InvalidStateError when the box runs, ResourceExhaustedError when its worker has no room for it."""
         async with self._turns.locked(prefix, id_or_name) as (box, worker):
             box = await self._finished(box)
             row = await self._find(box, name)
@@ -100,10 +99,10 @@ class Snapshots:
                 box = await self._turns.reserve_again(box, worker)
             async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state="restoring")
-            return await self._put_back(box, row)
+            return await self._restore(box, row)
 
     async def clone(self, prefix: str, id_or_name: str, name: str | None, *, request_key: str | None = None) -> Box:
-        """A new box with the disk and the spec of this one, on its worker, not started. Raises
+        """Make a new box with the disk and the spec of this one, on the same worker; it is not started. Raises
         AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
         async with self._turns.locked(prefix, id_or_name) as (source, _):
             source = await self._finished(source)
@@ -120,23 +119,23 @@ class Snapshots:
         return await self._turns.get(prefix, box.box_id)
 
     async def finish(self, box_id: str) -> None:
-        """Finish or undo what was broken off about a box's snapshots."""
+        """Finish or undo operations on a box's snapshots that were broken off."""
         async with self._turns.alone(box_id):
             box = await self._store.get_box(box_id)
             if box is not None:
                 await self._finished(box)
 
     async def _finished(self, box: Box) -> Box:
-        """In the box's turn, so what is not finished is not under way."""
+        """`finish` in the box's turn, when no operation on its snapshots is under way. Returns the box's row."""
         for row in await self._store.unfinished_snapshots(box.id):
             log.info("box %s: snapshot %s was left %s", box.id, row.name, row.state)
             if row.state == "restoring":
-                box = await self._put_back(box, row)
+                box = await self._restore(box, row)
             else:
                 await self._discard(box, row)
         return box
 
-    async def _put_back(self, box: Box, row: Snapshot) -> Box:
+    async def _restore(self, box: Box, row: Snapshot) -> Box:
         request = pb.RestoreSnapshotRequest(
             snapshot=_snapshot_ref(box, row),
             new_generation=box.generation + 1,
@@ -174,7 +173,7 @@ def _snapshot_ref(box: Box, row: Snapshot) -> pb.SnapshotRef:
 
 
 def _without_disk(box: Box, exc: errors.BoxliteError) -> errors.BoxliteError:
-    """To a client, "not found" would mean the box that it has just named."""
+    """The error for the client: "not found" would seem to speak of the box, whose container alone is missing."""
     if isinstance(exc, errors.NotFoundError):
         return errors.InvalidStateError(f"box '{box.name or box.id}' has no container any more, and so no disk")
     return exc

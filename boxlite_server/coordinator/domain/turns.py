@@ -33,7 +33,7 @@ class Turns:
         self._clock = clock
 
     async def get(self, prefix: str, id_or_name: str) -> Box:
-        """The box as its row says, in nobody's turn. Raises NotFoundError."""
+        """The box as its row says now, whosever turn it is. Raises NotFoundError."""
         box = await self._store.find_box(prefix, id_or_name)
         if box is None:
             raise errors.NotFoundError(f"box not found: {id_or_name}")

@@ -1,4 +1,4 @@
-"""What follows from what a worker says of one box. Pure: no clock, no store, no network."""
+"""Judges what follows from what a worker says of one box. Pure: no clock, no store, no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..._gen import worker_pb2 as pb
 from ..store import Box, BoxState
 
-OVER = "over"  # as a box's `engine_life`: what ended it was not its command, whatever the engine's life is now
+OVER = "over"  # a box's `engine_life` once it is known that its run was ended from outside, not by its command
 STATUS = {
     pb.BOX_STATUS_CONFIGURED: "configured",
     pb.BOX_STATUS_RUNNING: "running",
@@ -19,9 +19,11 @@ STATUS = {
 
 
 class Kind(StrEnum):
+    """What is to be done."""
+
     ADOPT = "adopt"  # the row takes the observed state
-    RESTART = "restart"  # it should run, and it was not its command that ended it
-    SETTLE = "settle"  # it stays as it ended: desired becomes stopped
+    RESTART = "restart"  # the box should run, and its run was not ended by its command
+    SETTLE = "settle"  # the box stays as it ended: desired becomes stopped
     FINISH_STOP = "finish_stop"
     MARK_GONE = "mark_gone"
     FINISH_CREATE = "finish_create"
@@ -29,17 +31,17 @@ class Kind(StrEnum):
     FINISH_REMOVE = "finish_remove"
     FINISH_SNAPSHOT = "finish_snapshot"  # or undo it
     FINISH_VOLUME = "finish_volume"  # or undo it
-    REMOVE_ORPHAN = "remove_orphan"  # a container of ours that no box has, or a snapshot without a row
-    UNKNOWN = "unknown"  # ours by its labels, and left alone
+    REMOVE_ORPHAN = "remove_orphan"  # a container that no box has, or a snapshot without a row
+    UNKNOWN = "unknown"  # this cluster's by its labels, and left alone
 
 
 class Seen(NamedTuple):
-    """A container, as its worker tells of it."""
+    """A container as its worker reports it."""
 
     box_id: str
     generation: int
     status: str
-    interrupted: bool = False  # it stopped because it was killed, and not by us
+    interrupted: bool = False  # it was killed, and not by its worker
 
 
 class Verdict(NamedTuple):
@@ -48,8 +50,8 @@ class Verdict(NamedTuple):
 
 
 def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict | None:
-    """What follows from what its worker says of a box now (None: it has no container), under this life of its
-    engine (None: not known). None: nothing."""
+    """What is to be done about a box; None for nothing. `seen`: what its worker says of it now, None when it has no
+    container. `engine_life`: the present life of the worker's engine, None when it is not known."""
     if seen is None:
         return _without_container(box)
     if box.status == "removing":
@@ -63,7 +65,7 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
     if box.status == "stopped" and box.auto_remove:
         return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
     if box.status == "failed" and seen.status != "failed" and not was_gone(box):
-        return None  # it failed to start, and stays so until it is started
+        return None  # its start failed, and it stays failed until it is started again
     if box.status != seen.status:
         return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
     return None
@@ -105,21 +107,22 @@ _GONE = "its container is gone"
 
 
 def gone(worker_name: str) -> str:
-    """The `error` of a box that is gone."""
+    """The `error` of a box whose container is gone."""
     return f"{_GONE} from worker {worker_name}"
 
 
 def was_gone(box: BoxState) -> bool:
+    """Whether the box's row says that its container is gone."""
     return (box.error or "").startswith(_GONE)
 
 
 def state_of(box: Box) -> BoxState:
-    """A row, as far as it matters here."""
+    """The parts of a row that `judge` reads."""
     return BoxState(
         box.id, box.generation, box.status, box.desired, box.engine_life, box.error, bool(box.spec["auto_remove"])
     )
 
 
 def seen_of(state: pb.Box) -> Seen:
-    """A worker's answer about a box."""
+    """What `judge` reads of a worker's answer about a box."""
     return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted)

@@ -1,8 +1,8 @@
-"""The life of a volume, as the coordinator leads it.
+"""Creates and removes volumes, and finds them for boxes.
 
-A volume's data is on one worker, chosen when it is made: boxes that mount it go there. As with boxes the row
-comes first, and every worker call is idempotent by the volume's id. Whoever makes or removes a volume has its
-lease meanwhile; nobody waits for it.
+A volume's data is on one worker, chosen when the volume is made; boxes that mount it are placed there. As with boxes
+the row comes first, and every call to a worker is idempotent by the volume's id. An operation on a volume holds its
+lease; other operations on it do not wait but fail.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Volumes:
         return await self._store.list_volumes(prefix)
 
     async def create(self, prefix: str, name: str | None, *, request_key: str | None = None) -> Volume:
-        """Make a volume on the least loaded worker; the next one is tried where one cannot.
+        """Make a volume on the least loaded worker; when it cannot make it, the next worker is tried.
 
-        What was left half made is finished by asking for the same name again, or with the same `request_key`
-        (owner and Idempotency-Key; whoever asks has that key's lease), which also finds what was made.
+        A volume that was left half made is finished by a request for the same name, or with the same `request_key`
+        (owner and Idempotency-Key; the caller holds that key's lease). The key also finds a volume that was made.
         Raises AlreadyExistsError, ResourceExhaustedError, UpstreamUnavailableError.
         """
         volume_id = ids.of_request(request_key) if request_key else ids.new_id()
@@ -79,7 +79,7 @@ class Volumes:
                 tried[worker.name] = exc.message
                 await self._forget(volume_id)
             except errors.TimedOutError:
-                raise  # it may have been made: the row stays, to be finished or removed
+                raise  # the volume may have been made: its row stays, to be finished or removed
             except errors.BoxliteError:
                 await self._forget(volume_id)
                 raise
@@ -89,10 +89,10 @@ class Volumes:
         return await self._change(volume_id, "ready")
 
     async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
-        """Remove a volume and its data; with `force` a missing one is no error.
+        """Remove a volume and its data; with `force` a missing volume is no error.
 
         Raises InvalidStateError while a box mounts it. Raises UpstreamUnavailableError when its worker does not
-        answer; nobody mounts it then any more, and it can be removed again.
+        answer; no box can mount the volume from then on, and the removal can be repeated.
         """
         found = await self._store.find_volume(prefix, id_or_name)
         if found is None:
@@ -116,10 +116,11 @@ class Volumes:
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
             await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
-        await self._take_away(volume)
+        await self._discard(volume)
 
-    async def _take_away(self, volume: Volume) -> None:
-        """`volume`: as it was before, and is again where it is in use."""
+    async def _discard(self, volume: Volume) -> None:
+        """Have the worker remove the volume, then delete the row. `volume`: the row before the removal, whose state
+        is restored when the engine finds the volume in use."""
         try:
             await self._calls.remove_volume(volume.worker_id, pb.VolumeRef(volume_id=volume.id))
             await self._forget(volume.id)
@@ -128,26 +129,27 @@ class Volumes:
             raise
 
     async def is_busy(self, volume_id: str) -> bool:
-        """Whether it is being created or removed."""
+        """Whether the volume is being created or removed, through whatever coordinator."""
         return await self._leases.is_held(_lease(volume_id))
 
     async def finish(self, volume_id: str) -> None:
-        """Bring to an end what was broken off. A volume that was never ready holds no data, and goes."""
+        """Finish an operation that was broken off. A volume that was never ready holds no data, and is removed."""
         async with self._leases.try_hold(_lease(volume_id)) as lease:
             volume = await self._store.get_volume(volume_id) if lease else None
             if volume is None or volume.state == "ready":
                 return
             log.info("volume %s was left %s", volume.id, volume.state)
-            await self._take_away(await self._change(volume.id, "deleting"))
+            await self._discard(await self._change(volume.id, "deleting"))
 
     # ---- for boxes ------------------------------------------------------------------------------------
 
     async def resolve(
         self, prefix: str, mounts: Iterable[Mapping[str, Any]]
     ) -> tuple[list[dict[str, Any]], str | None]:
-        """The mounts with the `volume_id` of each volume, and the id of the one worker that holds them all.
+        """The mounts with the `volume_id` of each volume, and the id of the one worker that holds all volumes (None
+        when there are none).
 
-        Raises NotFoundError for an unknown volume, InvalidArgumentError where no one worker holds them all.
+        Raises NotFoundError for an unknown volume, InvalidArgumentError when no one worker holds them all.
         """
         resolved, homes = [], {}
         for mount in mounts:
@@ -164,7 +166,7 @@ class Volumes:
 
     @staticmethod
     async def check_ready(tx: Tables, mounts: Iterable[Mapping[str, Any]]) -> None:
-        """In the transaction that makes a box. Raises InvalidStateError when a volume cannot be mounted now."""
+        """Check in the transaction that makes a box. Raises InvalidStateError when a volume cannot be mounted now."""
         for mount in mounts:
             if volume_id := mount.get("volume_id"):
                 volume = await tx.get_volume(volume_id)
@@ -189,7 +191,7 @@ class Volumes:
         async with self._leases.writing(_lease(volume_id)) as tx:
             await tx.update_volume(volume_id, state=state, updated_at=self._clock())
             volume = await tx.get_volume(volume_id)
-        if volume is None:  # a row goes only with its operation, or with its worker
+        if volume is None:  # a row is deleted only by the operation that holds the lease, or with its worker
             raise errors.UpstreamUnavailableError(f"volume {volume_id} was forgotten, together with its worker")
         return volume
 

@@ -1,1 +1,1 @@
-"""The workers, and the way to them."""
+"""The registry of workers, the choice of a worker, and the calls to workers."""

@@ -29,7 +29,7 @@ from .registry import Fleet
 
 T = TypeVar("T")
 
-# The worker is at fault and not the thing that it was asked for: another worker may be able to do it.
+# These errors are the worker's trouble and not the request's: another worker may be able to do it.
 TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
 
 # After one of these nobody knows whether the worker did what it was asked for; any other error says that it did not.
@@ -66,7 +66,7 @@ class Calls:
         return self._unary(worker, "StartBox", box, CALL_SECONDS)
 
     def stop_box(self, worker: Worker | str, request: pb.StopBoxRequest) -> Awaitable[pb.Box]:
-        """Stop a box; the worker has the request's own timeout on top of the usual one."""
+        """Stop a box; the call may take the request's own timeout, and CALL_SECONDS more."""
         return self._unary(worker, "StopBox", request, request.timeout_seconds + CALL_SECONDS)
 
     def remove_box(self, worker: Worker | str, request: pb.RemoveBoxRequest) -> Awaitable[pb.Empty]:

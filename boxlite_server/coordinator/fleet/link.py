@@ -1,4 +1,4 @@
-"""The way to one worker: the seam between the coordinator and the network."""
+"""The link to one worker: the seam between the coordinator and the network."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from ..._gen import worker_pb2_grpc
 from ..store import Worker
 
 _CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),  # workers are on our own network, whatever the environment says of the world
+    ("grpc.enable_http_proxy", 0),  # workers are on an internal network, so a proxy in the environment is not for them
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Also how long a connection may take to come about: 20 s unless given, and a create waits for it.
+    # It is also the time limit for connecting: 20 s by default, during which a create would wait.
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
-    # A channel per worker, also when two share an address in turn: never another worker's connection.
+    # Each channel has its own connection, also when two workers have the same address one after the other.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-CLOSE_SECONDS = 1.0  # that those who wait have to hear of it
+CLOSE_SECONDS = 1.0  # for waiting callers to be told that the link is closed
 
 
 class Link(Protocol):
-    """Calls to one life of one worker. They raise what the worker raised; `UnreachableError` and `TimedOutError`
-    leave open whether it has done what it was asked for."""
+    """Calls to one life of one worker. They raise what the worker raised. After `UnreachableError` and
+    `TimedOutError` it is not known whether the worker has done what it was asked for."""
 
     async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
         """One call, answered within `timeout` seconds."""
 
     def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        """The answers of a streaming call. It has no deadline here, a stream may last as long as a command; it
-        ends when the worker is gone: keepalive notices that within 15 s."""
+        """The answers of a streaming call. It has no deadline, because a stream may last as long as a command. It
+        raises UnreachableError when the worker is gone: keepalive notices that within 15 s."""
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
-        """The answer to a streamed call: its header, and what follows once the worker has accepted that (see
-        `rpc.ACCEPTED`). What it refuses at once is so known before anything is taken from `requests`.
+        """The answer to a streamed call. The `requests` follow once the worker has accepted the `header` (see
+        `rpc.ACCEPTED`), so a refusal is raised before anything is taken from `requests`.
 
-        Requests are taken no faster than the worker takes them. Without a deadline, as `stream`. Where
-        `requests` raises or the caller is cancelled, the worker's side ends too.
+        Requests are taken no faster than the worker takes them. The call has no deadline, like `stream`. When
+        `requests` raises or the caller is cancelled, the call ends at the worker too.
         """
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Close the link and end all calls on it; they raise UnreachableError."""
 
 
 Connect = Callable[[Worker], Link]
 
 
 class GrpcLink:
-    """The `Link` of a running system: one persistent channel."""
+    """The `Link` of a running system, over one persistent channel."""
 
     def __init__(self, worker: Worker) -> None:
         self._name = worker.name
@@ -94,7 +94,7 @@ class GrpcLink:
             call = getattr(self._stub, method)(metadata=self._metadata)
         try:
             async with self._wait():
-                # A call that has ended takes nothing more: the last line then raises what the worker said.
+                # Writing to a call that has ended raises InvalidStateError; `await call` then raises the real reason.
                 with contextlib.suppress(asyncio.InvalidStateError):
                     await call.write(header)
                     if rpc.ACCEPTED in tuple(await call.initial_metadata()):
@@ -106,8 +106,8 @@ class GrpcLink:
             call.cancel()
 
     async def close(self) -> None:
-        """gRPC cancels the calls on a channel that is closed as if somebody had cancelled who waits for them, or
-        lets them wait for ever: so they are told before."""
+        """Tell the waiting calls, then close the channel: gRPC alone would cancel their tasks as if the callers had
+        been cancelled, or let them wait for ever."""
         if not self._closed:
             self._closed = True
             for waiting in self._waiting:
@@ -120,7 +120,7 @@ class GrpcLink:
 
     @contextlib.asynccontextmanager
     async def _wait(self) -> AsyncGenerator[None, None]:
-        """Around whatever waits for the worker: what gRPC raises, as what the link's callers know."""
+        """Wraps every wait for the worker: raises the house's errors for what gRPC raises."""
         if self._closed:
             raise self._broken_off()
         bound = asyncio.timeout(None)
@@ -135,7 +135,7 @@ class GrpcLink:
                         self._nobody_waits.set()
         except grpc.aio.AioRpcError as exc:
             error = rpc.from_rpc_error(exc, self._name)
-            if isinstance(error, errors.AuthError):  # it is not the client that the worker does not know
+            if isinstance(error, errors.AuthError):  # the worker rejects the coordinator's secret, not the client's key
                 raise errors.UpstreamUnavailableError(
                     f"worker {self._name} refuses its coordinator: {error.message}"
                 ) from None
@@ -144,7 +144,7 @@ class GrpcLink:
             if not bound.expired():
                 raise
             raise self._broken_off() from None
-        except asyncio.CancelledError:  # gRPC's word for a call that the other side has cancelled, too
+        except asyncio.CancelledError:  # gRPC raises it also when the other side has cancelled the call
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
@@ -155,7 +155,7 @@ class GrpcLink:
 
 
 def target_of(url: str) -> str:
-    """The gRPC target ``host:port`` of a worker's url; raises InvalidArgumentError when it is none."""
+    """The gRPC target ``host:port`` of a worker's url. Raises InvalidArgumentError when the url is malformed."""
     try:
         parts = urlsplit(url if "//" in url else f"//{url}")
         if parts.hostname and parts.port:

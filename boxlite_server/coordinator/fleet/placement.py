@@ -1,10 +1,10 @@
-"""Where a box goes: filters that say why not, and a score.
+"""Chooses the worker for a box: filters, each of which says why it refuses a worker, and a score.
 
-Pure functions over what the registry says is reserved, so that a placement counts at once and not only with
-the next report. CPUs may be promised more often than they exist, because sandboxes mostly wait, but only up to
-what the worker's operator allows; memory may not, because a host without memory kills. A box that is stopped or
-failed holds nothing of all that, no place among a worker's `max_boxes` either: it has to find room when it is
-started again.
+Pure functions over what the registry says is reserved, so that a placement counts at once and not only with the next
+report. More CPUs may be promised than exist, because sandboxes mostly wait, but only as many as the worker's operator
+allows. Memory may not be overcommitted, because a host without memory kills processes. A box that is stopped or
+failed holds neither CPUs nor memory nor a place among a worker's `max_boxes`: it has to find room when it is started
+again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from ..store import Load, Worker
 
 
 class Need(NamedTuple):
+    """What a box, a volume or an image needs of a worker."""
+
     cpus: int
     memory_mib: int
-    worker_id: str | None = None  # of the one worker that has the box's volumes
+    worker_id: str | None = None  # the one worker that has the box's volumes
     boxes: int = 1  # places among a worker's boxes; volumes and images take none
 
 
@@ -34,17 +36,17 @@ class Candidate(NamedTuple):
 
 
 class Filter(Protocol):
-    """One kind of reason for which a worker cannot take a thing."""
+    """One reason for which a worker may be unable to take a box, a volume or an image."""
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool: ...
 
     def tell(self, need: Need, removed: list[Candidate]) -> str:
-        """What is wrong with those that it has removed: ``lacks memory (needs 4096 MiB, has 1024)``. Where they
-        are several, the number is that of the one that came closest."""
+        """What is wrong with the candidates that the filter has removed: ``lacks memory (needs 4096 MiB, has
+        1024)``. The number is that of the candidate that came closest."""
 
 
 class Placement(NamedTuple):
-    """Workers that can take the box, best first; and the others by the filter that removed them."""
+    """The workers that can take the box, best first, and the others by the filter that removed them."""
 
     workers: list[Worker]
     removed: dict[Filter, list[Candidate]]
@@ -86,7 +88,7 @@ class Places:
 
 
 class MachineCpus:
-    """One box never gets more cpus than the machine has, whatever may be promised to all together."""
+    """Refuses a box more cpus than the machine has, however many may be promised to all boxes together."""
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.cpus <= candidate.worker.cpus
@@ -122,7 +124,7 @@ _TOLD = 3  # how many failures a message spells out
 
 
 def place(need: Need, candidates: Iterable[Candidate]) -> Placement:
-    """Order the candidates for a new box: the least loaded first, the name deciding between equals."""
+    """Filter the candidates for a new box and order them: the least loaded first, equals by name."""
     fitting: list[Candidate] = []
     removed: defaultdict[Filter, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -137,7 +139,7 @@ def place(need: Need, candidates: Iterable[Candidate]) -> Placement:
 
 
 def no_room(need: Need, candidate: Candidate) -> str | None:
-    """Why a box of that size cannot run there now; None when it can."""
+    """Why the candidate has no room for a box of that size now; None when it has."""
     for test in ROOM:
         if not test.lets_pass(need, candidate):
             return test.tell(need, [candidate])
@@ -145,8 +147,8 @@ def no_room(need: Need, candidate: Candidate) -> str | None:
 
 
 def not_placed(what: str, need: Need, placement: Placement, failed: Mapping[str, str]) -> errors.BoxliteError:
-    """Why no worker takes it: for the client to read, and to raise. `failed`: what those said, by name, that
-    were asked to and did not."""
+    """The error to raise when no worker takes `what`; its text tells the client why. `failed`: by name of a worker
+    that was asked in vain, what it said."""
     removed = ((test, placement.removed[test]) for test in FILTERS if test in placement.removed)
     reasons = [f"{len(candidates)} {test.tell(need, candidates)}" for test, candidates in removed]
     if failed:

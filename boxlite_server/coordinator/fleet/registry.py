@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 MISSED_HEARTBEATS = 3
-# From one beat to the next pass up to 1.2 intervals: a tenth of jitter, and as much again to make it and send it.
+# Up to 1.2 intervals pass from one heartbeat to the next: a tenth for jitter, and a tenth to compose and send it.
 UNREACHABLE_SECONDS = MISSED_HEARTBEATS * 1.2 * HEARTBEAT_SECONDS
 
 
 class Removed(NamedTuple):
-    """What went with a worker's row; `text` says what becomes of the things themselves, "" where there are none."""
+    """How many rows went with a worker's. `text` says what becomes of their containers and data; "" when there are
+    none."""
 
     boxes: int
     volumes: int
@@ -62,11 +63,11 @@ class Fleet:
     # ---- registry -------------------------------------------------------------------------------------
 
     async def register(self, request: Mapping[str, Any]) -> Worker:
-        """Take a worker in, or back in: it keeps its boxes and its operator's status.
+        """Register a worker. A worker that is known keeps its boxes and the status that its operator set.
 
-        Raises AlreadyExistsError when the name is another worker's, PermissionDeniedError when the id is
-        known with another secret, InvalidArgumentError when the url is none, InvalidStateError when a later
-        process of the worker is registered and well: what comes now was sent before, and came late.
+        Raises AlreadyExistsError when the name belongs to another worker, PermissionDeniedError when the id is known
+        with another secret, InvalidArgumentError when the url is malformed, InvalidStateError when a later process of
+        the worker is registered and reachable: then this registration was sent earlier and arrived late.
         """
         target_of(request["url"])
         now = self._clock()
@@ -90,14 +91,16 @@ class Fleet:
         started_at = request.get("started_at")
         if known.epoch == request["epoch"] or started_at is None or known.started_at is None:
             return
-        if started_at < known.started_at and self.why_unreachable(known) is None:  # else its clock was set back
+        # When the later process is unreachable, this one may be newer, and its clock was set back.
+        if started_at < known.started_at and self.why_unreachable(known) is None:
             raise errors.InvalidStateError(
                 f"worker {known.name} was registered by a process that started later; this registration is stale"
             )
 
     async def heartbeat(self, worker_id: str, beat: Mapping[str, Any]) -> Worker:
-        """Note a sign of life, or the last one; the worker as it was before. Raises NotFoundError for an unknown
-        worker and InvalidStateError for a stale epoch, or behind a goodbye: then the worker has to register again."""
+        """Note a heartbeat, or a goodbye; returns the worker's row as it was before. Raises NotFoundError for an
+        unknown worker, and InvalidStateError for a stale epoch or after a goodbye: then the worker has to register
+        again."""
         worker = await self.get(worker_id)
         if worker.epoch == beat["epoch"] and worker.left_at is not None and not beat.get("leaving"):
             raise errors.InvalidStateError(
@@ -123,27 +126,30 @@ class Fleet:
         return worker
 
     def lacks_inventory(self, worker: Worker, digest: str | None) -> bool:
-        """Whether the worker holds something else than it has told us of, by the digest of what it holds now."""
+        """Whether the worker has to send its inventory: none was taken since this process started, or `digest`, of
+        what the worker holds now, is not that of the last one. None: the worker gives no digest."""
         return worker.id not in self._told or digest is None or digest != worker.inventory
 
     def want_inventory(self, worker_id: str) -> None:
-        """What it has told last could not be dealt with: it shall tell it again with its next beat."""
+        """Have the worker send its inventory again with its next heartbeat: the last one could not be dealt with."""
         self._told.discard(worker_id)
 
     async def inventory_taken(self, worker: Worker, digest: str | None) -> None:
-        """Remember that the worker's report has been dealt with."""
+        """Remember that the worker's inventory of this digest has been dealt with."""
         self._told.add(worker.id)
         if digest != worker.inventory:
             await self._store.update_worker_of_epoch(worker.id, worker.epoch, inventory=digest)
 
     async def get(self, worker_id: str) -> Worker:
+        """The worker's row. Raises NotFoundError."""
         worker = await self._store.get_worker(worker_id)
         if worker is None:
             raise errors.NotFoundError(f"worker not found: {worker_id}")
         return worker
 
     async def set_status(self, worker_id: str, status: str) -> Worker:
-        """Set what the operator wants: ``active``, or ``draining`` (keeps its boxes, takes no new ones)."""
+        """Set what the operator wants: ``active``, or ``draining`` (the worker keeps its boxes and takes no new
+        ones). Returns the worker's row."""
         async with self._store.transaction() as tx:
             await tx.update_worker(worker_id, status=status)
         worker = await self.get(worker_id)
@@ -151,7 +157,8 @@ class Fleet:
         return worker
 
     async def remove(self, worker_id: str, *, force: bool) -> Removed:
-        """Forget a worker. One that has boxes or volumes only with `force`, and their rows go with it."""
+        """Forget a worker, and with `force` the boxes and volumes that it has. Raises InvalidStateError for a worker
+        with boxes or volumes without `force`."""
         worker = await self.get(worker_id)
         async with self._store.transaction() as tx:
             boxes = await tx.boxes_of_worker(worker_id)
@@ -177,14 +184,14 @@ class Fleet:
     # ---- reachability ---------------------------------------------------------------------------------
 
     def status(self, worker: Worker) -> str:
-        """As shown to people: active or draining as the operator set it, unreachable where it is."""
+        """The status as shown to people: unreachable, or else active or draining, as the operator set it."""
         return worker.status if self.is_reachable(worker) else "unreachable"
 
     def is_reachable(self, worker: Worker) -> bool:
         return self.why_unreachable(worker) is None
 
     def why_unreachable(self, worker: Worker) -> str | None:
-        """Why a worker gets no calls, for the person at the client; None when it does."""
+        """Why a worker gets no calls, in words for the person at the client; None when it gets calls."""
         now = self._clock()
         if worker.left_at is not None:
             return f"worker {worker.name} was shut down at {_time_of(worker.left_at, now)}"
@@ -209,7 +216,7 @@ class Fleet:
         return row
 
     def note_silence(self, worker: Worker, reason: str) -> None:
-        """A call has not reached the worker: it is unreachable until it is heard again."""
+        """Treat the worker, which a call has not reached, as unreachable until it is heard again."""
         self._silent[worker.id] = _Silence(worker.epoch, self._clock(), reason)
 
     async def unreachable(self) -> tuple[str, ...]:
@@ -220,7 +227,7 @@ class Fleet:
         return tuple({worker.id for worker in suspects if not self.is_reachable(worker)})
 
     async def candidates(self, tx: Tables | None = None) -> list[Candidate]:
-        """Every worker with its reservations, for the scheduler. `tx`: the transaction that places."""
+        """Every worker with its reservations, for placement; `tx`: the transaction that places."""
         tables = tx or self._store
         loads = await tables.loads()
         nothing = Load()
@@ -231,7 +238,7 @@ class Fleet:
 
 
 def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Worker:
-    """The row of a worker that registers; `known`: the one that it replaces."""
+    """The row of a worker that registers; `known`: the row that it replaces."""
     capacity = request["capacity"]
     cpu_limit = capacity.get("cpu_limit")
     return Worker(
@@ -256,7 +263,7 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
 
 
 def _what_becomes(boxes: int, volumes: int) -> str:
-    """Of what a worker holds when it is forgotten by force; "" when it holds nothing."""
+    """What becomes of all that a worker holds when it is forgotten by force; "" when it holds nothing."""
     texts = []
     if boxes:
         texts.append(
@@ -276,6 +283,6 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 def _time_of(moment: float, now: float) -> str:
-    """With the date where the time of the day would not say it."""
+    """`moment` as a time of day, with the date when it is not within the last 12 hours."""
     date = "" if now - moment < 12 * 3600 else "%Y-%m-%d "
     return datetime.fromtimestamp(moment, UTC).strftime(f"{date}%H:%M:%S UTC")
