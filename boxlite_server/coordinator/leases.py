@@ -1,4 +1,4 @@
-"""Who may do what now, among all coordinators on one database.
+"""Leases say which coordinator, of all on one database, may do what now.
 
 A lease is a row: a name, its holder, and when it ends. The holder is one life of a coordinator's process, which
 renews the lease for as long as it is needed. A lease of a process that died ends by itself, so nothing stays locked.

@@ -1,4 +1,4 @@
-"""How long things may take, and what the operator of a coordinator decides for all boxes."""
+"""Bounds how long things may take, and holds what the operator of a coordinator decides for all boxes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # A whole request. Released clients give up after 300 s, so these are shorter.
 CREATE_SECONDS = 280.0  # createBox, on all workers that are tried; an image pull is part of it
-LAST_TRY_SECONDS = 5.0  # at least, for each worker that is tried, when the earlier ones have used up CREATE_SECONDS
+LAST_TRY_SECONDS = 5.0  # for each worker that is tried, at least, when CREATE_SECONDS are used up
 PULL_SECONDS = 280.0  # pullImage, when the client wants the answer in one piece
 PATIENCE_SECONDS = 290.0  # waiting for a lease, for example for the turn on a box; longer than any call to a worker
 

@@ -1,4 +1,4 @@
-"""Tasks that a coordinator keeps going: a loop that survives errors, and at most one task for each key."""
+"""Keeps background work going: a loop that survives errors, and at most one task for each key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Loop:
-    """One task that runs `act` for ever: again after as many seconds as `act` returns. After an error, which is
-    logged as `what`, it runs again `retry` seconds later. `sleep` may end early."""
+    """One task that runs `act` for ever. `act` returns after how many seconds it runs again. When it raises, the error
+    is logged under the name `what`, and `act` runs again after `retry` seconds. `sleep` may return early."""
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class Tasks:
         self._again: dict[str, Work] = {}
 
     def begin(self, key: str, work: Work, *, again: bool = False) -> None:
-        """Run `work` as the task of `key`. While the key has a task, nothing is begun; with `again` the last such
-        `work` runs when that task ends."""
+        """Run `work` as the task of `key`, unless the key has a task. In that case `work` is dropped; with `again` it
+        runs once that task ends, or the `work` of a later such call in its place."""
         if key not in self._tasks:
             task = self._tasks[key] = asyncio.create_task(work())
             task.add_done_callback(lambda _: self._ended(key))

@@ -1,5 +1,4 @@
-"""Orphans: containers and snapshots with this cluster's labels that no row stands for. They are removed after a
-grace period."""
+"""Removes orphans after a grace period: containers and snapshots with this cluster's labels, but without a row."""
 
 from __future__ import annotations
 

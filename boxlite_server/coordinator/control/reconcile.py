@@ -37,8 +37,8 @@ MAX_AT_ONCE = 32
 
 
 class Done(NamedTuple):
-    """What became of an action. `error`: why it could not be done. Neither done nor an error: it is not due yet, or
-    there is nothing to do."""
+    """What became of an action. `error`: why it could not be done. An action without an error that is not done was
+    not due yet, or was nothing to be done about."""
 
     action: Action
     done: bool

@@ -1,1 +1,1 @@
-"""What clients ask for: boxes, commands, files, snapshots, volumes, images."""
+"""The operations that clients ask for, on boxes, commands, files, snapshots, volumes and images."""

@@ -1,4 +1,4 @@
-"""What clients do with a box that is there: start, stop and remove it.
+"""Finds, starts, stops and removes boxes.
 
 The row says what is desired before the worker is called, so that what a crash leaves behind can be finished. Each
 operation has its turn; see `turns`.
@@ -121,7 +121,7 @@ class Boxes:
             await self._not_started(box, exc, again)
             raise
         if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
-            # It has ended at once: by itself, or killed by an engine that is about to end?
+            # The box has ended at once; `follow` finds out whether by itself or killed by an engine that is stopping.
             box = await self._turns.change(box.id, engine_life=state.engine_life or None)
             await self._observer.follow(box)
             return await self._store.get_box(box.id) or box

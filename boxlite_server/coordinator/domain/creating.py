@@ -1,4 +1,4 @@
-"""How a box comes about: on a worker that has room, once for each request.
+"""Creates boxes: each on a worker that has room, and once for each request.
 
 The row comes first: the id is minted, the row written and the capacity reserved in one transaction, and only then is
 the worker called. Every call to a worker is idempotent by (box id, generation), so whatever a crash leaves behind can

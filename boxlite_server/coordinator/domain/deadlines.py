@@ -25,8 +25,8 @@ class Schedule:
 
     async def plan(self, box: Box, *, since: float | None = None, tx: Tables | None = None) -> None:
         """Set the deadline that follows from the box as it is now. A running box may be stopped auto_stop seconds
-        after `since` (Unix seconds; None: now), from when on it is idle; a stopped box may be removed auto_delete
-        seconds after its stop. `tx`: the transaction to write in."""
+        after it became idle at `since` (Unix seconds; None: now); a stopped box may be removed auto_delete seconds
+        after its stop. `tx`: the transaction to write in."""
         auto_stop, auto_delete = _lifetimes(box)
         if not auto_stop and not auto_delete:
             return
@@ -62,10 +62,8 @@ class Schedule:
                 try:
                     yield
                 finally:
-                    with suppress(
-                        errors.DatabaseError
-                    ):  # a closed database is no matter, and others report a broken one
-                        await self._used(box)  # under the lease still, so that no coordinator takes the box for idle
+                    with suppress(errors.DatabaseError):  # the database is closed, or broken, which others report
+                        await self._used(box)  # under the lease, so that no other coordinator takes the box for idle
         finally:
             self._users[box.id] -= 1
             if not self._users[box.id]:

@@ -95,7 +95,8 @@ def capabilities(names: Iterable[str] | None) -> list[str]:
 
 
 def as_request(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a spec a CreateBoxRequest calls by other names. Mounts stay behind: what they hold is not the box's."""
+    """The parts of a spec that a CreateBoxRequest calls by other names. Mounts are left out: their data is not the
+    box's."""
     return {"advanced": {"capabilities": {"add": spec.get("cap_add", []), "drop": spec.get("cap_drop", [])}}}
 
 
@@ -105,7 +106,7 @@ def depends_on_operator(spec: Mapping[str, Any]) -> bool:
 
 
 def to_proto(spec: Mapping[str, Any], message: pb.BoxSpec) -> None:
-    """Add it to what the worker gets. Specs from before there was any of it have none."""
+    """Add the mounts, ports and capabilities of a spec to the worker's message. Old specs lack these keys."""
     for mount in spec.get("mounts", []):
         message.mounts.add(
             volume_id=mount.get("volume_id") or "",

@@ -1,4 +1,4 @@
-"""What one box uses, as its worker measures it."""
+"""Asks workers what a box uses."""
 
 from __future__ import annotations
 

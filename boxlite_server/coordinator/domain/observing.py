@@ -1,4 +1,4 @@
-"""What a worker says of a box, and what follows from that for the box and its row."""
+"""Asks workers about boxes, and does what follows from their answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNTOLD = "its engine could not start it; start it again to be told why"
 
 
 class Observer:
-    """Asks workers about boxes and brings the rows in line; `clock` gives Unix seconds."""
+    """Asks workers about boxes and brings boxes and rows in line; `clock` gives Unix seconds."""
 
     def __init__(self, store: Store, fleet: Fleet, calls: Calls, turns: Turns, clock: Callable[[], float]) -> None:
         self._store = store

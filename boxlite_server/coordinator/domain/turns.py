@@ -1,4 +1,4 @@
-"""One operation on a box at a time: whose turn it is, and the writes of the operation whose turn it is.
+"""Gives the operations on a box their turns, one at a time, and writes the box's row for the operation in turn.
 
 Operations on one box run one after the other, through whichever coordinator they come; different boxes do not
 wait for each other.

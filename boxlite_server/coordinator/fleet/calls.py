@@ -41,8 +41,8 @@ class Calls:
 
     Every method takes the worker's id, or its row where the caller has just read it. It raises
     UpstreamUnavailableError at once when the worker is not reachable, TimedOutError, and what `Link` raises.
-    `timeout`: seconds for the whole call. `idle`: seconds for which the worker may be silent in a stream; None
-    for ever.
+    `timeout`: seconds for the whole call. `idle`: seconds for which the worker may be silent in a stream; None: for
+    ever.
     """
 
     def __init__(self, fleet: Fleet, connect: Connect = GrpcLink) -> None:
@@ -218,7 +218,7 @@ class Calls:
         row = await self._fleet.reachable(worker)
         known, link = self._links.get(row.id, (None, None))
         if link and known and (_address(known) == _address(row) or known.last_heartbeat > row.last_heartbeat):
-            return known, link  # of two rows the later heartbeat tells which is newer, whoever read it first
+            return known, link  # `row` is older than the link's row: another call has read a newer one
         new = self._connect(row)
         self._links[row.id] = row, new
         if link is not None:

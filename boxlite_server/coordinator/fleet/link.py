@@ -120,7 +120,7 @@ class GrpcLink:
 
     @contextlib.asynccontextmanager
     async def _wait(self) -> AsyncGenerator[None, None]:
-        """Wraps every wait for the worker: raises the house's errors for what gRPC raises."""
+        """Wraps every wait for the worker: raises an error of `errors` for what gRPC raises."""
         if self._closed:
             raise self._broken_off()
         bound = asyncio.timeout(None)

@@ -122,7 +122,7 @@ class Fleet:
         if beat.get("leaving"):
             log.info("worker %s says goodbye", worker.name)
         if (beat.get("engine_error") or None) != worker.engine_error:
-            log.warning("worker %s and its engine: %s", worker.name, beat.get("engine_error") or "it is well again")
+            log.warning("engine of worker %s: %s", worker.name, beat.get("engine_error") or "it answers again")
         return worker
 
     def lacks_inventory(self, worker: Worker, digest: str | None) -> bool:
@@ -153,7 +153,7 @@ class Fleet:
         async with self._store.transaction() as tx:
             await tx.update_worker(worker_id, status=status)
         worker = await self.get(worker_id)
-        log.info("worker %s is to be %s", worker.name, status)
+        log.info("worker %s is set to %s", worker.name, status)
         return worker
 
     async def remove(self, worker_id: str, *, force: bool) -> Removed:
