@@ -1,4 +1,4 @@
-"""GET /healthz and /readyz for whoever watches the worker's process."""
+"""Serves GET /healthz and /readyz for monitors of the worker process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class HealthServer:
-    """`not_ready` gives the reason why no work can be done at present, or None.
+    """Answers on its own port, from a thread of its own. Raises `BoxliteError` when the port cannot be bound.
 
-    /healthz answers 200 {"status":"ok"} as long as the process serves; /readyz 200 {"status":"ready"}
-    or 503 {"status":"not_ready","reason":...}.
+    /healthz answers 200 {"status":"ok"} while the process runs. /readyz answers 200 {"status":"ready"}, or
+    503 {"status":"not_ready","reason":...} when `not_ready` gives a reason why the worker can do no work.
     """
 
     def __init__(self, host: str, port: int, not_ready: Callable[[], str | None]) -> None:
@@ -55,7 +55,7 @@ def _server_class(host: str) -> type[ThreadingHTTPServer]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds of silence of a client
+    timeout = 10  # seconds that a client may be silent
     server_version = "boxlite-worker"
 
     @staticmethod

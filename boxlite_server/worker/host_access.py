@@ -1,4 +1,4 @@
-"""What the operator of a worker lets boxes have of the host."""
+"""The access to the host that a worker's operator allows to boxes: paths and capabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedError
 from .runtime import BoxSpec
 
-# What a container gets anyway: asking for it changes nothing, unless ALL was dropped.
+# A container has these capabilities by default: adding one changes nothing, unless ALL is dropped.
 DEFAULT_CAPABILITIES = frozenset(
     "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP "
     "SETUID SYS_CHROOT".split()
@@ -25,7 +25,8 @@ CAPABILITIES = DEFAULT_CAPABILITIES | frozenset(
 
 @dataclass(frozen=True)
 class Policy:
-    """`host_paths`: directories that boxes may mount from. `capabilities`: that they may add; ALL means any."""
+    """What boxes may have. `host_paths`: the directories that boxes may mount from. `capabilities`: the
+    capabilities that boxes may add; ALL allows any."""
 
     host_paths: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()
@@ -33,8 +34,9 @@ class Policy:
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """The spec with its host paths resolved.
 
-        Raises `InvalidArgumentError` for a host path and `UnsupportedError` for a capability that are not
-        allowed here, both with the flag that allows them; `UnsupportedError` for a capability that nobody knows.
+        Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability
+        that is not allowed; both errors name the flag that allows it. Raises `UnsupportedError` for an unknown
+        capability.
         """
         self._check_capabilities(spec)
         return replace(
@@ -46,12 +48,12 @@ class Policy:
         )
 
     def host_path(self, path: str) -> str:
-        """The path with all symlinks resolved; raises `InvalidArgumentError` where that may not be mounted."""
+        """The path with all symlinks resolved. Raises `InvalidArgumentError` if that path may not be mounted."""
         try:
             real = Path(os.path.realpath(path, strict=True))
         except (OSError, ValueError):
             real = None
-        # One text for both: what exists outside of the allowed directories is nobody's business.
+        # One text for both cases: the error must not tell which paths exist outside of the allowed directories.
         if real is None or not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in self.host_paths):
             allowed = ", ".join(map(str, self.host_paths)) or "none"
             raise InvalidArgumentError(
@@ -61,11 +63,11 @@ class Policy:
         return str(real)
 
     def recheck(self, host_paths: Iterable[str], writable: Collection[str]) -> None:
-        """Paths that were resolved before must still be what they were, still be allowed, and stay so.
+        """Check that paths which were resolved before have not become links since and are still allowed.
 
-        `writable`: what running boxes mount and can write in. One of them could put a link in the place of a path
-        below it after this look and before the engine's own. Raises `InvalidStateError` for such a path,
-        `InvalidArgumentError` as `host_path` does.
+        `writable`: the directories that running boxes mount and can write in. Such a box could replace a path
+        below its directory by a link, between this check and the engine's mount. Raises `InvalidStateError` for a
+        path below one of them, and `InvalidArgumentError` as `host_path` does.
         """
         for path in host_paths:
             for parent in writable:

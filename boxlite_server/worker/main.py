@@ -1,4 +1,4 @@
-"""The worker's process: start, serve, and an orderly end. Boxes live on without it."""
+"""The worker process: it starts, serves, and shuts down in order. The boxes live on without it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from .files.spool import Spool
 from .files.transfer import Files
 from .health import HealthServer
 from .host_access import Policy
-from .membership.coordinator import CoordinatorClient, coordinator_address, local_address, split_url
+from .membership.coordinator import CoordinatorClient, host_and_port, local_address, split_url
 from .membership.identity import Identity, locked_home
 from .membership.registration import Registration
 from .service.servicer import WorkerService, make_server
 
-STOP_GRACE = 10.0  # seconds for calls under way
-EXIT_GRACE = 10.0  # seconds, after that, for threads that wait for an engine which does not answer
+STOP_GRACE = 10.0  # seconds for calls under way at the shutdown
+EXIT_GRACE = 10.0  # seconds after that for threads that wait for an engine that does not answer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How a worker is started. `port` and `health_port` 0: any free one. `host` None: see `bind_host`."""
+    """How a worker is started. `port` and `health_port`: 0 means any free port. `host`: for None see `bind_host`."""
 
     coordinator: str
     home: Path
@@ -61,7 +61,7 @@ class WorkerConfig:
 
 
 def run(config: WorkerConfig) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises `BoxliteError` when it cannot start."""
+    """Serve until SIGTERM or SIGINT, and return the exit code. Raises `BoxliteError` when the worker cannot start."""
     stopping = threading.Event()
     with locked_home(config.home), _signals(stopping):
         worker = Worker(config, stopping)
@@ -96,14 +96,14 @@ class Worker:
         self._health = HealthServer(self._host, config.health_port, self._not_ready)
 
     def start(self) -> None:
-        """Listen first, then register: a coordinator may call as soon as it has heard of us."""
+        """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
         _raise_file_limit()
         port = _bind(self._server, self._host, self._config.port)
         try:
-            self._runtime.disks.tidy()  # before the first call, which could be making a disk
+            self._runtime.disks.tidy()  # before the first call: `tidy` would remove a disk that a call makes
         except BoxliteError as exc:
-            log.debug("nothing tidied: %s", exc)  # no engine yet, or no cluster yet
-        self._executions.recover()  # before anybody asks for them
+            log.debug("nothing tidied: %s", exc)  # there is no engine yet, or no cluster yet
+        self._executions.recover()  # before the first call
         self._server.start()
         self._health.start()
         _thread("keeper", lambda: self._executions.keep(self._stopping))
@@ -130,25 +130,25 @@ class Worker:
         )
 
     def serve(self) -> None:
-        """Until a signal, or until registration ends for good; then its reason is raised."""
-        # Not for ever at once: a signal that comes just before the wait, or to another thread, does not
-        # interrupt it, and its handler runs only when this thread does.
+        """Wait for a signal. When the registration ends for good, its error is raised."""
+        # Each wait is short: a signal that comes just before it, or to another thread, does not interrupt it,
+        # and the signal's handler runs only when this thread runs.
         while not self._stopping.wait(1.0):
             pass
         if self._registration is not None and self._registration.fatal is not None:
             raise self._registration.fatal
 
     def shutdown(self) -> None:
-        """Take no more calls, finish those under way, say goodbye. Boxes and their commands are left as they are."""
+        """Refuse new calls, finish those under way, and leave the cluster. Boxes and their commands run on."""
         self._stopping.set()
         log.info("worker %s is shutting down", self._identity.name)
         self._executions.wake()
         ended = self._server.stop(STOP_GRACE)
-        self._service.end_streams()  # they would last as long as their commands
+        self._service.end_readers()  # their calls would last as long as the commands that they read
         ended.wait()
         if self._registration is not None:
             self._registration.leave()
-        # Frees the threads of cancelled calls that still wait for a pull; they would hold the process.
+        # Frees the threads of cancelled calls that still wait for a pull; they would keep the process alive.
         self._runtime.close()
         self._health.stop()
 
@@ -159,7 +159,7 @@ class Worker:
 
     def _watch(self) -> None:
         assert self._registration is not None
-        # Whose boxes to watch is known only after the first registration.
+        # The owner of the boxes to watch is known only after the first registration.
         while not self._registration.registered.wait(1.0):
             if self._stopping.is_set():
                 return
@@ -191,8 +191,11 @@ class Worker:
 
 
 def bind_host(config: WorkerConfig, coordinator: SplitResult) -> str:
-    """The address to serve on: `--host`, else loopback when the coordinator is there, else all."""
-    name, port = coordinator_address(coordinator)
+    """The address to serve on: `--host` if given, else loopback if the coordinator is there, else all addresses.
+
+    Raises `BoxliteError` for a `--host` that does not resolve.
+    """
+    name, port = host_and_port(coordinator)
     with contextlib.suppress(OSError):
         if config.host:
             return str(socket.getaddrinfo(config.host, 0, type=socket.SOCK_STREAM)[0][4][0])
@@ -221,7 +224,7 @@ def _made(directory: Path) -> Path:
 
 
 def _raise_file_limit() -> None:
-    """Each execution holds a connection and a file."""
+    """Raise the limit of open files to its maximum: each execution holds a connection and a file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -232,7 +235,7 @@ def _thread(name: str, target: Callable[[], None]) -> None:
 
 
 def _exit_anyway() -> None:
-    """Python would wait for every thread that serves a call, and so for the engine."""
+    """Exit after `EXIT_GRACE` even if calls still wait for the engine: Python would wait for their threads."""
 
     def exit_late() -> None:
         time.sleep(EXIT_GRACE)
@@ -244,7 +247,7 @@ def _exit_anyway() -> None:
 
 @contextlib.contextmanager
 def _signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stopping`, where signals can be had: in the main thread."""
+    """Let SIGTERM and SIGINT set `stopping` during the `with` block. Does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,1 +1,1 @@
-"""Commands in boxes: their output, input, ends and time limits, and what outlives a restart of the worker."""
+"""Commands in boxes: their output, input, ends and time limits, and their survival of a worker's restart."""

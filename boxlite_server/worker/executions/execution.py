@@ -1,4 +1,4 @@
-"""One command in a box, as long as it runs and a while longer."""
+"""One command in a box, while it runs and for a while after its end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ log = logging.getLogger(__name__)
 class ExecutionStatus(StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
-    KILLED = "killed"  # by our `kill`
+    KILLED = "killed"  # by `Executions.kill`
     TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """How much output has reached the attached client: `total` bytes, of which `at_position` lie before
-    `position` in the log. What the client was sent and what the log holds may differ in their order by the
-    beginnings of characters, so a position alone would not do."""
+    `position` in the log.
+
+    A position alone is not enough: the first bytes of a character that is not complete yet are sent later than
+    their place in the log says.
+    """
 
     total: int = 0
     position: int = 0
@@ -40,7 +43,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionState:
-    """`exit_code` and `duration_ms` are set once the execution is over. Times in Unix milliseconds."""
+    """`exit_code` and `duration_ms` are set once the execution is over. `started_at_ms` is Unix time."""
 
     execution_id: str
     status: ExecutionStatus
@@ -60,7 +63,7 @@ class Ended:
 
 
 class Execution:
-    """One command, its output and its end."""
+    """One command, its output and its end. `clock` is monotonic, in seconds."""
 
     def __init__(
         self,
@@ -76,14 +79,14 @@ class Execution:
         started_at_ms: int,
         gap: str | None = None,
     ) -> None:
-        """`started_at_ms`: Unix time. `gap`: of one that a former process started, why its output from before now
-        is lost; empty when it is not."""
+        """`started_at_ms` is Unix time. `gap` is None for an execution that this process started. For one that a
+        former process started, it is the reason why earlier output is lost, or empty if none is lost."""
         self.execution_id = execution_id
         self.box = box
         self.is_main = is_main
         self.hangup = hangup  # seconds from the last reader's leaving to SIGHUP; 0: never
         self.output = output
-        self.has_run = not is_main  # a main command may be attached to before it starts
+        self.has_run = not is_main  # clients may attach to a main command before it starts
         self._process = process
         self._clock = clock
         self._tally = tally
@@ -114,8 +117,11 @@ class Execution:
     # ---- for clients ----
 
     def write(self, data: bytes, close: bool, timeout: float) -> int:
-        """Input for the command, for at most `timeout` seconds; the bytes taken. `close` counts once all
-        are. Raises `InvalidStateError` for data to a command that has ended or whose input is closed."""
+        """Write input to the command for at most `timeout` seconds, and return the number of bytes taken.
+
+        `close` closes the input once all of `data` is taken. Raises `InvalidStateError` for data to a command
+        that has ended or whose input is closed.
+        """
         deadline = self._clock() + timeout
         if not self._input.acquire(timeout=max(timeout, 0)):
             return 0
@@ -126,7 +132,7 @@ class Execution:
                     raise InvalidStateError(f"execution {self.execution_id} {what}")
                 return 0
             taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
-            self._tally.took(taken)
+            self._tally.add_input(taken)
             if close and taken == len(data):
                 self._input_closed = True
                 self._process.close_input()
@@ -143,14 +149,17 @@ class Execution:
         self._process.resize(cols, rows)
 
     def confirm(self, delivered: Delivered) -> None:
-        """Note what the attached client has; a late word about less than that is ignored."""
+        """Note how much output the attached client has received. A late call that reports less is ignored."""
         with self._lock:
             if delivered.total > self._delivered.total:
                 self._delivered = delivered
 
     @contextmanager
     def visit(self, on_deserted: Callable[[int], None]) -> Iterator[None]:
-        """Be a reader. When the last one leaves, `on_deserted` gets the count of visits so far."""
+        """Count as a reader for the duration of the `with` block.
+
+        When the last reader leaves, `on_deserted` is called with the number of visits so far.
+        """
         with self._lock:
             self._readers += 1
             self._visits += 1
@@ -164,7 +173,7 @@ class Execution:
                 on_deserted(visits)
 
     def hang_up(self, visits: int) -> None:
-        """SIGHUP, unless somebody reads or has read since `visits`."""
+        """Send SIGHUP, unless there is a reader now or there were more than `visits` visits."""
         with self._lock:
             if self._readers or self._visits != visits or self._final is not None:
                 return
@@ -172,7 +181,10 @@ class Execution:
         self._process.signal(signal.SIGHUP)
 
     def end(self, status: ExecutionStatus) -> bool:
-        """Kill the command; it is then `status`, unless it ended by itself first. False: it is over."""
+        """Kill the command; its status becomes `status`, unless it ends by itself first.
+
+        Returns False if the execution is already over.
+        """
         with self._lock:
             if self._final is not None:
                 return False
@@ -181,21 +193,21 @@ class Execution:
         return True
 
     def give_up(self) -> None:
-        """End without waiting for the command's output or for slow readers any longer."""
+        """End the execution without waiting any longer for the command's output or for slow readers."""
         self.output.release()
         self._process.close()
 
     # ---- the pump ----
 
     def run(self) -> None:
-        """Move output to the log until it ends, then collect the exit code. In its own thread."""
+        """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
         try:
             while (piece := self._process.read()) is not None:
                 self.has_run = True
-                self._tally.gave(len(piece[1]))
+                self._tally.add_output(len(piece[1]))
                 self.output.append(*piece)
         except Exception as exc:
-            # Nobody would ever read on: without a log the command must not run for ever.
+            # The command would block for ever on output that nobody reads, so it is killed.
             log.exception("output of execution %s is lost", self.execution_id)
             self._error = f"output was lost: {exc}"
             try:
@@ -218,7 +230,7 @@ class Execution:
         if not self.is_main:
             self._tally.ended()
         with self._lock:
-            # Exit code 0 cannot come from a kill: the command was faster.
+            # A kill never gives exit code 0: the command ended before it.
             killed = self._ending if exit_code else None
             message = self._error
             if not message and killed is ExecutionStatus.TIMED_OUT:
@@ -232,8 +244,8 @@ class Execution:
                 message,
             )
 
-    def is_known_to_be(self, final: ExecutionState) -> None:
-        """It is over, and how is known from elsewhere. In place of `run`."""
+    def conclude(self, final: ExecutionState) -> None:
+        """Set the final state of an execution that is over already. Takes the place of `run`."""
         self._process.close()
         with self._lock:
             self._final = final

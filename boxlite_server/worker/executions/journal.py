@@ -1,6 +1,7 @@
-"""What the worker's next process must know of the executions of this one: a small file for each.
+"""What the next worker process must know of the executions of this one: a small file for each execution.
 
-Not forced to the disk: it is there for the death of the process. With the machine the commands are gone, too.
+The files are not synced to disk: they need to survive the process, not the machine, whose end also ends the
+commands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .execution import ExecutionState
+
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".json"
@@ -21,19 +24,19 @@ _SUFFIX = ".json"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One execution. Times are Unix milliseconds; 0: none."""
+    """One execution. Times are Unix times in milliseconds, 0 means none."""
 
     execution_id: str
     box_id: str
     generation: int
-    handle: str  # by which the runtime finds the command again; of a main command: none
+    handle: str  # by which the runtime finds the command again; empty for a main command
     is_main: bool
     started_at_ms: int
     deadline_ms: int = 0
-    hangup: float = 0  # seconds
-    awaits_reader: bool = False  # it is hung up while nobody reads
+    hangup: float = 0  # seconds without a reader until SIGHUP; 0: never
+    awaits_reader: bool = False  # `hangup` also counts when no reader comes at all
     delivered_bytes: int = 0
-    ended_at_ms: int = 0  # with it the rest:
+    ended_at_ms: int = 0  # the fields below are set with this one
     status: str = ""
     exit_code: int = 0
     duration_ms: int = 0
@@ -41,9 +44,9 @@ class Record:
 
 
 class Journal:
-    """The records, by execution id, in `directory`; None: nowhere, and nothing outlives the process.
+    """Keeps the records in `directory`, one file for each execution. With None, nothing outlives the process.
 
-    A disk that is full costs a record, never an execution.
+    When the disk is full, a record is lost, but the execution runs on.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -52,7 +55,7 @@ class Journal:
         self._records: dict[str, Record] = {}
 
     def load(self) -> list[Record]:
-        """What a former process has left."""
+        """Read the records of a former process. Damaged files are deleted."""
         found = []
         for unfinished in self._directory.glob("*.new") if self._directory else ():
             unfinished.unlink(missing_ok=True)
@@ -72,12 +75,23 @@ class Journal:
             self._write(record)
 
     def update(self, execution_id: str, **fields: Any) -> None:
-        """Change fields of a record; nothing when there is none."""
+        """Change fields of a record. An unknown id is ignored."""
         with self._lock:
             if record := self._records.get(execution_id):
                 self._records[execution_id] = changed = replace(record, **fields)
                 if changed != record:
                     self._write(changed)
+
+    def record_end(self, state: ExecutionState, ended_at_ms: int) -> None:
+        """Write down that the execution ended in `state`, at `ended_at_ms` (Unix time)."""
+        self.update(
+            state.execution_id,
+            ended_at_ms=ended_at_ms,
+            status=str(state.status),
+            exit_code=state.exit_code,
+            duration_ms=state.duration_ms,
+            error_message=state.error_message,
+        )
 
     def remove(self, execution_id: str) -> None:
         with self._lock:

@@ -1,12 +1,12 @@
 """The output of one execution, kept from its first byte, in bounded space.
 
-A circular buffer in an unlinked temporary file. What is addressed is the whole history: a position is the
-count of log bytes before it, and only the last `capacity` of them still exist. Records are a header
-(stream: 1 byte, length: 4 bytes) and the payload. Positions handed out always stand at a record's start.
+The log is a circular buffer in an unlinked temporary file. Positions address the whole history: a position is
+the number of log bytes before it, and only the last `capacity` bytes still exist. A record is a header
+(stream: 1 byte, length: 4 bytes) and the payload. Positions handed out are always the start of a record.
 
-When the buffer is full and a reader is attached that still needs the oldest record, `append` waits for it,
-so that a slow reader slows the command and loses nothing. With nobody attached the oldest records give
-way, and a reader who comes too late is told how many bytes it missed.
+When the buffer is full and an attached reader still needs the oldest record, `append` waits for that reader, so
+that a slow reader slows the command and loses nothing. With no reader attached, the oldest records are
+dropped, and a reader that comes too late is told how many bytes it missed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEADER = struct.Struct("!BI")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Output of one stream, at most 256 KiB; read on from `position`."""
+    """Output of one stream, at most 256 KiB. The next event starts at `position`."""
 
     position: int
     stream: int
@@ -38,8 +38,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Output that gave way before the reader came; the framing between the lost pieces counts too, unless
-    the reader had read nothing before. Read on from `position`."""
+    """Output was dropped before the reader came. The next event starts at `position`.
+
+    `byte_count` includes the framing between the lost pieces, unless the reader started at the beginning.
+    """
 
     position: int
     byte_count: int
@@ -47,21 +49,22 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Output of an unknown size is lost before `position`, for the `reason` given."""
+    """Output of unknown size before `position` is lost, for the `reason` given."""
 
     position: int
     reason: str
 
 
 class OutputLog:
-    """Written by one thread, read by many."""
+    """The log of one execution. One thread writes it, many threads may read it."""
 
     def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY, begin: int = 0) -> None:
-        """`begin`: the first position; with a late one no position of a former log can be taken for one of this."""
+        """`capacity` is in bytes. `begin` is the first position; a high one keeps the positions of a former log
+        of the same execution apart from those of this log."""
         self._directory = directory
         self._begin = begin
         self._capacity = capacity
-        # Small enough that two records always fit, so that a reader never has to wait for half a record.
+        # Two records always fit, so that a reader never has to wait for half a record.
         self._max_payload = min(MAX_CHUNK, capacity // 2 - _HEADER.size)
         self._file: IO[bytes] | None = None
         self._changed = threading.Condition()
@@ -73,27 +76,27 @@ class OutputLog:
         self._readers: set[Reader] = set()
 
     def append(self, stream: int, data: bytes) -> None:
-        """Add output. May wait for an attached reader; raises OSError when the file cannot be written."""
+        """Add output. May wait for an attached reader. Raises OSError when the file cannot be written."""
         view = memoryview(data)
         for offset in range(0, len(data), self._max_payload):
             self._append_record(stream, view[offset : offset + self._max_payload])
 
     def close(self) -> None:
-        """No more output will come: readers get what is left, then the end. Repeating it is harmless."""
+        """Mark the end of the output: readers get what is left, then the end. May be called repeatedly."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Wait for readers no longer: from now on the oldest records give way even to a slow reader."""
+        """Stop waiting for readers: from now on the oldest records are dropped even if a reader needs them."""
         with self._changed:
             self._waits_for_readers = False
             self._changed.notify_all()
 
     def reader(self, position: int = 0) -> Reader:
-        """A reader from `position` (0: the start) on, attached until it is closed.
+        """Attach a reader that starts at `position` (0: the start); it stays attached until it is closed.
 
-        Raises `InvalidArgumentError` for a position that this log never handed out.
+        Raises `InvalidArgumentError` for a position behind the end of the log.
         """
         with self._changed:
             if position > self._end:
@@ -103,7 +106,7 @@ class OutputLog:
             return reader
 
     def holds(self, position: int) -> bool:
-        """Whether `position` may be one of this log."""
+        """Whether `position` may belong to this log."""
         with self._changed:
             return position == 0 or self._begin <= position <= self._end
 
@@ -178,7 +181,7 @@ class OutputLog:
 
 
 class Reader:
-    """One reader's place in a log. A context manager: attached until the end of the block."""
+    """A reader's position in a log. As a context manager, it detaches at the end of the block."""
 
     def __init__(self, log: OutputLog, position: int) -> None:
         self.position = position
@@ -186,10 +189,10 @@ class Reader:
         self._closed = False
 
     def read(self, timeout: float | None = None) -> list[Chunk | Dropped]:
-        """The next events, at most 256 KiB of output; waits for them.
+        """Wait for the next events and return them, at most 256 KiB of output.
 
-        Empty when all has been read and the log is closed, when this reader is closed, or when `timeout`
-        seconds have passed.
+        The list is empty when all output is read and the log is closed, when this reader is closed, or when
+        `timeout` seconds have passed.
         """
         log = self._log
         with log._changed:
@@ -209,7 +212,7 @@ class Reader:
 
     @property
     def left(self) -> bool:
-        """Whether this reader was closed, so that nothing further can be said of the output."""
+        """Whether this reader was closed; an empty `read` then does not mean the end of the output."""
         return self._closed
 
     def close(self) -> None:

@@ -1,28 +1,93 @@
-"""Finding again what a former life of this process has started."""
+"""Finds the executions that a former process of this worker started, and tells how the others ended."""
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import InvalidStateError, NotFoundError
 from ..commands import GONE_EXIT_CODE, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
-from .execution import ExecutionState, ExecutionStatus
-from .journal import Record
+from .execution import Execution, ExecutionState, ExecutionStatus
+from .journal import Journal, Record
 
 GAP = "the worker was restarted: output since the last that was received is lost"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
-class Remains:
-    """What is left of an execution that cannot be found again."""
+class Outcome:
+    """How an execution of a former process ended. `ended_at_ms` is Unix time."""
 
-    exit_code: int
-    reason: str
+    state: ExecutionState
+    ended_at_ms: int
 
 
-def find_again(runtime: BoxRuntime, record: Record) -> Process | Remains:
-    """The command of the record, or how it ended. Raises `EngineError` while that cannot be told."""
+class FormerExecutions:
+    """The executions that a former process started and that have not been found again yet.
+
+    `take_over` enters an execution into the registry: with its process, or with its outcome if it is over.
+    """
+
+    def __init__(
+        self,
+        runtime: BoxRuntime,
+        journal: Journal,
+        take_over: Callable[[Record, Process | Outcome], Execution],
+    ) -> None:
+        self._runtime = runtime
+        self._journal = journal
+        self._take_over = take_over
+        self._missing: dict[str, Record] = {}  # by execution id
+        self._finding = threading.Lock()
+
+    def load(self, keep_finished: float) -> None:
+        """Read the journal and take over the executions that have ended, the oldest end first.
+
+        Executions that ended `keep_finished` seconds ago or earlier are removed from the journal. The others
+        are left to `find`.
+        """
+        for record in sorted(self._journal.load(), key=lambda record: record.ended_at_ms):
+            if not record.ended_at_ms:
+                self._missing[record.execution_id] = record
+            elif now_ms() - record.ended_at_ms >= keep_finished * 1000:
+                self._journal.remove(record.execution_id)
+            else:
+                self._take_over(record, _recorded_outcome(record))
+
+    def find(self, wanted: Callable[[Record], bool] = lambda record: True) -> None:
+        """Take over the missing executions whose record is `wanted`.
+
+        Raises `EngineError` while the engine does not answer; what was not found by then stays missing.
+        """
+        if not any(map(wanted, list(self._missing.values()))):
+            return
+        with self._finding:
+            for record in filter(wanted, list(self._missing.values())):
+                execution = self._take_over(record, _find_again(self._runtime, record))
+                log.info("execution %s of a former process: %s", record.execution_id, execution.state.status)
+                del self._missing[record.execution_id]
+
+
+def _recorded_outcome(record: Record) -> Outcome:
+    """The outcome of an execution that the former process saw end."""
+    state = ExecutionState(
+        record.execution_id,
+        ExecutionStatus(record.status),
+        record.started_at_ms,
+        record.exit_code,
+        record.duration_ms,
+        record.error_message,
+    )
+    return Outcome(state, record.ended_at_ms)
+
+
+def _find_again(runtime: BoxRuntime, record: Record) -> Process | Outcome:
+    """The command of the record, or how it ended. Raises `EngineError` while the engine does not answer."""
     box = BoxRef(record.box_id, record.generation)
     try:
         if not record.is_main:
@@ -30,12 +95,28 @@ def find_again(runtime: BoxRuntime, record: Record) -> Process | Remains:
         state = runtime.inspect(box)
         if state.status in (BoxStatus.STOPPED, BoxStatus.FAILED):
             code = GONE_EXIT_CODE if state.exit_code is None else state.exit_code
-            return Remains(code, "the box stopped while its worker was restarted; what it said is in its log")
+            return _ended_unseen(
+                record, code, "the box stopped while its worker was restarted; what it said is in its log"
+            )
         return runtime.attach_main(box)
     except NotFoundError:
-        return Remains(GONE_EXIT_CODE, _why_gone(runtime, box))
+        return _ended_unseen(record, GONE_EXIT_CODE, _why_gone(runtime, box))
     except InvalidStateError as exc:
-        return Remains(GONE_EXIT_CODE, f"the exit code is lost: {exc.message}")
+        return _ended_unseen(record, GONE_EXIT_CODE, f"the exit code is lost: {exc.message}")
+
+
+def _ended_unseen(record: Record, exit_code: int, reason: str) -> Outcome:
+    """The outcome of an execution that ended while no worker process watched; it counts as ended now."""
+    ended_at_ms = now_ms()
+    state = ExecutionState(
+        record.execution_id,
+        ExecutionStatus.COMPLETED,
+        record.started_at_ms,
+        exit_code,
+        ended_at_ms - record.started_at_ms,
+        reason,
+    )
+    return Outcome(state, ended_at_ms)
 
 
 def _why_gone(runtime: BoxRuntime, box: BoxRef) -> str:
@@ -46,20 +127,13 @@ def _why_gone(runtime: BoxRuntime, box: BoxRef) -> str:
     return "the exit code is lost: the container engine was restarted, or has forgotten the command"
 
 
-def remembered(record: Record) -> ExecutionState:
-    """The end of an execution that ended in a former life."""
-    return ExecutionState(
-        record.execution_id,
-        ExecutionStatus(record.status),
-        record.started_at_ms,
-        record.exit_code,
-        record.duration_ms,
-        record.error_message,
-    )
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return int(time.time() * 1000)
 
 
-class Bygone:
-    """In place of the process of an execution that is over."""
+class EndedProcess:
+    """Stands in for the process of an execution that is over."""
 
     handle = lost = ""
 

@@ -1,16 +1,14 @@
 """The executions of this worker: live ones, and finished ones for a while.
 
-Each execution has one thread that moves its command's output into a log and then collects the exit code.
-A second kind of thread exists once: the keeper, which enforces time limits, forgets what is old, and ends
-executions whose box has gone without a word.
+Each execution has a thread that moves its command's output into a log and then collects the exit code.
+One more thread, the keeper, serves all executions: it enforces time limits, forgets old executions, and ends
+executions whose box has disappeared without a sign.
 
-The commands outlive this process. A journal tells the next one of them, and it takes them over: `recover`.
+The commands outlive the worker process; the next process takes them over from the journal with `recover`.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import shutil
 import threading
@@ -26,26 +24,27 @@ from ...errors import BoxliteError, ExecutionError, InvalidStateError, NotFoundE
 from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
+from .alarms import Alarms
 from .execution import Delivered, Ended, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog
-from .recovery import GAP, Bygone, Remains, find_again, remembered
+from .recovery import GAP, EndedProcess, FormerExecutions, Outcome, now_ms
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
-KILL_GRACE = 10.0  # seconds from a kill to giving up on the end of output
-SWEEP_INTERVAL = 5.0
-MAX_PER_BOX = 256  # executions that live in one box, its main command not counted
-KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; with fewer no command is started
-_BYGONE = 20_000  # ids of forgotten executions that are known not to be new
+KILL_GRACE = 10.0  # seconds from a kill until the execution ends without the end of its output
+SWEEP_INTERVAL = 5.0  # seconds
+MAX_PER_BOX = 256  # live executions in one box, its main command not counted
+KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; no command is started when fewer are free
+_MAX_FORGOTTEN = 20_000  # ids of forgotten executions that are remembered, so that none is started again
 
 log = logging.getLogger(__name__)
 
 
 class Executions:
-    """The registry. Unknown, and forgotten, executions are a `NotFoundError`.
+    """The registry. An execution that is unknown or forgotten raises `NotFoundError`.
 
-    `clock` gives seconds that only grow. `keep` runs the keeper; `tick` is one of its rounds.
+    `clock` is monotonic, in seconds. `keep` runs the keeper; `tick` is one round of it.
     """
 
     def __init__(
@@ -61,19 +60,17 @@ class Executions:
         self._clock = clock
         self._log_capacity = log_capacity
         self._changed = threading.Condition()
-        # A future, since a spawn takes its time and a repeated call must join the first one.
+        # Futures, since a spawn takes a while and a repeated call must join the first one.
         self._entries: dict[str, Future[Execution]] = {}
         self._mains: dict[BoxRef, Future[Execution]] = {}
-        self._finished: deque[tuple[float, str]] = deque()
-        self._alarms: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = itertools.count()
-        self._suspects: set[str] = set()
+        self._finished: deque[tuple[float, str]] = deque()  # (time of the end, execution id), oldest first
+        self._alarms = Alarms(clock, self._changed)
+        self._suspects: set[str] = set()  # execution ids whose box was not running at the last sweep
         self._tallies: dict[str, Tally] = {}  # by box id
-        self._counts: Counter[str] = Counter()  # of those that have not ended, by box id
-        self._bygone: OrderedDict[str, None] = OrderedDict()
+        self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._journal = journal or Journal(None)
-        self._former: dict[str, Record] = {}  # not found again yet
-        self._adopting = threading.Lock()
+        self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
 
@@ -87,12 +84,13 @@ class Executions:
         hangup: float = 0,
         expects_reader: bool = False,
     ) -> ExecutionState:
-        """Run a command in a running box; of a known id: its state. `timeout` in seconds, 0: none.
+        """Run a command in a running box. For a known id, return the state of that execution.
 
-        `hangup`: SIGHUP when the last reader has been gone for so many seconds, or, where one is expected,
-        none has come; 0: never. Raises what `BoxRuntime.spawn` raises; then the id is free again.
+        `timeout` is in seconds, 0 means none. `hangup`: seconds without a reader after which the command gets
+        SIGHUP, 0 means never; they count from the last reader's leaving and, with `expects_reader`, from the
+        start. Raises what `BoxRuntime.spawn` raises; the id is then free again.
         """
-        self._find_former(lambda record: record.execution_id == execution_id)
+        self._former.find(lambda record: record.execution_id == execution_id)
         with self._changed:
             self._forget_old()
             entry = self._entries.get(execution_id)
@@ -113,15 +111,15 @@ class Executions:
                     self._uncount(box.box_id)
                 entry.set_exception(exc)
                 raise
-            now_ms = _now_ms()
+            started_at_ms = now_ms()
             record = Record(
                 execution_id,
                 box.box_id,
                 box.generation,
                 process.handle,
                 is_main=False,
-                started_at_ms=now_ms,
-                deadline_ms=now_ms + int(timeout * 1000) if timeout > 0 else 0,
+                started_at_ms=started_at_ms,
+                deadline_ms=started_at_ms + int(timeout * 1000) if timeout > 0 else 0,
                 hangup=hangup,
                 awaits_reader=expects_reader,
             )
@@ -133,9 +131,11 @@ class Executions:
         return execution.state
 
     def attach_box(self, box: BoxRef, hangup: float = 0) -> ExecutionState:
-        """The main command of the box as an execution: the same one as long as it lives. `hangup` as in
-        `start`; it counts where this is the first call for this run."""
-        self._find_former(lambda record: record.is_main and record.box_id == box.box_id)
+        """The main command of the box as an execution; calls during one run of the command give the same one.
+
+        `hangup` is as in `start`; the first call for a run sets it.
+        """
+        self._former.find(lambda record: record.is_main and record.box_id == box.box_id)
         with self._changed:
             self._forget_old()
             entry = self._mains.get(box)
@@ -157,7 +157,7 @@ class Executions:
             with self._changed:
                 self._entries[execution_id] = entry
             record = Record(
-                execution_id, box.box_id, box.generation, "", is_main=True, started_at_ms=_now_ms(), hangup=hangup
+                execution_id, box.box_id, box.generation, "", is_main=True, started_at_ms=now_ms(), hangup=hangup
             )
             self._journal.add(record)
             self._begin(record, process, entry)
@@ -167,8 +167,8 @@ class Executions:
         return self.find(box_id, execution_id).state
 
     def find(self, box_id: str, execution_id: str) -> Execution:
-        """The execution, for its own verbs."""
-        self._find_former(lambda record: record.execution_id == execution_id)
+        """The execution itself, to write to, signal or resize."""
+        self._former.find(lambda record: record.execution_id == execution_id)
         with self._changed:
             self._forget_old()
             entry = self._entries.get(execution_id)
@@ -182,14 +182,14 @@ class Executions:
         )
 
     def kill(self, box_id: str, execution_id: str) -> None:
-        """SIGKILL; of an ended execution: nothing."""
+        """Send SIGKILL to the command. An execution that has ended is left as it is."""
         self._end(self.find(box_id, execution_id), ExecutionStatus.KILLED)
 
     def confirm(self, box_id: str, execution_id: str, delivered: Delivered) -> None:
-        """Note what the attached client has; see `Execution.confirm`."""
+        """Note how much output the attached client has received; see `Execution.confirm`."""
         execution = self.find(box_id, execution_id)
         execution.confirm(delivered)
-        if execution.is_main:  # its output can be had again, so that is worth to be known for longer
+        if execution.is_main:  # the next process can read its output again, and continue from there
             self._journal.update(execution_id, delivered_bytes=execution.state.delivered.total)
 
     def read_output(
@@ -197,26 +197,26 @@ class Executions:
         box_id: str,
         execution_id: str,
         position: int = 0,
-        on_leaving: Callable[[Callable[[], None]], bool] = lambda leave: True,
+        on_end: Callable[[Callable[[], None]], bool] = lambda callback: True,
     ) -> Iterator[Chunk | Dropped | Gap | Ended]:
-        """Output from `position` on as it comes, and `Ended` last.
+        """Yield output from `position` on as it comes, and `Ended` last.
 
-        `on_leaving` gets the function to call when the reader goes away; it answers False when it
-        already has. The iterator then ends without `Ended`.
+        `on_end(callback)` registers the function to call when the reader goes away, and returns False if the
+        reader has already gone. When it goes, the iterator ends without `Ended`.
         """
         execution = self.find(box_id, execution_id)
         if execution.is_inherited and not execution.output.holds(position):
-            position = 0  # it is one of a former life's log
+            position = 0  # the position belongs to the log of a former process
         if execution.hangup > 0:
             self._journal.update(execution_id, awaits_reader=True)
 
         def deserted(visits: int) -> None:
-            # A main command that has not begun has no terminal to hang up.
+            # A main command that has not started has no terminal to hang up.
             if execution.has_run and not execution.is_over:
                 self._hang_up_later(execution, visits)
 
         with execution.visit(deserted), execution.output.reader(position) as reader:
-            if not on_leaving(reader.close):
+            if not on_end(reader.close):
                 return
             if execution.gap and position == 0:
                 yield Gap(0, execution.gap)
@@ -227,29 +227,29 @@ class Executions:
         yield Ended(reader.position, execution.state)
 
     def live(self) -> list[Execution]:
-        """Those that have not ended."""
+        """The executions that have not ended."""
         with self._changed:
             entries = [entry for entry in self._entries.values() if entry.done() and not entry.exception()]
         return [execution for entry in entries if not (execution := entry.result()).is_over]
 
     def running_in(self, box_id: str) -> int:
-        """How many commands besides the main one have not ended in the box."""
+        """The number of live executions in the box, its main command not counted."""
         return sum(execution.box.box_id == box_id and not execution.is_main for execution in self.live())
 
     def tally(self, box_id: str) -> Tally:
-        """What the commands of the box have done since this worker's process began."""
+        """The counts of the box's commands since this worker process started."""
         with self._changed:
             return self._tallies.setdefault(box_id, Tally(self._clock))
 
     def forget_box(self, box_id: str) -> None:
-        """The box is gone."""
+        """Drop the counts of a box that was removed."""
         with self._changed:
             self._tallies.pop(box_id, None)
 
     # ---- the keeper ----
 
     def keep(self, stopping: threading.Event) -> None:
-        """Run the keeper until `stopping` is set and `wake` is called."""
+        """Run the keeper. Returns once `stopping` is set; call `wake` to make it notice."""
         next_sweep = self._clock() + SWEEP_INTERVAL
         while not stopping.is_set():
             self.tick()
@@ -257,33 +257,27 @@ class Executions:
                 self.sweep()
                 next_sweep = self._clock() + SWEEP_INTERVAL
             with self._changed:
-                due = min(next_sweep, self._alarms[0][0]) if self._alarms else next_sweep
                 if not stopping.is_set():
-                    self._changed.wait(max(due - self._clock(), 0.001))
+                    self._changed.wait(max(self._alarms.next_time(next_sweep) - self._clock(), 0.001))
 
     def wake(self) -> None:
-        """Make the keeper look at once."""
+        """Make the keeper start its next round at once."""
         with self._changed:
             self._changed.notify_all()
 
     def tick(self) -> None:
-        """Ring the alarms that are due, and forget old executions."""
-        due = []
+        """Run the alarms that are due, and forget old executions."""
         with self._changed:
             self._forget_old()
-            while self._alarms and self._alarms[0][0] <= self._clock():
-                due.append(heapq.heappop(self._alarms)[2])
-        for ring in due:
-            # In its own thread: an engine that is slow with one must not delay the others.
-            threading.Thread(target=ring, name="alarm", daemon=True).start()
+        self._alarms.ring_due()
 
     def sweep(self) -> None:
         """End executions whose box has stopped or gone and whose output does not end by itself.
 
-        Two sweeps must agree, so that an end that is just under way takes its normal course.
+        An execution is ended only when two sweeps in a row find it so: an end under way has time to complete.
         """
         with suppress(BoxliteError):
-            self._find_former(lambda record: True)
+            self._former.find()
         live = self.live()
         suspects: set[str] = set()
         if live:
@@ -315,9 +309,9 @@ class Executions:
             if status is ExecutionStatus.KILLED:
                 raise
             log.warning("cannot end execution %s, trying again: %s", execution.execution_id, exc)
-            self._alarm(1.0, lambda: self._end(execution, status))
+            self._alarms.set(1.0, lambda: self._end(execution, status))
             return
-        self._alarm(KILL_GRACE, lambda: None if execution.is_over else execution.give_up())
+        self._alarms.set(KILL_GRACE, lambda: None if execution.is_over else execution.give_up())
 
     def _hang_up_later(self, execution: Execution, visits: int) -> None:
         if execution.hangup <= 0:
@@ -328,16 +322,11 @@ class Executions:
             try:
                 self.find(box_id, execution_id).hang_up(visits)
             except (NotFoundError, InvalidStateError):
-                pass  # it has ended
+                pass  # the execution has ended
             except BoxliteError as exc:
                 log.warning("cannot hang up execution %s: %s", execution_id, exc)
 
-        self._alarm(execution.hangup, ring)
-
-    def _alarm(self, delay: float, ring: Callable[[], None]) -> None:
-        with self._changed:
-            heapq.heappush(self._alarms, (self._clock() + delay, next(self._sequence), ring))
-            self._changed.notify_all()
+        self._alarms.set(execution.hangup, ring)
 
     # ---- the registry ----
 
@@ -350,16 +339,16 @@ class Executions:
         if record.awaits_reader:
             self._hang_up_later(execution, 0)
         if record.deadline_ms:
-            left = (record.deadline_ms - _now_ms()) / 1000
-            # By id, so that the alarm does not keep what is long forgotten.
-            self._alarm(max(left, 0.0), lambda: self._time_out(record.box_id, record.execution_id))
+            left = (record.deadline_ms - now_ms()) / 1000
+            # The alarm holds the id, not the execution: it would keep a forgotten execution in memory.
+            self._alarms.set(max(left, 0.0), lambda: self._time_out(record.box_id, record.execution_id))
 
     def _execution(self, record: Record, process: Process, gap: str | None) -> Execution:
         return Execution(
             record.execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            OutputLog(self._spool, self._log_capacity, 0 if gap is None else _now_ms() << 20),
+            OutputLog(self._spool, self._log_capacity, 0 if gap is None else now_ms() << 20),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,
@@ -370,81 +359,56 @@ class Executions:
 
     def _run(self, execution: Execution) -> None:
         execution.run()
-        self._over(execution, _now_ms())
+        self._note_end(execution, now_ms())
 
-    def _over(self, execution: Execution, at_ms: int) -> None:
-        """It has ended, at that Unix time."""
-        state = execution.state
-        self._journal.update(
-            execution.execution_id,
-            ended_at_ms=at_ms,
-            status=str(state.status),
-            exit_code=state.exit_code,
-            duration_ms=state.duration_ms,
-            error_message=state.error_message,
-        )
+    def _note_end(self, execution: Execution, at_ms: int) -> None:
+        """Record that the execution ended at `at_ms` (Unix time)."""
+        self._journal.record_end(execution.state, at_ms)
         with self._changed:
-            self._finished.append((self._clock() - (_now_ms() - at_ms) / 1000, execution.execution_id))
+            self._finished.append((self._clock() - (now_ms() - at_ms) / 1000, execution.execution_id))
             if not execution.is_main:
                 self._uncount(execution.box.box_id)
 
-    # ---- former lives ----
+    # ---- executions of a former process ----
 
     def recover(self) -> None:
-        """Take over what the journal tells of. What cannot be told yet, because the engine does not answer, is
-        found again later; until then who asks for it gets the engine's error."""
-        for record in sorted(self._journal.load(), key=lambda record: record.ended_at_ms):
-            if record.ended_at_ms and _now_ms() - record.ended_at_ms >= KEEP_FINISHED * 1000:
-                self._journal.remove(record.execution_id)
-            elif record.ended_at_ms:
-                self._inherit_end(record, Future(), remembered(record), record.ended_at_ms)
-            else:
-                self._former[record.execution_id] = record
+        """Take over the executions in the journal.
+
+        Executions that cannot be found because the engine does not answer are looked for again later; until
+        then, calls about them raise the engine's error.
+        """
+        self._former.load(KEEP_FINISHED)
         with suppress(BoxliteError):
-            self._find_former(lambda record: True)
+            self._former.find()
 
-    def _find_former(self, wanted: Callable[[Record], bool]) -> None:
-        """Find again those of the former executions; raises what keeps that from being told."""
-        if not any(map(wanted, list(self._former.values()))):
-            return
-        with self._adopting:
-            for record in filter(wanted, list(self._former.values())):
-                found = find_again(self._runtime, record)
-                entry: Future[Execution] = Future()
-                if isinstance(found, Remains):
-                    now_ms = _now_ms()
-                    state = ExecutionState(
-                        record.execution_id,
-                        ExecutionStatus.COMPLETED,
-                        record.started_at_ms,
-                        found.exit_code,
-                        now_ms - record.started_at_ms,
-                        found.reason,
-                    )
-                    self._inherit_end(record, entry, state, now_ms)
-                else:
-                    with self._changed:
-                        self._entries[record.execution_id] = entry
-                        if record.is_main:
-                            self._mains[BoxRef(record.box_id, record.generation)] = entry
-                        else:
-                            self._counts[record.box_id] += 1
-                    self._begin(record, found, entry, "" if record.is_main else GAP)
-                    inherited = entry.result()
-                    # What a main command has said is read again from its beginning.
-                    inherited.confirm(Delivered(record.delivered_bytes, 0, 0))
-                log.info("execution %s of a former process: %s", record.execution_id, entry.result().state.status)
-                del self._former[record.execution_id]
+    def _take_over(self, record: Record, found: Process | Outcome) -> Execution:
+        return self._inherit_end(record, found) if isinstance(found, Outcome) else self._adopt(record, found)
 
-    def _inherit_end(self, record: Record, entry: Future[Execution], state: ExecutionState, at_ms: int) -> None:
-        execution = self._execution(record, Bygone(), GAP)
-        execution.is_known_to_be(state)
+    def _adopt(self, record: Record, process: Process) -> Execution:
+        entry: Future[Execution] = Future()
+        with self._changed:
+            self._entries[record.execution_id] = entry
+            if record.is_main:
+                self._mains[BoxRef(record.box_id, record.generation)] = entry
+            else:
+                self._counts[record.box_id] += 1
+        self._begin(record, process, entry, "" if record.is_main else GAP)
+        execution = entry.result()
+        # The output of a main command is read again from its beginning.
+        execution.confirm(Delivered(record.delivered_bytes, 0, 0))
+        return execution
+
+    def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
+        execution = self._execution(record, EndedProcess(), GAP)
+        execution.conclude(outcome.state)
+        entry: Future[Execution] = Future()
         entry.set_result(execution)
         with self._changed:
             self._entries[record.execution_id] = entry
             if not record.is_main:
                 self._counts[record.box_id] += 1
-        self._over(execution, at_ms)
+        self._note_end(execution, outcome.ended_at_ms)
+        return execution
 
     # ---- forgetting, and refusing ----
 
@@ -456,9 +420,9 @@ class Executions:
             if self._mains.get(execution.box) is entry:
                 del self._mains[execution.box]
             self._journal.remove(execution_id)
-            self._bygone[execution_id] = None
-            while len(self._bygone) > _BYGONE:
-                self._bygone.popitem(last=False)
+            self._forgotten[execution_id] = None
+            while len(self._forgotten) > _MAX_FORGOTTEN:
+                self._forgotten.popitem(last=False)
 
     def _uncount(self, box_id: str) -> None:
         self._counts[box_id] -= 1
@@ -466,7 +430,7 @@ class Executions:
             del self._counts[box_id]
 
     def _refuse(self, execution_id: str, box: BoxRef) -> None:
-        if execution_id in self._bygone:
+        if execution_id in self._forgotten:
             raise InvalidStateError(f"execution {execution_id} ended long ago; it is not started again")
         if self._counts[box.box_id] >= MAX_PER_BOX:
             raise ResourceExhaustedError(f"box {box.box_id} runs {MAX_PER_BOX} executions already; try again later")
@@ -483,7 +447,3 @@ class Executions:
                 raise ResourceExhaustedError(
                     "the worker's disk is full: there is no room for the command's output; try again later"
                 )
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

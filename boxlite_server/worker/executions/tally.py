@@ -1,4 +1,4 @@
-"""What the commands of a box have done, counted."""
+"""Counts of what the commands of a box have done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the commands of a box have done, main command included in the bytes."""
+    """What the commands of a box have done. Only the bytes include the main command."""
 
     commands: int = 0
     errors: int = 0  # commands that could not be started
@@ -18,7 +18,7 @@ class Counts:
 
 
 class Tally:
-    """Counts for one box, from many threads; `clock` gives seconds that only grow."""
+    """Counts for one box; safe to call from many threads. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class Tally:
 
     @property
     def idle_seconds(self) -> float | None:
-        """Since the last command ended; None when none has."""
+        """The time since the last command ended; None if none has ended."""
         with self._lock:
             return None if self._last_end is None else self._clock() - self._last_end
 
@@ -49,12 +49,10 @@ class Tally:
         with self._lock:
             self._last_end = self._clock()
 
-    def took(self, size: int) -> None:
-        """Input of so many bytes."""
+    def add_input(self, size: int) -> None:
         with self._lock:
             self._input += size
 
-    def gave(self, size: int) -> None:
-        """Output of so many bytes."""
+    def add_output(self, size: int) -> None:
         with self._lock:
             self._output += size

@@ -1,6 +1,6 @@
-"""Disk in place of memory: what passes through the worker and must be held for a while.
+"""Temporary files for data that passes through the worker and must be held for a while.
 
-A spooled file has no name from its first byte on, so that nothing is left behind however the worker ends.
+A spooled file never has a name, so that nothing is left behind however the worker ends.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from ...errors import ResourceExhaustedError
 from ...rpc import CHUNK_BYTES
 
-KEEP_FREE = 256 * 1024 * 1024  # bytes that no spooled file may take from the disk
-_LOOK_EVERY = 4 * 1024 * 1024  # bytes between two looks at what is free
+KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
+_CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
 
 
 class Spool:
-    """The directory of spooled files; `keep_free` bytes of its disk stay free."""
+    """The directory of spooled files. They leave `keep_free` bytes of its disk free."""
 
     def __init__(self, directory: Path, keep_free: int = KEEP_FREE) -> None:
         self.directory = directory
@@ -31,7 +31,7 @@ class Spool:
         return SpooledFile(self)
 
     def check_free(self) -> None:
-        """Raises `ResourceExhaustedError` when the disk is too full to take more."""
+        """Raise `ResourceExhaustedError` when less than `keep_free` bytes are free."""
         free = shutil.disk_usage(self.directory).free
         if free < self._keep_free:
             raise full(f"{free >> 20} MiB are free, {self._keep_free >> 20} MiB have to stay so")
@@ -42,12 +42,12 @@ def full(why: str) -> ResourceExhaustedError:
 
 
 class SpooledFile:
-    """A file without a name: written at its end, read anywhere, also by another thread."""
+    """A file without a name. It is written at its end and read anywhere, also by another thread."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._file = tempfile.TemporaryFile(dir=spool.directory, buffering=0)  # noqa: SIM115
-        self._until_look = 0
+        self._until_check = 0  # bytes
         self.size = 0
 
     def __enter__(self) -> SpooledFile:
@@ -61,10 +61,10 @@ class SpooledFile:
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises `ResourceExhaustedError` when the disk is too full."""
-        self._until_look -= len(data)
-        if self._until_look < 0:
+        self._until_check -= len(data)
+        if self._until_check < 0:
             self._spool.check_free()
-            self._until_look = _LOOK_EVERY
+            self._until_check = _CHECK_EVERY
         rest = memoryview(data)
         try:
             while rest:
@@ -77,24 +77,25 @@ class SpooledFile:
             raise
 
     def read(self, count: int, position: int) -> bytes:
-        """At most `count` bytes from `position` on; fewer only at the end."""
+        """Read `count` bytes from `position` on; fewer only at the end of the file."""
         return os.pread(self._file.fileno(), count, position)
 
 
 class Follower:
-    """The chunks of `source`, taken from it as fast as it gives them, whoever reads how slowly.
+    """Iterates over the chunks of `source`, which a thread spools as fast as they come: a slow reader does not
+    hold up the source.
 
-    For a source that must not be held up. Its thread begins at once. `let_go` ends the source, also one that
-    is waited for; it is called once, when the reader has had the last byte or enough.
+    The thread starts at once. `close` calls `close_source`, which must end the source even while the thread
+    waits for its next chunk.
     """
 
-    def __init__(self, spool: Spool, source: Iterator[bytes], let_go: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, source: Iterator[bytes], close_source: Callable[[], None]) -> None:
         self._file = spool.open()
         self._source = source
-        self._let_go = let_go
+        self._close_source = close_source
         self._changed = threading.Condition()
-        self._is_taken = False
-        self._is_left = False
+        self._is_complete = False  # the source has ended
+        self._is_closed = False
         self._error: BaseException | None = None
         threading.Thread(target=self._take, name="spool", daemon=True).start()
 
@@ -105,14 +106,14 @@ class Follower:
                 self._file.write(chunk)
                 with self._changed:
                     self._changed.notify()
-                    if self._is_left:
+                    if self._is_closed:
                         break
         except BaseException as exc:
             error = exc
         with self._changed:
-            self._is_taken, self._error = True, error
+            self._is_complete, self._error = True, error
             self._changed.notify()
-            if self._is_left:
+            if self._is_closed:
                 self._file.close()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -125,16 +126,17 @@ class Follower:
             raise self._error
 
     def _wait(self, position: int) -> bool:
-        """Whether there is something behind `position`, once there is a whole chunk of it or the end."""
+        """Wait for a whole chunk behind `position`, or for the end; False if nothing is left behind it."""
         with self._changed:
-            while self._file.size < position + CHUNK_BYTES and not self._is_taken:
+            while self._file.size < position + CHUNK_BYTES and not self._is_complete:
                 self._changed.wait()
             return self._file.size > position
 
     def close(self) -> None:
-        self._let_go()
+        """End the source and discard what is spooled. Called once, by the reader."""
+        self._close_source()
         with self._changed:
-            self._is_left = True
-            # A thread that still takes closes the file itself: it must not find another one under its number.
-            if self._is_taken:
+            self._is_closed = True
+            # A thread that still writes closes the file itself: its descriptor must not become another file's.
+            if self._is_complete:
                 self._file.close()

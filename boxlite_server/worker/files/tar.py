@@ -1,7 +1,7 @@
-"""Tar archives from outside: read by their headers, checked whole, and written anew.
+"""Tar archives from outside: read header by header, checked whole, and written anew.
 
-What reaches an engine is written here, entry by entry. So it does not matter how the engine would have read
-a header that somebody made up. Memory: names and kinds of the entries, at most `MAX_ENTRIES`.
+Every archive that reaches an engine is written here, entry by entry, so that it does not matter how the engine
+reads a forged header. A check holds in memory the names and kinds of at most `MAX_ENTRIES` entries.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ...rpc import CHUNK_BYTES
 from .spool import SpooledFile
 
 MAX_ENTRIES = 500_000
-MAX_META_BYTES = 1024 * 1024  # of the extended headers of one entry
-MAX_NAME_BYTES = 255  # of each part of a path: what file systems take
+MAX_META_BYTES = 1024 * 1024  # in one extended header
+MAX_NAME_BYTES = 255  # in each part of a path, as in file systems
 MAX_PATH_BYTES = 4000
 MAX_TIME = 2**33  # seconds: the year 2242
 
@@ -51,7 +51,8 @@ _COMPRESSED = {
 
 
 class Entry(NamedTuple):
-    """`name` is relative and without `.` and `..`; "" is the top. `position`: of its data in the archive."""
+    """One entry. `name` is relative and without `.` and `..`; "" is the top. `position` is the offset of the
+    entry's data in the archive."""
 
     name: str
     info: tarfile.TarInfo
@@ -63,15 +64,19 @@ class Entry(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a checked archive holds. `single`: its one entry, where it has only one; `top`: the entry `.`."""
+    """What a checked archive holds: `single` is its entry if it has only one, `top` is the entry `.` if it has one."""
 
     single: Entry | None
     top: Entry | None
 
 
 def check(file: SpooledFile) -> Summary:
-    """Read the archive to its end. Raises `InvalidArgumentError` when it is none or could reach beyond itself:
-    with absolute names, `..`, links out of it, names that pass through its own links, devices."""
+    """Read the archive to its end.
+
+    Raises `InvalidArgumentError` when the file is no archive, and for entries that could reach outside of the
+    place it is unpacked at: absolute names, `..`, hard links out of it, names that pass through its own links,
+    devices.
+    """
     kinds: dict[str, bytes] = {}
     single: Entry | None = None
     top: Entry | None = None
@@ -106,7 +111,7 @@ def _check_place(entry: Entry, kinds: dict[str, bytes]) -> None:
 
 
 def parents(name: str) -> Iterator[str]:
-    """The directories that a relative name lies in, outermost first: `a/b/c` in `a` and `a/b`."""
+    """The directories that a relative name lies in, outermost first: `a` and `a/b` for `a/b/c`."""
     slash = name.find("/")
     while slash > 0:
         yield name[:slash]
@@ -117,8 +122,11 @@ def parents(name: str) -> Iterator[str]:
 
 
 def read(file: SpooledFile, *, trusted: bool = False) -> Iterator[Entry]:
-    """The entries in their order. Raises `InvalidArgumentError` for what is no whole tar archive and, unless
-    it is `trusted`, for entries that no upload may hold."""
+    """Yield the entries in their order.
+
+    Raises `InvalidArgumentError` for a file that is no whole tar archive and, unless it is `trusted`, for entries
+    that no upload may hold.
+    """
     if file.size == 0:
         raise InvalidArgumentError("the archive is empty: not even an end is there")
     position = 0
@@ -144,7 +152,7 @@ def read(file: SpooledFile, *, trusted: bool = False) -> Iterator[Entry]:
         size = info.size if info.type == tarfile.REGTYPE else 0
         if position + _padded(size) > file.size:
             raise InvalidArgumentError("the archive is cut off")
-        if trusted:  # engines name what lies in the root absolutely
+        if trusted:  # engines use absolute names for entries in the root
             info.name = info.name.lstrip("/")
         if info.type == tarfile.LNKTYPE:
             target = info.linkname.lstrip("/") if trusted else info.linkname
@@ -163,7 +171,7 @@ def _no_tar(header: bytes, position: int) -> str:
 
 
 def _read_meta(file: SpooledFile, info: tarfile.TarInfo, position: int) -> dict[str, str]:
-    """What an extended header says about the next entry, under the names of PAX."""
+    """The fields that an extended header sets for the next entry, by their PAX names."""
     if not 0 <= info.size <= MAX_META_BYTES:
         raise InvalidArgumentError(f"the archive has an extended header of more than {MAX_META_BYTES} bytes")
     data = file.read(info.size, position)
@@ -183,7 +191,7 @@ def _read_meta(file: SpooledFile, info: tarfile.TarInfo, position: int) -> dict[
 
 
 def _records(data: bytes) -> Iterator[tuple[str, str]]:
-    """PAX records: `length key=value` and a line end, the length counting all of it."""
+    """Yield key and value of PAX records: `length key=value\\n`, where the length counts the whole record."""
     while data.strip(b"\0"):
         length = data.partition(b" ")[0]
         count = int(length) if length.isdigit() and len(length) < 8 else 0
@@ -242,9 +250,9 @@ def _padded(size: int) -> int:
 def header(
     entry: tarfile.TarInfo, name: str, *, owner: tuple[int, int] | None = None, linkname: str | None = None
 ) -> bytes:
-    """The header of `entry` under another name: kind, mode, size, time and target are kept and nothing else.
+    """The header of `entry` under another name. Kind, mode, size, time, target and device numbers are kept.
 
-    `owner`: the (uid, gid) that it shall have; None: its own.
+    `owner` is the (uid, gid) of the new header; None keeps those of the entry. `linkname` replaces the target.
     """
     info = tarfile.TarInfo(name)
     info.type = entry.type
@@ -258,7 +266,7 @@ def header(
 
 
 def _whole(time: float) -> float:
-    """A whole number of seconds as one: it then needs no extended header."""
+    """Make a whole number of seconds an int, which needs no extended header."""
     return int(time) if time == int(time) else time
 
 
@@ -270,7 +278,7 @@ def directory(name: str, *, mode: int, mtime: float, owner: tuple[int, int] | No
 
 
 def data(file: SpooledFile, entry: Entry) -> Iterator[bytes]:
-    """The bytes of a file's entry, padded as an archive needs them."""
+    """Yield the data of an entry, padded to whole blocks."""
     left = entry.info.size if entry.info.type == tarfile.REGTYPE else 0
     padding = bytes(_padded(left) - left)
     position = entry.position
@@ -284,7 +292,7 @@ def data(file: SpooledFile, entry: Entry) -> Iterator[bytes]:
 
 
 def finished(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces of an archive and its end, in chunks of a size that is worth sending."""
+    """Yield the pieces of an archive and its end marker, joined to chunks of at least 256 KiB but the last."""
     held: list[bytes] = []
     size = 0
     for piece in itertools.chain(pieces, [_END]):

@@ -1,8 +1,8 @@
-"""Files into and out of boxes, by the rules of the REST API.
+"""Copies files into and out of boxes, by the rules of the REST API.
 
-An upload is spooled, checked whole, and only then handed to the engine in one go: what is refused or cut off
-leaves no trace in the box. A download is spooled too, so that a slow reader does not hold the engine's lock
-on the box; its reader follows close behind the engine.
+An upload is spooled, checked whole, and only then handed to the engine in one go: an upload that is refused or
+cut off leaves no trace in the box. A download is spooled too, so that a slow reader does not hold the engine's
+lock on the box; the reader follows close behind the engine.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from . import tar
 from .spool import Follower, Spool, SpooledFile
 from .tar import Entry, Summary
 
-MAX_LINK_DEPTH = 16  # links to directories that lie in directories that links led to
+MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
 
-# Of the running box alone: the engine's archive calls see only what lies below them.
+# File systems that exist only in the running box: the engine's archive calls see the directories below them.
 _NOT_ON_DISK = ("/dev", "/proc", "/sys")
 
 
@@ -33,18 +33,18 @@ class Files:
         self._runtime = runtime
         self._spool = spool
 
-    # ---- up ----
+    # ---- uploads ----
 
     def put(
         self, box: BoxRef, path: str, chunks: Iterable[bytes], *, overwrite: bool, source_is_dir: bool | None
     ) -> None:
         """Unpack the tar archive `chunks` at `path`.
 
-        A single file is stored as `path`, or into it when it is a directory or ends with a slash; anything
-        else is unpacked below it. `source_is_dir` says which of both it is; None: the archive's entries do.
-        Directories that are missing are made, those that exist stay as they are. All belongs to the box's
-        user, where the box tells who that is. Without `overwrite`, anything that exists is an
-        `AlreadyExistsError`, and nothing is written. Raises `InvalidArgumentError` for a bad archive.
+        A single file is stored as `path`, or in the directory `path` if that exists or ends with a slash;
+        any other archive is unpacked below `path`. `source_is_dir` says which of the two it is; None leaves
+        that to the archive's entries. Missing directories are made, existing ones stay as they are. The files
+        belong to the box's user, if the box's image names one. Raises `InvalidArgumentError` for a bad archive
+        and, without `overwrite`, `AlreadyExistsError` if any of the files exists; nothing is written then.
         """
         files = self._runtime.files(box)
         target = _clean(path)
@@ -53,16 +53,18 @@ class Files:
                 file.write(chunk)
             summary = tar.check(file)
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
-            plan.look_around(overwrite)
+            plan.check_existing(overwrite)
             files.put(plan.base, tar.finished(plan.pieces(files.owner())))
 
-    # ---- down ----
+    # ---- downloads ----
 
     @contextmanager
     def get(self, box: BoxRef, path: str, *, follow_links: bool) -> Iterator[tuple[bool, Iterator[bytes]]]:
-        """Whether `path` is a directory, and a tar archive of it. `/.` at the end of `path` means what is in
-        the directory, without itself as the top entry. With `follow_links` the archive holds what links lead
-        to instead of them; a link that leads nowhere, or up to where it is itself, stays one.
+        """Yield whether `path` is a directory, and a tar archive of it.
+
+        With `/.` at the end of `path`, the archive holds the content of the directory without the directory
+        itself. With `follow_links`, it holds the targets of links in place of the links; a link that leads
+        nowhere, or to a directory that it lies in, stays a link.
         """
         files = self._runtime.files(box)
         only_content = path.endswith("/.")
@@ -75,7 +77,7 @@ class Files:
         if state.kind is FileKind.OTHER:
             raise InvalidArgumentError(f"{path!r} is neither a file nor a directory nor a link; it cannot be copied")
         is_dir = state.kind is FileKind.DIRECTORY
-        # The root has no name: what is in it is all there is to have.
+        # The root has no name, so only its content can be copied.
         only_content = is_dir and (only_content or source == "/")
         inside = f"{source.rstrip('/')}/." if only_content else source
         if follow_links:
@@ -87,7 +89,8 @@ class Files:
             yield is_dir, iter(follower)
 
     def _followed(self, files: BoxFiles, source: str, name: str, above: tuple[str, ...]) -> Iterator[bytes]:
-        """The entries of `source` under `name`. `above`: the directories that led here, as the box names them."""
+        """Yield the entries of `source` under `name`, with links followed. `above`: the directories on the way
+        here, by their paths in the box."""
         with self._spool.open() as file:
             with closing(files.get(source)) as stream:
                 for chunk in stream:
@@ -108,13 +111,13 @@ class Files:
 
     @staticmethod
     def _target(files: BoxFiles, entry: Entry, path: str, above: tuple[str, ...]) -> str | None:
-        """Where a link leads, if it has to be followed."""
+        """The path that a link leads to; None for an entry that is no link, or a link that stays one."""
         if entry.info.type != tarfile.SYMTYPE or len(above) > MAX_LINK_DEPTH:
             return None
         try:
             link = files.stat(path)
         except InvalidStateError:
-            return None  # it leads in a circle
+            return None  # the link leads in a circle
         if link is None or link.kind is not FileKind.LINK:
             return None
         found = files.stat(link.target)
@@ -125,7 +128,7 @@ class Files:
 
 
 class _Target(NamedTuple):
-    """`path` with its links followed, and what is there."""
+    """`path` with its links followed, and the state of the file there; None: there is none."""
 
     path: str
     state: FileState | None
@@ -149,12 +152,12 @@ class _Plan:
         self._summary = summary
         path, state = self._follow(path)
         is_dir = state is not None and state.kind is FileKind.DIRECTORY
-        self._renamed = ""  # of the single entry, where it is stored as the path itself
+        self._renamed = ""  # the new name of the single entry, if it is stored as the path itself
         directory = path
         if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
             directory, self._renamed = posixpath.split(path)
         self.base, self._missing = self._deepest(directory)
-        self._existing: dict[str, bool] = {"": True}  # directories of the archive: whether the box has them already
+        self._existing: dict[str, bool] = {"": True}  # for each directory of the archive: whether the box has it
 
     def _follow(self, path: str) -> _Target:
         state = self._files.stat(path)
@@ -164,7 +167,7 @@ class _Plan:
         return _Target(path, state)
 
     def _deepest(self, path: str) -> tuple[str, str]:
-        """The deepest directory that exists on the way to `path`, and the relative rest of the way."""
+        """The deepest existing directory on the way to `path`, and the rest of `path` relative to it."""
         missing: list[str] = []
         while True:
             found, state = self._follow(path)
@@ -175,10 +178,10 @@ class _Plan:
             path, name = posixpath.split(path)
             missing.append(name)
 
-    # ---- what is there ----
+    # ---- what exists in the box ----
 
-    def look_around(self, overwrite: bool) -> None:
-        """See what the box has already; raises `AlreadyExistsError` when that must not be overwritten."""
+    def check_existing(self, overwrite: bool) -> None:
+        """Find out what the box has already. Without `overwrite`, raises `AlreadyExistsError` for a file."""
         if self._missing:
             return
         for entry in tar.read(self._file):
@@ -203,7 +206,7 @@ class _Plan:
     # ---- what is written ----
 
     def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes]:
-        """The archive for `base`: the missing directories, and the entries under their new names."""
+        """Yield the archive to unpack at `base`: the missing directories, and the entries under their new names."""
         made = list(tar.parents(f"{self._missing}/")) if self._missing else []
         now = int(time.time())
         for directory in made[:-1]:
@@ -226,7 +229,7 @@ class _Plan:
 
 
 def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
-    """Whether the archive is of a single file, or of a single link where the sender says it is no directory."""
+    """Whether the archive holds a single file, or a single link that the sender says is no directory."""
     entry = summary.single
     kinds = (tarfile.REGTYPE, tarfile.SYMTYPE) if source_is_dir is False else (tarfile.REGTYPE,)
     is_single = entry is not None and entry.info.type in kinds
@@ -236,7 +239,7 @@ def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
 
 
 def _clean(path: str) -> str:
-    """The path as an absolute one without `.` and `..`; what is relative counts from the root, as in docker."""
+    """The path as an absolute one without `.` and `..`; a relative path counts from the root, as in docker."""
     clean = "/" + posixpath.normpath("/" + path).lstrip("/")
     if any(len(part.encode("utf-8", "surrogateescape")) > tar.MAX_NAME_BYTES for part in clean.split("/")):
         raise InvalidArgumentError(f"'{path[:80]}…': a part of the path is longer than {tar.MAX_NAME_BYTES} bytes")

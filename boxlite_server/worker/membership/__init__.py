@@ -1,1 +1,1 @@
-"""Who this worker is, and what it tells its coordinator."""
+"""The worker's identity, and what it reports to its coordinator."""

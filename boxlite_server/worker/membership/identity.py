@@ -1,4 +1,4 @@
-"""Who this worker is: a file in its home, so that a restarted or moved worker keeps its name and boxes."""
+"""The worker's identity: a file in its home, so that a restarted or moved worker keeps its name and boxes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ LOCK_NAME = "worker.lock"
 
 @dataclass
 class Identity:
-    """`id` and `secret` are minted once. `cluster_id` is learnt at the first registration."""
+    """Who this worker is. `id` and `secret` are minted once; `cluster_id` is learnt at the first registration."""
 
     path: Path
     id: str
     name: str
-    name_given: bool  # by the operator: then it is not ours to change
+    name_given: bool  # the operator chose the name: the worker must not change it
     secret: str
     cluster_id: str | None = None
 
     @classmethod
     def load(cls, home: Path, name: str | None, rng: random.Random) -> Self:
-        """The identity kept in `home`, or a new one; `name` renames it. Writes what is new."""
+        """Read the identity in `home`, or make a new one. `name`, if given, replaces the name.
+
+        A new or changed identity is written. Raises `BoxliteError` when the file is damaged or cannot be written.
+        """
         path = home / FILE_NAME
         try:
             identity = cls(path=path, **json.loads(path.read_text()))
@@ -46,7 +49,7 @@ class Identity:
             raise BoxliteError(f"{path} is damaged ({exc}); restore it, or remove it to start as a new worker") from exc
         if name:
             identity.name, identity.name_given = name, True
-        if identity != known:  # a disk that is full keeps nobody from being who it was
+        if identity != known:  # a worker whose identity is unchanged starts even when its disk is full
             try:
                 identity.save()
             except OSError as exc:
@@ -54,10 +57,10 @@ class Identity:
         return identity
 
     def save(self) -> None:
-        """Replace the file, whole or not at all; only its owner may read it."""
+        """Replace the file atomically; only its owner may read it."""
         fields = asdict(self)
         del fields["path"]
-        # mkstemp makes the file 0600 from the beginning.
+        # mkstemp creates the file with mode 0600.
         fd, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{FILE_NAME}-")
         try:
             with os.fdopen(fd, "w") as file:
@@ -76,13 +79,13 @@ class Identity:
         self.save()
 
     def join(self, cluster_id: str) -> None:
-        """Belong to the cluster from now on."""
+        """Record that the worker belongs to the cluster `cluster_id` from now on."""
         if cluster_id != self.cluster_id:
             self.cluster_id = cluster_id
             self.save()
 
     def owner(self) -> Owner:
-        """Whose boxes this worker keeps; raises `UpstreamUnavailableError` before the first registration."""
+        """The owner of this worker's boxes. Raises `UpstreamUnavailableError` before the first registration."""
         if self.cluster_id is None:
             raise UpstreamUnavailableError(f"worker {self.name} has not registered with its coordinator yet")
         return Owner(self.cluster_id, self.id)
@@ -90,7 +93,10 @@ class Identity:
 
 @contextmanager
 def locked_home(home: Path) -> Iterator[None]:
-    """Hold the home for one worker process; made when missing. The lock goes with the process."""
+    """Lock the home for this process for the duration of the `with` block. A missing home is made.
+
+    Raises `BoxliteError` when another process holds the lock, or when the home cannot be used.
+    """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (home / LOCK_NAME).open("w")

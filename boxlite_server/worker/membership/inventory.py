@@ -1,4 +1,4 @@
-"""What the worker holds, as it tells its coordinator."""
+"""The inventory of a worker's boxes, as it is reported to the coordinator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All boxes at one moment, under which life of the engine, and what tells one such state from another."""
+    """All boxes at one moment, the life of the engine that they were seen in, and a digest of both."""
 
     boxes: list[dict[str, Any]]
     engine_life: str
@@ -31,12 +31,15 @@ class Stocktaking:
 
     def __init__(self, runtime: BoxRuntime) -> None:
         self._inventory = _Question("inventory", lambda: inventory(runtime))
-        self._life = _Question("engine", lambda: runtime.life())  # as it is by then
+        self._life = _Question("engine", lambda: runtime.life())  # looked up at each call
 
     def take(self, patience: float) -> Inventory | None:
-        """None when it takes longer than `patience` seconds though the engine is well: it says nothing of a box
-        whose disk it reads or writes. Raises `EngineError` when the engine fails, or answers nothing at all in as
-        long again."""
+        """Take an inventory within `patience` seconds.
+
+        Returns None when that takes longer although the engine is well: the engine does not answer about a box
+        while it reads or writes the box's disk. Raises `EngineError` when the engine fails, or answers no other
+        question within another `patience` seconds.
+        """
         with contextlib.suppress(TimeoutError):
             return self._inventory.answer(patience)
         try:
@@ -47,8 +50,8 @@ class Stocktaking:
 
 
 class _Question(Generic[T]):
-    """Asked in a thread of its own: an engine that hangs must not keep the worker from saying so. One that is not
-    answered is not asked again."""
+    """A question to the engine, asked in a thread of its own: the worker must be able to report an engine that
+    hangs. While a question is unanswered, it is not asked again."""
 
     def __init__(self, name: str, ask: Callable[[], T]) -> None:
         self._name = name
@@ -56,7 +59,7 @@ class _Question(Generic[T]):
         self._under_way: Future[T] | None = None
 
     def answer(self, patience: float) -> T:
-        """Raises TimeoutError when there is none within `patience` seconds, and what the question raises."""
+        """The answer. Raises TimeoutError when there is none within `patience` seconds, and what `ask` raises."""
         if self._under_way is None:
             self._under_way = Future()
             threading.Thread(target=self._put, args=(self._under_way,), name=self._name, daemon=True).start()
@@ -74,7 +77,8 @@ class _Question(Generic[T]):
 
 
 def inventory(runtime: BoxRuntime) -> Inventory:
-    """Raises `EngineError`, also when the engine was restarted meanwhile: its boxes would count for the wrong life."""
+    """Take an inventory. Raises `EngineError`, also when the engine was restarted meanwhile: the boxes would be
+    reported under the wrong life."""
     life = runtime.life()
     boxes = sorted(map(_entry, runtime.list_boxes()), key=lambda entry: (entry["box_id"], entry["generation"]))
     if runtime.life() != life:

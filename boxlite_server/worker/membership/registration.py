@@ -1,8 +1,8 @@
-"""The worker's word to its coordinator: registration, then heartbeats for as long as the worker lives, and goodbye.
+"""The worker's reports to its coordinator: registration, then heartbeats while the worker lives, and a goodbye.
 
-A beat says that the worker is there, and by a digest whether the coordinator knows what it holds; the boxes
-themselves go with a beat only when they have changed, when they are asked for, and once a minute. While the engine
-does not answer the beats say that instead: no boxes can be started here, and none of them may be taken for lost.
+A heartbeat shows that the worker is alive, and carries a digest of its boxes. The boxes themselves go along only
+when they have changed, when the coordinator asks for them, and once a minute. While the engine does not answer,
+the heartbeats report that instead: the worker can start no boxes, and none of its boxes may be taken for lost.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .coordinator import CoordinatorClient
 from .identity import Identity
 from .inventory import Inventory, Stocktaking
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts
-DEFAULT_INTERVAL = 5.0
-JITTER = 0.1  # of the heartbeat's interval, either way
-GOODBYE_TIMEOUT = 3.0
-LEAVE_PATIENCE = 6.0  # seconds that the last beat has to end
-INVENTORY_PATIENCE = 5.0  # seconds that the engine has for one
-FULL_INTERVAL = 60.0  # seconds between two beats with all boxes, whatever happens
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts to register
+DEFAULT_INTERVAL = 5.0  # seconds between heartbeats
+JITTER = 0.1  # fraction by which the interval varies either way
+GOODBYE_TIMEOUT = 3.0  # seconds
+LEAVE_PATIENCE = 6.0  # seconds to wait for the last heartbeat before the goodbye
+INVENTORY_PATIENCE = 5.0  # seconds for one inventory
+FULL_INTERVAL = 60.0  # seconds after which a heartbeat carries all boxes even if nothing has changed
 
 _MAX_REASON = 1024  # characters
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Registration:
-    """Keeps the worker registered. `run` is its thread's body; `fatal` is why it ended before `stop`."""
+    """Keeps the worker registered. `run` is the body of a thread; `fatal` is the error that ended it before `stop`."""
 
     client: CoordinatorClient
     identity: Identity
@@ -52,17 +52,17 @@ class Registration:
     labels: Mapping[str, str]
     max_boxes: int | None
     rng: random.Random
-    cpu_overcommit: float = 1.0  # cpus that boxes may be promised for each that there is
+    cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
     clock: Callable[[], float] = time.monotonic
-    started_at: float = field(default_factory=time.time)  # so that a word of a former life can be told from ours
+    started_at: float = field(default_factory=time.time)  # Unix time; orders the epochs of this worker
     registered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fatal: BoxliteError | None = None
     _stopping: bool = False
     _wake: threading.Event = field(default_factory=threading.Event)
-    _told: str | None = None  # the digest of the boxes that the coordinator took last
-    _told_at: float = 0.0
-    _is_asked: bool = False  # for the boxes
+    _sent: str | None = None  # the digest of the boxes that the coordinator has accepted last
+    _sent_at: float = 0.0
+    _is_asked: bool = False  # the coordinator has asked for the boxes
 
     def __post_init__(self) -> None:
         self._stocktaking = Stocktaking(self.runtime)
@@ -77,10 +77,13 @@ class Registration:
         self._wake.set()
 
     def leave(self) -> None:
-        """Make `run` return, and tell the coordinator that nobody can be reached here any more. Never takes long."""
+        """Make `run` return, and tell the coordinator that the worker is going.
+
+        Takes about `LEAVE_PATIENCE` + `GOODBYE_TIMEOUT` at most.
+        """
         is_known = self.registered.is_set()
         self.stop()
-        # A beat that came behind the goodbye would take it back.
+        # A heartbeat that arrived after the goodbye would revoke it.
         if is_known and self.ended.wait(LEAVE_PATIENCE):
             self._say_goodbye()
 
@@ -111,7 +114,8 @@ class Registration:
             self.ended.set()
 
     def _register(self) -> float | None:
-        """Try until the coordinator agrees; the heartbeat interval, or None when stopping."""
+        """Try until the coordinator accepts the worker. Gives the heartbeat interval (seconds), or None when
+        stopping."""
         ceiling = FIRST_PAUSE
         while not self._stopping:
             try:
@@ -120,18 +124,18 @@ class Registration:
                     raise EngineError("the container engine takes its time to tell the boxes")
                 status, answer = self.client.register(self._introduction(held))
                 if status == 200:
-                    self._note_told(held)
-                    return self._registered(answer)
+                    self._note_sent(held)
+                    return self._accepted(answer)
                 self._refused(status, answer)
             except (UpstreamUnavailableError, EngineError, OSError) as exc:
-                # An OSError comes from a disk that has no room for what was learnt.
+                # An OSError means that the identity could not be written to a full disk.
                 log.warning("not registered yet, trying again: %s", exc)
-            # Full jitter, so that a hundred workers do not come back in step.
+            # Full jitter: a hundred workers must not come back at the same time.
             self._pause(self.rng.uniform(0, ceiling))
             ceiling = min(ceiling * 2, LONGEST_PAUSE)
         return None
 
-    def _registered(self, answer: Mapping[str, Any]) -> float:
+    def _accepted(self, answer: Mapping[str, Any]) -> float:
         self.identity.join(str(answer["cluster_id"]))
         self.registered.set()
         log.info("registered as %s at cluster %s", self.identity.name, self.identity.cluster_id)
@@ -151,9 +155,9 @@ class Registration:
             log.error("the coordinator refuses this worker (%d), trying again: %s", status, message)
 
     def _send_heartbeats(self, interval: float) -> None:
-        """Until the coordinator wants a new registration, or stopping."""
+        """Send heartbeats until the coordinator wants a new registration, or until stopping."""
         while not self._stopping:
-            # What changed from here on may be missing in this beat, so it asks for another one.
+            # Cleared first: a change that this heartbeat misses sets it again, and so causes another heartbeat.
             self._wake.clear()
             if self._stopping:
                 return
@@ -170,15 +174,15 @@ class Registration:
                     interval = _interval(answer)
                     self._is_asked = bool(answer.get("send_inventory"))
                     if "boxes" in beat:
-                        self._note_told(held)
+                        self._note_sent(held)
                     elif self._is_asked and held is not None:
-                        continue  # it shall not wait for what it has asked for
+                        continue  # send the boxes that the coordinator asks for at once
                 else:
                     log.error("heartbeat refused (%d): %s", status, _error(answer)[0])
             self._wake.wait(interval * self.rng.uniform(1 - JITTER, 1 + JITTER))
 
     def _beat(self) -> tuple[Inventory | None, dict[str, Any]]:
-        """What is to be said now, and the inventory that it is made of."""
+        """The inventory, if there is one, and the body of a heartbeat made of it."""
         beat: dict[str, Any] = {"epoch": self.epoch}
         try:
             held = self._take()
@@ -188,15 +192,15 @@ class Registration:
         if held is None:
             return None, beat
         beat |= {"inventory": held.digest, "engine_life": held.engine_life}
-        if self._is_asked or held.digest != self._told or self.clock() - self._told_at >= FULL_INTERVAL:
+        if self._is_asked or held.digest != self._sent or self.clock() - self._sent_at >= FULL_INTERVAL:
             beat["boxes"] = held.boxes
         return held, beat
 
     def _take(self) -> Inventory | None:
         return self._stocktaking.take(INVENTORY_PATIENCE)
 
-    def _note_told(self, held: Inventory | None) -> None:
-        self._told, self._told_at = held.digest if held else None, self.clock()
+    def _note_sent(self, held: Inventory | None) -> None:
+        self._sent, self._sent_at = held.digest if held else None, self.clock()
 
     def _introduction(self, held: Inventory | None) -> dict[str, Any]:
         capacity = self.runtime.capacity()
@@ -221,7 +225,7 @@ class Registration:
         }
 
     def _pause(self, seconds: float) -> None:
-        # Changes of boxes are no reason to knock again sooner.
+        # An earlier change of boxes must not shorten the pause.
         self._wake.clear()
         if not self._stopping:
             self._wake.wait(seconds)
@@ -233,7 +237,7 @@ def _interval(answer: Mapping[str, Any]) -> float:
 
 
 def _error(answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Message and type of an error answer."""
+    """The message and the type of an error answer."""
     error = answer.get("error")
     if not isinstance(error, dict):
         return "no reason given", ""

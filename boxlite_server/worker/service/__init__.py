@@ -1,1 +1,1 @@
-"""The gRPC face of the worker: messages, the order of calls, and streams."""
+"""The worker's gRPC service: its calls, their messages and order, and the streams."""

@@ -1,4 +1,4 @@
-"""What the coordinator streams to the worker: the data of uploads and of imports."""
+"""The data that the coordinator streams to the worker: uploads and imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import UpstreamUnavailableError
 
 
 class Upload:
-    """The data of an upload. To read it is to accept it: the coordinator sends nothing before."""
+    """The data of an upload. Iterating accepts the upload: the coordinator sends no data before that."""
 
     def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
         self._requests = requests
@@ -21,7 +21,8 @@ class Upload:
         self._is_accepted = False
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises when it breaks off: nothing may be made of a part."""
+        """Yield the data. Raises `UpstreamUnavailableError` when the upload breaks off, so that a part is not taken
+        for the whole."""
         self._is_accepted = True
         self._context.send_initial_metadata((rpc.ACCEPTED,))
         try:
@@ -33,7 +34,7 @@ class Upload:
             raise UpstreamUnavailableError("the upload broke off")
 
     def drain(self) -> None:
-        """Read to the end what was accepted: a sender that is interrupted does not hear the reason."""
+        """Read an accepted upload to its end: a sender that is interrupted does not receive the error."""
         if self._is_accepted:
             with suppress(grpc.RpcError):
                 for _ in self._requests:
@@ -41,7 +42,8 @@ class Upload:
 
 
 def imported(requests: Iterator[pb.ImportBoxRequest]) -> Iterator[bytes]:
-    """The data of an import. Raises when it breaks off: nothing may be made of a part."""
+    """Yield the data of an import. Raises `UpstreamUnavailableError` when the import breaks off, so that a part is
+    not taken for the whole."""
     try:
         for request in requests:
             if request.end:

@@ -1,4 +1,4 @@
-"""The runtime's words as messages of worker.proto, and back. A message that cannot be one is refused."""
+"""Converts the runtime's types to messages of worker.proto and back. An invalid message is refused."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The order of calls about one thing, and which of them come too late.
+"""Serializes the calls about one thing, and refuses those that come too late.
 
-A network delivers a call twice, or after the one that was sent behind it. What the worker keeps against that is
-the newest generation that it has seen of each box, the newest wish, and a tombstone for all that it was told to
-remove. They last as long as its process: a call that was meant for a former one carries another epoch and is
-refused for that.
+A network may deliver a call twice, or after a call that was sent later. Against that, the worker remembers the
+newest generation that it has seen of each box, the newest wish, and a tombstone for everything that it was told
+to remove. This memory need not outlive the process: a call that was sent to a former process carries another
+epoch and is refused for that.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ...errors import InvalidStateError
 from ..runtime import BoxRef
 
 _T = TypeVar("_T")
-_REMEMBERED = 20_000  # boxes, and removed things; the oldest are forgotten first
+_REMEMBERED = 20_000  # entries of each kind; the oldest are forgotten first
 
 
 class BoxOrder:
-    """Calls about one box one after the other, calls about different boxes at once."""
+    """Runs calls about one box one after the other, and calls about different boxes at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}
-        self._newest: OrderedDict[str, tuple[int, int]] = OrderedDict()  # generation and wish
-        self._removed: OrderedDict[str, int] = OrderedDict()  # the last generation that is gone
+        self._turns: dict[str, tuple[threading.Lock, int]] = {}  # the lock, and how many calls hold or await it
+        self._newest: OrderedDict[str, tuple[int, int]] = OrderedDict()  # generation and wish, by box id
+        self._removed: OrderedDict[str, int] = OrderedDict()  # the last generation that was removed
 
     @contextmanager
     def turn(
@@ -39,29 +39,30 @@ class BoxOrder:
         wish: int | None = None,
         still_wanted: Callable[[], bool] = lambda: True,
     ) -> Iterator[None]:
-        """Waits until no other call about the box is under way.
+        """Wait until no other call about the box is under way, and keep others waiting during the `with` block.
 
-        Raises `InvalidStateError` when a call of a later generation has been seen before; for a call that
-        `makes` a box also when that generation was removed, or a later one; for one with a `wish` (start and stop)
-        also when a later one has been seen; and when the caller has given up meanwhile: it may have said something
-        else since, and this must not come behind it.
+        Raises `InvalidStateError`
+        - when a call of a later generation has been seen;
+        - for a call that `makes` a box, when that generation or a later one was removed;
+        - for a call with a `wish` (start and stop), when a later wish has been seen;
+        - when the caller is no longer waiting: it may have sent another call since, which this one must not follow.
         """
-        with self._own(box.box_id):
+        with self._exclusive(box.box_id):
             if not still_wanted():
                 raise InvalidStateError(f"box {box.box_id}: the caller gave up while the call waited for its turn")
             self._check(box, makes, wish)
             yield
 
     def removed(self, box: BoxRef) -> None:
-        """The box is gone for good, this generation and those before. Said within its turn."""
+        """Note that this generation of the box and all before it are removed. Call it within the box's turn."""
         with self._lock:
             self._bury(box.box_id, box.generation)
 
     @contextmanager
     def turn_of(self, kind: str, name: str, *, makes: bool = False, removes: bool = False) -> Iterator[None]:
-        """The same for what has no generations and whose names are never used twice: volumes and snapshots."""
+        """Like `turn`, for things without generations whose names are never reused: volumes and snapshots."""
         key = f"{kind} {name}"
-        with self._own(key):
+        with self._exclusive(key):
             with self._lock:
                 if makes and key in self._removed:
                     raise InvalidStateError(f"{key} has been removed; it cannot be made again")
@@ -71,20 +72,20 @@ class BoxOrder:
                     self._bury(key, 1)
 
     @contextmanager
-    def _own(self, key: str) -> Iterator[None]:
+    def _exclusive(self, key: str) -> Iterator[None]:
         with self._lock:
-            mine, waiting = self._turns.get(key, (threading.Lock(), 0))
-            self._turns[key] = (mine, waiting + 1)
+            turn, calls = self._turns.get(key, (threading.Lock(), 0))
+            self._turns[key] = (turn, calls + 1)
         try:
-            with mine:
+            with turn:
                 yield
         finally:
             with self._lock:
-                mine, waiting = self._turns[key]
-                if waiting == 1:
+                turn, calls = self._turns[key]
+                if calls == 1:
                     del self._turns[key]
                 else:
-                    self._turns[key] = (mine, waiting - 1)
+                    self._turns[key] = (turn, calls - 1)
 
     def _check(self, box: BoxRef, makes: bool, wish: int | None) -> None:
         with self._lock:

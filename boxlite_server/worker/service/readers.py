@@ -1,4 +1,4 @@
-"""The answers that go on for as long as somebody reads, counted and ended together."""
+"""The readers of output and logs: their calls last as long as somebody reads, and are counted and ended together."""
 
 from __future__ import annotations
 
@@ -11,54 +11,56 @@ import grpc
 from ...errors import ResourceExhaustedError, UpstreamUnavailableError
 
 
-class Streams:
-    """At most `limit` of them at once."""
+class Readers:
+    """Counts the calls of readers, at most `limit` at once."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
         self._count = 0
         self._ending = False
-        self._closers: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], None]] = {}
         self._next = 0
 
     @contextmanager
-    def one(self, context: grpc.ServicerContext) -> Iterator[Callable[[Callable[[], None]], bool]]:
-        """Be one of them. Gives the function that takes what is to be called when the reader goes away, or when
-        all are to end; it answers False when that has come to pass.
+    def register(self, context: grpc.ServicerContext) -> Iterator[Callable[[Callable[[], None]], bool]]:
+        """Register a reader for the duration of the `with` block.
 
-        Raises `ResourceExhaustedError` when there are too many, and `UpstreamUnavailableError` in place of the
-        stream's end when it was ended from here.
+        Yields `on_end(callback)`: the callback runs when this reader disconnects or the worker shuts down;
+        `on_end` returns False if that has already happened.
+
+        Raises `ResourceExhaustedError` when there are too many readers, and `UpstreamUnavailableError` at the end
+        of the block if the worker is shutting down.
         """
-        mine: list[int] = []
+        keys: list[int] = []
 
-        def on_leaving(close: Callable[[], None]) -> bool:
+        def on_end(callback: Callable[[], None]) -> bool:
             with self._lock:
                 if self._ending:
                     return False
                 self._next += 1
-                mine.append(self._next)
-                self._closers[self._next] = close
-            return bool(context.add_callback(close))
+                keys.append(self._next)
+                self._callbacks[self._next] = callback
+            return bool(context.add_callback(callback))
 
         with self._lock:
             if self._count >= self._limit:
                 raise ResourceExhaustedError(f"the worker serves {self._limit} readers already; try again later")
             self._count += 1
         try:
-            yield on_leaving
+            yield on_end
             if self._ending:
                 raise UpstreamUnavailableError("the worker is shutting down; what runs in its boxes goes on")
         finally:
             with self._lock:
                 self._count -= 1
-                for key in mine:
-                    self._closers.pop(key, None)
+                for key in keys:
+                    self._callbacks.pop(key, None)
 
     def end(self) -> None:
-        """End all that are under way, and those that come."""
+        """End the calls of all readers, and of those that come later."""
         with self._lock:
             self._ending = True
-            closers = list(self._closers.values())
-        for close in closers:
-            close()
+            callbacks = list(self._callbacks.values())
+        for callback in callbacks:
+            callback()

@@ -1,4 +1,4 @@
-"""The gRPC face of the worker: messages to calls and back."""
+"""The worker's gRPC service: each call is translated to the runtime, the executions or the files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..runtime import BoxRef, BoxRuntime
 from . import messages
 from .incoming import Upload, imported
 from .order import BoxOrder
-from .readers import Streams
+from .readers import Readers
 
 MAX_CALLS = 768
-# Of MAX_CALLS: these hold their thread for long, and other calls must always find one.
+# Readers and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls.
 MAX_READERS = 400
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Ends a call that raises with that error; of plain and of streaming calls alike."""
+    """Make a method, unary or streaming, end its call with the error that it raises."""
     if inspect.isgeneratorfunction(method):
 
         @functools.wraps(method)
@@ -59,18 +59,18 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class WorkerService(pb_grpc.WorkerServiceServicer):
-    """The servicer."""
+    """Serves the calls of worker.proto."""
 
     def __init__(self, runtime: BoxRuntime, executions: Executions, files: Files) -> None:
         self._runtime = runtime
         self._executions = executions
         self._files = files
         self._order = BoxOrder()
-        self._readers = Streams(MAX_READERS)
+        self._readers = Readers(MAX_READERS)
         self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
 
-    def end_streams(self) -> None:
-        """Tell those who read output or logs to go: the worker is about to end."""
+    def end_readers(self) -> None:
+        """End the calls that read output or logs: the worker is about to shut down."""
         self._readers.end()
 
     def _turn(
@@ -116,7 +116,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         state, life = self._in_one_life(lambda: self._runtime.inspect(box))
         answer = messages.box(state)
         answer.engine_life = life
-        # The engine knows of commands that a former life of this process has started.
+        # The engine also counts the commands that a former worker process has started.
         answer.live_executions = max(state.commands, self._executions.running_in(request.box_id))
         if (idle := self._executions.tally(request.box_id).idle_seconds) is not None:
             answer.idle_seconds = idle
@@ -171,18 +171,18 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
-        with self._readers.one(context) as on_leaving:
+        with self._readers.register(context) as on_end:
             ref = request.execution
-            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_leaving):
+            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_end):
                 yield messages.output_event(event)
 
     @_answers
     def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
-        with self._readers.one(context) as on_leaving:
+        with self._readers.register(context) as on_end:
             tail = request.tail if request.HasField("tail") else None
             log = self._runtime.read_logs(messages.ref(request.box), tail, request.follow)
             try:
-                if on_leaving(log.close):
+                if on_end(log.close):
                     while (piece := log.read()) is not None:
                         yield pb.OutputChunk(stream=messages.STREAM[piece[0]], data=piece[1])
             finally:
@@ -198,7 +198,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
         execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
-        # Answer before the caller's own deadline, or it would not learn what has been taken.
+        # Answer before the caller's deadline: the caller must learn how many bytes were taken.
         patience = min(INPUT_PATIENCE, (context.time_remaining() or INPUT_PATIENCE * 2) / 2)
         return pb.WriteInputResponse(accepted=execution.write(request.data, request.close, patience))
 
@@ -248,7 +248,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                 chunks,
             ),
         ):
-            # The shape goes with the first bytes: once it is sent, the client is told that all is well.
+            # The first message waits for the first data: the client takes it for success.
             yield pb.FilesChunk(source_is_dir=is_dir, data=next(chunks))
             for chunk in chunks:
                 yield pb.FilesChunk(data=chunk)
@@ -364,8 +364,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
 
 def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:
-    """A server for `service`, not bound and not started, that answers only calls with `secret`, and none that is
-    meant for another life of the worker than `epoch`."""
+    """Make a server for `service`, not bound and not started.
+
+    It refuses calls without `secret`, and calls that are addressed to another worker process than `epoch`.
+    """
     server = grpc.server(
         ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
         interceptors=[rpc.SecretInterceptor(secret), *([rpc.EpochInterceptor(epoch)] if epoch else [])],
@@ -373,7 +375,7 @@ def make_server(service: WorkerService, secret: str, epoch: str | None = None) -
         options=[
             ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
+            ("grpc.so_reuseport", 0),  # binding fails when the port is taken
             ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 30_000),

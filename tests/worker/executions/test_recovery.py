@@ -143,7 +143,7 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
     assert (state.duration_ms, state.started_at_ms) == (before.duration_ms, before.started_at_ms)
     assert len(lost) == 1
     last_life = worker.die()
-    monkeypatch.setattr("boxlite_server.worker.executions.registry._now_ms", lambda: state.started_at_ms + 10**9)
+    monkeypatch.setattr("boxlite_server.worker.executions.recovery.now_ms", lambda: state.started_at_ms + 10**9)
     worker = last_life()
     with pytest.raises(NotFoundError):
         worker.executions.get(box.box_id, execution)

@@ -500,8 +500,8 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         spooled.write(b"x")
 
 
-def followed(tmp_path: Path, source: Iterator[bytes], let_go: Callable[[], None] = lambda: None) -> Follower:
-    return Follower(Spool(tmp_path), source, let_go)
+def followed(tmp_path: Path, source: Iterator[bytes], close_source: Callable[[], None] = lambda: None) -> Follower:
+    return Follower(Spool(tmp_path), source, close_source)
 
 
 def test_a_source_is_not_held_up_by_its_reader(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_readers_are_told_to_go_and_the_server_ends(fake_site: Site, tmp_path: P
     assert next(output).chunk.data == b"x\n"
     assert next(logs).data == b"main\n"
     stopped = server.stop(60)
-    service.end_streams()
+    service.end_readers()
     for stream in (output, logs):
         status, code, text = refusal(list, stream)
         assert (status, code) == (grpc.StatusCode.UNAVAILABLE, "upstream_unavailable")
