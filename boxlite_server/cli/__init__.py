@@ -1,1 +1,1 @@
-"""The `boxlite-server` command: its parser, the types of its flags, and what operators ask a coordinator."""
+"""The `boxlite-server` command: its parser, the types of its flags, and the operator's commands."""

@@ -1,4 +1,4 @@
-"""The operator's commands, over the coordinator's REST API: which workers there are, and taking one out of service."""
+"""The operator's commands, over the coordinator's REST API: list, drain and undrain workers, and reconcile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def workers(api: ApiClient, arguments: argparse.Namespace) -> int:
 
 
 def drain(api: ApiClient, arguments: argparse.Namespace, pause: Callable[[float], None] = time.sleep) -> int:
-    """Keep a worker from new boxes; with --wait, until no box holds a reservation there."""
+    """Keep new boxes away from a worker. With --wait, return when no box holds a reservation there.
+
+    Raises `TimedOutError` after --timeout seconds, and `InvalidStateError` when the worker is undrained meanwhile.
+    """
     worker = _set_status(api, arguments.worker, "draining")
     print(f"{worker['name']} takes no new boxes; {_left(worker)}", flush=True)
     if arguments.wait:
@@ -48,7 +51,7 @@ def undrain(api: ApiClient, arguments: argparse.Namespace) -> int:
 
 
 def reconcile(api: ApiClient, arguments: argparse.Namespace) -> int:
-    """Bring rows and workers in line, or say what that would take; 1 where something could not be done."""
+    """Reconcile database and workers, or print what that would do; the exit code is 1 if something failed."""
     body = {"dry_run": arguments.dry_run, "worker": arguments.worker}
     answer = api.parsed(api.request("POST", api.path("admin", "reconcile"), body))
     actions = answer["actions"]
@@ -87,7 +90,7 @@ def _wait(api: ApiClient, worker: Worker, timeout: float | None, pause: Callable
         try:
             worker = api.get(api.path("admin", "workers", worker["id"]))
             now = (_left(worker), worker.get("reason"))
-        except UpstreamUnavailableError as exc:  # a coordinator that is restarted still has it draining
+        except UpstreamUnavailableError as exc:  # the worker goes on draining while the coordinator is restarted
             now = (exc.message, None)
         if not worker["draining"]:
             raise InvalidStateError(f"{name} was taken back meanwhile; {_left(worker)}")
@@ -102,7 +105,7 @@ def _set_status(api: ApiClient, id_or_name: str, status: str) -> Worker:
 
 
 def _find(api: ApiClient, id_or_name: str) -> Worker:
-    """By id, else by name. Raises NotFoundError."""
+    """Find a worker by its id, else by its name. Raises `NotFoundError`."""
     found = _all(api)
     for key in ("id", "name"):
         for worker in found:

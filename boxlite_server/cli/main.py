@@ -1,4 +1,4 @@
-"""The `boxlite-server` command: coordinator, worker, or both for local use; and what an operator does to a fleet."""
+"""The `boxlite-server` command: it runs a coordinator, a worker or both, and administers a fleet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from .. import __version__, errors
 from ..client.api import ApiClient
@@ -15,18 +16,23 @@ from . import admin, types
 
 DEFAULT_HOME = Path("~/.boxlite")
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0 after a clean end, 1 when it cannot start, 2 for wrong arguments."""
+    """Run the command and return its exit code: 0 for success, 1 for a failure, 130 after Ctrl-C.
+
+    Wrong arguments raise SystemExit(2), as argparse does.
+    """
     parser = _parser()
     arguments = parser.parse_args(argv)
     if getattr(arguments, "timeout", None) is not None and not arguments.wait:
-        parser.error("--timeout is of use with --wait only")
+        parser.error("--timeout needs --wait")
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
-    # Libraries that tell each request and each frame, or warn about what the edge has dealt with.
+    # These libraries log each request and each frame, or warn about errors that the server has handled.
     for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
     try:
@@ -95,7 +101,7 @@ def _run_backup(arguments: argparse.Namespace) -> int:
 
     if is_url(arguments.database):
         raise errors.InvalidArgumentError(
-            f"copying {shown(arguments.database)} is PostgreSQL's own job: pg_dump --format=custom --file=FILE URL"
+            f"{shown(arguments.database)} is copied by PostgreSQL itself: pg_dump --format=custom --file=FILE URL"
         )
     back_up(arguments.database, arguments.file)
     return 0
@@ -122,64 +128,79 @@ def _parser() -> argparse.ArgumentParser:
     _add_worker(commands)
     _add_dev(commands)
     _add_backup(commands)
-
     _add_workers(commands)
     _add_drain(commands)
+    _add_undrain(commands)
     _add_reconcile(commands)
     return parser
 
 
-def _add_coordinator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add(
+    commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        "coordinator", help="take client requests and place boxes on workers", formatter_class=types.Formatter
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=types.Formatter
     )
-    parser.set_defaults(run=_run_coordinator)
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_coordinator(commands: _Commands) -> None:
+    parser = _add(commands, "coordinator", _run_coordinator, "serve the REST API and place boxes on workers")
+    parser.add_argument("--host", metavar="ADDR", default="127.0.0.1", help="serve on this address")
     parser.add_argument(
-        "--port", type=types.port, default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"), help="port to serve on"
+        "--port",
+        type=types.port,
+        default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"),
+        help="serve on this port; 0 takes any free one [BOXLITE_COORDINATOR_PORT]",
     )
     _add_database(parser)
-    _add_api_key(parser, "require this key of clients and workers")
+    _add_api_key(parser, "require this key from clients and workers")
+    parser.add_argument(
+        "--no-auth",
+        action="store_true",
+        help="serve without an API key on any address (default: without a key, serve on loopback only)",
+    )
     parser.add_argument(
         "--reconnect-grace",
         metavar="SECONDS",
         type=types.seconds,
         default=types.from_env("BOXLITE_RECONNECT_GRACE", "300"),
-        help="a terminal whose client is gone gets SIGHUP after this long; 0: never",
+        help="send SIGHUP to a terminal this long after its client disconnects; 0 means never "
+        "[BOXLITE_RECONNECT_GRACE]",
     )
     parser.add_argument(
         "--orphan-grace",
         metavar="SECONDS",
         type=types.seconds,
         default=types.from_env("BOXLITE_ORPHAN_GRACE", "60"),
-        help="remove a container of ours that no box has after this long",
+        help="remove an orphan, a container of this cluster without a box, after this long [BOXLITE_ORPHAN_GRACE]",
     )
-    parser.add_argument("--no-auth", action="store_true", help="serve any address without a key")
     parser.add_argument(
         "--default-auto-stop",
         metavar="SECONDS",
         type=types.lifetime,
         default=0,
-        help="stop boxes that are idle so long, unless they ask for something else (default: never)",
+        help="stop a box that is idle for this long, unless the box sets auto_stop; 0 means never (default: 0)",
     )
     parser.add_argument(
         "--default-auto-delete",
         metavar="SECONDS",
         type=types.lifetime,
         default=0,
-        help="remove boxes so long after their stop, unless they ask for something else (default: never)",
+        help="remove a box this long after its stop, unless the box sets auto_delete; 0 means never (default: 0)",
     )
     parser.add_argument(
-        "--max-boxes-per-prefix", metavar="N", type=types.positive, help="allow each prefix N boxes (default: no limit)"
+        "--max-boxes-per-prefix",
+        metavar="N",
+        type=types.positive,
+        help="allow each prefix (tenant) at most N boxes (default: no limit)",
     )
     _add_debug(parser)
 
 
-def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "worker", help="run boxes on this host's Docker Engine", formatter_class=types.Formatter
-    )
-    parser.set_defaults(run=_run_worker)
+def _add_worker(commands: _Commands) -> None:
+    parser = _add(commands, "worker", _run_worker, "run boxes on this host's Docker Engine")
     coordinator = os.environ.get("BOXLITE_COORDINATOR_URL")
     parser.add_argument(
         "--coordinator",
@@ -187,44 +208,58 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=types.http_url,
         default=coordinator,
         required=not coordinator,
-        help="the coordinator's address [BOXLITE_COORDINATOR_URL]",
+        help="register with the coordinator at this address [BOXLITE_COORDINATOR_URL]",
     )
     parser.add_argument(
-        "--host", metavar="ADDR", help="address to serve on (default: loopback if the coordinator is there, else all)"
+        "--host",
+        metavar="ADDR",
+        help="serve on this address (default: loopback if the coordinator is on loopback, else all addresses)",
     )
     parser.add_argument(
         "--port",
         type=types.port,
         default=types.from_env("BOXLITE_WORKER_PORT", "9100"),
-        help="port for the coordinator's calls",
+        help="serve the coordinator's calls on this port; 0 takes any free one [BOXLITE_WORKER_PORT]",
     )
     parser.add_argument(
-        "--advertise", metavar="URL", help="address for the coordinator's calls (default: how this host reached it)"
+        "--advertise",
+        metavar="URL",
+        help="tell the coordinator to call the worker at this address "
+        "(default: this host's address on the route to the coordinator, and the port)",
     )
-    parser.add_argument("--name", default=os.environ.get("BOXLITE_WORKER_NAME"), help="name (default: a made-up one)")
     parser.add_argument(
-        "--label", metavar="K=V", type=types.key_value, action="append", default=[], help="label, repeatable"
+        "--name",
+        default=os.environ.get("BOXLITE_WORKER_NAME"),
+        help="name the worker; the name is kept in its home [BOXLITE_WORKER_NAME] (default: a generated name)",
     )
     parser.add_argument(
-        "--home",
-        metavar="DIR",
-        type=Path,
-        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
-        help="data directory",
+        "--label",
+        metavar="KEY=VALUE",
+        type=types.key_value,
+        action="append",
+        default=[],
+        help="attach this label to the worker; may be repeated (default: no labels)",
     )
-    parser.add_argument("--health-port", type=types.port, default=9101, help="port of /healthz and /readyz")
+    _add_home(parser, "keep the worker's identity and data in this directory")
+    parser.add_argument(
+        "--health-port",
+        metavar="PORT",
+        type=types.port,
+        default=9101,
+        help="serve /healthz and /readyz on this port; 0 takes any free one",
+    )
     parser.add_argument(
         "--max-boxes",
         metavar="N",
         type=types.positive,
-        help="let at most N boxes hold room at once; stopped ones hold none (default: no limit)",
+        help="take at most N boxes at once; stopped and failed boxes do not count (default: no limit)",
     )
     parser.add_argument(
         "--cpu-overcommit",
         metavar="FACTOR",
         type=types.factor,
         default=16.0,
-        help="promise boxes so many cpus for each that the machine has",
+        help="let boxes reserve up to FACTOR cpus for each cpu of the machine, 1 to 1000",
     )
     parser.add_argument(
         "--allow-host-path",
@@ -232,7 +267,7 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=types.directory,
         action="append",
         default=[],
-        help="let boxes mount directories below this one, repeatable",
+        help="let boxes mount DIR and paths below it; may be repeated (default: no host paths)",
     )
     parser.add_argument(
         "--allow-cap",
@@ -240,94 +275,108 @@ def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=types.capability,
         action="append",
         default=[],
-        help="let boxes have this Linux capability beside the usual ones, or ALL; repeatable",
+        help="let boxes add this Linux capability, or ALL for any; may be repeated "
+        "(default: only those that the container engine grants to every container)",
     )
-    _add_api_key(parser, "the coordinator's API key")
+    _add_api_key(parser, "send this API key to the coordinator")
     _add_debug(parser)
 
 
-def _add_dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "dev", help="a coordinator and one worker in one command, on loopback", formatter_class=types.Formatter
-    )
-    parser.set_defaults(run=_run_dev)
+def _add_dev(commands: _Commands) -> None:
+    parser = _add(commands, "dev", _run_dev, "run a coordinator and one worker, both on loopback")
     parser.add_argument(
         "--port",
         type=types.port,
         default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"),
-        help="port of the coordinator",
+        help="serve the coordinator on this port [BOXLITE_COORDINATOR_PORT]",
+    )
+    _add_home(parser, "keep the database and the worker's data in this directory")
+    _add_debug(parser)
+
+
+def _add_backup(commands: _Commands) -> None:
+    parser = _add(
+        commands, "backup", _run_backup, "copy the coordinator's SQLite database; the coordinator may be running"
+    )
+    _add_database(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="write the copy to this file, which must not exist yet")
+    _add_debug(parser)
+
+
+def _add_workers(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "workers",
+        _run_admin(admin.workers),
+        "list the workers, their status and what boxes have reserved on them",
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="print the workers in this format")
+    _add_client(parser)
+
+
+def _add_drain(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "drain",
+        _run_admin(admin.drain),
+        "keep new boxes away from a worker; the boxes on it stay as they are",
+    )
+    parser.add_argument("worker", metavar="WORKER", help="the worker's name or id")
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="return only when no box holds a reservation on the worker (default: return at once)",
     )
     parser.add_argument(
-        "--home",
-        metavar="DIR",
-        type=Path,
-        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
-        help="data directory",
+        "--timeout",
+        metavar="SECONDS",
+        type=types.seconds,
+        help="with --wait, fail after this long; the worker goes on draining (default: wait for ever)",
     )
-    _add_debug(parser)
+    _add_client(parser)
 
 
-def _add_backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "backup", help="copy the coordinator's database, also while it runs", formatter_class=types.Formatter
+def _add_undrain(commands: _Commands) -> None:
+    parser = _add(commands, "undrain", _run_admin(admin.undrain), "let a worker take new boxes again")
+    parser.add_argument("worker", metavar="WORKER", help="the worker's name or id")
+    _add_client(parser)
+
+
+def _add_reconcile(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "reconcile",
+        _run_admin(admin.reconcile),
+        "reconcile the database with the workers now; the coordinator also does it by itself",
     )
-    parser.set_defaults(run=_run_backup)
-    _add_database(parser)
-    parser.add_argument("file", metavar="FILE", type=Path, help="the copy; a file that does not exist yet")
-    _add_debug(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the actions without taking them")
+    parser.add_argument(
+        "--worker", metavar="WORKER", help="reconcile only the worker with this name or id (default: all workers)"
+    )
+    _add_client(parser)
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
-    """Its default is not shown as other defaults are: a URL may carry a password."""
+    # The help names the built-in default, not the effective one: a URL may carry a password.
     parser.add_argument(
         "--database",
         "--db-path",
         metavar="PATH|URL",
         type=types.database,
         default=types.from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
-        help=(
-            "the database: a file of SQLite's, or postgresql://USER@HOST/NAME, which several coordinators can share "
-            f"[BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)"
-        ),
+        help="use this database: the path of an SQLite file, or postgresql://USER@HOST/NAME, which several "
+        f"coordinators can share [BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)",
     )
 
 
-def _add_workers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "workers", help="list the workers and what is reserved on them", formatter_class=types.Formatter
+def _add_home(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--home",
+        metavar="DIR",
+        type=Path,
+        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
+        help=f"{text} [BOXLITE_HOME]",
     )
-    parser.set_defaults(run=_run_admin(admin.workers))
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print them")
-    _add_client(parser)
-
-
-def _add_drain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "drain",
-        help="keep a worker from new boxes; those that it has stay as they are",
-        formatter_class=types.Formatter,
-    )
-    parser.set_defaults(run=_run_admin(admin.drain))
-    parser.add_argument("worker", metavar="WORKER", help="its name or id")
-    parser.add_argument("--wait", action="store_true", help="return when no box holds room there any more")
-    parser.add_argument("--timeout", metavar="S", type=types.seconds, help="of --wait: fail after so many seconds")
-    _add_client(parser)
-    parser = commands.add_parser("undrain", help="let a worker take new boxes again", formatter_class=types.Formatter)
-    parser.set_defaults(run=_run_admin(admin.undrain))
-    parser.add_argument("worker", metavar="WORKER", help="its name or id")
-    _add_client(parser)
-
-
-def _add_reconcile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "reconcile",
-        help="bring what is written of boxes and what the workers hold in line; it goes on by itself, too",
-        formatter_class=types.Formatter,
-    )
-    parser.set_defaults(run=_run_admin(admin.reconcile))
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
-    parser.add_argument("--worker", metavar="WORKER", help="the name or id of the one to look at (default: all)")
-    _add_client(parser)
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
@@ -336,17 +385,21 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         type=types.http_url,
         default=types.from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
-        help="the coordinator's address",
+        help="call the coordinator at this address [BOXLITE_COORDINATOR_URL]",
     )
-    _add_api_key(parser, "the coordinator's API key")
+    _add_api_key(parser, "send this API key to the coordinator")
     _add_debug(parser)
 
 
 def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
+    # The help never shows the effective default: it is a secret.
     parser.add_argument(
-        "--api-key", metavar="KEY", default=os.environ.get("BOXLITE_API_KEY"), help=f"{text} [BOXLITE_API_KEY]"
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("BOXLITE_API_KEY"),
+        help=f"{text} [BOXLITE_API_KEY] (default: no key)",
     )
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="log more")
+    parser.add_argument("--debug", action="store_true", help="log debug messages too, also those of libraries")

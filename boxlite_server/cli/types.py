@@ -1,4 +1,4 @@
-"""The types of the command's flags: each makes a value of the text, or says what is wrong with it."""
+"""The types of the command's flags: each converts a text, or raises ArgumentTypeError with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 class Formatter(argparse.HelpFormatter):
-    """Shows defaults, but never a secret one."""
+    """Shows the default of each flag, except where the help text names it already, and never that of the API key."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
@@ -19,7 +19,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 def from_env(variable: str, default: str) -> str:
-    """argparse converts string defaults, so a bad variable is refused like a bad flag."""
+    """The value of an environment variable, or `default`; argparse converts and checks it like a flag's text."""
     return os.environ.get(variable) or default
 
 
@@ -27,12 +27,6 @@ def port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
-
-
-def database(text: str) -> Path | str:
-    from ..coordinator.store.connection import is_url
-
-    return text if is_url(text) else Path(text).expanduser()
 
 
 def positive(text: str) -> int:
@@ -71,11 +65,10 @@ def http_url(text: str) -> str:
     raise argparse.ArgumentTypeError(f"'{text}' is no URL of the form http://HOST:PORT")
 
 
-def key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if key and equals:
-        return key, value
-    raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+def database(text: str) -> Path | str:
+    from ..coordinator.store.connection import is_url
+
+    return text if is_url(text) else Path(text).expanduser()
 
 
 def directory(text: str) -> Path:
@@ -83,6 +76,13 @@ def directory(text: str) -> Path:
     if path.is_absolute() and path.is_dir():
         return path
     raise argparse.ArgumentTypeError(f"'{text}' is not the absolute path of a directory")
+
+
+def key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key, value
+    raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
 
 
 def capability(text: str) -> str:
