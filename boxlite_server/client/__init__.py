@@ -1,1 +1,1 @@
-"""The `boxlite` command: a client of the REST API, and of nothing else in this package but the errors."""
+"""The `boxlite` command: a client of the REST API. It shares only small modules, such as errors, with the servers."""

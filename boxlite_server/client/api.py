@@ -1,7 +1,7 @@
-"""The REST API as the client sees it: one kept-alive HTTP connection, and addresses for WebSockets.
+"""The client of the REST API: requests over one kept-alive HTTP connection, and addresses for WebSockets.
 
-Every failure is a `BoxliteError`: what the server says comes back as the class of its `code`;
-a server that cannot be reached is `UpstreamUnavailableError`.
+Every failure is a `BoxliteError`: an error of the server has the class of its `code`, and a server that cannot
+be reached is `UpstreamUnavailableError`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ log = logging.getLogger("boxlite.client")
 
 
 class ApiClient:
-    """Requests to one server, under one path prefix. Not for use by two threads at once."""
+    """Sends requests to one server, under one path prefix. It is not thread-safe; see `another`."""
 
     def __init__(self, url: str, *, path_prefix: str = "", api_key: str = "", setting: str = URL_SETTING) -> None:
-        """`url` may carry a base path (`http://host/api`); `path_prefix` may hold several segments; `setting` is
-        what to name where the url turns out to be wrong."""
+        """`url` may carry a base path (`http://host/api`), and `path_prefix` may hold several segments. Errors tell
+        the user to correct `setting` when the server cannot be reached."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgumentError(f"invalid server URL '{url}': want http://HOST[:PORT]")
@@ -109,8 +109,8 @@ class ApiClient:
         return self.post(self.path("boxes", box, "stop"), body)
 
     def remove_box(self, box: str, *, force: bool = False) -> str:
-        """What the server has to say about it, mostly nothing."""
-        # Always said: servers differ in what an absent `force` means.
+        """Remove a box, and return the server's warning, which is mostly empty."""
+        # `force` is always sent: servers differ in its default.
         answer = self.request("DELETE", self.path("boxes", box) + f"?force={'true' if force else 'false'}")
         return str(self.parsed(answer).get("message") or "") if answer.startswith(b"{") else ""
 
@@ -123,8 +123,11 @@ class ApiClient:
         return self.parsed(self.request("POST", path, body))
 
     def post_lines(self, path: str, body: Json) -> Iterator[Json]:
-        """A POST that is answered by a JSON object in each line, as they come; by a plain object of servers that
-        know only that. Raises `BoxliteError`, an `error` in a line included."""
+        """Send a POST and yield the JSON objects of the answer, one for each line, as they come.
+
+        Servers that do not stream answer with a single object. Raises `BoxliteError`, also for an `error` in a
+        line.
+        """
         response = self.download("POST", path, "application/x-ndjson, application/json", body)
         try:
             for line in response:
@@ -137,7 +140,7 @@ class ApiClient:
             raise unreachable(self.url, error, self._setting) from error
 
     def request(self, method: str, path: str, body: Json | None = None) -> bytes:
-        """One request and the body of its 2xx answer. Raises `BoxliteError`."""
+        """Send a request and return the body of the 2xx answer. Raises `BoxliteError`."""
         headers = {"Accept": "application/json", **self.headers}
         payload = None
         if body is not None:
@@ -155,8 +158,11 @@ class ApiClient:
         raise error_from(status, answer)
 
     def upload(self, method: str, path: str, chunks: Iterable[bytes], content_type: str) -> bytes:
-        """A request whose body is sent as it comes, and the body of its 2xx answer. Raises `BoxliteError`.
-        Where `chunks` raises, the connection breaks, so that the server does not take a part for the whole."""
+        """Send a request whose body is streamed from `chunks`, and return the body of the 2xx answer.
+
+        Raises `BoxliteError`. If `chunks` raises, the connection is broken, so that the server does not take a
+        part for the whole.
+        """
         headers = {"Accept": "application/json", "Content-Type": content_type, **self.headers}
         try:
             connection = self._connection or self._connect()
@@ -174,12 +180,14 @@ class ApiClient:
             raise
         if 200 <= response.status < 300:
             return answer
-        self.close()  # what it left of the body unread must not meet the next request
+        self.close()  # the server may not have read the whole body: the rest must not be taken for a request
         raise error_from(response.status, answer)
 
     def download(self, method: str, path: str, accept: str, body: Json | None = None) -> http.client.HTTPResponse:
-        """A 2xx answer whose body is still to be read, whole, before the next request. Raises `BoxliteError`;
-        a body that the server breaks off raises http.client.HTTPException or OSError."""
+        """Send a request and return the 2xx answer, whose body must be read to its end before the next request.
+
+        Raises `BoxliteError`. Reading a body that breaks off raises http.client.HTTPException or OSError.
+        """
         headers = {"Accept": accept, **self.headers}
         payload = None
         if body is not None:
@@ -207,7 +215,7 @@ class ApiClient:
         try:
             return self._exchange_once(method, path, payload, headers)
         except (ConnectionError, http.client.BadStatusLine):
-            # The server may have closed an idle connection. A POST is not repeated: it may have been done.
+            # The server may have closed an idle connection. A POST is not repeated: it may have taken effect.
             if not reused or method not in _IDEMPOTENT:
                 raise
         self.close()
@@ -231,7 +239,7 @@ class ApiClient:
 
     @staticmethod
     def parsed(answer: bytes) -> Json:
-        """The JSON object that an answer's body is."""
+        """Parse the body of an answer, which must be a JSON object. Raises `BoxliteError`."""
         try:
             document = json.loads(answer)
         except ValueError:
@@ -248,13 +256,13 @@ def unreachable(url: str, reason: BaseException, setting: str = URL_SETTING) -> 
 
 
 def error_from(status: int, body: bytes) -> BoxliteError:
-    """The error that an answer of this status and body means; any body is accepted."""
+    """The error for an answer with this status and body. Any body is accepted."""
     code, message = _CODE_OF_STATUS.get(status, "internal"), ""
     try:
         document = json.loads(body)
         error = document.get("error", document)
         message = str(error.get("message") or "")
-        # Under the prefix "default" the code is the status again.
+        # Under the prefix "default", `code` is the HTTP status as a number.
         code = error["code"] if isinstance(error.get("code"), str) else code
     except (ValueError, AttributeError):
         message = body.decode(errors="replace").strip().partition("\n")[0][:200]

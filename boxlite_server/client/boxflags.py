@@ -1,4 +1,4 @@
-"""The flags of `create` and `run` by which a box gets something of its worker's host."""
+"""The flags of `create` and `run` that give a box access to its worker's host: mounts, ports and capabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PORT = re.compile(
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """The flags of `create` and `run`."""
+    """Add the flags to the parser of `create` or `run`."""
     parser.add_argument(
         "-v",
         "--volume",
@@ -22,7 +22,8 @@ def add_flags(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SOURCE:PATH[:ro]",
-        help="mount a volume, or a path of the worker's host (repeatable)",
+        help="mount SOURCE, a volume or an absolute path of the worker's host, at PATH in the box; "
+        "read-only with :ro (repeatable)",
     )
     parser.add_argument(
         "-p",
@@ -31,16 +32,21 @@ def add_flags(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[[IP:]PORT:]PORT[/PROTO]",
-        help="publish a port of the box on the worker's host, at 127.0.0.1 unless told otherwise (repeatable)",
+        help="publish a port of the box on the worker's host, by default at 127.0.0.1, on any free port and for tcp "
+        "(repeatable)",
     )
-    for flag, text in (("--cap-add", "give the box"), ("--cap-drop", "take from the box")):
+    for flag, text in (("--cap-add", "add"), ("--cap-drop", "drop")):
         parser.add_argument(
-            flag, action="append", default=[], metavar="CAP", help=f"{text} a Linux capability, or ALL (repeatable)"
+            flag,
+            action="append",
+            default=[],
+            metavar="CAP",
+            help=f"{text} a Linux capability of the box, such as NET_ADMIN, or ALL (repeatable)",
         )
 
 
 def box_fields(args: Namespace) -> Json:
-    """What those flags add to the body of `POST boxes`."""
+    """The fields that these flags set in the body of `POST boxes`."""
     capabilities = {"add": args.cap_add, "drop": args.cap_drop}
     capabilities = {key: names for key, names in capabilities.items() if names}
     return {
@@ -51,20 +57,20 @@ def box_fields(args: Namespace) -> Json:
 
 
 def volume_flag(text: str) -> Json:
-    """`VOLUME:PATH[:ro|rw]` or `/HOST/PATH:PATH[:ro|rw]`."""
+    """Parse `VOLUME:PATH[:ro|rw]` or `/HOST/PATH:PATH[:ro|rw]`. Raises ArgumentTypeError."""
     source, *rest = text.split(":")
     if not source or len(rest) not in (1, 2) or not rest[0].startswith("/"):
-        raise ArgumentTypeError(f"'{text}' is not VOLUME:/PATH or /HOST/PATH:/PATH, with :ro behind it if wanted")
+        raise ArgumentTypeError(f"'{text}' is not VOLUME:/PATH[:ro] or /HOST/PATH:/PATH[:ro]")
     if len(rest) == 2 and rest[1] not in ("ro", "rw"):
-        raise ArgumentTypeError(f"'{text}': the option '{rest[1]}' is unknown; there are ro and rw")
+        raise ArgumentTypeError(f"'{text}': the option '{rest[1]}' is unknown; the options are ro and rw")
     if source[0] in ".~":
-        raise ArgumentTypeError(f"'{text}': a path of the worker's host has to be absolute")
+        raise ArgumentTypeError(f"'{text}': a path of the worker's host must be absolute")
     key = "host_path" if source.startswith("/") else "managed_volume"
     return {key: source, "guest_path": rest[0], "read_only": rest[1:] == ["ro"]}
 
 
 def port_flag(text: str) -> Json:
-    """`[[IP:]HOST_PORT:]BOX_PORT[/tcp|/udp]`."""
+    """Parse `[[IP:]HOST_PORT:]BOX_PORT[/tcp|/udp]`. Raises ArgumentTypeError."""
     match = _PORT.fullmatch(text)
     if not match:
         raise ArgumentTypeError(f"'{text}' is not [[IP:]HOST_PORT:]BOX_PORT[/tcp|/udp]")

@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, and the small part of Go's templates that scripts use."""
+"""Formats the output of commands: tables, JSON, and the small part of Go's templates that scripts use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACTION = re.compile(r"\{\{-?\s*(json\s+)?\.([\w.]*)\s*-?\}\}")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, three blanks apart, as docker prints them."""
+    """A text table in docker's style: each column is as wide as its widest cell, with three blanks between."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -29,7 +29,7 @@ def as_json(value: object) -> str:
 
 
 def age(timestamp: str, now: datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was, in one unit: `12 seconds ago`. Other text comes back as it is."""
+    """How long ago an RFC 3339 time was, in one unit: `12 seconds ago`. Any other text is returned unchanged."""
     try:
         then = datetime.fromisoformat(timestamp)
     except ValueError:
@@ -85,7 +85,10 @@ def print_error(message: str) -> None:
 
 
 def each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:
-    """Act on every box, whatever becomes of the others; 1 when any failed."""
+    """Call `act` for each box, and print errors. Returns the exit code: 1 if any call failed, else 0.
+
+    `echo` prints the name of each box whose call succeeded.
+    """
     failed = 0
     for box in boxes:
         try:

@@ -1,4 +1,4 @@
-"""A file or a directory of this machine as a tar archive, made while it is sent."""
+"""Packs a file or a directory of this machine into a tar archive while it is sent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _BLOCK = 512
 
 
 class Pack:
-    """The archive of `source`. A directory's entries lie under its name, unless `source` ends in `/.` or
-    `include_parent` is False. Raises `NotFoundError`. `warn` is told of what no archive can hold."""
+    """The archive of `source`.
+
+    The entries of a directory lie under its name, unless `source` ends in `/.` or `include_parent` is False.
+    `warn` is called with a text for each file that is skipped. Raises `NotFoundError` if there is no `source`.
+    """
 
     def __init__(self, source: str, *, follow_links: bool, include_parent: bool, warn: Callable[[str], object]) -> None:
         self.source = os.path.normpath(source)
@@ -29,15 +32,15 @@ class Pack:
         self._top = "." if self.is_dir and only_content else self._root.resolve().name or "."
         self._follow = follow_links
         self._warn = warn
-        # Only for what it knows of headers and of hard links; nothing is written to it.
+        # It only makes headers and recognizes hard links; nothing is written to it.
         self._tar = tarfile.open(fileobj=BytesIO(), mode="w", dereference=follow_links)  # noqa: SIM115
 
     def size(self) -> int:
-        """How many bytes the files have now: the archive is a little larger."""
+        """The size of all files in bytes, as of now. The archive is a little larger."""
         return sum(path.stat().st_size for path, _ in self._paths() if path.is_file() and not self._is_link(path))
 
     def chunks(self) -> Iterator[bytes]:
-        """The archive. Raises `InvalidArgumentError` where a file cannot be read or changes on the way."""
+        """Yield the archive. Raises `InvalidArgumentError` when a file cannot be read or shrinks meanwhile."""
         for path, name in self._paths():
             try:
                 info = self._tar.gettarinfo(path, name)
@@ -52,14 +55,14 @@ class Pack:
         yield bytes(2 * _BLOCK)
 
     def _paths(self) -> Iterator[tuple[Path, str]]:
-        """What goes into the archive, and its names there; directories before what is in them."""
+        """Yield each path to pack and its name in the archive; directories come before their content."""
         top = self._top
         if not self.is_dir:
             yield self._root, top
             return
         for directory, names, files in os.walk(self._root, followlinks=self._follow):
             if self._follow and self._leads_up(Path(directory)):
-                self._warn(f"skipped {directory}: it is a link to a directory that it lies in")
+                self._warn(f"skipped {directory}: it links to a directory that contains it")
                 names.clear()
                 continue
             relative = Path(directory).relative_to(self._root)

@@ -1,4 +1,4 @@
-"""A progress bar for transfers, on stderr and only where that is a terminal.
+"""A progress bar for transfers, shown on stderr if that is a terminal.
 
 with Bar("web.tar", total=size) as bar:
     for chunk in bar.over(chunks):
@@ -20,10 +20,11 @@ _CLEAR = "\r\x1b[K"
 
 
 class Bar:
-    """One line that shows how many bytes went through and how fast.
+    """One line that shows how many bytes were transferred and how fast.
 
-    `total` in bytes, None while nobody knows it. Without a terminal nothing is ever written. The line is gone
-    when the transfer fails, and stays with the whole count when it succeeds. `clock` gives seconds.
+    `total` is in bytes, or None while it is unknown. Nothing is written unless `stream` is a terminal. The line
+    is erased when the transfer fails, and stays with the final count when it succeeds. `clock` is monotonic, in
+    seconds.
     """
 
     def __init__(
@@ -59,24 +60,24 @@ class Bar:
         self._stream.flush()
 
     def advance(self, count: int) -> None:
-        """`count` more bytes went through."""
+        """Add `count` bytes to those transferred."""
         self.update(self.count + count)
 
     def update(self, count: int, total: int | None = None) -> None:
-        """`count` bytes went through in all; `total` where it is only now known, or has grown."""
+        """Set the number of bytes transferred to `count`, and the total to `total` if given."""
         self.count = count
         self.total = total or self.total
         if self._visible and (self._drawn is None or self._clock() - self._drawn >= _INTERVAL):
             self._draw()
 
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The chunks, counted as they are taken."""
+        """Yield the chunks, and count each once it is consumed."""
         for chunk in chunks:
             yield chunk
             self.advance(len(chunk))
 
     def line(self) -> str:
-        """What is shown: label, bar and share where the total is known, bytes, bytes per second."""
+        """The text of the line: label, bar and percentage (if the total is known), bytes, bytes per second."""
         rate = f"{size(self.count / max(self._clock() - self._begun, 1e-3))}/s"
         if not self.total:
             return f"{self.label}  {size(self.count)}  {rate}"
@@ -93,7 +94,7 @@ class Bar:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people: ``512 B``, ``1.5 MiB``."""
+    """Format a number of bytes: `512 B`, `1.5 MiB`."""
     if count < 1024:
         return f"{int(count)} B"
     for unit in ("KiB", "MiB", "GiB"):

@@ -1,7 +1,7 @@
-"""An attached execution: its output to our stdout and stderr, our stdin and signals to it, its exit code.
+"""Attaches to an execution: passes its output to stdout and stderr, stdin and signals to it, and its exit code on.
 
-The socket is driven by asyncio, not by threads: with a command such as `cat`, which cannot read on until
-its output is taken, sending and receiving must never wait for each other.
+The socket is driven by asyncio, not by threads: a command such as `cat` reads no more input until its output is
+taken, so sending and receiving must never wait for each other.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from . import terminal
 from .api import CONNECT_TIMEOUT, ApiClient, error_from, unreachable
 
 EXECUTION_ID_HEADER = "x-boxlite-execution-id"
-RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one per attempt in vain
-STABLE = 15.0  # seconds of life after which a socket counts as having worked; more than a failed attempt takes
-SILENCE = 45.0  # seconds without a byte, pings included, after which the server is taken for dead
+RECONNECT_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds, one for each attempt that fails in a row
+STABLE = 15.0  # seconds for which a connection must live to reset the delays; longer than a failed attempt takes
+SILENCE = 45.0  # seconds without a byte, pings included, after which the server is considered dead
 PING_INTERVAL = 15.0  # seconds
-SIGNAL_PATIENCE = 2.0  # seconds that a last signal gets before we leave
+SIGNAL_PATIENCE = 2.0  # seconds to wait for the delivery of SIGPIPE before the client exits
 
 _CHUNK = 65536
-_PATIENCE = 3  # signals that are forwarded before one ends the client itself
+_MAX_FORWARDED = 3  # signals that are forwarded; the next one ends the client itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTOR = {b"\x01": terminal.STDOUT, b"\x02": terminal.STDERR}  # by the first byte of a frame
 
@@ -41,19 +41,20 @@ log = logging.getLogger("boxlite.client")
 
 
 def attach_execution(api: ApiClient, box: str, execution: str, *, stdin: bool, tty: bool) -> int:
-    """Stream an execution that exists already until its end; its exit code."""
+    """Attach to an existing execution, stream until it ends, and return its exit code."""
     return asyncio.run(_Session(api, box, execution, stdin=stdin, tty=tty).run())
 
 
 def attach_main(api: ApiClient, box: str, start: Callable[[], object], *, stdin: bool, tty: bool) -> int:
-    """Attach to the main command of a box, call `start` (in a thread) and stream until its end; its exit code."""
+    """Attach to the main command of a box, call `start` in a thread, stream until the command ends, and return its
+    exit code."""
     return asyncio.run(_Session(api, box, None, start=start, stdin=stdin, tty=tty).run())
 
 
 class _Connection(ClientConnection):
-    """A connection that knows when it last heard from its server, control frames included."""
+    """A connection that records when the server last sent anything, control frames included."""
 
-    last_heard = 0.0
+    last_heard = 0.0  # time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         self.last_heard = time.monotonic()
@@ -82,7 +83,7 @@ class _Session:
         self._stdin_bytes = 0
         self._pump: threading.Thread | None = None
         self._started = False
-        self._received: int | None = None  # bytes of output; None until there was a socket
+        self._received: int | None = None  # bytes of output; None before the first socket
         self._last_heard = 0.0
         self._server_says = ""
         self._signals = 0
@@ -110,13 +111,13 @@ class _Session:
         except (OSError, WebSocketException) as error:
             if self._execution is None:
                 raise unreachable(self._api.url, error) from error
-            code = None  # the command runs already
+            code = None  # the command is already running
         if code is None:
             code = await self._reattach()
         return code if 0 <= code <= 255 else 255
 
     async def _reattach(self) -> int:
-        """Attach again until an exit code comes; the server goes on behind the output that we say we have."""
+        """Attach again until an exit code comes. The server continues after the output that has been received."""
         failures = 0
         if self._stdin_bytes:
             self._notice("the connection broke; the last of the input may not have arrived")
@@ -131,7 +132,7 @@ class _Session:
                     break
                 if status in (401, 403):
                     raise _refusal(error) from error
-                log.debug("attach: HTTP %d", status)  # 409: the server still believes in the old socket
+                log.debug("attach: HTTP %d", status)  # 409: the server has not noticed yet that the old socket broke
             except (OSError, WebSocketException) as error:
                 log.debug("attach: %s", error)
             else:
@@ -142,7 +143,7 @@ class _Session:
         return await self._final_status()
 
     async def _final_status(self) -> int:
-        """The exit code as the server recorded it. Raises `UpstreamUnavailableError` when there is none."""
+        """Ask the server for the exit code. Raises `UpstreamUnavailableError` when it has none."""
         reason = self._server_says
         try:
             execution = await asyncio.to_thread(self._api.get, self._path())
@@ -161,7 +162,7 @@ class _Session:
     # One socket
 
     async def _attach(self) -> int | None:
-        """Attach once and stream; the exit code, or None when the socket died first.
+        """Attach once and stream. Returns the exit code, or None when the socket breaks before it comes.
 
         Raises `InvalidStatus`, OSError or another WebSocketException when the handshake fails.
         """
@@ -177,7 +178,7 @@ class _Session:
             open_timeout=CONNECT_TIMEOUT,
             close_timeout=2,
             ping_interval=PING_INTERVAL,
-            ping_timeout=None,  # a server that waits for its box to take input may hold back the pong
+            ping_timeout=None,  # the server may delay the pong while it waits for the command to take input
             max_size=None,
         ) as socket:
             assert isinstance(socket, _Connection)
@@ -194,7 +195,7 @@ class _Session:
                 self._last_heard = socket.last_heard
 
     async def _begin(self, socket: _Connection) -> None:
-        """Start what is not started, and say what a fresh socket must be told."""
+        """Start the command if necessary, and send what a new socket needs: terminal size and end of input."""
         if self._execution is None:
             assert socket.response is not None
             self._execution = socket.response.headers.get(EXECUTION_ID_HEADER)
@@ -205,7 +206,7 @@ class _Session:
         self._started = True
         self._received = self._received or 0
         self._socket = socket
-        # A command that has ended already may have closed the socket; what it wrote is still to be read.
+        # If the command has already ended, the socket may be closed, but the output is still to be read.
         with suppress(ConnectionClosed):
             if self._tty:
                 await self._resize(socket)
@@ -214,7 +215,7 @@ class _Session:
         self._attached.set()
         if self._stdin and self._pump is None:
             loop = asyncio.get_running_loop()
-            # A daemon: a read of stdin cannot be interrupted, and must not keep the command from ending.
+            # A daemon thread: a read of stdin cannot be interrupted, and must not keep the client from exiting.
             self._pump = threading.Thread(target=self._pump_stdin, args=(loop,), name="stdin", daemon=True)
             self._pump.start()
 
@@ -239,7 +240,7 @@ class _Session:
                 continue
             self._count(len(frame) - 1)
             if not await self._write(frame):
-                # What the command would have met here: a pipe whose reader has gone.
+                # A command on this machine would get SIGPIPE here: the reader of its output has gone.
                 await asyncio.to_thread(self._send_signal(signal.SIGPIPE).join, SIGNAL_PATIENCE)
                 return 128 + signal.SIGPIPE
 
@@ -248,12 +249,12 @@ class _Session:
             self._received = (self._received or 0) + size
 
     async def _write(self, frame: bytes) -> bool:
-        """Write an output frame; False when nobody reads our output any more."""
+        """Write an output frame. Returns False when the reader of this process's output has gone."""
         descriptor = _DESCRIPTOR.get(frame[:1])
         if descriptor is None:
             return True
         try:
-            # In a thread, so that pings are answered while a slow reader keeps us waiting.
+            # In a thread, so that pings are answered while the reader of the output is slow.
             await asyncio.to_thread(terminal.write_all, descriptor, frame[1:])
         except BrokenPipeError:
             return False
@@ -268,12 +269,12 @@ class _Session:
     # Input
 
     def _pump_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: stdin to the socket, one chunk at a time, as fast as the server takes it."""
+        """Send stdin to the socket chunk by chunk, as fast as the server takes it. The body of a thread."""
         try:
             while True:
                 try:
                     chunk = os.read(terminal.STDIN, _CHUNK)
-                except OSError:  # closed before we came, or a terminal that hung up
+                except OSError:  # stdin is closed, or its terminal has hung up
                     chunk = b""
                 asyncio.run_coroutine_threadsafe(self._send_stdin(chunk), loop).result()
                 if not chunk:
@@ -282,7 +283,7 @@ class _Session:
             log.debug("stdin: the session ended first")
 
     async def _send_stdin(self, chunk: bytes) -> None:
-        """Send a chunk over this socket or the next; an empty one is the end of the input."""
+        """Send a chunk over this socket, or over the next if this one breaks. An empty chunk ends the input."""
         if not chunk:
             self._stdin_ended = True
         while True:
@@ -311,7 +312,7 @@ class _Session:
             yield
             return
         loop = asyncio.get_running_loop()
-        # A signal that our parent had ignored, as a shell does for a job in the background, stays ignored.
+        # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
         caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         for number in caught:
             loop.add_signal_handler(number, self._on_signal, number, main)
@@ -326,7 +327,7 @@ class _Session:
 
     def _on_signal(self, number: int, main: asyncio.Task[Any]) -> None:
         self._signals += 1
-        if self._socket is None or self._signals > _PATIENCE:
+        if self._socket is None or self._signals > _MAX_FORWARDED:
             self._leave_with = 128 + number
             main.cancel()
         else:
@@ -338,7 +339,8 @@ class _Session:
             self._spawn(self._send_size(self._socket))
 
     def _send_signal(self, number: int) -> threading.Thread:
-        """By a request of its own: on the socket it would wait behind input that the command does not read."""
+        """Send a signal with a request of its own: on the socket, it would wait behind input that the command does
+        not read."""
         api, path = self._api.another(), self._path("signal")
 
         def send() -> None:
@@ -349,7 +351,7 @@ class _Session:
             finally:
                 api.close()
 
-        # A daemon: a server that does not answer must not keep us.
+        # A daemon thread: a server that does not answer must not keep the client from exiting.
         thread = threading.Thread(target=send, name=f"signal {number}", daemon=True)
         thread.start()
         return thread

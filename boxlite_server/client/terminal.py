@@ -1,4 +1,4 @@
-"""The local terminal: raw mode that always ends, its size, and writing bytes to descriptors."""
+"""The local terminal: raw mode, its size, and writing bytes to file descriptors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 @contextmanager
 def raw_mode(enabled: bool) -> Iterator[None]:
-    """Hand every key to the box unread; the terminal is as before afterwards, whatever happens."""
+    """Put the terminal at stdin into raw mode during the `with` block, and restore it afterwards.
+
+    In raw mode, every key reaches the box. Does nothing unless `enabled`.
+    """
     if not enabled:
         yield
         return
@@ -27,7 +30,7 @@ def raw_mode(enabled: bool) -> Iterator[None]:
 
 
 def size() -> tuple[int, int] | None:
-    """Columns and rows of the terminal at stdin; None where it has none to tell."""
+    """Columns and rows of the terminal at stdin; None if stdin is no terminal or does not know its size."""
     try:
         columns, rows = os.get_terminal_size(STDIN)
     except OSError:
@@ -36,7 +39,7 @@ def size() -> tuple[int, int] | None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte, also to a descriptor that somebody made non-blocking. Raises OSError."""
+    """Write every byte, also to a descriptor in non-blocking mode. Raises OSError."""
     rest = memoryview(data)
     while rest:
         try:

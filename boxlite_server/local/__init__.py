@@ -1,1 +1,1 @@
-"""A cluster on this machine, for `make run`, `boxlite-server dev` and the tests: an engine, an image, the processes."""
+"""Runs a cluster on this machine, for `make run`, `boxlite-server dev` and the tests: engine, image and processes."""

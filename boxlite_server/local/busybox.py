@@ -1,4 +1,4 @@
-"""A small image for machines that reach no registry: a static busybox and nothing else, about 2 MB."""
+"""Makes a small image for machines that reach no registry: a static busybox and nothing else, about 2 MB."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ nogroup:x:65534:
 
 
 def import_image(docker_host: str, reference: str, *, cmd: Sequence[str] = ("sh",)) -> None:
-    """Make the image `name:tag` on an engine: busybox's commands in /bin, and a user `box` with uid 1000.
+    """Make the image `reference` (name:tag) on an engine: busybox's commands in /bin, and a user `box` with uid 1000.
 
-    `cmd` is the image's command; empty: it has none.
-    EngineError where no static busybox is to be had: it is downloaded from Debian or Ubuntu only.
+    `cmd` is the image's command; if it is empty, the image has none. Raises `EngineError` when there is no static
+    busybox on this machine and none can be downloaded, which needs the apt-get of Debian or Ubuntu.
     """
     name, _, tag = reference.rpartition(":")
     changes = ["ENV PATH=/bin"] + ([f"CMD {json.dumps(list(cmd))}"] if cmd else [])
@@ -48,15 +48,15 @@ def import_image(docker_host: str, reference: str, *, cmd: Sequence[str] = ("sh"
 
 
 def archive() -> bytes:
-    """The image's root filesystem as a tar archive. Raises as `import_image`."""
+    """The image's root file system as a tar archive. Raises `EngineError` as `import_image` does."""
     with tempfile.TemporaryDirectory() as directory:
         return _archive(_find(Path(directory)))
 
 
 def _find(directory: Path) -> Path:
-    """The machine's own busybox when it is static, else Debian's, unpacked below `directory`.
+    """The machine's own busybox if it is static, else Debian's, unpacked below `directory`.
 
-    Debian's is not installed: that would push out a dynamically linked one that the machine may need.
+    Debian's package is not installed: it would replace a dynamically linked busybox that the machine may need.
     """
     installed = dockerd.which("busybox")
     if installed and _is_static(Path(installed)):
@@ -77,13 +77,13 @@ def _find(directory: Path) -> Path:
 
 
 def _is_static(program: Path) -> bool:
-    """Whether the program's head names no loader."""
+    """Whether the head of the program names no dynamic loader."""
     with program.open("rb") as opened:
         return b"/ld-" not in opened.read(4096)
 
 
 def _archive(program: Path) -> bytes:
-    """A root filesystem as a tar archive."""
+    """The root file system with `program` as its busybox, as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
 

@@ -1,9 +1,9 @@
-"""`make run`: an engine, a coordinator and a worker on this machine, one box through its life, then serving.
+"""`make run`: starts an engine, a coordinator and a worker on this machine, takes one box through its life, and serves.
 
     python -m boxlite_server.local.demo [--port 8200] [--once]
 
-Data lies in BOXLITE_HOME (~/.boxlite), that of a private engine included, should one be needed. The exit code
-is 1 when anything fails; whatever was started has then ended.
+All data lies in BOXLITE_HOME (default: ~/.boxlite), also that of a private engine, which is started if there is
+no other. The exit code is 1 when anything fails; all processes that were started have then ended.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ STOP_SECONDS = 30.0
 
 
 def main() -> int:
-    """Run the demo; the exit code."""
-    parser = argparse.ArgumentParser(prog="boxlite_server.local.demo", description="boxlite-server on this machine")
-    parser.add_argument("--port", type=int, default=8200, help="of the coordinator (default: %(default)s)")
-    parser.add_argument("--once", action="store_true", help="end after the job, instead of serving on")
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="boxlite_server.local.demo", description="A cluster on this machine."
+    )
+    parser.add_argument("--port", type=int, default=8200, help="the coordinator's port (default: %(default)s)")
+    parser.add_argument("--once", action="store_true", help="exit after the first box (default: serve until Ctrl-C)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C, and ends all processes
     url = f"http://127.0.0.1:{options.port}"
     home = Path(os.environ.get("BOXLITE_HOME", "~/.boxlite")).expanduser().absolute()
     try:
@@ -63,7 +65,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`boxlite-server dev`, ready to take boxes."""
+    """Run `boxlite-server dev` during the `with` block, and wait until it can take boxes."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         raise BoxliteError(f"port {port} is taken; is a coordinator running already?")
     command = ["dev", "--port", str(port)]
@@ -75,7 +77,7 @@ def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us: we end it before the engine
+            start_new_session=True,  # Ctrl-C must not reach the server: this process ends it, and then the engine
             env={**os.environ, "DOCKER_HOST": docker_host},
         )
     try:
@@ -107,7 +109,7 @@ def _is_ready(port: int) -> bool:
 
 
 def _image(docker_host: str) -> str:
-    """alpine:latest, or a stand-in where no registry answers."""
+    """The image for the box: alpine:latest, or a local image if no registry answers."""
     if dockerd.has_image(docker_host, IMAGE):
         return IMAGE
     print(f"Pulling {IMAGE} …", flush=True)
@@ -122,7 +124,7 @@ def _image(docker_host: str) -> str:
 
 
 def _job(url: str, image: str) -> None:
-    """The main job once: a box is created, used and removed."""
+    """Create a box, run a command in it, and remove it."""
     box = _boxlite(url, "create", image)
     try:
         if _boxlite(url, "exec", box, "--", "echo", "hello") != "hello":
@@ -132,7 +134,7 @@ def _job(url: str, image: str) -> None:
 
 
 def _boxlite(url: str, *arguments: str) -> str:
-    """What the `boxlite` command prints; CalledProcessError when it fails."""
+    """Run `boxlite` and return what it prints. Raises CalledProcessError when it fails."""
     command = ["--url", url, *arguments]
     print(f"$ boxlite {shlex.join(command)}", flush=True)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`boxlite-server dev`: a coordinator and one worker, each a process of its own, ended together."""
+"""`boxlite-server dev`: runs a coordinator and one worker as two processes, and ends them together."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL for each process
 
 
 def run(port: int, home: Path, *, debug: bool) -> int:
-    """Serve until a signal or until one of the two ends; the exit code is 0 only after a signal."""
+    """Serve until SIGTERM or SIGINT, or until one of the processes ends. The exit code is 0 only after a signal."""
     flags = ["--debug"] if debug else []
     coordinator = ["coordinator", "--port", str(port), "--db-path", str(home / "coordinator.db"), *flags]
-    # Any free ports: nobody but our coordinator has to find this worker.
+    # The worker takes any free ports: only the coordinator beside it calls it.
     worker = ["worker", "--coordinator", f"http://127.0.0.1:{port}", "--home", str(home), *flags]
     worker += ["--port", "0", "--health-port", "0"]
     children: list[subprocess.Popen[bytes]] = []
@@ -34,7 +34,7 @@ def run(port: int, home: Path, *, debug: bool) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     for command in (coordinator, worker):
-        # A session of its own: Ctrl-C reaches the children through us, once.
+        # Each child has its own session: Ctrl-C reaches it only once, through `stop`.
         children.append(subprocess.Popen([sys.executable, "-m", "boxlite_server", *command], start_new_session=True))
     _await_first_end()
     for child in children:

@@ -1,1 +1,1 @@
-"""One module for each group of commands of `boxlite`."""
+"""The commands of `boxlite`, in one module for each group."""

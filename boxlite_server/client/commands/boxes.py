@@ -1,4 +1,4 @@
-"""The commands that ask for boxes and their states, and what `create` and `run` send."""
+"""The commands that create, list, start, stop and remove boxes, and the body that `create` and `run` send."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .. import boxflags, output
 from ..api import ApiClient, Json
 from ..output import each, print_error, version
 
-_ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown one may be running
+_ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown box may be running
 
 
 def create_body(args: Namespace) -> Json:
-    """The body of `POST boxes` for the flags that `create` and `run` share; what is absent is not sent."""
+    """The body of `POST boxes` for the flags that `create` and `run` share. Absent flags are left out."""
     body: Json = {"image": args.image, "network": {"mode": args.network}, "detach": args.detach}
     optional = {
         "name": args.name,
@@ -146,7 +146,7 @@ def _row(box: Json) -> dict[str, str]:
 
 
 def _document(box: Json) -> dict[str, Any]:
-    """What `inspect` shows of a box, under docker's names; memory in bytes."""
+    """The document that `inspect` shows of a box, with docker's names for the fields. Memory is in bytes."""
     return {
         "Id": box["box_id"],
         "Name": box.get("name") or "",

@@ -1,4 +1,4 @@
-"""Completion for bash, zsh and fish, made from the parser itself: it cannot know other flags than the command does."""
+"""Completion scripts for bash, zsh and fish. They are made from the parser, so they always match the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Flag(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A point of the command line: the words that lead there, and what may follow."""
+    """A position in the command line: the words before it, and the commands, flags and values that may follow."""
 
     words: tuple[str, ...]
     commands: tuple[tuple[str, str], ...]  # with their help
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 def command(parser: Callable[[], ArgumentParser]) -> Callable[[ApiClient, Namespace], int]:
-    """The `completion` command, of the parser that it is itself part of."""
+    """Make the `completion` command for the parser that `parser` builds, of which the command is itself a part."""
 
     def complete(api: ApiClient, args: Namespace) -> int:
         print(script(parser(), args.shell), end="")
@@ -48,7 +48,7 @@ def command(parser: Callable[[], ArgumentParser]) -> Callable[[ApiClient, Namesp
 
 
 def script(parser: ArgumentParser, shell: str) -> str:
-    """What `shell` has to read, for the command that `parser` parses."""
+    """The script for `shell` that completes the command of `parser`."""
     places = list(_places(parser, ()))
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](parser.prog, places)
 
@@ -78,7 +78,7 @@ def _choices(action: argparse.Action) -> tuple[str, ...]:
 
 
 def _valued(places: list[Place]) -> Iterator[tuple[str, Flag]]:
-    """Path and flag where the word after the flag is one of a few."""
+    """Yield path and flag for each flag that takes one of a few values."""
     for place in places:
         for flag in place.flags:
             if flag.choices:
@@ -86,7 +86,7 @@ def _valued(places: list[Place]) -> Iterator[tuple[str, Flag]]:
 
 
 def _cases(places: list[Place], indent: str) -> str:
-    """The body that bash and zsh share: from `path` and `prev` to `words`."""
+    """The code that bash and zsh share: it sets `words` according to `path` and `prev`."""
     lines = ['case "$path $prev" in']
     for path, flag in _valued(places):
         pattern = "|".join(f'"{path} {name}"' for name in flag.names)

@@ -1,7 +1,7 @@
-"""`cp`: files and directories between this machine and a box, as tar archives that are never held whole.
+"""`cp`: copies files and directories between this machine and a box, as tar archives that are never held whole.
 
-A directory is copied with its name, into the destination; `SRC/.` copies what is in it. An archive from a
-box is unpacked with the care that untrusted ones need: nothing is written outside the destination.
+A directory is copied under its name into the destination; `SRC/.` copies its content. An archive from a box is
+not trusted: nothing is written outside of the destination.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHUNK = 256 * 1024
 def copy(api: ApiClient, args: Namespace) -> int:
     source, destination = _split(args.source), _split(args.destination)
     if (source is None) == (destination is None):
-        raise InvalidArgumentError("cp: exactly one of SRC and DST has to be BOX:PATH")
+        raise InvalidArgumentError("cp: exactly one of SRC and DST must be BOX:PATH")
     if destination is not None:
         return _upload(api, args, *destination)
     assert source is not None
@@ -40,7 +40,7 @@ def copy(api: ApiClient, args: Namespace) -> int:
 
 
 def _split(argument: str) -> tuple[str, str] | None:
-    """Box and path of BOX:PATH; None for a path on this machine: one that begins with `/` or `.`, or has no `:`."""
+    """Box and path of BOX:PATH; None for a path on this machine, which begins with `/` or `.` or has no `:`."""
     box, colon, path = argument.partition(":")
     if not colon or not box or argument.startswith((".", "/")) or "/" in box:
         return None
@@ -49,7 +49,7 @@ def _split(argument: str) -> tuple[str, str] | None:
     return box, path
 
 
-# ---- up -------------------------------------------------------------------------------------------------
+# ---- uploads -------------------------------------------------------------------------------------------------
 
 
 def _upload(api: ApiClient, args: Namespace, box: str, path: str) -> int:
@@ -60,7 +60,7 @@ def _upload(api: ApiClient, args: Namespace, box: str, path: str) -> int:
     if args.source == STREAM:
         label, total = "stdin", None
         chunks = iter(lambda: os.read(terminal.STDIN, _CHUNK), b"")
-        query["source_is_dir"] = "true"  # as docker does: it is unpacked below the path, whatever it holds
+        query["source_is_dir"] = "true"  # as in docker: the archive is unpacked below the path, whatever it holds
     else:
         pack = packing.Pack(
             args.source, follow_links=args.follow_symlinks, include_parent=not args.no_include_parent, warn=print_error
@@ -72,7 +72,7 @@ def _upload(api: ApiClient, args: Namespace, box: str, path: str) -> int:
     return 0
 
 
-# ---- down -----------------------------------------------------------------------------------------------
+# ---- downloads -----------------------------------------------------------------------------------------------
 
 
 def _download(api: ApiClient, args: Namespace, box: str, path: str) -> int:
@@ -91,7 +91,7 @@ def _download(api: ApiClient, args: Namespace, box: str, path: str) -> int:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 unpack = _Unpack(archive, overwrite=not args.no_overwrite)
                 (unpack.directory if is_dir else unpack.file)(args.destination)
-            while stream.read(_CHUNK):  # what pads the archive; an end that is missing shows here
+            while stream.read(_CHUNK):  # read the padding of the archive: a body that is cut off raises here
                 pass
             return 1 if unpack.skipped else 0
     except http.client.HTTPException as error:
@@ -103,7 +103,7 @@ def _download(api: ApiClient, args: Namespace, box: str, path: str) -> int:
 
 
 class _Counted:
-    """The body of an answer as a file for tarfile, counted on its way."""
+    """The body of an answer as a file object for tarfile; what is read counts in the progress bar."""
 
     def __init__(self, response: http.client.HTTPResponse, bar: Bar) -> None:
         self._response = response
@@ -116,7 +116,7 @@ class _Counted:
 
 
 class _Unpack:
-    """Writes what is in an archive to this machine. `skipped`: how many entries could not be."""
+    """Unpacks an archive on this machine. `skipped` is the number of entries that were refused as unsafe."""
 
     def __init__(self, archive: tarfile.TarFile, *, overwrite: bool) -> None:
         if not hasattr(tarfile, "data_filter"):
@@ -133,7 +133,7 @@ class _Unpack:
             target = root / entry.name
             if entry.isdir():
                 made.append(entry)
-                # Writable until all is in it; its own mode and time come at the end.
+                # The directory is writable until it is complete; its own mode and time are set at the end.
                 entry = entry.replace(mode=0o700, deep=False)
             elif not self._overwrite and os.path.lexists(target):
                 raise AlreadyExistsError(f"'{target}' exists")

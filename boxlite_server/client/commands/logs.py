@@ -1,4 +1,4 @@
-"""`logs`: what the main command of a box has said."""
+"""`logs`: prints the output of a box's main command."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def logs(api: ApiClient, args: Namespace) -> int:
             raise
         except (OSError, http.client.HTTPException) as error:
             raise unreachable(api.url, error) from error
-    raise UpstreamUnavailableError("the server broke the log off; there may be more")
+    raise UpstreamUnavailableError("the server broke the log off; some of it may be missing")
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
-    """Name and data of each server-sent event."""
+    """Yield the name and the data of each server-sent event."""
     name, data = "", []
     for raw in response:
         field, _, value = raw.decode().rstrip("\n").partition(": ")

@@ -1,4 +1,4 @@
-"""`run` and `exec`: the commands whose exit code is that of a command in a box."""
+"""`run` and `exec`: they run a command in a box and exit with its exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 
 def failure_code(error: BoxliteError) -> int:
-    """The exit code for a command that never ran, after docker: 127 not found, 126 not allowed, 125 ours."""
+    """The exit code for a command that did not run, as in docker: 127 if it was not found, 126 if it may not be
+    executed, 125 for any other failure."""
     if isinstance(error, ExecutionError):
         return NOT_EXECUTABLE if "permission denied" in error.message.lower() else NOT_FOUND
     return CLIENT_FAILED
@@ -29,7 +30,7 @@ def run(api: ApiClient, args: Namespace) -> int:
     if args.tty:
         body["tty"] = True
     if args.rm and args.detach:
-        body["auto_remove"] = True  # nobody is here to remove it when it stops
+        body["auto_remove"] = True  # the client exits before the box stops, so the server must remove it
     box = str(api.create_box(body)["box_id"])
     if args.detach:
         return _run_detached(api, box, remove_on_failure=args.rm)
@@ -65,7 +66,7 @@ def _run_detached(api: ApiClient, box: str, *, remove_on_failure: bool) -> int:
 
 
 def _remove(api: ApiClient, box: str) -> None:
-    """Remove the box; the exit code of its command stands, whatever becomes of this."""
+    """Remove the box. A failure is printed, and does not change the exit code."""
     try:
         with suppress(NotFoundError):
             api.remove_box(box, force=True)

@@ -1,4 +1,4 @@
-"""Snapshots, clones, and boxes as files."""
+"""The commands on snapshots, and `clone`, `export` and `import`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _row(snapshot: Json) -> tuple[str, ...]:
     return snapshot["name"], age, *sizes, snapshot["id"]
 
 
-# ---- copies ---------------------------------------------------------------------------------------------
+# ---- clones and archives ---------------------------------------------------------------------------------------------
 
 
 def clone(api: ApiClient, args: Namespace) -> int:
@@ -82,10 +82,10 @@ def clone(api: ApiClient, args: Namespace) -> int:
 
 
 def export(api: ApiClient, args: Namespace) -> int:
-    """Into a file that is there only once it is whole; its name is printed."""
+    """Write the archive to a file that appears only once it is complete, and print the file's name."""
     if args.output == STREAM:
         if sys.stdout.isatty():
-            raise InvalidArgumentError("an archive is nothing for a terminal; give a file: -o FILE")
+            raise InvalidArgumentError("an archive cannot be written to a terminal; give a file: -o FILE")
         _receive(api, args.box, sys.stdout.buffer)
         return 0
     path = Path(args.output or f"{api.get_box(args.box).get('name') or args.box}.boxlite")
@@ -114,7 +114,7 @@ def _receive(api: ApiClient, box: str, file: BinaryIO) -> None:
 
 
 def _chunks(api: ApiClient, response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body of an answer; a body that breaks off is an error and no end."""
+    """Yield the body of an answer. Raises `UpstreamUnavailableError` when the body breaks off."""
     try:
         while chunk := response.read(_CHUNK):
             yield chunk

@@ -1,4 +1,4 @@
-"""`stats`: what a box uses."""
+"""`stats`: prints the resource usage of a box."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTHS = (12, 7, 10, 10, 10, 8, 6, 10, 10)
 
 
 def stats(api: ApiClient, args: Namespace) -> int:
-    """Once, or with `--stream` a line every second until Ctrl-C."""
+    """Print the usage once, or with `--stream` every second until Ctrl-C."""
     box = api.get_box(args.box)
     path = api.path("boxes", box["box_id"], "metrics")
     if not args.stream:
@@ -46,7 +46,7 @@ def _row(box: Json, metrics: Json) -> tuple[str, ...]:
 
 
 def _line(cells: tuple[str, ...]) -> str:
-    """A row whose columns do not wait for the rows to come."""
+    """A row with columns of fixed width, since the rows to come are not known."""
     return "   ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
 
 

@@ -48,14 +48,14 @@ def pull(api: ApiClient, args: Namespace) -> int:
             else:
                 image = event.get("image", event)
         if image is None:
-            raise UpstreamUnavailableError("the server broke off in the middle of the pull; try again")
+            raise UpstreamUnavailableError("the server broke off the pull; try again")
         bar.update(bar.total or 0)
     print(image["id"] if args.quiet else f"{image['reference']}  {image['id']}  {size(image.get('size_bytes') or 0)}")
     return 0
 
 
 def familiar(repository: str) -> str:
-    """A repository as people write it: without what is meant anyway."""
+    """A repository in its short form, without the default registry and `library/`."""
     return repository.removeprefix(f"{references.DEFAULT_REGISTRY}/").removeprefix("library/")
 
 
