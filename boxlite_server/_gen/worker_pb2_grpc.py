@@ -201,28 +201,28 @@ class WorkerServiceServicer:
 
     def CreateBox(self, request, context):
         """Boxes
-        pulls the image when missing
+        pulls the image if it is missing
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartBox(self, request, context):
-        """of a running box: its state
+        """leaves a running box as it is
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopBox(self, request, context):
-        """of a stopped box: its state
+        """leaves a stopped box as it is
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveBox(self, request, context):
-        """of an unknown box: nothing
+        """ignores an unknown box
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -235,7 +235,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBoxes(self, request, context):
-        """all that this worker holds
+        """all boxes of this worker
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -268,14 +268,14 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadLogs(self, request, context):
-        """what the main command has ever said
+        """the main command's output in all its runs
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmOutput(self, request, context):
-        """kept for whoever asks for the execution next
+        """recorded in Execution.delivered
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,7 +308,7 @@ class WorkerServiceServicer:
 
     def PutFiles(self, request_iterator, context):
         """Files
-        The archive follows when the header is accepted: by the initial metadatum `boxlite-accepted`.
+        The caller sends the archive once the worker accepts the header with `boxlite-accepted` in the initial metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -377,7 +377,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveImage(self, request, context):
-        """of a missing image: nothing
+        """ignores a missing image
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
