@@ -111,7 +111,7 @@ def _find(api: ApiClient, id_or_name: str) -> Worker:
         for worker in found:
             if worker[key] == id_or_name:
                 return worker
-    raise NotFoundError(f"worker not found: {id_or_name}; `boxlite-server workers` lists what there is")
+    raise NotFoundError(f"worker not found: {id_or_name}; `boxlite-server workers` lists all workers")
 
 
 def _all(api: ApiClient) -> list[Worker]:

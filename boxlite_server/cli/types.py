@@ -89,4 +89,4 @@ def capability(text: str) -> str:
     name = text.upper().removeprefix("CAP_")
     if name and name.replace("_", "").isalpha():
         return name
-    raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; one is called like SYS_PTRACE")
+    raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; an example is SYS_PTRACE")

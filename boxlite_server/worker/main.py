@@ -173,7 +173,7 @@ class Worker:
                     host = local_address(self._coordinator)
                     break
                 except OSError as exc:
-                    log.warning("cannot find the way to the coordinator, trying again: %s", exc)
+                    log.warning("cannot find a route to the coordinator, trying again: %s", exc)
                     if self._stopping.wait(self._rng.uniform(1, 5)):
                         raise BoxliteError("stopped before the coordinator's address was known") from exc
         return f"http://{in_url(host)}:{port}"
@@ -214,7 +214,7 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise BoxliteError(f"cannot serve on {in_url(host)}:{port}: the port is taken or the address not ours")
+        raise BoxliteError(f"cannot serve on {in_url(host)}:{port}: the port is taken, or this host lacks the address")
     return int(bound)
 
 
@@ -239,7 +239,7 @@ def _exit_anyway() -> None:
 
     def exit_late() -> None:
         time.sleep(EXIT_GRACE)
-        log.warning("calls to the container engine do not end; leaving them")
+        log.warning("calls to the container engine do not end; exiting without them")
         os._exit(0)
 
     _thread("exit", exit_late)

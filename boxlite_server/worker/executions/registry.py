@@ -32,7 +32,7 @@ from .recovery import GAP, EndedProcess, FormerExecutions, Outcome, now_ms
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
-KILL_GRACE = 10.0  # seconds from a kill until the execution ends without the end of its output
+KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
 SWEEP_INTERVAL = 5.0  # seconds
 MAX_PER_BOX = 256  # live executions in one box, its main command not counted
 KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; no command is started when fewer are free

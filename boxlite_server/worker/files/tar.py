@@ -102,7 +102,7 @@ def _check_place(entry: Entry, kinds: dict[str, bytes]) -> None:
     kind = entry.info.type
     if kind == tarfile.LNKTYPE:
         if kinds.get(entry.info.linkname) != tarfile.REGTYPE:
-            raise InvalidArgumentError(f"the archive's hard link {entry.name!r} leads to no earlier file of it")
+            raise InvalidArgumentError(f"the archive's hard link {entry.name!r} leads to no earlier file in it")
         kind = tarfile.REGTYPE
     known = kinds.setdefault(entry.name, kind)
     if known != kind and tarfile.DIRTYPE in (known, kind):
@@ -128,7 +128,7 @@ def read(file: SpooledFile, *, trusted: bool = False) -> Iterator[Entry]:
     that no upload may hold.
     """
     if file.size == 0:
-        raise InvalidArgumentError("the archive is empty: not even an end is there")
+        raise InvalidArgumentError("the archive is empty: even its end marker is missing")
     position = 0
     meta: dict[str, str] = {}
     while True:
@@ -225,7 +225,7 @@ def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
     if info.type == tarfile.SYMTYPE and not info.linkname:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} is a link to nothing")
     if "\0" in info.linkname or len(info.linkname.encode(*_ENCODING)) > MAX_PATH_BYTES:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a target that cannot be one")
+        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a link target that is too long or holds a NUL")
 
 
 def _clean(name: str, what: str) -> str:

@@ -93,9 +93,9 @@ class Registration:
                 self.identity.id, {"epoch": self.epoch, "leaving": True}, GOODBYE_TIMEOUT
             )
             if status != 200:
-                log.info("the coordinator took no goodbye (%d): %s", status, _error(answer)[0])
+                log.info("the coordinator refused the goodbye (%d): %s", status, _error(answer)[0])
         except UpstreamUnavailableError as exc:
-            log.info("no goodbye: %s", exc)
+            log.info("the goodbye failed: %s", exc)
 
     def run(self) -> None:
         try:
@@ -121,7 +121,7 @@ class Registration:
             try:
                 held = self._take() if self.identity.cluster_id else None
                 if held is None and self.identity.cluster_id:
-                    raise EngineError("the container engine takes its time to tell the boxes")
+                    raise EngineError("the container engine has not listed the boxes in time")
                 status, answer = self.client.register(self._introduction(held))
                 if status == 200:
                     self._note_sent(held)
@@ -165,7 +165,7 @@ class Registration:
             try:
                 status, answer = self.client.heartbeat(self.identity.id, beat)
             except UpstreamUnavailableError as exc:
-                log.warning("no heartbeat: %s", exc)
+                log.warning("the heartbeat failed: %s", exc)
             else:
                 if status in (403, 404, 409):
                     log.warning("the coordinator wants a new registration: %s", _error(answer)[0])
@@ -187,7 +187,7 @@ class Registration:
         try:
             held = self._take()
         except EngineError as exc:
-            log.warning("the boxes cannot be told: %s", exc)
+            log.warning("cannot list the boxes: %s", exc)
             return None, beat | {"engine_error": exc.message[:_MAX_REASON]}
         if held is None:
             return None, beat

@@ -97,7 +97,7 @@ class BoxOrder:
             if makes and box.generation <= self._removed.get(box.box_id, 0):
                 raise InvalidStateError(f"box {box.box_id}: generation {box.generation} has been removed")
             if wish is not None and box.generation == newest and wish < last_wish:
-                raise InvalidStateError(f"box {box.box_id}: this start or stop is late, another one has come before it")
+                raise InvalidStateError(f"box {box.box_id}: this start or stop came too late, after a newer one")
             last_wish = max(wish or 0, last_wish if box.generation == newest else 0)
             _note(self._newest, box.box_id, (box.generation, last_wish))
 
