@@ -33,9 +33,7 @@ STOP_SECONDS = 30.0
 
 def main() -> int:
     """Run the demo and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="boxlite_server.local.demo", description="A cluster on this machine."
-    )
+    parser = argparse.ArgumentParser(prog="boxlite_server.local.demo", description="A cluster on this machine.")
     parser.add_argument("--port", type=int, default=8200, help="the coordinator's port (default: %(default)s)")
     parser.add_argument("--once", action="store_true", help="exit after the first box (default: serve until Ctrl-C)")
     options = parser.parse_args()

@@ -225,7 +225,7 @@ def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
     if info.type == tarfile.SYMTYPE and not info.linkname:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} is a link to nothing")
     if "\0" in info.linkname or len(info.linkname.encode(*_ENCODING)) > MAX_PATH_BYTES:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a link target that is too long or holds a NUL")
+        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a target that is too long or holds a NUL")
 
 
 def _clean(name: str, what: str) -> str:

@@ -324,7 +324,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
         box, snapshot_id = messages.snapshot_ref(request.snapshot)
         if request.new_generation <= box.generation:
-            raise InvalidArgumentError("the new generation of a restored box must be later than the generation that it replaces")
+            raise InvalidArgumentError("the generation of a restored box must be later than the one it replaces")
         with self._turn(box, context, makes=True):
             spec = messages.spec(request.spec)
             return messages.box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
