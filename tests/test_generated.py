@@ -13,6 +13,7 @@ from support import operations
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server._gen import worker_pb2_grpc
 from boxlite_server.coordinator.http import handlers
+from boxlite_server.coordinator.http.routing import find_handler
 from boxlite_server.worker.service.servicer import WorkerService
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def test_the_stubs_are_those_of_worker_proto(tmp_path: Path) -> None:
 
 
 def test_every_handler_serves_an_operation_of_the_spec() -> None:
-    served = {handler for name, tag in OPERATIONS.items() if (handler := handlers.find(tag, name))}
+    served = {handler for name, tag in OPERATIONS.items() if (handler := find_handler(tag, name))}
     for module_info in pkgutil.iter_modules(handlers.__path__):
         module = importlib.import_module(f"{handlers.__name__}.{module_info.name}")
         for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):

@@ -27,7 +27,7 @@ from schemathesis.openapi.checks import (
     UnsupportedMethodResponse,
 )
 
-from boxlite_server.coordinator.http import handlers
+from boxlite_server.coordinator.http.routing import find_handler
 
 IMAGE = os.environ["BOXLITE_FUZZ_IMAGE"]
 HEADERS = {"Authorization": f"Bearer {os.environ['BOXLITE_FUZZ_KEY']}"}
@@ -195,7 +195,7 @@ def _is_beyond_a_schema(case: Any, response: Any) -> bool:
 
 def _is_built(case: Any) -> bool:
     definition = case.operation.definition.raw
-    return handlers.find(definition["tags"][0], definition["operationId"]) is not None
+    return find_handler(definition["tags"][0], definition["operationId"]) is not None
 
 
 def _operation_id(case: Any) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from boxlite_server.coordinator.http import handlers
+from boxlite_server.coordinator.http.routing import find_handler
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -30,7 +30,7 @@ class Operation(NamedTuple):
     @property
     def state(self) -> str:
         """A handler that never returns is there to refuse, with its reason."""
-        handler = handlers.find(self.tag, self.name)
+        handler = find_handler(self.tag, self.name)
         if handler is None:
             return "501"
         return "400" if handler.__annotations__["return"] == "NoReturn" else "works"

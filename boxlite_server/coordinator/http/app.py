@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -17,17 +16,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path
 
 from ... import errors, specs
 from ..core import Core
-from . import errors as http_errors
 from .attach.routes import Attach
 from .edge import Edge
-from .handlers import TagResolver
+from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
-from .routing import build, connexion_app
+from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
 _OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
@@ -54,31 +52,7 @@ def create_app(core: Core) -> ASGIApp:
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
-    return Edge(_handed_back(http), Attach(core), core.authenticator, _open_paths(spec))
-
-
-def _handed_back(app: ASGIApp) -> ASGIApp:
-    """Requests that the end of this process cuts short get an answer all the same."""
-
-    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await app(scope, receive, sending)
-        except asyncio.CancelledError:
-            if begun or scope["type"] != "http":
-                raise
-            error = errors.UpstreamUnavailableError(
-                "this coordinator is shutting down, and could not wait for the end of this; look what became of it"
-            )
-            await http_errors.response(scope, error)(scope, receive, send)
-
-    return answering
+    return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
@@ -86,10 +60,10 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
         pythonic_params=True, resolver=TagResolver(core), validator_map=VALIDATORS, uri_parser_class=QueryParser
     )
     app.add_api(_without_security(spec))
-    methods = http_errors.Methods(spec)
+    methods = AllowedMethods(spec)
 
     async def answer_error(request: ConnexionRequest, exc: Exception) -> ConnexionResponse:
-        response = http_errors.response(request.scope, exc, methods)
+        response = error_response(request.scope, exc, methods)
         return ConnexionResponse(
             status_code=response.status_code, headers=dict(response.headers), body=bytes(response.body)
         )
@@ -157,7 +131,7 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
 
 
 async def _answer(request: Request, exc: Exception) -> Response:
-    return http_errors.response(request.scope, exc)
+    return error_response(request.scope, exc)
 
 
 def _open_paths(spec: dict[str, Any]) -> set[str]:

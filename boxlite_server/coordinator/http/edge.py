@@ -15,8 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids
 from ..auth import Authenticator
-from . import errors as http_errors
-from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER
+from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
 
 # A first path segment that names a resource and not a prefix: the caller's own prefix is meant.
 _PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
@@ -49,7 +48,7 @@ class Edge:
         try:
             self._admit(scope, headers)
         except errors.BoxliteError as exc:
-            await http_errors.response(scope, exc)(scope, receive, send)
+            await error_response(scope, exc)(scope, receive, send)
             return
         if scope["type"] == "websocket":
             await self._apps["websocket"](scope, receive, send)
@@ -69,8 +68,10 @@ class Edge:
             await self._apps["http"](scope, receive, watched)
         except asyncio.CancelledError:
             if not has_begun:
-                error = errors.UpstreamUnavailableError("the coordinator is shutting down; try again")
-                await http_errors.response(scope, error)(scope, receive, send)
+                error = errors.UpstreamUnavailableError(
+                    "this coordinator is shutting down, and could not wait for the end of this; look what became of it"
+                )
+                await error_response(scope, error)(scope, receive, send)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Set the principal and the canonical path, or raise."""

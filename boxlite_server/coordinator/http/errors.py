@@ -52,7 +52,7 @@ class HeadTooLargeError(errors.InvalidArgumentError):
     status = 431
 
 
-class Methods:
+class AllowedMethods:
     """The methods of each path of a spec. Starlette's own `Allow` names those of the first route only."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Methods:
             for path, item in spec["paths"].items()
         ]
 
-    def allow(self, path: str) -> str | None:
+    def of(self, path: str) -> str | None:
         """The value of `Allow`; None for a path that is none of the spec's."""
         methods = set().union(*(methods for pattern, methods in self._paths if pattern.fullmatch(path)))
         if "GET" in methods:
@@ -74,7 +74,7 @@ class Methods:
         return ", ".join(sorted(methods)) or None
 
 
-def response(scope: Scope, exc: Exception, methods: Methods | None = None) -> Response:
+def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None = None) -> Response:
     """The answer to a failed request; a refused method gets those that the path has."""
     error = _translate(scope, exc)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
@@ -82,14 +82,14 @@ def response(scope: Scope, exc: Exception, methods: Methods | None = None) -> Re
         headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     if isinstance(exc, HTTPException) and exc.headers:
         headers.update({key: value for key, value in exc.headers.items() if key.lower() == "allow"})
-    if error.status == 405 and methods and (allowed := methods.allow(scope["path"])):
+    if error.status == 405 and methods and (allowed := methods.of(scope["path"])):
         headers["Allow"] = allowed
     return Response(
-        json.dumps(body(scope, error)), status_code=error.status, media_type="application/json", headers=headers
+        json.dumps(error_body(scope, error)), status_code=error.status, media_type="application/json", headers=headers
     )
 
 
-def body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
+def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
     """Released clients decode `code` as an integer or as a string, never both; the path says which they are."""
     return {
         "error": {

@@ -21,8 +21,7 @@ from ... import errors
 from ..leases import Leases
 from ..limits import REQUEST_SECONDS
 from ..store import Answer, Store
-from . import errors as http_errors
-from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID
+from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, error_response
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Idempotency:
         try:
             answered = await self._answer(_claim(scope, key), scope, receive, send)
         except errors.BoxliteError as exc:
-            await http_errors.response(scope, exc)(scope, receive, send)
+            await error_response(scope, exc)(scope, receive, send)
             return
         if answered is not None:
             await send({"type": "http.response.start", "status": answered.status, "headers": _raw(answered.headers)})

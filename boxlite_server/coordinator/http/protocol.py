@@ -8,7 +8,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import errors, ids
-from . import errors as http_errors
+from .errors import REQUEST_ID, HeadTooLargeError, error_body
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -18,15 +18,15 @@ class HttpProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer and close. Uvicorn tells only that h11 refused; what is still in the buffer tells why."""
-        scope = {http_errors.REQUEST_ID: ids.request_id()}
+        scope = {REQUEST_ID: ids.request_id()}
         error: errors.BoxliteError = errors.InvalidArgumentError("this is no HTTP/1.1 request")
         if len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
-            error = http_errors.HeadTooLargeError(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
-        body = json.dumps(http_errors.body(scope, error)).encode()
+            error = HeadTooLargeError(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
+        body = json.dumps(error_body(scope, error)).encode()
         headers = [
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(body))),
-            ("X-Request-Id", scope[http_errors.REQUEST_ID]),
+            ("X-Request-Id", scope[REQUEST_ID]),
             ("Connection", "close"),
         ]
         head = h11.Response(status_code=error.status, headers=headers)

@@ -8,7 +8,10 @@ middlewares that have nothing to do here are left out: the edge authenticates, a
 from __future__ import annotations
 
 import functools
-from typing import Any
+import importlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
 
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
 from connexion.decorators import StarletteDecorator
@@ -23,10 +26,15 @@ from connexion.middleware.request_validation import (
     RequestValidationOperation,
 )
 from connexion.middleware.routing import RoutingMiddleware
+from connexion.resolver import Resolution, Resolver
 from connexion.utils import is_nullable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ...errors import NotBuiltError
+from ..core import Core
 from .validation import BODY
+
+Handler = Callable[..., Awaitable[Any]]
 
 _CONTENT_TYPES = 16  # kept for an operation; clients may write theirs in many ways
 
@@ -40,6 +48,45 @@ def connexion_app(**options: Any) -> ConnexionMiddleware:
 def build(app: ConnexionMiddleware) -> None:
     """Make all that serves its APIs now. Connexion does it at the first request, and all others wait for it."""
     app.app, app.middleware_stack = app._build_middleware_stack()
+
+
+class TagResolver(Resolver):  # type: ignore[misc]
+    """Resolves operations to handlers that are bound to one coordinator's `core`."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__()
+        self._core = core
+
+    def resolve(self, operation: Any) -> Resolution:
+        spec = operation._operation  # Connexion keeps the tags to itself
+        handler = find_handler(spec["tags"][0], spec["operationId"])
+        if handler is None:
+            return Resolution(functools.partial(_not_built, spec["operationId"]), spec["operationId"])
+        return Resolution(functools.partial(handler, self._core), spec["operationId"])
+
+
+def find_handler(tag: str, operation_id: str) -> Handler | None:
+    """The function that serves an operation; None when it is not built yet."""
+    try:
+        module = importlib.import_module(f".handlers.{tag.lower()}", __package__)
+    except ModuleNotFoundError:
+        return None
+    return getattr(module, re.sub(r"(?<!^)(?=[A-Z])", "_", operation_id).lower(), None)
+
+
+async def _not_built(
+    operation_id: str,
+    *,
+    prefix: str = "",
+    box_id: str = "",
+    execution_id: str = "",
+    snapshot_name: str = "",
+    image_id: str = "",
+    volume_id: str = "",
+    alias: str = "",
+) -> NoReturn:
+    """Takes whatever the path holds, by name: with `**kwargs` Connexion would read the whole body first."""
+    raise NotBuiltError(f"{operation_id} is not built yet in this server")
 
 
 class _Validation(RequestValidationOperation):  # type: ignore[misc]

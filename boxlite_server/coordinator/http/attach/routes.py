@@ -19,7 +19,7 @@ from .... import errors
 from ...._gen import worker_pb2 as pb
 from ...core import Core
 from ...store import Box
-from .. import errors as http_errors
+from ..errors import error_response
 from .session import Manner, Session, is_size
 
 _BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
@@ -62,7 +62,7 @@ class Attach:
         except WebSocketDisconnect:
             return
         except Exception as exc:
-            await socket.send_denial_response(http_errors.response(scope, exc))
+            await socket.send_denial_response(error_response(scope, exc))
 
     async def _find(self, scope: Scope) -> Attachment:
         path = scope["path"]

@@ -16,8 +16,8 @@ from .... import errors
 from ...core import Core
 from ...domain.images import Image, PullProgress
 from ...limits import PULL_SECONDS
-from .. import errors as http_errors
 from .. import views
+from ..errors import error_body
 
 _LINES = "application/x-ndjson"
 NO_LIMIT = 2**53 - 1  # released clients want a number; this is the largest that JSON carries everywhere
@@ -52,7 +52,7 @@ async def _lines(
                     raise errors.UpstreamUnavailableError("the coordinator is shutting down; ask again")
                 yield _line(event)
     except errors.BoxliteError as exc:
-        yield json.dumps(http_errors.body(scope, exc)).encode() + b"\n"
+        yield json.dumps(error_body(scope, exc)).encode() + b"\n"
 
 
 def _line(event: PullProgress | Image) -> bytes:
