@@ -26,6 +26,7 @@ WORK_SECONDS = 280.0  # while the worker holds a disk or unpacks an archive; rel
 DEFAULT_STOP_SECONDS = 30.0  # when the client gives no timeout
 MAX_STOP_SECONDS = 240.0  # at most, whatever the client gives
 
+KEEPALIVE_SECONDS = 15.0  # between signs of life on a WebSocket or an event stream with nothing to send
 REQUEST_SECONDS = 24 * 3600  # for how long an Idempotency-Key stands for its first request
 
 

@@ -21,10 +21,9 @@ from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
 from .http.app import create_app
-from .http.attach.frames import PING_SECONDS
 from .http.attach.protocol import WebSocketProtocol
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
-from .limits import Policy
+from .limits import KEEPALIVE_SECONDS, Policy
 from .store.connection import shown
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
             http=HttpProtocol,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws=WebSocketProtocol,
-            ws_ping_interval=PING_SECONDS,
+            ws_ping_interval=KEEPALIVE_SECONDS,
             ws_ping_timeout=None,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACE_SECONDS,

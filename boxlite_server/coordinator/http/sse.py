@@ -1,4 +1,7 @@
-"""Server-sent events: output and logs as a stream of text that ends when the coordinator shuts down."""
+"""Server-sent events: the output of an execution and the logs of a box as streams of text.
+
+A stream ends early when the coordinator shuts down, and carries comment lines while there is nothing to send.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,94 @@ from starlette.responses import StreamingResponse
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..core import Core
-from .attach import frames
+from ..limits import KEEPALIVE_SECONDS
+from ..store import Box
+from .utf8 import Utf8Joiner
+
+T = TypeVar("T")
 
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 
 
+# ---- streams --------------------------------------------------------------------------------------------
+
+
+def stream_output(core: Core, box: Box, execution_id: str, position: int) -> StreamingResponse:
+    """Answer with the output of an execution behind `position`, then its exit; a failure is the last event."""
+    return _response(_output(core, box, execution_id, position))
+
+
+def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> StreamingResponse:
+    """Answer with the output of a box's main command; a stream without an `end` or `error` event was cut off."""
+    return _response(_logs(core, box, tail, follow))
+
+
+def _response(events: AsyncIterator[bytes]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _output(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
+    joiner = Utf8Joiner()
+    try:
+        async with contextlib.aclosing(core.executions.read(box, execution_id, position)) as output:
+            async for event in _until_stopping(core, output):
+                if event is None:
+                    yield keepalive_event()
+                elif event.HasField("chunk"):
+                    if data := joiner.push(event.chunk.stream, event.chunk.data):
+                        yield output_event(event.chunk.stream, data, event.position)
+                elif event.HasField("ended"):
+                    for stream, data in joiner.flush():
+                        yield output_event(stream, data, event.position)
+                    yield exit_event(event.ended, event.position)
+    except errors.BoxliteError as exc:
+        yield error_event(exc.message)
+
+
+async def _logs(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+    try:
+        async with contextlib.aclosing(core.executions.read_logs(box, tail, follow)) as chunks:
+            async for chunk in _until_stopping(core, chunks):
+                yield keepalive_event() if chunk is None else log_event(chunk.stream, chunk.data)
+        if not core.stopping.is_set():
+            yield end_event()
+    except errors.BoxliteError as exc:
+        yield error_event(exc.message)
+
+
+async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:
+    """Yield the items of `source`, and None after KEEPALIVE_SECONDS without one; stop when the coordinator stops."""
+    stopping = asyncio.create_task(core.stopping.wait())
+    following = asyncio.ensure_future(anext(source, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait(
+                {stopping, following}, timeout=KEEPALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if stopping in done:
+                return
+            if following not in done:
+                yield None
+                continue
+            item = following.result()
+            if item is None:
+                return
+            yield item
+            following = asyncio.ensure_future(anext(source, None))
+    finally:
+        stopping.cancel()
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError, errors.BoxliteError):
+            await following
+
+
+# ---- events ---------------------------------------------------------------------------------------------
+
+
 def output_event(stream: int, data: bytes, position: int) -> bytes:
-    """Bytes that are no UTF-8 become replacement characters: clients drop an event that holds any."""
+    """Build an output event. Bytes that are not UTF-8 become U+FFFD: clients drop an event that holds any."""
     text = data.decode("utf-8", "replace").encode()
     return _event(_NAMES[stream], {"data": base64.b64encode(text).decode()}, position)
-
-
-def log_event(stream: int, data: bytes) -> bytes:
-    """The bytes as they are."""
-    return _event(_NAMES[stream], {"data": base64.b64encode(data).decode()})
-
-
-def end_event() -> bytes:
-    """All has been said."""
-    return _event("end", {})
 
 
 def exit_event(ended: pb.Execution, position: int) -> bytes:
@@ -42,8 +114,18 @@ def exit_event(ended: pb.Execution, position: int) -> bytes:
     return _event("exit", body, position)
 
 
+def log_event(stream: int, data: bytes) -> bytes:
+    """Build a log event; it carries the bytes unchanged."""
+    return _event(_NAMES[stream], {"data": base64.b64encode(data).decode()})
+
+
+def end_event() -> bytes:
+    """Build the event that says that the log is complete."""
+    return _event("end", {})
+
+
 def error_event(message: str) -> bytes:
-    """The stream cannot go on; there is no event after it."""
+    """Build the event that says why the stream cannot go on; it is the last one."""
     lines = "".join(f"data: {line}\n" for line in message.splitlines() or [""])
     return f"event: error\n{lines}\n".encode()
 
@@ -55,36 +137,3 @@ def keepalive_event() -> bytes:
 def _event(name: str, body: dict[str, Any], position: int | None = None) -> bytes:
     event_id = "" if position is None else f"id: {position}\n"
     return f"event: {name}\n{event_id}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
-
-
-T = TypeVar("T")
-
-
-def stream(events: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def until_stopping(core: Core, output: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:
-    """The events, None where none came for a while, and an early end when the coordinator stops."""
-    stopping = asyncio.create_task(core.stopping.wait())
-    following = asyncio.ensure_future(anext(output, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait(
-                {stopping, following}, timeout=frames.PING_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if stopping in done:
-                return
-            if following not in done:
-                yield None
-                continue
-            event = following.result()
-            if event is None:
-                return
-            yield event
-            following = asyncio.ensure_future(anext(output, None))
-    finally:
-        stopping.cancel()
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError, errors.BoxliteError):
-            await following

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
 from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -17,58 +16,19 @@ from .... import errors
 from ...._gen import worker_pb2 as pb
 from ...domain.executions import Executions
 from ...store import Box
+from ..utf8 import Utf8Joiner
 from . import frames
+from .input_queue import END, InputQueue
 from .progress import Progress
 from .protocol import PEER, WebSocketProtocol
 
 log = logging.getLogger(__name__)
 
-INPUT_BYTES = 1024 * 1024  # of input that wait for the command; behind them nothing more is received
-INPUT_PIECE = 256 * 1024
 CONFIRM_SECONDS = 1.0  # between two words to the worker
 LAST_CONFIRM_SECONDS = 5.0
 
 CLOSE_NORMAL = 1000
 CLOSE_TRY_AGAIN = 1013
-
-_END = None  # of the input, in its queue
-
-
-class InputQueue:
-    """Input on its way to the command, bounded in bytes."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[bytes | None] = deque()
-        self._bytes = 0
-        self._filled = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
-
-    async def put(self, piece: bytes | None) -> None:
-        """Waits for room."""
-        await self._has_room.wait()
-        self._pieces.append(piece)
-        self._bytes += len(piece or b"")
-        if self._bytes >= INPUT_BYTES:
-            self._has_room.clear()
-        self._filled.set()
-
-    async def get(self) -> bytes | None:
-        """The next piece, small ones joined; None for the end of the input."""
-        await self._filled.wait()
-        joined = [self._pieces.popleft()]
-        size = len(joined[0] or b"")
-        while joined[0] is not _END and self._pieces and (piece := self._pieces[0]) is not _END:
-            if size + len(piece) > INPUT_PIECE:
-                break
-            joined.append(self._pieces.popleft())
-            size += len(piece)
-        if not self._pieces:
-            self._filled.clear()
-        self._bytes -= size
-        if self._bytes < INPUT_BYTES:
-            self._has_room.set()
-        return _END if joined[0] is _END else b"".join(piece for piece in joined if piece)
 
 
 @dataclass(frozen=True)
@@ -94,7 +54,7 @@ class Session:
         self._manner = manner
         self._progress = Progress(execution.delivered, manner.received)
         self._reported = execution.delivered.bytes
-        self._joiner = frames.Utf8Joiner()
+        self._joiner = Utf8Joiner()
         self._input = InputQueue()
 
     async def run(self, replaced: asyncio.Event) -> None:
@@ -190,7 +150,7 @@ class Session:
     async def _feed(self) -> None:
         while True:
             piece = await self._input.get()
-            if piece is _END:
+            if piece is END:
                 await self._or_complain(self._executions.close_input(self._box, self._id))
             else:
                 await self._or_complain(self._executions.write(self._box, self._id, piece))
@@ -203,7 +163,7 @@ class Session:
         match frame:
             case {"type": "stdin_eof"}:
                 if self._manner.takes_input:
-                    await self._input.put(_END)
+                    await self._input.put(END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
             case {"type": "signal", "sig": int(number)} if 1 <= number <= 64:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import connexion
 
 from .... import errors
 from ...core import Core
-from ...store import Box
 from .. import sse, views
-from ..attach.frames import Utf8Joiner
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
@@ -64,43 +61,13 @@ async def stream_execution_output(core: Core, prefix: str, box_id: str, executio
     last_id = connexion.request.headers.get("last-event-id", "0")
     if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
         raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is none of ours")
-    events = _events(core, box, execution_id, int(last_id))
-    return sse.stream(events)
+    return sse.stream_output(core, box, execution_id, int(last_id))
 
 
 async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
     """Server-sent events of what the box's main command has said."""
     box = await core.boxes.get(prefix, box_id)
-    return sse.stream(_log_events(core, box, tail, follow))
-
-
-async def _log_events(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-    try:
-        async with contextlib.aclosing(core.executions.read_logs(box, tail, follow)) as chunks:
-            async for chunk in sse.until_stopping(core, chunks):
-                yield sse.keepalive_event() if chunk is None else sse.log_event(chunk.stream, chunk.data)
-        if not core.stopping.is_set():
-            yield sse.end_event()
-    except errors.BoxliteError as exc:
-        yield sse.error_event(exc.message)
-
-
-async def _events(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
-    joiner = Utf8Joiner()
-    try:
-        async with contextlib.aclosing(core.executions.read(box, execution_id, position)) as output:
-            async for event in sse.until_stopping(core, output):
-                if event is None:
-                    yield sse.keepalive_event()
-                elif event.HasField("chunk"):
-                    if data := joiner.push(event.chunk.stream, event.chunk.data):
-                        yield sse.output_event(event.chunk.stream, data, event.position)
-                elif event.HasField("ended"):
-                    for stream, data in joiner.flush():
-                        yield sse.output_event(stream, data, event.position)
-                    yield sse.exit_event(event.ended, event.position)
-    except errors.BoxliteError as exc:
-        yield sse.error_event(exc.message)
+    return sse.stream_logs(core, box, tail, follow)
 
 
 async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

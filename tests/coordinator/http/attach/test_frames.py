@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from boxlite_server.coordinator.http.attach.frames import Utf8Joiner
 from boxlite_server.coordinator.http.sse import output_event
+from boxlite_server.coordinator.http.utf8 import Utf8Joiner
 
 TEXT = "aé€😀" * 50
 

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from boxlite_server._gen import worker_pb2 as pb
-from boxlite_server.coordinator.http.attach.frames import Utf8Joiner
+from boxlite_server.coordinator.http.attach.input_queue import INPUT_BYTES, InputQueue
 from boxlite_server.coordinator.http.attach.progress import MAX_PLACES, Progress
-from boxlite_server.coordinator.http.attach.session import INPUT_BYTES, InputQueue
+from boxlite_server.coordinator.http.utf8 import Utf8Joiner
 
 TEXT = "aé€😀zß".encode()
 
