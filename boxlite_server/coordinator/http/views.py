@@ -12,9 +12,13 @@ from ... import errors
 from ..._gen import worker_pb2 as pb
 from ...formats import timestamp
 from ..control.reconcile import Outcome
+from ..core import Core
 from ..domain.images import Image
 from ..fleet.registry import Fleet
 from ..store import Box, Load, Snapshot, Volume, Worker
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_RUNNING: "running",
@@ -23,13 +27,12 @@ _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_TIMED_OUT: "timed_out",
 }
 
-
-# States of ours alone, as clients know them: a box shows from the reservation of its name to its release.
+# The server's internal states, as clients see them: a box is visible from the reservation of its name to its release.
 _BOX_STATUS = {"creating": "configured", "removing": "stopping"}
 
 
 def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
-    """A Box. Of one whose worker is unreachable nobody knows how it is."""
+    """A Box. Its status is `unknown` while its worker is unreachable."""
     lost = fleet.why_unreachable(worker) if worker else None
     return {
         "box_id": row.id,
@@ -55,15 +58,20 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
     }
 
 
+async def placed_box(core: Core, row: Box) -> dict[str, Any]:
+    """A Box, with its worker read from the store."""
+    return box(row, await core.store.get_worker(row.worker_id), core.fleet)
+
+
 def _ports(row: Box) -> list[dict[str, Any]]:
-    """As they are open now, or as they were asked for."""
+    """The ports as they are open now, or as the box was created with while it does not run."""
     if row.status in ("running", "paused", "stopping") and row.published:
         return row.published
     return [{**port, "address": None} for port in row.spec.get("ports", [])]
 
 
 def snapshot(row: Snapshot) -> dict[str, Any]:
-    """A Snapshot; boxes have no disk beside their container's."""
+    """A Snapshot. A box has no disk beside its container's, so `guest_disk_bytes` is 0."""
     return {
         "id": row.id,
         "box_id": row.box_id,
@@ -100,7 +108,7 @@ def image(found: Image) -> dict[str, Any]:
 
 
 def image_detail(found: Image, versions: list[Image]) -> dict[str, Any]:
-    """An ImageDetail: the image, and all versions of all tags of its name."""
+    """An ImageDetail: the image, and `versions`: all versions of all tags of its name."""
     return {
         **image(found),
         "name": found.repository,
@@ -113,7 +121,7 @@ def image_detail(found: Image, versions: list[Image]) -> dict[str, Any]:
 
 
 def volume(row: Volume) -> dict[str, Any]:
-    """A Volume. The engine does not say how large one is without reading all of it."""
+    """A Volume. Its size is not given: the engine would have to read the whole volume to tell."""
     return {
         "id": row.id,
         "name": row.name,
@@ -146,6 +154,11 @@ def reconciled(outcome: Outcome, dry_run: bool, now: float) -> dict[str, Any]:
     }
 
 
+async def worker_with_load(core: Core, row: Worker) -> dict[str, Any]:
+    """A Worker, with its load read from the store."""
+    return worker(row, core.fleet, await core.store.load(row.id))
+
+
 def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
     """A Worker, without its secret."""
     return {
@@ -171,18 +184,17 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
     }
 
 
-A = TypeVar("A")
-B = TypeVar("B")
-
-
 def encode_token(place: tuple[float | str, str]) -> str:
+    """A page token that names the last entry of a page: `place` is that entry's sort key."""
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
 def decode_token(token: str, first: Callable[[Any], A], second: Callable[[Any], B]) -> tuple[A, B]:
-    """The two parts of a place, each made what it has to be. Raises InvalidArgumentError."""
+    """The sort key in a page token, its parts converted by `first` and `second`. Raises InvalidArgumentError."""
     try:
         one, two = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
         return first(one), second(two)
     except (binascii.Error, ValueError, TypeError):
-        raise errors.InvalidArgumentError("pageToken is none of ours; use next_page_token of the page before") from None
+        raise errors.InvalidArgumentError(
+            "this server did not issue this pageToken; use next_page_token of the page before"
+        ) from None

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
-from ...store import Box
 from .. import views
 from ..idempotency import request_key
 
@@ -22,7 +21,7 @@ _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "r
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     box = await core.creation.create(prefix, body, request_key=request_key())
-    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await views.placed_box(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
 async def list_boxes(
@@ -56,7 +55,7 @@ async def list_boxes(
 
 
 async def get_box(core: Core, prefix: str, box_id: str) -> Any:
-    return await _shown(core, await core.boxes.get(prefix, box_id))
+    return await views.placed_box(core, await core.boxes.get(prefix, box_id))
 
 
 async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
@@ -70,15 +69,11 @@ async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) 
 
 
 async def start_box(core: Core, prefix: str, box_id: str) -> Any:
-    return await _shown(core, await core.boxes.start(prefix, box_id))
+    return await views.placed_box(core, await core.boxes.start(prefix, box_id))
 
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
-    return await _shown(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
-
-
-async def _shown(core: Core, box: Box) -> dict[str, Any]:
-    return views.box(box, await core.store.get_worker(box.worker_id), core.fleet)
+    return await views.placed_box(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from ...core import Core
 from .. import views
 from ..bodies import ArchiveResponse, drain, received
 from ..idempotency import request_key
-from .boxes import _shown
 
 
 async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
@@ -41,7 +40,7 @@ async def restore_snapshot(core: Core, prefix: str, box_id: str, snapshot_name: 
 
 async def clone_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     box = await core.snapshots.clone(prefix, box_id, (body or {}).get("name"), request_key=request_key())
-    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await views.placed_box(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 
 async def export_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
@@ -61,4 +60,4 @@ async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
     except errors.BoxliteError:
         await drain(body)
         raise
-    return await _shown(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
+    return await views.placed_box(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}

@@ -7,7 +7,7 @@ from typing import Any
 from .... import errors
 from ...core import Core
 from ...fleet.registry import HEARTBEAT_SECONDS
-from ...store import Load, Worker
+from ...store import Load
 from .. import views
 
 
@@ -46,7 +46,7 @@ async def list_workers(core: Core) -> Any:
 
 
 async def get_worker(core: Core, worker_id: str) -> Any:
-    return await _shown(core, await core.fleet.get(worker_id))
+    return await views.worker_with_load(core, await core.fleet.get(worker_id))
 
 
 async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
@@ -57,14 +57,14 @@ async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
 
 
 async def set_worker_status(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    return await _shown(core, await core.fleet.set_status(worker_id, body["status"]))
+    return await views.worker_with_load(core, await core.fleet.set_status(worker_id, body["status"]))
 
 
 async def get_worker_by_box(core: Core, box_id: str) -> Any:
     box = await core.store.get_box(box_id)
     if box is None:
         raise errors.NotFoundError(f"box not found: {box_id}")
-    return await _shown(core, await core.fleet.get(box.worker_id))
+    return await views.worker_with_load(core, await core.fleet.get(box.worker_id))
 
 
 async def reconcile(core: Core, body: dict[str, Any]) -> Any:
@@ -72,7 +72,3 @@ async def reconcile(core: Core, body: dict[str, Any]) -> Any:
     return views.reconciled(
         await core.reconciler.run(dry_run=dry_run, worker=body.get("worker")), dry_run, core.clock()
     )
-
-
-async def _shown(core: Core, worker: Worker) -> dict[str, Any]:
-    return views.worker(worker, core.fleet, await core.store.load(worker.id))
