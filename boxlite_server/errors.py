@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one hierarchy.
+"""The errors of the server, as one hierarchy.
 
     BoxliteError                       500 internal
     ├── InvalidArgumentError           400 invalid_argument
@@ -25,8 +25,8 @@
         └── DatabaseUnavailableError   503 database_error
 
 Each class carries the HTTP status, the `type` and the `code` that released clients dispatch on.
-The message is for the person at the client: it says what happened, to what, and what to do.
-This module knows no framework: HTTP is mapped in `coordinator/http_errors.py`, gRPC in `rpc.py`.
+The message is for the person at the client: it says what happened, to what, and what to do about it.
+This module knows no framework: HTTP is mapped in `coordinator/http/errors.py`, gRPC in `rpc.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import ClassVar
 
 
 class BoxliteError(Exception):
-    """The root; raised itself only for faults of our own that have no better name."""
+    """The root of the hierarchy; raised itself only for internal errors that have no class of their own."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "InternalError"
@@ -52,19 +52,19 @@ class InvalidArgumentError(BoxliteError):
 
 
 class KeyReusedError(InvalidArgumentError):
-    """An Idempotency-Key that belongs to another request."""
+    """The Idempotency-Key of a request was used for another request."""
 
     status = 422
 
 
 class UnsupportedError(BoxliteError):
-    """A field or value that the contract knows and this server refuses rather than ignores."""
+    """The API has this field or value, and this server refuses it rather than ignore it."""
 
     status, type, code = 400, "UnsupportedError", "unsupported"
 
 
 class NotBuiltError(UnsupportedError):
-    """An operation of the contract that this server does not serve yet."""
+    """The API has this operation, and this server does not serve it yet."""
 
     status = 501
 
@@ -116,19 +116,19 @@ class UpstreamUnavailableError(BoxliteError):
 
 
 class UnreachableError(UpstreamUnavailableError):
-    """A worker cannot be reached, or was lost in the middle of a call: what became of it is not known."""
+    """A worker cannot be reached, or was lost in the middle of a call, whose outcome is unknown."""
 
 
 class BusyError(UpstreamUnavailableError):
-    """Others are at it, and were for as long as one waits: nothing has been done."""
+    """Other operations held the resource for longer than this one waits; this one has done nothing."""
 
 
 class LeaseLostError(UpstreamUnavailableError):
-    """An operation was held up until others could take it over: what became of it is not known."""
+    """An operation was delayed until its lease ended and others could take over; its outcome is unknown."""
 
 
 class EngineError(BoxliteError):
-    """The container engine does not answer, or answers with a fault of its own."""
+    """The container engine does not answer, or answers with an internal error."""
 
     status, type, code = 503, "EngineError", "engine_unavailable"
 
@@ -144,7 +144,7 @@ class DatabaseError(BoxliteError):
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """It cannot be now: locked, full, read-only, not reached. The next try may find that this is over."""
+    """The database is locked, full, read-only or unreachable at present. The next try may succeed."""
 
     status = 503
 
@@ -155,12 +155,12 @@ def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:
         yield from _tree(child)
 
 
-# The first class of a code wins: one that shares its parent's code never crosses the wire.
+# The first class with a code wins: a class that shares its parent's code arrives over gRPC as its parent.
 _BY_CODE: dict[str, type[BoxliteError]] = {}
 for _cls in _tree(BoxliteError):
     _BY_CODE.setdefault(_cls.code, _cls)
 
 
 def from_code(code: str, message: str) -> BoxliteError:
-    """The error of the given `code`; an unknown code gives the root class."""
+    """Make the error with the given `code`; an unknown code makes a BoxliteError."""
     return _BY_CODE.get(code, BoxliteError)(message)

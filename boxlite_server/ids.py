@@ -39,24 +39,24 @@ def new_id() -> str:
 
 
 def of_request(request_key: str) -> str:
-    """An id for what a request makes, where the request may come again: it begins with the request's own stem. Each
-    attempt has another one, since a worker makes nothing under an id that it was told to remove."""
+    """An id for what a repeatable request creates: it begins with the stem of the request's key. Each attempt gets
+    an id of its own, since a worker creates nothing under an id that it was told to remove."""
     return stem(request_key) + new_id()[STEM_LENGTH:]
 
 
 def stem(request_key: str) -> str:
-    """What the ids of all attempts at a request begin with."""
+    """The first 8 characters of the ids of all attempts at a request."""
     number = int.from_bytes(hashlib.sha256(request_key.encode()).digest())
     return "".join(BASE62[number // 62**place % 62] for place in range(STEM_LENGTH))
 
 
 def execution_id(request_key: str | None = None) -> str:
-    """An execution id: 32 hexadecimal digits; of one request always the same one."""
+    """An execution id: 32 hexadecimal digits; the same request key always gives the same id."""
     return hashlib.sha256(request_key.encode()).hexdigest()[:32] if request_key else secrets.token_hex(16)
 
 
 def request_id() -> str:
-    """A request id, as it stands in error bodies, `X-Request-Id` and logs."""
+    """A request id, as it appears in error bodies, `X-Request-Id` and logs."""
     return "req_" + secrets.token_hex(10)
 
 

@@ -1,6 +1,6 @@
-"""Names of images, as people write them and as they are meant.
+"""Image names: the short forms that people write, and the full form that they stand for.
 
-`alpine`, `library/alpine:latest` and `docker.io/library/alpine` are one image. Whatever compares two names
+`alpine`, `library/alpine:latest` and `docker.io/library/alpine` name one image. Code that compares two names
 compares their full forms.
 """
 
@@ -22,7 +22,7 @@ _DIGEST_START = re.compile(r"sha256:[0-9a-f]{12,64}")
 
 
 class Reference(NamedTuple):
-    """`repository` in full, with its registry; `tag` and `digest` empty where the name has none."""
+    """An image name in full: `repository` includes the registry; `tag` and `digest` are empty if the name has none."""
 
     repository: str
     tag: str
@@ -32,12 +32,12 @@ class Reference(NamedTuple):
         return self.repository + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
 
     def tagged(self) -> Reference:
-        """With the tag that is meant where none is given."""
+        """Return the reference with the default tag if it has neither a tag nor a digest."""
         return self if self.tag or self.digest else self._replace(tag=DEFAULT_TAG)
 
 
 def parse(name: str) -> Reference:
-    """The full form of `name[:tag][@digest]`; raises InvalidArgumentError where it is none."""
+    """Return the full form of `name[:tag][@digest]`. Raises InvalidArgumentError for a malformed name."""
     rest, at, digest = name.partition("@")
     head, slash, last = rest.rpartition("/")
     last, colon, tag = last.partition(":")
@@ -48,12 +48,14 @@ def parse(name: str) -> Reference:
         or (colon and not _TAG.fullmatch(tag))
         or (at and not _DIGEST.fullmatch(digest))
     ):
-        raise InvalidArgumentError(f"'{name}' is no image name; one has the form [REGISTRY/]NAME[:TAG][@sha256:…]")
+        raise InvalidArgumentError(
+            f"'{name}' is no image name; image names have the form [REGISTRY/]NAME[:TAG][@sha256:…]"
+        )
     return Reference("/".join((registry, *components)), tag, digest)
 
 
 def _split(head: list[str], last: str) -> tuple[str, list[str]]:
-    """Registry and path. The first part is a registry when it looks like a host and not like a user."""
+    """Split a name into registry and path. The first part is a registry if it looks like a host, not like a user."""
     if head and (head[0] == "localhost" or "." in head[0] or ":" in head[0]):
         registry = DEFAULT_REGISTRY if head[0] == f"index.{DEFAULT_REGISTRY}" else head[0]
         path = [*head[1:], last]
@@ -65,5 +67,5 @@ def _split(head: list[str], last: str) -> tuple[str, list[str]]:
 
 
 def is_digest(text: str) -> bool:
-    """Whether it is a digest by itself; its first 12 digits will do."""
+    """Whether `text` is a digest without a name, of which the first 12 digits suffice."""
     return _DIGEST_START.fullmatch(text) is not None

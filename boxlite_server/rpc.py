@@ -1,6 +1,6 @@
-"""The errors of `errors.py` on gRPC, both ways, and what every call carries: the worker's secret and its epoch.
+"""Errors on gRPC, in both directions, and the metadata of every call: the worker's secret and its epoch.
 
-The status code is for generic gRPC clients; between our own processes the error's `code` travels as the
+The status code is for generic gRPC clients; between coordinator and worker the error's `code` travels as the
 trailing metadatum `boxlite-code`, and its message as the call's details.
 """
 
@@ -17,15 +17,15 @@ import grpc.aio
 from . import errors
 
 CODE_KEY = "boxlite-code"
-EPOCH_KEY = "boxlite-epoch"  # of which life of the worker's process a call thinks; absent: of any
-ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum by which a streamed call's header is accepted
+EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
+ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the header of a streamed call
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-CHUNK_BYTES = 256 * 1024  # of every byte stream
-MAX_EXECUTIONS = 2000  # that run at one worker; each costs it a thread and a connection to the engine
+CHUNK_BYTES = 256 * 1024  # of a byte stream in one message
+MAX_EXECUTIONS = 2000  # may run on one worker; each takes a thread and a connection to the engine
 
 log = logging.getLogger(__name__)
 
-_BROKEN_OFF = "Internal error from Core"  # what grpc.aio says of a write to a connection that is lost
+_BROKEN_OFF = "Internal error from Core"  # the details that grpc.aio gives a write to a lost connection
 
 _STATUS: dict[str, grpc.StatusCode] = {
     "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,13 +48,13 @@ _STATUS: dict[str, grpc.StatusCode] = {
 }
 
 
-# What a server of something else makes of a call: gRPC's reading of HTTP's 404, 401 and 403.
+# The answers of an HTTP server that is not a worker: gRPC's reading of 404, 401 and 403.
 _FOREIGN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
 
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
-    """End the call with `error`: the worker's one way out. Never returns."""
-    if isinstance(error, grpc.RpcError):  # of the requests of this call
+    """End the call with `error`, as every failed call at the worker does. Never returns."""
+    if isinstance(error, grpc.RpcError):  # raised while reading the requests of this call
         error = errors.UpstreamUnavailableError("the caller has gone")
     elif not isinstance(error, errors.BoxliteError):
         log.error("fault in a call", exc_info=error)
@@ -64,7 +64,7 @@ def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
 
 
 def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.BoxliteError:
-    """The error that a worker's failed call stands for: its own, or that the worker cannot be reached."""
+    """Translate a failed call to a worker: into the worker's own error, or into one that says why it gave none."""
     details = exc.details() or exc.code().name
     for key, value in exc.trailing_metadata() or ():
         if key == CODE_KEY:
@@ -75,10 +75,11 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
         return errors.UnreachableError(f"worker {worker_name} cannot be reached: {details}")
     if exc.code() in _FOREIGN:
         return errors.UpstreamUnavailableError(
-            f"what answers at the address of worker {worker_name} is none: {details}"
+            f"the server at the address of worker {worker_name} is not a worker: {details}"
         )
     is_lost = exc.code() is grpc.StatusCode.INTERNAL and details == _BROKEN_OFF
-    if is_lost or exc.code() is grpc.StatusCode.CANCELLED:  # not by the one who asked: that raises something else
+    # A caller that cancels gets CancelledError, so CANCELLED comes from the worker.
+    if is_lost or exc.code() is grpc.StatusCode.CANCELLED:
         return errors.UpstreamUnavailableError(f"worker {worker_name} broke off the call; try again")
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
@@ -86,7 +87,7 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
 
 
 class _Gate(grpc.ServerInterceptor):
-    """Lets calls pass whose metadata `admits`; the others end with `error`."""
+    """Lets a call pass if `admits` accepts its metadata, and ends it with `error` otherwise."""
 
     def __init__(self, error: errors.BoxliteError) -> None:
         def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
@@ -119,8 +120,8 @@ class SecretInterceptor(_Gate):
 
 
 class EpochInterceptor(_Gate):
-    """Refuses calls that were meant for another life of the worker's process: it knows nothing of what that had
-    been told, so it could not tell a late call from a new one."""
+    """Refuses calls that are addressed to another epoch of the worker: this process does not know what that one was
+    told, so it could not tell a late call from a new one."""
 
     def __init__(self, epoch: str) -> None:
         super().__init__(errors.UpstreamUnavailableError("the call was addressed to a former life of this worker"))
@@ -131,12 +132,12 @@ class EpochInterceptor(_Gate):
 
 
 def with_secret(secret: str, epoch: str | None = None) -> tuple[tuple[str, str], ...]:
-    """The metadata that a call to a worker carries; `epoch`: the life of the worker that is meant."""
+    """Make the metadata of a call to a worker; `epoch`: the worker process that it is addressed to, None for any."""
     carried = (("authorization", f"Bearer {secret}"),)
     return (*carried, (EPOCH_KEY, epoch)) if epoch else carried
 
 
 def chunks(data: bytes) -> Iterator[bytes]:
-    """`data` in pieces that fit one message."""
+    """Yield `data` in pieces that fit one message."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]

@@ -1,4 +1,4 @@
-"""The two specs: at the top of a checkout, inside an installed package."""
+"""The two specs, which are at the top of a checkout or inside an installed package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 
 def read(name: str) -> bytes:
-    """The bytes of ``openapi.yaml`` or ``worker.proto``."""
+    """Return the bytes of ``openapi.yaml`` or ``worker.proto``."""
     package = Path(__file__).parent
     inside = package / name
     return (inside if inside.exists() else package.parent / name).read_bytes()
@@ -18,6 +18,6 @@ def read(name: str) -> bytes:
 
 @functools.cache
 def openapi() -> dict[str, Any]:
-    """``openapi.yaml``, parsed once. Not to be changed."""
+    """Return ``openapi.yaml``, parsed once. All callers share it, so none may change it."""
     spec: dict[str, Any] = yaml.safe_load(read("openapi.yaml"))
     return spec

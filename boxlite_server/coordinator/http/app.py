@@ -1,4 +1,4 @@
-"""The coordinator's ASGI application: openapi.yaml through Connexion, WebSockets beside it, the edge around both."""
+"""The coordinator's ASGI application: the edge around the operations of openapi.yaml and the WebSockets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SWAGGER_PAGE = """<!doctype html>
 
 
 def create_app(core: Core) -> ASGIApp:
-    """The whole application of one coordinator; `core` is closed when it shuts down."""
+    """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown."""
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
@@ -76,7 +76,7 @@ def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
 
 
 def _without_security(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec as Connexion gets it: the edge has authenticated every request before it is routed."""
+    """Copy the spec for Connexion, without `security`: the edge authenticates every request before it is routed."""
     spec = copy.deepcopy(spec)
     spec.pop("security", None)
     for operation in _operations(spec):
@@ -85,14 +85,14 @@ def _without_security(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The operations of a spec or of one of its path items."""
+    """Yield the operations of a spec or of one of its path items."""
     for part in item.get("paths", item).values():
         if isinstance(part, dict):
             yield from [part] if "operationId" in part else _operations(part)
 
 
 def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
-    """The documents beside the API, made once; everything else goes to the API."""
+    """Serve the spec and Swagger UI; requests for all other paths go to the API."""
     document = json.dumps(spec).encode()
 
     @asynccontextmanager
@@ -135,7 +135,7 @@ async def _answer(request: Request, exc: Exception) -> Response:
 
 
 def _open_paths(spec: dict[str, Any]) -> set[str]:
-    """Paths that need no credential: our documents, and what the spec marks with an empty `security`."""
+    """Return the paths that need no credential: the documents, and those with an empty `security` in the spec."""
     marked = {
         path
         for path, item in spec["paths"].items()

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers that are handed on as they come in."""
+"""Streamed bodies of requests and answers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from .errors import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 120.0  # after which a client that sends nothing is taken for gone
+SILENCE_SECONDS = 120.0  # a client that sends nothing for this long counts as gone
 
-# What is still read after a refusal: to a client that is interrupted in the middle of its body the answer is lost.
+# Limits for reading on after a refusal: a client that is interrupted in the middle of its body loses the answer.
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 * 1024 * 1024
 
 
 async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """The chunks of an archive. Raises where the client falls silent, or goes away before the end."""
+    """Yield the chunks of an archive that a client sends.
+
+    Raises TimedOutError when the client falls silent, and InvalidArgumentError when it disconnects before the end.
+    """
     try:
         while True:
             async with asyncio.timeout(SILENCE_SECONDS):
@@ -39,7 +42,7 @@ async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
 
 
 async def drain(body: AsyncGenerator[bytes, None]) -> None:
-    """Read on for a while after a refusal, so that the client comes to read it."""
+    """Read on for a while after a refusal, and discard it, so that the client gets to read the refusal."""
     size = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -50,8 +53,8 @@ async def drain(body: AsyncGenerator[bytes, None]) -> None:
 
 
 class ArchiveResponse(StreamingResponse):
-    """Chunks as the answer. Where they break off the connection does too: an archive that ends early looks
-    whole. A client that goes away is no fault."""
+    """Streams an archive. When its source fails, the connection is broken off, because an archive that only ends
+    early looks whole. A client that disconnects is not an error."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,5 +62,5 @@ class ArchiveResponse(StreamingResponse):
         except ClientDisconnect:
             pass
         except errors.BoxliteError as exc:
-            # Nothing more is sent: the server sees that the answer is not whole, and closes the connection.
+            # Nothing more is sent: uvicorn sees that the answer is not complete, and closes the connection.
             log.warning("%s: the answer broke off: %s", scope[REQUEST_ID], exc)

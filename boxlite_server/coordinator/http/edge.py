@@ -1,7 +1,7 @@
-"""What every request passes first, HTTP and WebSocket alike: a request id, who is calling, and the prefix.
+"""The first step of every HTTP and WebSocket request: give it an id, authenticate it, write out its prefix.
 
 Released clients write the box paths in three ways: without a prefix, under ``default``, and under a prefix of
-their own. Here they become one: ``/v1/{prefix}/…``.
+their own. The edge turns all three into ``/v1/{prefix}/…``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ... import errors, ids
 from ..auth import Authenticator
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
 
-# A first path segment that names a resource and not a prefix: the caller's own prefix is meant.
+# A path that begins with one of these names a resource and has no prefix; it gets the caller's own.
 _PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
 RESERVED = _PREFIXED | {"admin", "config", "me", "oauth", "health", "local"}
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -25,7 +25,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Edge:
-    """ASGI middleware around `http` and `websocket`. `open_paths` need no credential."""
+    """ASGI middleware around the applications `http` and `websocket`. Requests to `open_paths` need no credential."""
 
     def __init__(
         self, http: ASGIApp, websocket: ASGIApp, authenticator: Authenticator, open_paths: Collection[str]
@@ -56,7 +56,11 @@ class Edge:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The server cancels what outlasts its grace at shutdown; an answer that has not begun by then says so."""
+        """Run the HTTP application, and answer 503 if the server cancels the request before its answer has begun.
+
+        At shutdown the server cancels every request that outlasts the grace period. An answer that has begun is
+        broken off.
+        """
         has_begun = False
 
         async def watched(message: Message) -> None:
@@ -74,7 +78,7 @@ class Edge:
                 await error_response(scope, error)(scope, receive, send)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
-        """Set the principal and the canonical path, or raise."""
+        """Set the principal and the canonical path in `scope`. Raises AuthError, NotFoundError."""
         if not self._is_open(scope["path"]):
             principal = self._authenticator.authenticate(headers.get("authorization"))
             scope[PRINCIPAL] = principal
@@ -86,7 +90,7 @@ class Edge:
 
 
 def canonical(path: str, own_prefix: str) -> str:
-    """The path with its prefix written out; raises NotFoundError where the prefix cannot be one."""
+    """Return the path with its prefix written out. Raises NotFoundError for a segment that cannot be a prefix."""
     if not path.startswith("/v1/"):
         return path
     path = path.rstrip("/")
@@ -103,7 +107,7 @@ def _with_headers(send: Send, request_id: str) -> Send:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             message.setdefault("headers", [])
             headers = MutableHeaders(scope=message)
-            # An answer that is given again keeps the id of the request that it was made for.
+            # A replayed answer keeps the id of the first request.
             headers.setdefault("X-Request-Id", request_id)
             if seconds := RETRY_AFTER.get(message.get("status", 0)):
                 headers.setdefault("Retry-After", str(seconds))

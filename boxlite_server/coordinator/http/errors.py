@@ -1,4 +1,4 @@
-"""The errors of `errors.py` on HTTP: the one place that turns any failure into the contract's body."""
+"""Errors on HTTP: the one place that turns an exception into the status, headers and body of an answer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ... import errors
 
 log = logging.getLogger(__name__)
 
-# Keys under which the edge leaves its findings in the ASGI scope.
+# Keys of the ASGI scope that the edge sets.
 REQUEST_ID = "boxlite.request_id"
 INTEGER_CODES = "boxlite.integer_codes"
 PRINCIPAL = "boxlite.principal"
 
-# Seconds until the same request may go well, by status: what is used up is given back any moment, and what is
-# away is heard of again with its next heartbeat.
+# Seconds until the same request may succeed, by status: a used-up resource may be released at any moment, and an
+# unreachable worker is heard of again with its next heartbeat.
 RETRY_AFTER = {429: 1, 503: 5}
 
 _METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"}
@@ -53,7 +53,7 @@ class HeadTooLargeError(errors.InvalidArgumentError):
 
 
 class AllowedMethods:
-    """The methods of each path of a spec. Starlette's own `Allow` names those of the first route only."""
+    """The methods of each path of a spec. Starlette's own `Allow` header names those of the first route only."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         greedy = {p["name"] for p in spec["components"]["parameters"].values() if p["schema"].get("format") == "path"}
@@ -67,7 +67,7 @@ class AllowedMethods:
         ]
 
     def of(self, path: str) -> str | None:
-        """The value of `Allow`; None for a path that is none of the spec's."""
+        """Return the value of the `Allow` header for a path; None for a path that the spec does not have."""
         methods = set().union(*(methods for pattern, methods in self._paths if pattern.fullmatch(path)))
         if "GET" in methods:
             methods.add("HEAD")
@@ -75,7 +75,7 @@ class AllowedMethods:
 
 
 def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None = None) -> Response:
-    """The answer to a failed request; a refused method gets those that the path has."""
+    """Build the answer to a failed request; `methods` gives a 405 its `Allow` header."""
     error = _translate(scope, exc)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 426:
@@ -90,7 +90,8 @@ def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None 
 
 
 def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
-    """Released clients decode `code` as an integer or as a string, never both; the path says which they are."""
+    """Build the JSON body of an error. A released client decodes `code` as an integer or as a string, and its path
+    tells which."""
     return {
         "error": {
             "message": error.message,

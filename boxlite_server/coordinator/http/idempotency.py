@@ -1,10 +1,10 @@
-"""A request with an `Idempotency-Key` is carried out once; when it comes again it gets the same answer.
+"""Idempotency keys: a request with an `Idempotency-Key` is carried out once, and its answer is replayed.
 
-The first request with a key is carried out, and its body is hashed as it passes, however large it is. What the
-answer was based on is what was read of that body: a repetition has to begin with the same bytes, and to end
-where the first one ended if that was read to its end. While the first one is under way, others with its key
-wait, at whatever coordinator: it has the key's lease, which a crash ends. The answer that a crash prevented is
-not there, and the next request is carried out; what makes a box finds that it was made, by the key in its row.
+The first request with a key is carried out, and its body is hashed as it passes, whatever its size. Its answer
+depends only on the part of the body that was read: a repetition has to begin with the same bytes, and has to end
+where the first body ended if that was read to its end. While the first request is under way it holds the lease of
+its key, and requests with the same key wait, at every coordinator. A crash ends the lease and leaves no answer, so
+the next request is carried out; if it creates a box, it finds the box of the first request by the key in its row.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 LIFETIME = "PT24H"
 MAX_KEY = 255
-MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; larger ones are streams and not kept
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; a larger answer is a stream, and is not kept
 _METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REPLAYED = (b"idempotency-replayed", b"true")
 
-REQUEST_KEY = "boxlite.request_key"  # in the scope: owner and key of the request that is carried out
+REQUEST_KEY = "boxlite.request_key"  # key of the ASGI scope: owner and key of the current request
 
 Claim = tuple[str, str]  # owner and key
 
@@ -60,7 +60,7 @@ class Idempotency:
             await send({"type": "http.response.body", "body": answered.body})
 
     async def _answer(self, claim: Claim, scope: Scope, receive: Receive, send: Send) -> Answer | None:
-        """The answer that is kept; None when the request was carried out. Raises KeyReusedError, BusyError."""
+        """Return the kept answer, or None after carrying the request out. Raises KeyReusedError, BusyError."""
         known = await self._store.find_answer(*claim, self._clock())
         if known is None:
             async with self._leases.hold(_lease(claim), "this Idempotency-Key"):
@@ -97,7 +97,7 @@ class Idempotency:
 
 
 class _Body:
-    """The request's body on its way to the application."""
+    """Hashes and counts the request's body on its way to the application."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -116,9 +116,10 @@ class _Body:
 
 
 class _Recorder:
-    """The answer on its way to the client. It is kept just before its end is sent: who has it can rely on that.
+    """Keeps the answer on its way to the client, just before its end is sent: a client that has the whole answer
+    can rely on its replay.
 
-    Not kept is what only says "try again", and what is too large.
+    An answer that only says "try again" (429, 5xx) is not kept, nor is one that is too large.
     """
 
     def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]) -> None:
@@ -140,7 +141,10 @@ class _Recorder:
 
 
 async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:
-    """Read as much of the body as decides. Raises KeyReusedError for another request than the first."""
+    """Compare a repetition with the first request, reading only as much of its body as the comparison needs.
+
+    Raises KeyReusedError where they differ.
+    """
     if known.request != _line(scope):
         first = known.request.split(" #")[0]
         raise errors.KeyReusedError(f"this Idempotency-Key was used for another request: {first}")
@@ -160,7 +164,10 @@ async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:
 
 
 def _claim(scope: Scope, key: str) -> Claim:
-    """Keys are one caller's own, in one prefix; raises for what cannot have one."""
+    """Return the owner and the key of a request; a key belongs to one caller in one prefix.
+
+    Raises InvalidArgumentError for a malformed key, and UnsupportedError for an operation that takes none.
+    """
     if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
         raise errors.InvalidArgumentError(f"an Idempotency-Key has 1 to {MAX_KEY} printable characters")
     principal = scope.get(PRINCIPAL)
@@ -174,7 +181,7 @@ def _lease(claim: Claim) -> str:
 
 
 def _line(scope: Scope) -> str:
-    """What a request is, but for its body. The form of its error codes is part of the answer."""
+    """Identify a request, apart from its body. The form of error codes counts: it is part of the answer."""
     query = f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else ""
     return f"{scope['method']} {scope['path']}{query}" + (" #integer" if scope.get(INTEGER_CODES) else "")
 
@@ -184,6 +191,6 @@ def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
 
 
 def request_key() -> str | None:
-    """What tells the request that is carried out from all others; None where the client gave no key."""
+    """Return the owner and Idempotency-Key of the current request as one string; None if the client sent no key."""
     key: str | None = connexion.request.scope.get(REQUEST_KEY)
     return key

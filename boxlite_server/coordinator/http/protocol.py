@@ -1,4 +1,4 @@
-"""What the server answers where a connection carries no HTTP request, so that no application gets to see it."""
+"""HTTP below the application: answers to bytes that are not a request, which no ASGI application gets to see."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP/1.1 with the contract's error body here too."""
+    """HTTP/1.1 whose refusals carry the API's error body."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer and close. Uvicorn tells only that h11 refused; what is still in the buffer tells why."""
+        """Answer and close. Uvicorn says only that h11 refused the request; the size of the buffer tells why."""
         scope = {REQUEST_ID: ids.request_id()}
-        error: errors.BoxliteError = errors.InvalidArgumentError("this is no HTTP/1.1 request")
+        error: errors.BoxliteError = errors.InvalidArgumentError("this is not an HTTP/1.1 request")
         if len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
             error = HeadTooLargeError(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
         body = json.dumps(error_body(scope, error)).encode()

@@ -1,8 +1,12 @@
-"""Connexion with everything that depends on the operation alone made once, when the API is built.
+"""From an operation of openapi.yaml to the function that serves it, by way of Connexion.
 
-Connexion as it comes inspects the handler, decorates it, and makes parsers and validators anew for each request,
-and reads a JSON body twice. With a thousand workers that send heartbeats this is most of what a request costs. Its
-middlewares that have nothing to do here are left out: the edge authenticates, and the documents are served beside.
+The tag names the module and the operationId the function: ``createBox`` under ``Boxes`` is
+``handlers/boxes.py: create_box``. An operation without a function is not built yet, and answers 501.
+
+Whatever depends on the operation alone is made once, when the API is built. Stock Connexion inspects and decorates
+the handler and makes parsers and validators for each request, and reads a JSON body twice; with a thousand workers
+that send heartbeats, this is most of the cost of a request. Middlewares with no work here are left out: the edge
+authenticates, and the application serves the documents.
 """
 
 from __future__ import annotations
@@ -36,17 +40,17 @@ from .validation import BODY
 
 Handler = Callable[..., Awaitable[Any]]
 
-_CONTENT_TYPES = 16  # kept for an operation; clients may write theirs in many ways
+_CONTENT_TYPES = 16  # whose validators are cached for each operation; clients may spell a type in many ways
 
 
 def connexion_app(**options: Any) -> ConnexionMiddleware:
-    """An application that serves the APIs which are added to it; `options` are ConnexionMiddleware's."""
+    """Make an application that serves the APIs added to it; `options` go to ConnexionMiddleware."""
     middlewares = [ExceptionMiddleware, RoutingMiddleware, _ValidationMiddleware, ContextMiddleware]
     return ConnexionMiddleware(_Handlers(), middlewares=middlewares, **options)
 
 
 def build(app: ConnexionMiddleware) -> None:
-    """Make all that serves its APIs now. Connexion does it at the first request, and all others wait for it."""
+    """Build the middleware stack now. Connexion would do so at the first request, and all other requests would wait."""
     app.app, app.middleware_stack = app._build_middleware_stack()
 
 
@@ -58,7 +62,7 @@ class TagResolver(Resolver):  # type: ignore[misc]
         self._core = core
 
     def resolve(self, operation: Any) -> Resolution:
-        spec = operation._operation  # Connexion keeps the tags to itself
+        spec = operation._operation  # Connexion does not expose the tags
         handler = find_handler(spec["tags"][0], spec["operationId"])
         if handler is None:
             return Resolution(functools.partial(_not_built, spec["operationId"]), spec["operationId"])
@@ -66,7 +70,7 @@ class TagResolver(Resolver):  # type: ignore[misc]
 
 
 def find_handler(tag: str, operation_id: str) -> Handler | None:
-    """The function that serves an operation; None when it is not built yet."""
+    """Return the function that serves an operation; None when it is not built yet."""
     try:
         module = importlib.import_module(f".handlers.{tag.lower()}", __package__)
     except ModuleNotFoundError:
@@ -85,12 +89,12 @@ async def _not_built(
     volume_id: str = "",
     alias: str = "",
 ) -> NoReturn:
-    """Takes whatever the path holds, by name: with `**kwargs` Connexion would read the whole body first."""
+    """Raise NotBuiltError. The path parameters are named, since for `**kwargs` Connexion would read the whole body."""
     raise NotBuiltError(f"{operation_id} is not built yet in this server")
 
 
 class _Validation(RequestValidationOperation):  # type: ignore[misc]
-    """Checks the requests of one operation."""
+    """Validates the requests of one operation."""
 
     def __init__(self, next_app: ASGIApp, *, operation: Any, **options: Any) -> None:
         super().__init__(next_app, operation=operation, **options)
@@ -108,7 +112,10 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
         await self.next_app(scope, receive, send)
 
     def _body(self, mime_type: str, encoding: str) -> Any:
-        """The validator of bodies of this type, None where nothing checks them. Raises for a type not taken here."""
+        """Return the validator of bodies of this type; None if they are not validated.
+
+        Raises UnsupportedMediaTypeProblem for a type that the operation does not accept.
+        """
         self.validate_mime_type(mime_type)
         schema = self._operation.body_schema(mime_type)
         kinds = self._validator_map["body"]
@@ -139,7 +146,7 @@ class _ValidationMiddleware(RequestValidationMiddleware):  # type: ignore[misc]
 
 
 class _Arguments(AsyncParameterDecorator):  # type: ignore[misc]
-    """The handler's arguments, with the body as the validator has read it."""
+    """Passes the handler its arguments, with the body as the validator has parsed it."""
 
     def _maybe_get_body(self, request: ConnexionRequest, **of_handler: Any) -> Any:
         if BODY in request.scope:
@@ -154,7 +161,7 @@ class _Decorator(StarletteDecorator):  # type: ignore[misc]
 
 
 class _Operation(AsyncOperation):  # type: ignore[misc]
-    """A handler, decorated."""
+    """Calls the decorated handler of one operation."""
 
     def __init__(self, operation: Any, *, pythonic_params: bool, jsonifier: Any) -> None:
         function = operation.function
@@ -177,5 +184,5 @@ class _Handlers(AsyncASGIApp):  # type: ignore[misc]
 
 
 def _parser(operation: Any) -> Any:
-    """What takes parameters apart; it keeps nothing of a request."""
+    """Make the parser of an operation's parameters; it holds no state of a request."""
     return operation.uri_parser_class(operation.parameters, operation.body_definition())

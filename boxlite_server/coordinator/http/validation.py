@@ -1,4 +1,4 @@
-"""Request validation where Connexion's own would answer 500, buffer without bound, or print a schema at people."""
+"""Request validators that replace Connexion's where it answers 500, buffers without bound, or prints a schema."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
 
-BODY = "boxlite.body"  # in the scope: a JSON body that has been read and checked
+BODY = "boxlite.body"  # key of the ASGI scope: a JSON body, parsed and validated
 
 
 class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
-    """Reads a JSON body whole, with or without Content-Length, checks it, and hands it on read and as plain JSON."""
+    """Reads a JSON body whole, with or without Content-Length, validates it, and passes it on parsed and as bytes."""
 
     async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
         raw = b"".join([chunk async for chunk in _limited(receive)])
@@ -46,12 +46,12 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
             validate(body, self._schema)
         except ValidationError as exc:
             raise BadRequestProblem(detail=describe(exc, "body")) from None
-        except RecursionError:  # what could just be read cannot always be shown
+        except RecursionError:  # a body that could just be parsed may be nested too deeply to be validated
             raise BadRequestProblem(detail="the request body is nested too deeply") from None
 
 
 class FormBody(FormDataValidator):  # type: ignore[misc]
-    """Errors in form fields as one line to the client, and none in the log."""
+    """Reports an error in a form field to the client in one line, and logs nothing."""
 
     def _validate(self, body: Any) -> None:
         try:
@@ -61,8 +61,8 @@ class FormBody(FormDataValidator):  # type: ignore[misc]
 
 
 class QueryParser(OpenAPIURIParser):  # type: ignore[misc]
-    """Repeated query parameters as they were sent. Connexion joins them by commas and splits the whole at every
-    comma, also at those in the values."""
+    """Keeps repeated query parameters as they were sent. Connexion joins them with commas and splits the result at
+    every comma, including those in the values."""
 
     @staticmethod
     def _resolve_param_duplicates(values: Any, param_defn: dict[str, Any], _in: str) -> Any:
@@ -74,7 +74,7 @@ class QueryParser(OpenAPIURIParser):  # type: ignore[misc]
 
 
 class Parameters(ParameterValidator):  # type: ignore[misc]
-    """Parameter errors as one line."""
+    """Reports an error in a parameter in one line."""
 
     @staticmethod
     def validate_parameter(
@@ -91,7 +91,7 @@ class Parameters(ParameterValidator):  # type: ignore[misc]
         return None
 
 
-# The JSON content type as clients write it, and nothing else, has our validator.
+# By content type. Only `application/json` itself gets JSONBody; Connexion validates its variants.
 VALIDATORS: dict[str, Any] = {
     "parameter": Parameters,
     "body": {
@@ -119,7 +119,7 @@ async def _limited(receive: Receive) -> AsyncIterator[bytes]:
 def _loads(raw: bytes) -> Any:
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
-        if b"\\u" in raw:  # a lone surrogate can be written in JSON, but is no text
+        if b"\\u" in raw:  # a lone surrogate can be written in JSON, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise BadRequestProblem(detail="the request body is not UTF-8") from None

@@ -1,4 +1,4 @@
-"""Rows and messages as the JSON of openapi.yaml."""
+"""Rows and messages as the JSON of openapi.yaml, and page tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a command's output an attached client has."""
+"""How much of a command's output an attached client has received."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ MAX_PLACES = 1000
 
 
 class Progress:
-    """How far a client has been served, in bytes of output, and what of it has certainly arrived.
+    """Counts the bytes of output that a client was sent, and those that it has acknowledged.
 
-    A position in the log fits a count of bytes only where no beginning of a character is held back. The last
-    such place that the client has confirmed is where reading starts when it comes back; `skip` bytes from
-    there it has already.
+    A place is a count of bytes and the log position that corresponds to it; the two correspond only where no
+    unfinished character is held back. When the client comes back, reading starts at the last acknowledged place,
+    and `skip` bytes from there are not sent again.
     """
 
     def __init__(self, delivered: pb.Delivered, received: int | None) -> None:
-        """`received`: what the client itself says it has; it knows better than `delivered`."""
+        """Start from `delivered`, or from `received`, the bytes that the client says it has, unless it is None."""
         self.sent = delivered.bytes if received is None else received
         place = (delivered.bytes_at_position, delivered.position)
         if self.sent < place[0]:
             place = (0, 0)
         self.start_position = place[1]
         self.skip = self.sent - place[0]
-        self._confirmed = delivered
+        self._acknowledged = delivered
         self._places = deque([place])
 
     def passes(self, data: bytes) -> bytes:
-        """What of the output the client does not have yet; counted as sent."""
+        """Return the part of `data` that the client does not have yet, and count it as sent."""
         rest = data[self.skip :]
         self.skip -= len(data) - len(rest)
         self.sent += len(rest)
         return rest
 
     def lost(self, byte_count: int) -> int:
-        """Output is gone; how much of it the client never had. Counted as sent: it is told."""
+        """Return how many of `byte_count` lost bytes the client never had. They count as sent, since it is told."""
         missed = max(byte_count - self.skip, 0)
         self.skip = max(self.skip - byte_count, 0)
         self.sent += missed
         return missed
 
     def gap(self, position: int) -> None:
-        """Output of an unknown size is gone, and a new log begins. What of it the client has is only known if a
-        place in it was confirmed."""
+        """Start a new log at `position`, after the loss of output of an unknown size. How much of the new log the
+        client has is known only if a place in it was acknowledged."""
         if not self._places[0][0]:
             self.skip = 0
             self._places = deque([(self.sent, position)])
 
     def place(self, position: int) -> None:
-        """All output before `position` is sent, and nothing behind it."""
+        """Note that all output before `position` is sent, and nothing after it."""
         if self.skip:
             return
         if len(self._places) == MAX_PLACES:
-            self._places.pop()  # fewer will do: what lies between a place and what is confirmed is skipped
+            self._places.pop()  # fewer suffice: output between a place and an acknowledged count is skipped
         self._places.append((self.sent, position))
 
-    def confirm(self, count: int) -> pb.Delivered:
-        """The client has `count` bytes; all that is known of what it has."""
+    def acknowledge(self, count: int) -> pb.Delivered:
+        """Note that the client has `count` bytes, and return everything it has acknowledged."""
         count = min(count, self.sent)
-        # Before the skipped part is over, it is only the client's word that there is so much.
-        if count > self._confirmed.bytes and not self.skip:
+        # While bytes are still skipped, only the client says that the output is that long.
+        if count > self._acknowledged.bytes and not self.skip:
             while len(self._places) > 1 and self._places[1][0] <= count:
                 self._places.popleft()
             at_position, position = self._places[0]
-            self._confirmed = pb.Delivered(bytes=count, position=position, bytes_at_position=at_position)
-        return self._confirmed
+            self._acknowledged = pb.Delivered(bytes=count, position=position, bytes_at_position=at_position)
+        return self._acknowledged

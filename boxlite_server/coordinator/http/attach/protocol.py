@@ -1,7 +1,7 @@
-"""The WebSocket protocol below the application: pings, what the client has confirmed, and dead peers.
+"""The WebSocket protocol below the application: pings, acknowledgements, and the detection of dead peers.
 
-A pong says that the client has taken everything sent before the ping that it answers, through whatever stands
-between here and there. So each piece of output is followed by a ping that carries how much has been sent.
+A pong means that the client has received everything sent before the ping that it answers, whatever proxies stand
+between. So each piece of output is followed by a ping that carries the number of bytes sent so far.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-PEER = "peer"  # in the scope's state: the connection's protocol
+PEER = "peer"  # key of the scope's state: the connection's WebSocketProtocol
 
-# A client that acknowledges nothing for this long is gone. The kernel's own TCP_USER_TIMEOUT would also end a
-# client that is alive and does not read, and a deadline for pongs one whose input the command does not read.
+# A client whose host acknowledges no segment for this long is gone. The kernel's own TCP_USER_TIMEOUT would also
+# end a client that is alive but does not read, and a deadline for pongs would end a client whose input the command
+# does not read.
 SILENCE_MS = 25_000
-_MAX_BACKLOG = 1024 * 1024  # bytes; of answers to pings that the client does not read
-_COUNT = struct.Struct("!Q")  # the payload of our pings; uvicorn's own has another length
+_MAX_BACKLOG = 1024 * 1024  # bytes of pongs that the client does not read
+_COUNT = struct.Struct("!Q")  # the payload of a ping after output; uvicorn's own pings have another length
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Pings at once after the upgrade, because released clients give up on a socket that is silent for 10 s."""
+    """Pings right after the upgrade, because released clients give up on a socket that is silent for 10 s."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, PEER: self}
-        self.lost = asyncio.Event()  # a session that is not receiving would not hear of it otherwise
-        self.confirmed = 0  # the highest count that the client has answered
-        self.news = asyncio.Event()  # set with every change of `confirmed`
+        self.lost = asyncio.Event()  # set at the end of the connection, for a session that is not receiving
+        self.acknowledged = 0  # the highest count that the client has answered with a pong
+        self.news = asyncio.Event()  # set with every change of `acknowledged`
 
     def ping(self, count: int) -> None:
-        """Ask the client to confirm that it has what was sent so far."""
+        """Ask the client to acknowledge the `count` bytes of output sent so far."""
         if not self.close_sent and not self.transport.is_closing():
             self.conn.send_ping(_COUNT.pack(count))
             self.transport.write(b"".join(self.conn.data_to_send()))
 
-    # ---- the protocol's own ---------------------------------------------------------------------------
+    # ---- overrides ------------------------------------------------------------------------------------
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
@@ -58,13 +59,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # it was refused; uvicorn would log that as an omission of ours
+            self.handshake_complete = True  # the upgrade was refused; otherwise uvicorn logs an incomplete handshake
 
     def handle_pong(self, event: Frame) -> None:
         if len(event.data) == _COUNT.size:
             (count,) = _COUNT.unpack(event.data)
-            if count > self.confirmed:
-                self.confirmed = count
+            if count > self.acknowledged:
+                self.acknowledged = count
                 self.news.set()
         else:
             super().handle_pong(event)
@@ -77,11 +78,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 def is_silent(connection: Any) -> bool:
-    """Whether the peer has left several of our segments, or probes of its closed window, unanswered."""
+    """Whether the peer has left several segments, or probes of its closed window, unanswered for SILENCE_MS."""
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-    # Of linux/tcp.h's struct tcp_info.
+    # Fields of struct tcp_info in linux/tcp.h.
     retransmits, probes = info[2], info[3]
     (last_ack_ms,) = struct.unpack_from("=I", info, 56)
     return bool(max(retransmits, probes) >= 2 and last_ack_ms > SILENCE_MS)

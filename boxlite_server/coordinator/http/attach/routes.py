@@ -1,8 +1,8 @@
 """The WebSocket paths: attach to an execution, to a box's main command, or to a new terminal.
 
 The frames are described at `attachExecution` and `openTerminal` in openapi.yaml. Connexion does not route
-WebSockets, so the paths stand here; everything that can be refused is refused before the upgrade, as a plain
-HTTP answer.
+WebSockets, so this module matches the paths. A request is refused, where possible, before the upgrade, with a
+plain HTTP answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...._gen import worker_pb2 as pb
 from ...core import Core
 from ...store import Box
 from ..errors import error_response
-from .session import Manner, Session, is_size
+from .session import AttachOptions, Session, is_size
 
 _BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
 _EXECUTION = re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach")
@@ -29,16 +29,16 @@ _TERMINAL = re.compile(_BOX + r"/exec/tty")
 
 EXECUTION_ID_HEADER = b"x-boxlite-execution-id"
 DEFAULT_COMMAND = "bash"
-MAX_ARGUMENT = 4096  # characters of the command; openapi.yaml says the same
+MAX_ARGUMENT = 4096  # characters of the command, as in openapi.yaml
 MAX_ARGUMENTS = 4096
 
 
 class Attachment(NamedTuple):
-    """What a client asked to be attached to. `named`: it knows the execution's id already."""
+    """The execution that a client asked to attach to. `named`: the client knows the execution's id already."""
 
     box: Box
     execution: pb.Execution
-    manner: Manner
+    options: AttachOptions
     named: bool = False
 
 
@@ -53,10 +53,10 @@ class Attach:
         try:
             found = await self._find(scope)
             async with self._executions.attachment(found.execution.execution_id) as lease:
-                # Asked for anew once it is ours: whoever left just now has had more since.
+                # Read again under the lease: a client that left just now may have received more.
                 execution = await self._executions.state(found.box, found.execution.execution_id)
                 headers = [] if found.named else [(EXECUTION_ID_HEADER, execution.execution_id.encode())]
-                session = Session(self._executions, socket, found.box, execution, found.manner)
+                session = Session(self._executions, socket, found.box, execution, found.options)
                 await socket.accept(headers=headers)
                 await session.run(lease.lost)
         except WebSocketDisconnect:
@@ -68,13 +68,13 @@ class Attach:
         path = scope["path"]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if match := _EXECUTION.fullmatch(path):
-            manner = _manner(query)
+            options = _options(query)
             box, execution = await self._executions.get(match["prefix"], match["box"], match["execution"])
-            return Attachment(box, execution, manner, named=True)
+            return Attachment(box, execution, options, named=True)
         if match := _MAIN.fullmatch(path):
-            manner = _manner(query)
+            options = _options(query)
             box, execution = await self._executions.attach_box(match["prefix"], match["box"])
-            return Attachment(box, execution, manner)
+            return Attachment(box, execution, options)
         if match := _TERMINAL.fullmatch(path):
             return await self._open_terminal(match["prefix"], match["box"], query)
         raise errors.NotFoundError(f"no such WebSocket path: {path}")
@@ -86,18 +86,18 @@ class Attach:
         cols, rows = _size(query, "cols", 80), _size(query, "rows", 24)
         request = {"command": command, "args": args, "tty": True}
         box, execution = await self._executions.start(prefix, id_or_name, request, expects_reader=True)
-        with suppress(errors.InvalidStateError):  # it has ended already; its output and exit are to be seen
+        with suppress(errors.InvalidStateError):  # the command has ended; the client still gets its output and exit
             await self._executions.resize(box, execution.execution_id, cols, rows)
-        return Attachment(box, execution, Manner(channels=False))
+        return Attachment(box, execution, AttachOptions(channels=False))
 
 
-def _manner(query: dict[str, list[str]]) -> Manner:
+def _options(query: dict[str, list[str]]) -> AttachOptions:
     stdin, received = _last(query, "stdin") or "1", _last(query, "received")
     if stdin not in ("0", "1"):
         raise errors.InvalidArgumentError(f"stdin: '{stdin}' is neither 0 nor 1")
     if received is None:
-        return Manner(takes_input=stdin == "1")
-    return Manner(takes_input=stdin == "1", received=_number("received", received, 2**63 - 1))
+        return AttachOptions(takes_input=stdin == "1")
+    return AttachOptions(takes_input=stdin == "1", received=_number("received", received, 2**63 - 1))
 
 
 def _size(query: dict[str, list[str]], name: str, default: int) -> int:

@@ -1,4 +1,4 @@
-"""One attached client of one execution: what it is sent, what it has confirmed, and what it sends."""
+"""One client attached to one execution: its output, its acknowledgements and its input."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from .protocol import PEER, WebSocketProtocol
 
 log = logging.getLogger(__name__)
 
-CONFIRM_SECONDS = 1.0  # between two words to the worker
-LAST_CONFIRM_SECONDS = 5.0
+REPORT_SECONDS = 1.0  # between two reports of acknowledgements to the worker
+LAST_REPORT_SECONDS = 5.0  # for the report at the end of a session
 
 CLOSE_NORMAL = 1000
 CLOSE_TRY_AGAIN = 1013
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a client is attached. `channels`: output frames begin with a byte that names the stream."""
+class AttachOptions:
+    """How a client is attached."""
 
     takes_input: bool = True
-    channels: bool = True
-    received: int | None = None
+    channels: bool = True  # output frames begin with a byte that names the stream
+    received: int | None = None  # bytes of output that the client says it has; None when it does not say
 
 
 class Session:
-    """From the upgrade to the exit frame or the loss of the connection."""
+    """Serves one client from the upgrade to the exit frame or the loss of the connection."""
 
     def __init__(
-        self, executions: Executions, socket: WebSocket, box: Box, execution: pb.Execution, manner: Manner
+        self, executions: Executions, socket: WebSocket, box: Box, execution: pb.Execution, options: AttachOptions
     ) -> None:
         self._executions = executions
         self._socket = socket
         self._peer: WebSocketProtocol = socket.scope["state"][PEER]
         self._box = box
         self._id = execution.execution_id
-        self._manner = manner
-        self._progress = Progress(execution.delivered, manner.received)
+        self._options = options
+        self._progress = Progress(execution.delivered, options.received)
         self._reported = execution.delivered.bytes
         self._joiner = Utf8Joiner()
         self._input = InputQueue()
 
     async def run(self, replaced: asyncio.Event) -> None:
-        """Ends with the output's end or the client's, whichever comes first, or when another client has been
-        attached instead."""
+        """Run until the output ends or the client disconnects, or until `replaced` is set because another client
+        has been attached instead."""
         parts = (self._send_output(), self._receive(), self._peer.lost.wait(), replaced.wait())
         ends = [asyncio.ensure_future(part) for part in parts]
         helpers = [asyncio.ensure_future(part) for part in (self._feed(), self._report())]
@@ -73,10 +73,10 @@ class Session:
             if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
                 log.error("fault in an attached session", exc_info=result)
         if replaced.is_set():
-            with suppress(WebSocketDisconnect, RuntimeError):  # it has been closed
+            with suppress(WebSocketDisconnect, RuntimeError):  # the socket is closed already
                 await self._socket.close(CLOSE_TRY_AGAIN)
         with suppress(errors.BoxliteError, TimeoutError):
-            async with asyncio.timeout(LAST_CONFIRM_SECONDS):
+            async with asyncio.timeout(LAST_REPORT_SECONDS):
                 await self._report_once()
 
     # ---- to the client --------------------------------------------------------------------------------
@@ -112,22 +112,22 @@ class Session:
 
     async def _send_bytes(self, stream: int, data: bytes) -> None:
         if data := self._progress.passes(data):
-            await self._socket.send_bytes(frames.output_frame(stream, data) if self._manner.channels else data)
+            await self._socket.send_bytes(frames.output_frame(stream, data) if self._options.channels else data)
             self._peer.ping(self._progress.sent)
 
-    # ---- what has arrived -----------------------------------------------------------------------------
+    # ---- acknowledgements ----------------------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Tell the worker what the client has confirmed, so that it is known after our own restart, too."""
+        """Report to the worker what the client has acknowledged, so that a restarted coordinator knows it."""
         while True:
             await self._peer.news.wait()
-            with suppress(errors.BoxliteError):  # the output itself tells of a worker that is gone
+            with suppress(errors.BoxliteError):  # the output stream reports a lost worker
                 await self._report_once()
-            await asyncio.sleep(CONFIRM_SECONDS)
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _report_once(self) -> None:
         self._peer.news.clear()
-        delivered = self._progress.confirm(self._peer.confirmed)
+        delivered = self._progress.acknowledge(self._peer.acknowledged)
         if delivered.bytes > self._reported:
             await self._executions.confirm(self._box, self._id, delivered)
             self._reported = delivered.bytes
@@ -135,14 +135,14 @@ class Session:
     # ---- from the client ------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        """Input goes to the queue, so that what controls the command need not wait for it to be read."""
+        """Receive frames. Input goes to the queue, so that control frames need not wait until the command reads it."""
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
             if message.get("bytes") is None:
                 await self._or_complain(self._control(message["text"]))
-            elif self._manner.takes_input:
+            elif self._options.takes_input:
                 await self._input.put(message["bytes"])
             else:
                 await self._complain("this client is attached without input (stdin=0); what it sends is not taken")
@@ -162,7 +162,7 @@ class Session:
             frame = None
         match frame:
             case {"type": "stdin_eof"}:
-                if self._manner.takes_input:
+                if self._options.takes_input:
                     await self._input.put(END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
@@ -175,8 +175,8 @@ class Session:
                 )
 
     async def _or_complain(self, act: Coroutine[Any, Any, None]) -> None:
-        """A refusal becomes a frame. What comes after the command's end is no fault: the exit frame is on its
-        way."""
+        """Await `act`, and send its error as a frame. An act that comes after the command's end is ignored: the exit
+        frame is on its way."""
         try:
             await act
         except (errors.InvalidStateError, errors.NotFoundError):
@@ -189,5 +189,5 @@ class Session:
 
 
 def is_size(number: int) -> bool:
-    """Whether a terminal can have so many columns, or rows."""
+    """Whether a terminal can have this many columns or rows."""
     return 1 <= number <= 65535

@@ -13,9 +13,9 @@ from ...core import Core
 from .. import views
 from ..idempotency import request_key
 
-_AT_ONCE = 200  # boxes of a long list, between which others have their turn
+_AT_ONCE = 200  # boxes that are read in one go; other requests run in between
 
-# States of ours alone, found under the state that they show as.
+# Stored statuses by the status that clients see, where internal ones are among them.
 _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "removing")}
 
 
@@ -48,7 +48,7 @@ async def list_boxes(
         after = page.next_token
         if page_size or after is None:
             break
-        await asyncio.sleep(0)  # everybody else's requests come in between
+        await asyncio.sleep(0)  # let other requests run
     token = views.encode_token(after) if after else None
     text = f'{{"boxes": [{", ".join(shown)}], "next_page_token": {json.dumps(token)}}}\n'
     return Response(text, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Executions: start, look at, steer; output and input of the oldest clients. WebSockets are in `attach.py`."""
+"""Executions: start, get, kill, signal, resize; input and output without a WebSocket. `attach/` serves WebSockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import sse, views
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
-INPUT_TRIES = 10  # by then the client of one request has given up
+INPUT_TRIES = 10  # a client gives up on its request before more tries would help
 
 
 async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
@@ -43,8 +43,8 @@ async def resize_execution(core: Core, prefix: str, box_id: str, execution_id: s
 
 
 async def send_execution_input(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
-    """Input is passed on as it comes in. A command that has ended takes none and needs none: clients say
-    goodbye to it with an end of input."""
+    """Pass input on as it arrives. Input for a command that has ended is ignored, since clients end the input of
+    a command that has exited."""
     box, execution = await core.executions.get(prefix, box_id, execution_id)
     request = connexion.request
     with contextlib.suppress(errors.InvalidStateError):
@@ -56,16 +56,16 @@ async def send_execution_input(core: Core, prefix: str, box_id: str, execution_i
 
 
 async def stream_execution_output(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
-    """Server-sent events from the start of the output, or from behind ``Last-Event-ID``."""
+    """Answer with the output as server-sent events, from its start or from after ``Last-Event-ID``."""
     box, _ = await core.executions.get(prefix, box_id, execution_id)
     last_id = connexion.request.headers.get("last-event-id", "0")
     if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
-        raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is none of ours")
+        raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is not an event id of this stream")
     return sse.stream_output(core, box, execution_id, int(last_id))
 
 
 async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
-    """Server-sent events of what the box's main command has said."""
+    """Answer with the output of the box's main command as server-sent events."""
     box = await core.boxes.get(prefix, box_id)
     return sse.stream_logs(core, box, tail, follow)
 

@@ -1,4 +1,4 @@
-"""Files: tar archives in and out, streamed."""
+"""Files: tar archives, streamed into a box and out of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEDIA_TYPE = "application/x-tar"
 async def upload_files(
     core: Core, prefix: str, box_id: str, path: str, overwrite: bool = True, source_is_dir: bool | None = None
 ) -> Any:
-    """Without a parameter `body`, which would have Connexion read it whole."""
+    """Store the request's archive. There is no parameter `body`: Connexion would read the body whole for it."""
     body = connexion.request.stream()
     try:
         await core.files.upload(prefix, box_id, path, received(body), overwrite=overwrite, source_is_dir=source_is_dir)
@@ -27,8 +27,8 @@ async def upload_files(
 
 
 async def download_files(core: Core, prefix: str, box_id: str, path: str, follow_symlinks: bool = False) -> Any:
-    """What can be refused is refused before the answer begins; what breaks later breaks the connection, since
-    an archive that ends early looks whole."""
+    """Answer with an archive. Refusals come before the answer begins; a failure after that breaks the connection,
+    since an archive that ends early looks whole."""
     is_dir, chunks = await core.files.download(prefix, box_id, path, follow_symlinks=follow_symlinks)
     headers = {"X-Boxlite-Source-Is-Dir": "true" if is_dir else "false"}
     return ArchiveResponse(chunks, media_type=MEDIA_TYPE, headers=headers)

@@ -1,4 +1,4 @@
-"""Who the caller is; tokens for clients that cannot send an API key directly."""
+"""The principal of a caller, and tokens for clients that cannot send an API key directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def get_current_principal(core: Core) -> Any:
         "principal_type": "service_account",
         "email": None,
         "display_name": None,
-        "path_prefix": None,  # box paths without a prefix mean the caller's own
+        "path_prefix": None,  # a box path without a prefix means the caller's own
         "scopes": list(SCOPES),
         "expires_at": None,
     }

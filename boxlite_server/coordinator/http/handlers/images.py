@@ -1,4 +1,4 @@
-"""Images: pull, list, get, remove. The catalogue's aliases and registries are refused with a reason."""
+"""Images: pull, list, get, remove. Requests about aliases and registries are refused with a reason."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .. import views
 from ..errors import error_body
 
 _LINES = "application/x-ndjson"
-NO_LIMIT = 2**53 - 1  # released clients want a number; this is the largest that JSON carries everywhere
+NO_LIMIT = 2**53 - 1  # released clients require a number; this is the largest that every JSON parser reads
 
 
 async def pull_image(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     events = core.images.pull(body["reference"])
     if _LINES in connexion.request.headers.get("accept", ""):
-        # What fails at once still gets its status.
+        # A pull that fails at its first step is answered with the status of its error.
         first = await anext(events)
         return StreamingResponse(_lines(core, connexion.request.scope, first, events), media_type=_LINES)
     try:

@@ -1,4 +1,4 @@
-"""Network policies and tunnels of a running box: refused, each with what there is instead."""
+"""Network policies and tunnels of a running box: all are refused, and each refusal names the alternative."""
 
 from __future__ import annotations
 

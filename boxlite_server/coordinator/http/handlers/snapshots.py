@@ -44,19 +44,19 @@ async def clone_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] |
 
 
 async def export_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
-    """What can be refused is refused before the answer begins; what breaks later breaks the connection, and
-    leaves an archive without its end."""
+    """Answer with an archive. Refusals come before the answer begins; a failure after that breaks the connection,
+    and leaves an archive without its end."""
     box, archive = await core.archives.export(prefix, box_id)
     headers = {"Content-Disposition": f'attachment; filename="{box.name or box.id}.boxlite"'}
     return ArchiveResponse(archive, media_type="application/octet-stream", headers=headers)
 
 
 async def import_box(core: Core, prefix: str, name: str | None = None) -> Any:
-    """Without a parameter `body`, which would have Connexion read it whole."""
+    """Make a box from the request's archive. There is no parameter `body`: Connexion would read the body whole."""
     body = connexion.request.stream()
     try:
         box = await core.archives.load(prefix, name, received(body), request_key=request_key())
-        await drain(body)  # nothing is left of it, unless the box was there already
+        await drain(body)  # the body has been read whole, unless the box existed already
     except errors.BoxliteError:
         await drain(body)
         raise

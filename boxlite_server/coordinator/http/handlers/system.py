@@ -1,4 +1,4 @@
-"""What the server is and whether it is well."""
+"""The server's configuration, health and readiness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Administration of workers, and the two calls that workers make themselves."""
+"""Administration of workers, and the two operations that workers call themselves."""
 
 from __future__ import annotations
 

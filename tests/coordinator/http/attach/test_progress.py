@@ -68,7 +68,7 @@ def serve(log: Log, client: Client, progress: Progress, frames: int | None, answ
     for position, stream, data in log.events(progress.start_position):
         if out := progress.passes(joiner.push(stream, data)):
             if sent == frames:
-                return progress.confirm(count)
+                return progress.acknowledge(count)
             client.frames.append((stream, out))
             sent += 1
             if sent <= answered:
@@ -78,7 +78,7 @@ def serve(log: Log, client: Client, progress: Progress, frames: int | None, answ
     for stream, data in joiner.flush():
         if out := progress.passes(data):
             client.frames.append((stream, out))
-    return progress.confirm(progress.sent)
+    return progress.acknowledge(progress.sent)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -98,7 +98,7 @@ def test_a_client_that_counts_gets_every_byte_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_client_that_confirms_all_gets_every_byte_once(seed: int) -> None:
+def test_a_client_that_acknowledges_all_gets_every_byte_once(seed: int) -> None:
     rng = random.Random(seed)
     log, client, delivered = Log(rng), Client(), pb.Delivered()
     for _ in range(rng.randint(1, 6)):
@@ -109,7 +109,7 @@ def test_a_client_that_confirms_all_gets_every_byte_once(seed: int) -> None:
         assert client.of(stream) == b"".join(data for number, data in log.runs if number == stream)
 
 
-def test_what_nobody_confirmed_comes_again() -> None:
+def test_what_nobody_acknowledged_comes_again() -> None:
     log, client = Log(random.Random(1)), Client()
     delivered = serve(log, client, Progress(pb.Delivered(), None), 5, 2)
     assert delivered.bytes == sum(len(data) for _, data in client.frames[:2])
@@ -127,11 +127,11 @@ def test_lost_output_counts_as_received_by_whom_it_was_told() -> None:
     assert progress.sent == 16
 
 
-def test_a_client_cannot_confirm_what_it_only_claims() -> None:
+def test_a_client_cannot_acknowledge_what_it_only_claims() -> None:
     known = pb.Delivered(bytes=5, position=20, bytes_at_position=5)
     progress = Progress(known, 2**62)
-    assert progress.confirm(2**62) == known
-    assert Progress(known, None).confirm(99) == known
+    assert progress.acknowledge(2**62) == known
+    assert Progress(known, None).acknowledge(99) == known
 
 
 def test_places_are_bounded() -> None:
@@ -139,10 +139,10 @@ def test_places_are_bounded() -> None:
     for position in range(1, 3 * MAX_PLACES):
         progress.passes(b"x")
         progress.place(position)
-    assert progress.confirm(MAX_PLACES // 2) == pb.Delivered(
+    assert progress.acknowledge(MAX_PLACES // 2) == pb.Delivered(
         bytes=MAX_PLACES // 2, position=MAX_PLACES // 2, bytes_at_position=MAX_PLACES // 2
     )
-    last = progress.confirm(3 * MAX_PLACES)
+    last = progress.acknowledge(3 * MAX_PLACES)
     assert (last.bytes, last.position) == (3 * MAX_PLACES - 1, last.bytes_at_position)
 
 
@@ -174,13 +174,13 @@ def test_behind_a_gap_nothing_is_skipped_that_is_new() -> None:
     progress.gap(0)
     assert progress.passes(b"new") == b"new"
     progress.place(1000)
-    confirmed = progress.confirm(4)
-    assert (confirmed.bytes, confirmed.position, confirmed.bytes_at_position) == (4, 0, 4)
+    acknowledged = progress.acknowledge(4)
+    assert (acknowledged.bytes, acknowledged.position, acknowledged.bytes_at_position) == (4, 0, 4)
     # The client comes back and says that it has two bytes more.
-    progress = Progress(confirmed, received=6)
+    progress = Progress(acknowledged, received=6)
     assert progress.start_position == 0
     progress.gap(0)
     assert progress.passes(b"new") == b"w"
     progress.place(1000)
-    confirmed = progress.confirm(7)
-    assert (confirmed.bytes, confirmed.position, confirmed.bytes_at_position) == (7, 1000, 7)
+    acknowledged = progress.acknowledge(7)
+    assert (acknowledged.bytes, acknowledged.position, acknowledged.bytes_at_position) == (7, 1000, 7)
