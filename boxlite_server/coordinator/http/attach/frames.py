@@ -17,5 +17,5 @@ def exit_frame(ended: pb.Execution) -> str:
 
 
 def error_frame(message: str, **more: int) -> str:
-    """Build a complaint; the socket stays open. `more`: fields beside `type` and `message`."""
+    """Build a text frame that tells the client of an error. `more`: fields beside `type` and `message`."""
     return json.dumps({"type": "error", "message": message, **more})
