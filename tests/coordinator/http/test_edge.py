@@ -42,6 +42,7 @@ def test_an_answer_that_has_not_begun_says_that_the_coordinator_ends() -> None:
     assert dict(start["headers"])[b"x-request-id"]
     error = json.loads(body["body"])["error"]
     assert (error["type"], error["code"]) == ("UpstreamUnavailableError", "upstream_unavailable")
+    assert "shutting down" in error["message"]
 
 
 def test_an_answer_that_has_begun_is_broken_off() -> None:

@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, delivered: pb.Delivered, received: int | None) -> None:
-        """Start from `delivered`, or from `received`, the bytes that the client says it has, unless it is None."""
+        """`received`: bytes that the client says it has, which overrides `delivered`; None if it does not say."""
         self.sent = delivered.bytes if received is None else received
         place = (delivered.bytes_at_position, delivered.position)
         if self.sent < place[0]:

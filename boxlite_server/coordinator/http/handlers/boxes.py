@@ -15,7 +15,7 @@ from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes that are read in one go; other requests run in between
 
-# Stored statuses by the status that clients see, where internal ones are among them.
+# The stored statuses of a status that clients see, if internal ones are among them.
 _FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "removing")}
 
 

@@ -13,7 +13,7 @@ from .. import sse, views
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
-INPUT_TRIES = 10  # a client gives up on its request before more tries would help
+INPUT_TRIES = 10  # to write a chunk; by then, the client has given up on its request
 
 
 async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
