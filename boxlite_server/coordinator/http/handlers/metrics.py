@@ -1,4 +1,4 @@
-"""Counters of a prefix, and what one box uses."""
+"""The counters of a prefix, and the counters and gauges of one box."""
 
 from __future__ import annotations
 
