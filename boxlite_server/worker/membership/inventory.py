@@ -77,14 +77,23 @@ class _Question(Generic[T]):
 
 
 def inventory(runtime: BoxRuntime) -> Inventory:
-    """Take an inventory. Raises `EngineError`, also when the engine was restarted meanwhile: the boxes would be
-    reported under the wrong life."""
-    life = runtime.life()
-    boxes = sorted(map(_entry, runtime.list_boxes()), key=lambda entry: (entry["box_id"], entry["generation"]))
-    if runtime.life() != life:
-        raise EngineError("the container engine was restarted just now")
+    """Take an inventory of all boxes in one life of the engine. Raises `EngineError`."""
+    states, life = in_one_life(runtime, runtime.list_boxes)
+    boxes = sorted(map(_entry, states), key=lambda entry: (entry["box_id"], entry["generation"]))
     text = json.dumps([life, boxes], separators=(",", ":"))
     return Inventory(boxes, life, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def in_one_life(runtime: BoxRuntime, look: Callable[[], T]) -> tuple[T, str]:
+    """What `look` returns, and the life of the engine that it holds for.
+
+    Raises `EngineError` when the engine was restarted meanwhile: what is seen in one life must not count for another.
+    """
+    life = runtime.life()
+    seen = look()
+    if runtime.life() != life:
+        raise EngineError("the container engine was restarted just now; try again")
+    return seen, life
 
 
 def _entry(state: BoxState) -> dict[str, Any]:

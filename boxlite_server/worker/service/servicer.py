@@ -8,18 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
-from ...errors import BoxliteError, EngineError, InvalidArgumentError, ResourceExhaustedError
+from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from ..commands import ExecSpec
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..files.transfer import Files
+from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime
 from . import messages
 from .incoming import Upload, imported
@@ -31,8 +32,6 @@ MAX_CALLS = 768
 MAX_READERS = 400
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
-
-T = TypeVar("T")
 
 
 def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +112,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
-        state, life = self._in_one_life(lambda: self._runtime.inspect(box))
+        state, life = in_one_life(self._runtime, lambda: self._runtime.inspect(box))
         answer = messages.box(state)
         answer.engine_life = life
         # The engine also counts the commands that a former worker process has started.
@@ -124,16 +123,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
-        states, life = self._in_one_life(self._runtime.list_boxes)
+        states, life = in_one_life(self._runtime, self._runtime.list_boxes)
         return pb.ListBoxesResponse(boxes=[messages.box(state) for state in states], engine_life=life)
-
-    def _in_one_life(self, look: Callable[[], T]) -> tuple[T, str]:
-        """What is seen, and under which life of the engine: what is seen of one must not count for another."""
-        life = self._runtime.life()
-        seen = look()
-        if self._runtime.life() != life:
-            raise EngineError("the container engine was restarted just now; try again")
-        return seen, life
 
     # ---- executions ----
 
