@@ -1,4 +1,4 @@
-"""The seam for commands in boxes: what a command is asked to be, and what can be done with it while it runs."""
+"""The seam for commands in boxes: `ExecSpec` describes a command, `Process` is the command from spawn to exit code."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-STDOUT = 1  # with a pseudo-terminal: everything
+STDOUT = 1  # with a pseudo-terminal: all output
 STDERR = 2
-GONE_EXIT_CODE = 137  # of a command whose real exit code went with its box
+GONE_EXIT_CODE = 137  # of a command whose real exit code was lost with its box
 
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A command to run in a box. Empty `working_dir` and `user` mean: the box's."""
+    """A command to run in a box. An empty `working_dir` or `user` leaves the value to the box."""
 
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -25,33 +25,33 @@ class ExecSpec:
 class Process(Protocol):
     """One command in a box, from spawn to exit code.
 
-    One thread reads and then waits; other threads may call the rest at any time. Verbs other than
-    `kill` and `close` on a command that has ended raise `InvalidStateError`.
+    One thread reads and then waits; other threads may call the other methods at any time. `write`, `signal` and
+    `resize` raise `InvalidStateError` once the command has ended.
     """
 
     @property
     def handle(self) -> str:
-        """By which `BoxRuntime.readopt` finds the command in another life of this process. Of a main command:
-        none, it is found by its box."""
+        """The name by which `BoxRuntime.readopt` finds the command in another worker process. Empty for a main
+        command, which is found by its box."""
 
     @property
     def lost(self) -> str:
-        """Once `wait` has returned: why the exit code is not the command's own; empty when it is."""
+        """Why the exit code that `wait` returned is not the command's own; empty when it is."""
 
     def read(self) -> tuple[int, bytes] | None:
         """The next piece of output as (STDOUT or STDERR, data); blocks. None: the output has ended."""
 
     def write(self, data: bytes, timeout: float) -> int:
-        """Hand input to the command for at most `timeout` seconds. Returns the bytes taken."""
+        """Hand input to the command for at most `timeout` seconds. Returns the number of bytes taken."""
 
     def close_input(self) -> None:
-        """End of input: the command reads to its end what was taken, then EOF. Repeating it is harmless."""
+        """End the input: the command reads what was taken, then EOF. Repeating this is harmless."""
 
     def signal(self, number: int) -> None:
         """Send the POSIX signal `number` to the command."""
 
     def kill(self) -> None:
-        """SIGKILL to the command and its process group. Of an ended command: nothing."""
+        """Send SIGKILL to the command and its process group. A command that has ended is ignored."""
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the size of the command's pseudo-terminal."""
@@ -60,14 +60,14 @@ class Process(Protocol):
         """The exit code, 128 + n after signal n; blocks. Called after the end of output."""
 
     def close(self) -> None:
-        """Let go of the command: a blocked `read` and `wait` return soon. Kills nothing."""
+        """Let go of the command without killing it: a blocked `read` and `wait` return soon."""
 
 
 class LogReader(Protocol):
-    """What a box has said. One thread reads, any may close."""
+    """The output of a box's main command, as logged. One thread reads, any thread may close."""
 
     def read(self) -> tuple[int, bytes] | None:
-        """The next piece as (STDOUT or STDERR, data); blocks. None: there is no more, or it was closed."""
+        """The next piece as (STDOUT or STDERR, data); blocks. None: the log has ended, or the reader was closed."""
 
     def close(self) -> None:
-        """A blocked `read` returns soon. Repeating it is harmless."""
+        """End the reader: a blocked `read` returns soon. Repeating this is harmless."""

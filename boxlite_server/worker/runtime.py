@@ -1,11 +1,11 @@
-"""The seam between the worker and whatever runs its boxes.
+"""The seam between the worker and the engine that runs its boxes.
 
-`BoxRuntime` keeps boxes, `Process` is one command in a box. Both are blocking and safe to call from many
-threads. Nothing here knows an engine: a second implementation needs this module and nothing else.
+`BoxRuntime` keeps boxes, `Process` is one command in a box (`commands.py`, named here again). Both block and may be
+called from many threads. Nothing here knows an engine: this module is all that a second implementation needs.
 
-Every verb about a box names it by `BoxRef`. A generation lower than the one that the runtime holds is
-refused with `InvalidStateError`; a box that the runtime does not hold is a `NotFoundError`. A runtime sees
-and touches only the boxes of its own owner. An engine that does not answer is an `EngineError`.
+Every method about a box names it by `BoxRef`. The runtime refuses a generation lower than the one that it holds with
+`InvalidStateError`; a box that it does not hold is a `NotFoundError`. It sees and touches only the boxes of its own
+owner. It raises `EngineError` when the engine does not answer.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from .commands import ExecSpec, LogReader, Process
+from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
+from .commands import STDERR as STDERR
+from .commands import STDOUT as STDOUT
+from .commands import ExecSpec as ExecSpec
+from .commands import LogReader as LogReader
+from .commands import Process as Process
 
-
-class BoxStatus(StrEnum):
-    """What the engine says of a box; the values are those of the REST contract."""
-
-    CONFIGURED = "configured"  # created, never started
-    RUNNING = "running"
-    STOPPED = "stopped"
-    PAUSED = "paused"
-    FAILED = "failed"  # the engine holds it and could not run it
+# ---- boxes ----
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose boxes a runtime keeps: one worker of one cluster."""
+    """The worker, of one cluster, whose boxes a runtime keeps."""
 
     cluster_id: str
     worker_id: str
@@ -48,7 +45,7 @@ class BoxRef:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Storage at `guest_path`: a volume or a path of the host, exactly one of the two."""
+    """Storage at `guest_path`: either a volume or a path of the host."""
 
     guest_path: str
     volume_id: str = ""
@@ -58,7 +55,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """A port of the box at an address of the host. `host_port` 0: any free one, chosen at each start."""
+    """A port of the box, published at an address of the host. With `host_port` 0, each start takes any free port."""
 
     guest_port: int
     host_port: int = 0
@@ -68,7 +65,7 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
-    """What a box is made of. Empty strings and tuples mean: as the image has it."""
+    """What a box is made of. An empty string or tuple leaves the value to the image."""
 
     image: str
     cpus: int = 1
@@ -87,28 +84,143 @@ class BoxSpec:
     cap_drop: tuple[str, ...] = ()
 
 
+class BoxStatus(StrEnum):
+    """What the engine says of a box. The values are those of the REST contract."""
+
+    CONFIGURED = "configured"  # created, never started
+    RUNNING = "running"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    FAILED = "failed"  # the engine holds the box and could not run it
+
+
 @dataclass(frozen=True, slots=True)
 class BoxState:
-    """`pid`: on this host, of the main command, while it runs. `exit_code`: of its last run, once over.
-    `ports`: as they are published while it runs, with the real host ports.
-    `commands`: how many run besides the main one; only `inspect` has looked.
-    `interrupted`: it stopped because the engine was told to kill it, and not by us: by somebody's hand, or by
-    the engine's own end. Known only of ends that came while the runtime watched."""
+    """A box as the engine sees it at one moment.
+
+    `interrupted`: the box stopped because somebody other than this worker had the engine kill it, or because the
+    engine itself ended. The runtime knows this only of a stop that happened while it watched the engine.
+    """
 
     box: BoxRef
     status: BoxStatus
-    pid: int | None = None
-    exit_code: int | None = None
-    ports: tuple[PortMapping, ...] = ()
-    commands: int = 0
+    pid: int | None = None  # of the main command on this host, while it runs
+    exit_code: int | None = None  # of the main command's last run, once that has ended
+    ports: tuple[PortMapping, ...] = ()  # published while the box runs, with the real host ports
+    commands: int = 0  # running besides the main one; only `inspect` counts them
     interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class BootTiming:
+    """How long each stage on the way to a running box took, in milliseconds; None: not measured.
+
+    `box_spawn_ms` and `container_init_ms` are those of the last start.
+    """
+
+    image_prepare_ms: int | None = None  # find the image, or pull it
+    box_config_ms: int | None = None  # make the box
+    box_spawn_ms: int | None = None  # start the box
+    container_init_ms: int | None = None  # from then until the main command runs
+
+    @property
+    def total_ms(self) -> int | None:
+        """The sum of the stages that were measured; None when none was."""
+        parts = (self.image_prepare_ms, self.box_config_ms, self.box_spawn_ms, self.container_init_ms)
+        known = [part for part in parts if part is not None]
+        return sum(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a box uses now; a box at rest uses nothing. None: cannot be measured.
+
+    `cpu_percent` is in percent of one cpu, since the former measurement or, without one, since the box's start.
+    The network's bytes count from the box's start and are seen from the box.
+    """
+
+    cpu_percent: float | None = 0.0
+    memory_bytes: int | None = 0
+    network_bytes_sent: int | None = None
+    network_bytes_received: int | None = None
+    boot: BootTiming = BootTiming()
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
+    """The engine's host."""
+
     cpus: int
     memory_mib: int
     engine_version: str
+
+
+# ---- images and volumes ----
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image under one of its names."""
+
+    reference: str  # the name in full
+    image_id: str
+    cached_at_ms: int  # Unix time
+    size_bytes: int
+    digests: tuple[str, ...] = ()  # by which registries know the image
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """Bytes of all layers known so far; `total_bytes` grows while the engine finds more layers."""
+
+    current_bytes: int
+    total_bytes: int
+
+
+class Images(Protocol):
+    """The images that the engine has at hand. All who use the engine share them."""
+
+    def list(self) -> list[Image]:
+        """An entry for each name of each image, without the images that hold disks of boxes."""
+
+    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+        """Fetch the image anew. Yields the progress at least every second, and the image last.
+
+        Raises `ImageError` when the image cannot be had, or `reference` is malformed.
+        """
+
+    def remove(self, reference: str) -> None:
+        """Take this name off its image, and remove the image with its last name. A name that is not there is ignored.
+
+        Raises `InvalidStateError` when a box uses the image.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Storage that outlives boxes."""
+
+    volume_id: str
+    created_at_ms: int  # Unix time
+
+
+class Volumes(Protocol):
+    """The volumes of this owner."""
+
+    def create(self, volume_id: str) -> Volume:
+        """Make an empty volume, or return the existing one."""
+
+    def remove(self, volume_id: str) -> None:
+        """Remove the volume and its data. A volume that is not there is ignored.
+
+        Raises `InvalidStateError` when a box uses the volume.
+        """
+
+    def list(self) -> list[Volume]:
+        """All volumes of this owner."""
+
+
+# ---- files ----
 
 
 class FileKind(StrEnum):
@@ -120,108 +232,57 @@ class FileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """`target`: the path in the box that a link leads to in the end, whether there is something or not."""
+    """What is at a path. `target`: the path in the box that a link leads to in the end, whether that exists or not."""
 
     kind: FileKind
     target: str = ""
 
 
 class ArchiveStream(Protocol):
-    """A tar archive as the engine gives it, once. Cut off, it raises `EngineError`."""
+    """A tar archive that can be read once. Raises `EngineError` when the engine breaks it off."""
 
     def __iter__(self) -> Iterator[bytes]: ...
 
     def close(self) -> None:
-        """Let go of it, from any thread; repeating it is harmless."""
+        """Let go of the archive, from any thread. Repeating this is harmless."""
 
 
 class BoxFiles(Protocol):
-    """The files of one box, whether it runs or not. Paths are absolute, clean and never leave the box: links
-    are followed inside it, except one that a path ends in. An engine may hold up everything else about a box
-    while an archive is under way, so both ends have to be fast."""
+    """The files of one box, whether it runs or not.
+
+    Paths are absolute and clean, and never leave the box: the engine follows links inside it, except a link at the
+    end of a path. An engine may hold up all other calls about the box while an archive is under way, so both ends
+    have to be fast.
+    """
 
     def owner(self) -> tuple[int, int] | None:
         """(uid, gid) of the box's user; None where the box's image does not tell."""
 
     def stat(self, path: str) -> FileState | None:
-        """What there is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
+        """What is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
 
     def put(self, directory: str, archive: Iterable[bytes]) -> None:
-        """Unpack a tar archive of ours below an existing directory. Files are replaced, a link is not followed
-        but replaced, directories are merged and take the archive's mode and owner.
+        """Unpack a tar archive made by this worker below an existing directory.
 
-        Raises `InvalidStateError` where a directory would replace something else, or the reverse, and
-        `ResourceExhaustedError` when the box's disk is full; what came before it is then there.
+        Files are replaced. A link is replaced too, not followed. Directories are merged, and take the archive's
+        mode and owner. Raises `InvalidStateError` where a directory would replace something else, or the reverse,
+        and `ResourceExhaustedError` when the box's disk is full; the entries before that point are unpacked then.
         """
 
     def get(self, path: str) -> ArchiveStream:
-        """The file, or the directory and all below it, under its last name. Under `/.` at the end of `path`:
-        the directory's content, and itself as `.`. Raises `NotFoundError`."""
+        """The file, or the directory and all below it, under the path's last name.
 
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image under one of its names. `reference`: in full; `digests`: by which registries know it."""
-
-    reference: str
-    image_id: str
-    cached_at_ms: int  # Unix time
-    size_bytes: int
-    digests: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PullProgress:
-    """Of all parts known so far; `total_bytes` grows while parts are being found."""
-
-    current_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    volume_id: str
-    created_at_ms: int  # Unix time
-
-
-class Images(Protocol):
-    """The images that boxes can be made of at once. Shared by all who use the engine."""
-
-    def list(self) -> list[Image]:
-        """An entry for each name of each image; those that only our own snapshots are made of are left out."""
-
-    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
-        """Fetch the image anew: progress at least every second, and the image last.
-
-        Raises `ImageError` when it cannot be had, or is no reference at all.
-        """
-
-    def remove(self, reference: str) -> None:
-        """Take this name off its image, and the image away with its last name; nothing when there is none.
-
-        Raises `InvalidStateError` when a box uses it.
+        A `path` that ends in `/.` gives the directory's content, and the directory itself as `.`. Raises
+        `NotFoundError`.
         """
 
 
-class Volumes(Protocol):
-    """Storage that outlives boxes, of this owner alone."""
-
-    def create(self, volume_id: str) -> Volume:
-        """Make an empty volume; of an existing one: what it is."""
-
-    def remove(self, volume_id: str) -> None:
-        """Remove the volume and its data; nothing when there is none.
-
-        Raises `InvalidStateError` when a box uses it.
-        """
-
-    def list(self) -> list[Volume]:
-        """All volumes of this owner."""
+# ---- disks ----
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSize:
-    """In bytes: what the box had written on the disk that it began with, and the whole disk."""
+    """In bytes: what the box had written to the disk that it began with, and the whole disk."""
 
     container_disk_bytes: int
     size_bytes: int
@@ -229,7 +290,7 @@ class SnapshotSize:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a box's commands run with, its image's part included."""
+    """What a box's commands run with, including what its image sets."""
 
     env: Mapping[str, str]
     working_dir: str
@@ -240,56 +301,58 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A disk on its way out: `tar` may be read once, in pieces of any size."""
+    """A disk to carry away. `tar` can be read once, in pieces of any size."""
 
     settings: Settings
     tar: Iterator[bytes]
 
 
 class Disks(Protocol):
-    """Keeps the disks of boxes, copies them, and carries them away.
+    """Snapshots, copies and exports of the disks of boxes.
 
-    A disk is the file system of a box without what is mounted into it. Taken from a running box it shows one
-    moment: the box is paused as long as that takes, and runs on. What a verb leaves behind when it fails is
-    nothing. All of a box's disks go when the box is removed.
+    A disk is the file system of a box without what is mounted into it. A disk taken from a running box shows one
+    moment: the box is paused meanwhile, and runs on. A method that fails leaves nothing behind. All disks of a box
+    are removed with the box.
     """
 
     def snapshot(self, box: BoxRef, snapshot_id: str) -> SnapshotSize:
-        """Keep the disk under an id that no other snapshot has; of a kept one: its size."""
+        """Keep the disk under an id that no other snapshot has. Repeated, it only returns the size."""
 
     def remove_snapshot(self, box: BoxRef, snapshot_id: str) -> None:
-        """Let go of a snapshot, also of one that the box was restored from; nothing when there is none."""
+        """Remove a snapshot, even if the box was restored from it. A snapshot that is not there is ignored."""
 
     def list_snapshots(self) -> list[tuple[str, str]]:
-        """The box id and the id of every snapshot of this owner."""
+        """(box id, snapshot id) of every snapshot of this owner."""
 
     def restore(self, box: BoxRef, snapshot_id: str, generation: int, spec: BoxSpec) -> BoxState:
-        """Replace the box by that generation of it, made from the snapshot and not started.
+        """Replace `box` by a box of the given generation, made from the snapshot and not started.
 
-        `box` is the generation that goes; repeated, the verb gives the state of the new one. `spec.image`
-        does not matter. Raises `InvalidStateError` when the box runs, `NotFoundError` when there is no such
-        snapshot; the box is then as it was.
+        Repeated, it returns the state of the new generation. `spec.image` is ignored. Raises `InvalidStateError`
+        when the box runs, `NotFoundError` when there is no such snapshot; the box is unchanged then.
         """
 
     def clone(self, source: BoxRef, box: BoxRef, spec: BoxSpec) -> BoxState:
-        """Make another box, not started, with the disk of `source`. `spec.image` does not matter."""
+        """Make another box, not started, with a copy of the disk of `source`. `spec.image` is ignored."""
 
     def export(self, box: BoxRef) -> AbstractContextManager[Export]:
-        """The disk as a tar archive, of the moment of entry whatever the box does afterwards."""
+        """The disk as a tar archive. It shows the moment of entry, whatever the box does afterwards."""
 
     def load(self, box: BoxRef, spec: BoxSpec, tar: Iterable[bytes]) -> BoxState:
-        """Make a box, not started, with the disk in the archive; `spec.image` does not matter.
+        """Make a box, not started, with the disk in the archive. `spec.image` is ignored.
 
-        The box comes to be only once all of `tar` is read; what `tar` raises is passed on. Raises
-        `InvalidArgumentError` when it is no tar archive.
+        The box exists only once all of `tar` is read. An exception that `tar` raises is passed on. Raises
+        `InvalidArgumentError` when `tar` is not a tar archive.
         """
 
     def tidy(self) -> None:
-        """Remove what a verb left behind when its process was killed. Called while no verb is under way."""
+        """Remove what a method left behind when its process was killed. Called while no method is under way."""
+
+
+# ---- the runtime ----
 
 
 class BoxRuntime(Protocol):
-    """Keeps boxes. Each verb is idempotent: repeated, it finds its work done."""
+    """Keeps boxes. Each method is idempotent: repeated, it finds its work done."""
 
     @property
     def images(self) -> Images: ...
@@ -301,115 +364,81 @@ class BoxRuntime(Protocol):
     def disks(self) -> Disks: ...
 
     def ping(self) -> None:
-        """Returns when the engine answers; raises `EngineError` otherwise."""
+        """Return when the engine answers; raise `EngineError` otherwise."""
 
     def capacity(self) -> Capacity:
         """What the engine's host has, whoever uses it."""
 
     def life(self) -> str:
-        """Names the engine's present life: another one after each restart of the engine or of its host, and
-        the same as long as it lives."""
+        """An identifier of the engine's present life. It changes with each restart of the engine or of its host, and
+        at no other time."""
 
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
-        """Make the box, not started; of an existing one: its state. Older generations are removed first.
+        """Make the box, not started, or return the state of the existing one. Removes older generations first.
 
-        The image is fetched when missing. Raises `ImageError` when it cannot be had,
-        `InvalidArgumentError` when the engine refuses the spec or the operator the host path,
-        `UnsupportedError` when the operator has not allowed a capability, `InvalidStateError` when a volume
-        is not there. What is mounted outlives the box.
+        Fetches the image when it is missing. Raises `ImageError` when the image cannot be had,
+        `InvalidArgumentError` when the engine refuses the spec or the operator the host path, `UnsupportedError`
+        when the operator has not allowed a capability, `InvalidStateError` when a volume is missing. What is
+        mounted outlives the box.
         """
 
     def start(self, box: BoxRef) -> BoxState:
-        """Run the main command; of a running box: its state.
+        """Run the main command, or return the state of a box that runs.
 
-        Returns only once the command is spawned. Raises `ExecutionError` when it cannot be,
+        Returns only once the command is spawned. Raises `ExecutionError` when the command cannot be spawned,
         `InvalidStateError` when a port is taken or a volume gone, `InvalidArgumentError` when a host path is
         not allowed any more; the box can then be started again or removed.
         """
 
     def stop(self, box: BoxRef, timeout: float) -> BoxState:
-        """SIGTERM, SIGKILL after `timeout` seconds; returns once stopped. Of a box at rest: its state."""
+        """Send SIGTERM, and SIGKILL after `timeout` seconds. Returns the state once the box has stopped."""
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        """Remove the box, its older generations and their disks; nothing when there is none.
+        """Remove the box, its older generations and their disks. A box that is not there is ignored.
 
-        Raises `InvalidStateError` when it runs and `force` is not given.
+        Raises `InvalidStateError` when the box runs and `force` is not given.
         """
 
     def inspect(self, box: BoxRef) -> BoxState:
         """The state of the box, from the engine."""
 
     def measure(self, box: BoxRef) -> Usage:
-        """What the box uses now, and how long its start took; also of a box at rest. The answer may be a
-        second old."""
+        """What the box, running or at rest, uses now, and how long its start took. The answer may be a second old."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
-        """Call `on_change` whenever a box's state may have changed; blocks until `stopping` or `close`.
+        """Call `on_change` whenever a box's state may have changed. Blocks until `stopping` or `close`.
 
         Survives an engine that goes away and comes back, and reports that as a change.
         """
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
-        """Start a command in a running box. Returns only once it is spawned.
+        """Start a command in a running box. Returns only once the command is spawned.
 
-        Raises `ExecutionError` when it cannot be ("... not found ..." when that is the reason),
-        `StoppedError` when the box does not run, `InvalidStateError` when it is paused.
+        Raises `ExecutionError` when the command cannot be spawned (with "not found" in its text when that is the
+        reason), `StoppedError` when the box does not run, `InvalidStateError` when the box is paused.
         """
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
-        """A command that was spawned in the box by a former life of this process, ended or not.
+        """The command, ended or not, that a former worker process spawned in the box.
 
-        What it has said is lost as far as that life had read it. What it says from then on is not, and its input
-        is open, where the runtime could keep its connection; where it could not, `read` only waits for its end
-        and `write` is an `UnsupportedError`. Raises `NotFoundError` when the runtime knows it no more.
+        Output that the former process had read is lost. If the runtime could keep the command's connection, all
+        later output can be read and the command's input is open. If not, `read` only waits for the command's end
+        and `write` raises `UnsupportedError`. Raises `NotFoundError` when the runtime does not know the command any
+        more.
         """
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
-        """What the main command has said in all its runs, from the last `tail` lines on (None: from the
-        first). With `follow`, what it says until the box is at rest, too."""
+        """The main command's output of all runs, from the last `tail` lines on (None: from the first line). With
+        `follow`, the reader goes on with new output until the box is at rest."""
 
     def attach_main(self, box: BoxRef) -> Process:
-        """The box's main command; of a box at rest: its next run, which begins with `start`."""
+        """The box's main command. Of a box at rest: its next run, which begins with `start`."""
 
     def files(self, box: BoxRef) -> BoxFiles:
         """The box's files."""
 
     def close(self) -> None:
-        """Let go of the engine. Boxes stay as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class BootTiming:
-    """Where the time went on the way to a running box, in milliseconds; None: not measured.
-
-    `box_spawn_ms` and `container_init_ms` are those of the last start.
-    """
-
-    image_prepare_ms: int | None = None  # find the image, or pull it
-    box_config_ms: int | None = None  # make the box
-    box_spawn_ms: int | None = None  # start it
-    container_init_ms: int | None = None  # until its main command runs
-
-    @property
-    def total_ms(self) -> int | None:
-        parts = (self.image_prepare_ms, self.box_config_ms, self.box_spawn_ms, self.container_init_ms)
-        known = [part for part in parts if part is not None]
-        return sum(known) if known else None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a box uses now; a box at rest uses nothing. None: cannot be measured.
-
-    `cpu_percent` is of one cpu, since the measurement before, or since the box's start when there was none.
-    The network's bytes are since the box's start, seen from the box.
-    """
-
-    cpu_percent: float | None = 0.0
-    memory_bytes: int | None = 0
-    network_bytes_sent: int | None = None
-    network_bytes_received: int | None = None
-    boot: BootTiming = BootTiming()
+        """Disconnect from the engine. Boxes stay as they are."""
