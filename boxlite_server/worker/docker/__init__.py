@@ -1,1 +1,1 @@
-"""Boxes and their commands on Docker Engine; the only place that imports docker and requests."""
+"""Boxes and their commands on Docker Engine. Nothing outside of this folder imports docker or requests."""

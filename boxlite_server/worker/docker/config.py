@@ -1,23 +1,91 @@
-"""What a container is made with, as the engine takes it: ports and mounts; and what it says of them."""
+"""The configuration of a container in the engine's terms: what it is made with, what it says of ports and mounts, and
+what the engine says against it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ...errors import EngineError, InvalidArgumentError, InvalidStateError
-from ..runtime import Mount, PortMapping
-from .labels import volume_name
+from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
+from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
 
+MIB = 1024 * 1024
+_PIDS_LIMIT = 4096
+_KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
+
+_SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_ADDRESS = re.compile(r"cannot assign requested address", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 
 
+# ---- what a container is made with ----
+
+
+def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner) -> dict[str, Any]:
+    """What the engine makes the box's container from. `image`: the engine's description of the spec's image."""
+    defaults = image.get("Config") or {}
+    command = list(spec.cmd)
+    if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
+        command = _KEEP_ALIVE
+    config: dict[str, Any] = {
+        "Hostname": spec.hostname or None,
+        "ExposedPorts": {key: {} for key in bindings(spec.ports)},
+        "User": spec.user or None,
+        "Tty": spec.tty,
+        # An open input keeps a box alive whose command is a shell. With `StdinOnce` the input ends when the
+        # connection that feeds it ends; without, the engine would pass on no end of input at all.
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Env": [f"{name}={value}" for name, value in spec.env.items()],
+        "Cmd": command or None,
+        "Image": spec.image,
+        "NetworkDisabled": False,
+        "Entrypoint": list(spec.entrypoint) or None,
+        "WorkingDir": spec.working_dir or None,
+        "HostConfig": _host_config(spec),
+        "Labels": {**owner_labels(owner), BOX_LABEL: box.box_id, GENERATION_LABEL: str(box.generation)},
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _host_config(spec: BoxSpec) -> dict[str, Any]:
+    memory = {"Memory": spec.memory_mib * MIB, "MemorySwap": spec.memory_mib * MIB} if spec.memory_mib else {}
+    return {
+        **memory,
+        "NetworkMode": "bridge" if spec.network_enabled else "none",
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
+        "PidsLimit": _PIDS_LIMIT,
+        "Init": True,
+        **({"NanoCpus": spec.cpus * 1_000_000_000} if spec.cpus else {}),
+        "Mounts": engine_mounts(spec.mounts),
+        "PortBindings": bindings(spec.ports),
+        "CapAdd": list(spec.cap_add),
+        "CapDrop": list(spec.cap_drop),
+    }
+
+
+def engine_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
+    """The mounts in the engine's form. Unlike its older `Binds`, this form never makes a missing host path."""
+    return [
+        {
+            "Type": "volume" if mount.volume_id else "bind",
+            "Source": volume_name(mount.volume_id) if mount.volume_id else mount.host_path,
+            "Target": mount.guest_path,
+            "ReadOnly": mount.read_only,
+        }
+        for mount in mounts
+    ]
+
+
 def bindings(ports: Iterable[PortMapping]) -> dict[str, list[dict[str, str]]]:
-    """As the engine takes them, by the port of the box."""
+    """The ports in the engine's form: the host's addresses by the port of the box."""
     wanted: dict[str, list[dict[str, str]]] = {}
     for port in ports:
         at = {"HostIp": port.host_ip, "HostPort": str(port.host_port or "")}
@@ -25,7 +93,10 @@ def bindings(ports: Iterable[PortMapping]) -> dict[str, list[dict[str, str]]]:
     return wanted
 
 
-def published(container: dict[str, Any]) -> tuple[PortMapping, ...]:
+# ---- what the engine says of a container ----
+
+
+def published(container: Mapping[str, Any]) -> tuple[PortMapping, ...]:
     """The ports of a running container, with the real host ports."""
     found = []
     for key, places in ((container.get("NetworkSettings") or {}).get("Ports") or {}).items():
@@ -34,9 +105,44 @@ def published(container: dict[str, Any]) -> tuple[PortMapping, ...]:
     return tuple(sorted(found, key=lambda port: (port.guest_port, port.protocol, port.host_ip, port.host_port)))
 
 
+def volume_ids(container: Mapping[str, Any]) -> list[str]:
+    """The volumes that a container mounts."""
+    return [name.removeprefix(volume_name("")) for name in _sources(container, "volume")]
+
+
+def host_paths(container: Mapping[str, Any]) -> list[str]:
+    """The paths of the host that a container mounts."""
+    return _sources(container, "bind")
+
+
+def _sources(container: Mapping[str, Any], kind: str) -> list[str]:
+    return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]
+
+
+def writable_paths(listed: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The paths of the host that listed containers, whoever made them, can write in."""
+    mounts = [mount for container in listed for mount in container["Mounts"]]
+    return {mount["Source"] for mount in mounts if mount["Type"] == "bind" and mount["RW"]}
+
+
+# ---- what the engine says against a configuration ----
+
+
+@contextmanager
+def spec_errors() -> Iterator[None]:
+    """Raise `InvalidArgumentError` for a bad user or working directory, which the engine reports as its own fault."""
+    try:
+        yield
+    except EngineError as exc:
+        if any(text in exc.message.lower() for text in _SPEC_REFUSALS):
+            raise InvalidArgumentError(exc.message) from exc
+        raise
+
+
 @contextmanager
 def port_errors(box_id: str) -> Iterator[None]:
-    """The engine reports a port that it cannot have as a fault of its own."""
+    """Raise `InvalidStateError` for a host port that is taken and `InvalidArgumentError` for an address that the host
+    does not have; the engine reports both as its own fault."""
     try:
         yield
     except EngineError as exc:
@@ -51,36 +157,3 @@ def port_errors(box_id: str) -> Iterator[None]:
                 f"box {box_id} cannot be started: the worker has no such address: {where}"
             ) from exc
         raise
-
-
-def engine_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
-    """As the engine takes them: unlike its older `Binds`, this form never makes a missing host path."""
-    return [
-        {
-            "Type": "volume" if mount.volume_id else "bind",
-            "Source": volume_name(mount.volume_id) if mount.volume_id else mount.host_path,
-            "Target": mount.guest_path,
-            "ReadOnly": mount.read_only,
-        }
-        for mount in mounts
-    ]
-
-
-def host_paths(container: dict[str, Any]) -> list[str]:
-    """The paths of the host that a container mounts."""
-    return _sources(container, "bind")
-
-
-def writable_paths(listed: Iterable[dict[str, Any]]) -> set[str]:
-    """The paths of the host that listed containers, whoever made them, can write in."""
-    mounts = [mount for container in listed for mount in container["Mounts"]]
-    return {mount["Source"] for mount in mounts if mount["Type"] == "bind" and mount["RW"]}
-
-
-def volume_ids(container: dict[str, Any]) -> list[str]:
-    """The volumes that a container mounts."""
-    return [name.removeprefix(volume_name("")) for name in _sources(container, "volume")]
-
-
-def _sources(container: dict[str, Any], kind: str) -> list[str]:
-    return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]

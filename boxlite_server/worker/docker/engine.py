@@ -1,23 +1,25 @@
-"""The connection to Docker Engine: client, errors, and raw streams.
+"""The connection to Docker Engine: client, errors, raw answers and connections.
 
-With the other `docker_*.py` the only code that knows docker.
+The only module that imports `docker` and `requests`, and that touches private names of theirs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import docker
 import docker.errors
 import docker.utils
+import requests
 
 from ...errors import (
     EngineError,
@@ -28,30 +30,20 @@ from ...errors import (
 )
 
 CALL_TIMEOUT = 60.0  # seconds that an answer may be silent, unless the call says otherwise
-STREAM_TIMEOUT = 300.0  # the same where the client library knows no bound: pulls and events
+STREAM_TIMEOUT = 300.0  # the same, for calls that the client library would never time out: pulls and events
 _POOL = 64  # connections kept; more are opened when needed
 
 
-def reason(exc: Exception) -> str:
-    """What the engine itself says, without the client library's decoration."""
-    if isinstance(exc, docker.errors.APIError) and exc.explanation:
-        text = exc.explanation
-        return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    return str(exc)
-
-
-def is_full(text: str) -> bool:
-    """Whether the engine says that its disk is."""
-    return any(part in text.lower() for part in ("no space left", "quota exceeded"))
+# ---- errors ----
 
 
 @contextmanager
 def engine_errors(what: str) -> Iterator[None]:
-    """Turns the engine's and the client library's exceptions into ours; `what` names the attempt."""
+    """Turn exceptions of the engine and of the client library into this project's; `what` names the attempt."""
     try:
         yield
     except docker.errors.APIError as exc:
-        text = f"{what}: {reason(exc)}"
+        text = f"{what}: {_reason(exc)}"
         match exc.status_code:
             case 400:
                 raise InvalidArgumentError(text) from exc
@@ -68,8 +60,101 @@ def engine_errors(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: the container engine does not answer: {exc}") from exc
 
 
+def refusal(exc: Exception) -> str | None:
+    """The engine's reason, if the exception says that the engine answered with an error; None otherwise."""
+    return _reason(exc) if isinstance(exc, docker.errors.APIError) else None
+
+
+def is_full(text: str) -> bool:
+    """Whether an error of the engine says that its disk is full."""
+    return any(part in text.lower() for part in ("no space left", "quota exceeded"))
+
+
+def _reason(exc: docker.errors.APIError) -> str:
+    """The engine's own text, without the client library's decoration."""
+    text = exc.explanation or str(exc)
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+
+
+# ---- answers and connections ----
+
+
+class Answer:
+    """The engine's answer to a call. The status and headers are there; the body may still be on its way."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._raw: Any = response.raw
+
+    @property
+    def status(self) -> int:
+        return self._response.status_code
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._response.headers
+
+    @property
+    def text(self) -> str:
+        """The whole body."""
+        return self._response.text
+
+    def check(self) -> Answer:
+        """This answer; raises the client library's `APIError`, with the engine's reason, if it is an error."""
+        try:
+            self._response.raise_for_status()
+        except requests.HTTPError as exc:
+            docker.errors.create_api_error_from_http_exception(exc)
+        return self
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """The body, in pieces of at most `size` bytes. Raises OSError when it is broken off."""
+        return self._response.iter_content(size)
+
+    def read(self, size: int) -> bytes:
+        """What has come of the body, at most `size` bytes; blocks. Empty once the body has ended or is broken off."""
+        try:
+            return bytes(self._raw._fp.read1(size))
+        except (OSError, ValueError, http.client.HTTPException):
+            return b""
+
+    def never_time_out(self) -> None:
+        """Let the body be silent for as long as the engine likes."""
+        self._raw._connection.sock.settimeout(None)
+
+    def abort(self) -> None:
+        """Wake a thread that waits for the body; `close` alone does not. Once the body is read, this does nothing:
+        its connection may serve another call."""
+        with suppress(AttributeError, OSError):
+            self._raw._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class Connection(NamedTuple):
+    """A connection that carries a command's input and output."""
+
+    socket: socket.socket
+    received: bytes = b""  # what came together with the HTTP header
+    response: object = None  # kept because its collection would close the socket
+
+
+def _hijacked(raw_socket: Any) -> Connection:
+    """The connection behind the object in which the client library hands it over."""
+    response, connection = raw_socket._response, raw_socket._sock
+    reader = response.raw._fp.fp
+    connection.settimeout(0)
+    received = reader.read(len(reader.peek())) or b""
+    connection.settimeout(None)
+    return Connection(connection, received, response)
+
+
+# ---- the engine ----
+
+
 class _Client(docker.APIClient):
-    """Every call has a timeout: the library gives some of its streams and its hand-overs none."""
+    """Sets a timeout on every call: the library sets none on some of its streams and hijacked connections."""
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.setdefault("timeout", self.timeout) is None:
@@ -83,7 +168,7 @@ class _Client(docker.APIClient):
 
 
 class Engine:
-    """Docker Engine as DOCKER_HOST and its companions name it, or at `url`. Connects at first use."""
+    """Docker Engine at `url`, or where DOCKER_HOST and its companions say. Connects at first use."""
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url
@@ -91,7 +176,7 @@ class Engine:
         self._lock = threading.Lock()
 
     @property
-    def api(self) -> Any:  # its published types are incomplete
+    def api(self) -> Any:  # the client library's published types are incomplete
         """The `docker.APIClient`; raises `EngineError` while the engine cannot be reached."""
         with self._lock:
             if self._client is None:
@@ -99,9 +184,64 @@ class Engine:
                     self._client = self._connect()
             return self._client
 
-    @property
-    def socket_path(self) -> str | None:
-        """Where the engine's Unix socket is, if it has one."""
+    def _connect(self) -> docker.APIClient:
+        options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
+        if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
+            raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
+        return _Client(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        json: object = None,
+        body: Iterable[bytes] | None = None,
+        content_type: str = "",
+        stream: bool = False,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Call the engine's API where the client library's own methods do not do.
+
+        `path` follows the API's version. The request's body is either `json` or `body`. With `stream`, the answer's
+        body is left to be read. `timeout`: seconds that the engine may be silent; None: `CALL_TIMEOUT`. Raises the
+        client library's exceptions, but none for an answer that is an error.
+        """
+        api = self.api
+        headers = {**({"Content-Type": content_type} if content_type else {}), **self._configured_headers()}
+        url = f"{api.base_url}/v{api.api_version}{path}"
+        how = {"params": params, "headers": headers, "stream": stream, "timeout": timeout}
+        return Answer(api.request(method, url, data=body, json=json, **how))
+
+    def _configured_headers(self) -> dict[str, str]:
+        """The headers that the client library's configuration file adds to every call."""
+        return self.api._general_configs.get("HttpHeaders") or {}
+
+    def attach(self, container_id: str, params: Mapping[str, Any]) -> Connection:
+        """A connection to a container's main command."""
+        return _hijacked(self.api.attach_socket(container_id, params={**params}))
+
+    def start_exec(self, exec_id: str, *, tty: bool) -> Connection:
+        """Start a command that was prepared by `api.exec_create`. Returns the connection to it."""
+        return _hijacked(self.api.exec_start(exec_id, tty=tty, socket=True))
+
+    def life(self) -> str:
+        """An identifier that changes with each start of the engine and of its host, and at no other time.
+
+        The engine makes its default network anew whenever it starts without running containers. Where it has none
+        (`--bridge=none`), the engine's process identifies its life, as long as the worker can see that process.
+        """
+        try:
+            with engine_errors("cannot ask the engine for its network"):
+                made = str(self.api.inspect_network("bridge")["Created"])
+        except NotFoundError:
+            made = _process_behind(self._socket_path())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
+
+    def _socket_path(self) -> str | None:
+        """The path of the engine's Unix socket, if it has one."""
         path = getattr(getattr(self.api, "_custom_adapter", None), "socket_path", None)
         return path if isinstance(path, str) else None
 
@@ -111,30 +251,9 @@ class Engine:
             if self._client is not None:
                 self._client.close()
 
-    def _connect(self) -> docker.APIClient:
-        options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
-        if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
-            raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
-        return _Client(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
-
-
-def engine_life(engine: Engine) -> str:
-    """Differs after each start of the engine and of its host, and at no other time.
-
-    The engine makes its default network anew whenever it starts without running containers. Where it has none
-    (`--bridge=none`), it is known by its process, as long as the worker sees that.
-    """
-    try:
-        with engine_errors("cannot ask the engine for its network"):
-            made = str(engine.api.inspect_network("bridge")["Created"])
-    except NotFoundError:
-        made = _process_behind(engine.socket_path)
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
-
 
 def _process_behind(socket_path: str | None) -> str:
-    """Who listens at a Unix socket: its pid and when it started."""
+    """The pid and start time of the process that listens at a Unix socket; empty if they cannot be found."""
     with suppress(OSError, IndexError):
         if socket_path:
             with socket.socket(socket.AF_UNIX) as connection:

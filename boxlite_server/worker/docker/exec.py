@@ -1,4 +1,4 @@
-"""Commands in a Docker container: an exec, or the container's main command."""
+"""Commands that the engine's exec starts in running containers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .process import DETACH_KEYS, END_OF_TRANSMISSION, FIRST_POLL, Waiter, check
 from .stream import Stream
 from .watch import Watch
 
-_GIVEN_UP = 126  # also the exit code of a command that never was: then without a pid
-_LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine reports, too
+_GIVEN_UP = 126  # the engine's exit code for a command that it gave up; without a pid, the command never started
+_LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine also reports
 
 
 class _Exec:
-    """A command started in a running container by the engine's exec, whoever has its connection."""
+    """What can be done with a command by its exec id, without its connection."""
 
     def __init__(self, engine: Engine, container_id: str, exec_id: str) -> None:
         self._engine = engine
@@ -61,10 +61,10 @@ class _Exec:
             self._send(signal.SIGKILL, to_group=True)
 
     def _send(self, number: int, *, to_group: bool) -> None:
-        """Signal by the pid that the engine names, made sure to be ours before it is used.
+        """Signal the pid that the engine names, after making sure that it is still the command's.
 
-        The pid may be stale. A pidfd pins whatever process has it now; if the engine then still says that
-        the command runs under that pid, the pinned process is the command.
+        The pid may be stale. A pidfd pins the process that has the pid now; if the engine then still says that the
+        command runs under that pid, the pinned process is the command.
         """
         pid = self._live_pid()
         try:
@@ -75,9 +75,9 @@ class _Exec:
             if self._live_pid() != pid:
                 raise self._ended()
             if self._container_id not in _proc(pid, "cgroup"):
-                self._live_pid()  # it may have ended just now
+                self._live_pid()  # raises if the command has ended just now
                 raise UnsupportedError("signals need the container engine on the worker's own host")
-            # Its children have no pidfd of ours, hence the group first; the command itself is the leader.
+            # No pidfd pins the command's children. So their group comes first, while its leader, the command, lives.
             if to_group and os.getpgid(pid) == pid:
                 os.killpg(pid, number)
             signal.pidfd_send_signal(pinned, number)
@@ -90,7 +90,7 @@ class _Exec:
             os.close(pinned)
 
     def _send_from_inside(self, pid: int, number: int, to_group: bool) -> None:
-        """The way of a worker without root: `kill` in the box, with the pid that the box knows."""
+        """Run `kill` in the box, with the pid that the box knows: a worker without root cannot signal otherwise."""
         inside = next(
             (line.split()[-1] for line in _proc(pid, "status").splitlines() if line.startswith("NSpid:")), None
         )
@@ -105,6 +105,7 @@ class _Exec:
                 raise EngineError(f"cannot signal the command: {output.decode(errors='replace').strip()}")
 
     def _live_pid(self) -> int:
+        """The pid of the running command; raises `InvalidStateError` once the command has ended."""
         try:
             state = self._inspect()
         except NotFoundError as exc:
@@ -132,7 +133,7 @@ class _Exec:
 
 
 class ExecProcess(_Exec):
-    """A command that we have started, and are connected to."""
+    """The `Process` of a command whose connection this process has."""
 
     def __init__(
         self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool, holder: Holder | None
@@ -143,6 +144,61 @@ class ExecProcess(_Exec):
         self._holder = holder
         if holder is not None:
             holder.keep(exec_id, stream.fileno())
+
+    # ---- the beginning ----
+
+    @classmethod
+    def spawn(
+        cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec, holder: Holder | None
+    ) -> ExecProcess:
+        """Start `spec` in the container. Returns, and raises, as `BoxRuntime.spawn` does."""
+        try:
+            with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
+                exec_id = engine.api.exec_create(
+                    container_id,
+                    list(spec.command),
+                    stdin=True,
+                    tty=spec.tty,
+                    environment=dict(spec.env),
+                    workdir=spec.working_dir or None,
+                    user=spec.user,
+                    detach_keys=DETACH_KEYS,
+                )["Id"]
+                stream = Stream(engine.start_exec(exec_id, tty=spec.tty), not spec.tty)
+        except InvalidStateError as exc:
+            if "not running" in exc.message:
+                raise StoppedError(f"box {box_id} is not running; start it first") from exc
+            raise
+        except InvalidArgumentError as exc:
+            raise ExecutionError(exc.message) from exc
+        process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
+        try:
+            process._confirm(spec)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _confirm(self, spec: ExecSpec) -> None:
+        """Wait until the engine has spawned the command. Raises `ExecutionError` when the engine gives up on it.
+
+        Such a command ends with pid 0, and the reason is on its output.
+        """
+        interval = FIRST_POLL
+        while True:
+            state = self._inspect()
+            if state["Pid"]:
+                return
+            if not state["Running"] and state["ExitCode"] is not None:
+                break
+            # Output means that something has happened, but the engine's state may follow a moment later.
+            if self._stream.readable(interval):
+                self._waiter.pause(0.005)
+            interval = min(interval * 1.5, 0.1)
+        text = b""
+        while piece := self._stream.read():
+            text += piece[1]
+        raise spawn_error(spec, text.decode(errors="replace").strip())
 
     # ---- input and output ----
 
@@ -162,85 +218,20 @@ class ExecProcess(_Exec):
         else:
             self._stream.close_write()
 
+    # ---- the end ----
+
     def close(self) -> None:
         self._waiter.close()
         if self._holder is not None:
             self._holder.drop(self._exec_id)
         self._stream.close()
 
-    # ---- the beginning ----
-
-    @classmethod
-    def spawn(
-        cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec, holder: Holder | None
-    ) -> ExecProcess:
-        """Start `spec` in the container; returns once it is spawned. The errors of `BoxRuntime.spawn`."""
-        try:
-            with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
-                exec_id = engine.api.exec_create(
-                    container_id,
-                    list(spec.command),
-                    stdin=True,
-                    tty=spec.tty,
-                    environment=dict(spec.env),
-                    workdir=spec.working_dir or None,
-                    user=spec.user,
-                    detach_keys=DETACH_KEYS,
-                )["Id"]
-                stream = Stream(engine.api.exec_start(exec_id, tty=spec.tty, socket=True), not spec.tty)
-        except InvalidStateError as exc:
-            if "not running" in exc.message:
-                raise StoppedError(f"box {box_id} is not running; start it first") from exc
-            raise
-        except InvalidArgumentError as exc:
-            raise ExecutionError(exc.message) from exc
-        process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
-        try:
-            process._confirm(spec)
-        except BaseException:
-            process.close()
-            raise
-        return process
-
-    def _confirm(self, spec: ExecSpec) -> None:
-        """Wait until the engine has spawned the command, or has given up on it.
-
-        A command that never came to life ends with pid 0, and the reason is on its output.
-        """
-        interval = FIRST_POLL
-        while True:
-            state = self._inspect()
-            if state["Pid"]:
-                return
-            if not state["Running"] and state["ExitCode"] is not None:
-                break
-            # Output means that something has happened, but the state may follow a moment later.
-            if self._stream.readable(interval):
-                self._waiter._closed.wait(0.005)
-            interval = min(interval * 1.5, 0.1)
-        text = b""
-        while piece := self._stream.read():
-            text += piece[1]
-        raise spawn_error(spec, text.decode(errors="replace").strip())
-
-
-def readopt(
-    engine: Engine, container_id: str, exec_id: str, watch: Watch, holder: Holder | None
-) -> ExecProcess | AdoptedExec:
-    """A command that a former process of ours started. Raises `NotFoundError` when the engine knows it no more."""
-    with engine_errors("cannot inspect the command"):
-        known = engine.api.exec_inspect(exec_id)
-    if known["ContainerID"] != container_id:
-        raise NotFoundError("the command is one of another box")
-    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
-        tty = bool(known["ProcessConfig"]["tty"])
-        return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
-    return AdoptedExec(engine, container_id, exec_id, watch)
-
 
 class AdoptedExec(_Exec):
-    """A command whose connection is lost; the engine gives nobody a second one. It runs on, but where it says
-    something, the engine replaces its exit code by one of its own making."""
+    """The `Process` of a command whose connection is lost; the engine gives out no second one.
+
+    The command runs on, but if it writes output, the engine replaces its exit code by `_GIVEN_UP`.
+    """
 
     def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
         super().__init__(engine, container_id, exec_id)
@@ -255,7 +246,7 @@ class AdoptedExec(_Exec):
         return None if state["Running"] else state["ExitCode"]
 
     def read(self) -> tuple[int, bytes] | None:
-        """Nothing, once the command has ended."""
+        """Wait for the command's end; there is no output to return."""
         interval = FIRST_POLL
         while not self._left:
             try:
@@ -264,7 +255,7 @@ class AdoptedExec(_Exec):
             except NotFoundError:
                 break
             except EngineError:
-                pass  # it may come back
+                pass  # the engine may come back
             self._news.wait(interval)
             self._news.clear()
             interval = min(interval * 2, _LAST_LOOK)
@@ -274,7 +265,7 @@ class AdoptedExec(_Exec):
         raise UnsupportedError("the command takes no more input: its input ended when the worker was restarted")
 
     def close_input(self) -> None:
-        pass  # so it is
+        pass  # the input ended with the connection
 
     def close(self) -> None:
         self._left = True
@@ -283,8 +274,23 @@ class AdoptedExec(_Exec):
         self._watch.forget_command(self._exec_id)
 
 
+def readopt(
+    engine: Engine, container_id: str, exec_id: str, watch: Watch, holder: Holder | None
+) -> ExecProcess | AdoptedExec:
+    """The command that a former worker process started. Raises `NotFoundError` when the engine does not know it any
+    more, or the command is not in the container."""
+    with engine_errors("cannot inspect the command"):
+        known = engine.api.exec_inspect(exec_id)
+    if known["ContainerID"] != container_id:
+        raise NotFoundError("the command is one of another box")
+    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
+        tty = bool(known["ProcessConfig"]["tty"])
+        return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+    return AdoptedExec(engine, container_id, exec_id, watch)
+
+
 def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:
-    """The engine's reason in the words of the user: which of the things asked for is not there."""
+    """The engine's reason `text` in the user's terms: which part of the spec cannot be had."""
     low = text.lower()
     command = spec.command[0]
     if "unable to find user" in low or "unable to find group" in low:
@@ -302,6 +308,7 @@ def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:
 
 
 def _proc(pid: int, name: str) -> str:
+    """The content of a file in /proc; empty if it cannot be read."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The files of a box, by the archive calls of Docker Engine; they serve boxes at rest, too.
+"""The files of a box, by the archive calls of Docker Engine, which serve running boxes and boxes at rest.
 
 The engine resolves paths inside the container's root and unpacks in a process confined to it.
 """
@@ -8,25 +8,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Any
-
-import docker.errors
-import requests
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
 from ..runtime import FileKind, FileState
-from .engine import Engine, engine_errors
+from .engine import Answer, Engine, engine_errors
 
 UNPACK_TIMEOUT = 600.0  # seconds that the engine may be silent while it unpacks
-_MAX_USER_FILE = 1024 * 1024  # bytes of /etc/passwd and of /etc/group that are looked at
-_END = bytes(1024)
+_MAX_USER_FILE = 1024 * 1024  # bytes; a larger /etc/passwd or /etc/group is not looked at
+_END = bytes(1024)  # of a tar archive
 
-# Of the mode as the engine tells it: Go's, not that of stat().
+# Bits of a mode in the engine's answers: that of Go, not that of stat().
 _IS_DIRECTORY, _IS_LINK = 1 << 31, 1 << 27
 _IS_NO_FILE = 1 << 31 | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19
 
@@ -41,21 +37,19 @@ class DockerFiles:
     def __init__(self, engine: Engine, container: dict[str, Any]) -> None:
         self._engine = engine
         self._user = container["Config"]["User"] or ""
-        api = engine.api
-        self._url = f"{api.base_url}/v{api.api_version}/containers/{container['Id']}/archive"
+        self._path = f"/containers/{container['Id']}/archive"
 
-    # ---- verbs ----
+    # ---- the box's files ----
 
     def stat(self, path: str) -> FileState | None:
         try:
             with _refusals(), engine_errors(f"cannot look at {path!r} in the box"):
-                api, params = self._engine.api, {"path": path}
-                answer = api.head(self._url, params=params, timeout=UNPACK_TIMEOUT)
-                if answer.status_code >= 500:
-                    # An answer to HEAD does not say why; that to GET does.
-                    with api.get(self._url, params=params, stream=True, timeout=UNPACK_TIMEOUT) as full:
-                        _checked(full)
-                _checked(answer)
+                answer = self._engine.call("HEAD", self._path, {"path": path}, timeout=UNPACK_TIMEOUT)
+                if answer.status >= 500:
+                    # The answer to HEAD does not give the reason; the answer to GET does.
+                    with closing(self._read(path)) as full:
+                        full.check()
+                answer.check()
         except (NotFoundError, _NotThereError):
             return None
         told = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
@@ -68,28 +62,29 @@ class DockerFiles:
 
     def put(self, directory: str, archive: Iterable[bytes]) -> None:
         with _refusals(), engine_errors(f"cannot write to {directory!r} in the box"):
-            _checked(
-                self._engine.api.put(
-                    self._url,
-                    params={"path": directory, "noOverwriteDirNonDir": "true"},
-                    data=iter(archive),
-                    headers={"Content-Type": "application/x-tar"},
-                    timeout=UNPACK_TIMEOUT,
-                )
-            )
+            self._engine.call(
+                "PUT",
+                self._path,
+                {"path": directory, "noOverwriteDirNonDir": "true"},
+                body=iter(archive),
+                content_type="application/x-tar",
+                timeout=UNPACK_TIMEOUT,
+            ).check()
 
     def get(self, path: str) -> DockerArchive:
         try:
             with _refusals(), engine_errors(f"cannot read {path!r} in the box"):
-                answer = self._engine.api.get(self._url, params={"path": path}, stream=True, timeout=UNPACK_TIMEOUT)
-                return DockerArchive(_checked(answer))
+                return DockerArchive(self._read(path).check())
         except _NotThereError as exc:
             raise NotFoundError(exc.message) from exc
+
+    def _read(self, path: str) -> Answer:
+        return self._engine.call("GET", self._path, {"path": path}, stream=True, timeout=UNPACK_TIMEOUT)
 
     # ---- the user ----
 
     def owner(self) -> tuple[int, int] | None:
-        """The box's user is named as in `user[:group]`, by names or numbers; none is root."""
+        # The container's user is `user[:group]`, each a name or a number; an empty one is root.
         user, _, group = self._user.partition(":")
         uid: int | None = 0
         gid: int | None = 0
@@ -102,7 +97,7 @@ class DockerFiles:
         return None if uid is None or gid is None else (uid, gid)
 
     def _look_up(self, path: str, wanted: str) -> list[str]:
-        """The line of a user or group, by its name or, for a number, by its id; empty: there is none."""
+        """The fields of the line for a user or group, found by its name or, for a number, its id; empty: none."""
         column = 2 if wanted.isdecimal() else 0
         for line in self._text(path).splitlines():
             fields = line.split(":")
@@ -111,6 +106,7 @@ class DockerFiles:
         return []
 
     def _text(self, path: str) -> str:
+        """The content of a file in the box; empty if it is missing, too large, or not a file."""
         state = self.stat(path)
         if state and state.kind is FileKind.LINK:
             path, state = state.target, self.stat(state.target)
@@ -130,15 +126,15 @@ class DockerFiles:
 
 
 class DockerArchive:
-    """An archive on its way out of the engine, which holds the container locked until the last byte."""
+    """The `ArchiveStream` of a container. The engine keeps the container locked until the last byte is read."""
 
-    def __init__(self, response: requests.Response) -> None:
-        self._response = response
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
     def __iter__(self) -> Iterator[bytes]:
         tail = b""
         with engine_errors("the engine broke off an archive"):
-            for chunk in self._response.iter_content(CHUNK_BYTES):
+            for chunk in self._answer.pieces(CHUNK_BYTES):
                 yield chunk
                 tail = (tail + chunk)[-len(_END) :]
         # An engine that fails in the middle ends its answer as if all were well.
@@ -146,28 +142,17 @@ class DockerArchive:
             raise EngineError("the engine broke off an archive: its end is missing")
 
     def close(self) -> None:
-        with suppress(AttributeError, OSError):
-            # Wakes a thread that waits for the next chunk; to close the answer alone does not.
-            connection: Any = self._response.raw._connection
-            connection.sock.shutdown(socket.SHUT_RDWR)
-        self._response.close()
+        self._answer.abort()
+        self._answer.close()
 
 
 class _NotThereError(InvalidStateError):
-    """A path goes through something that is no directory."""
-
-
-def _checked(response: requests.Response) -> requests.Response:
-    try:
-        response.raise_for_status()
-    except requests.HTTPError as exc:
-        docker.errors.create_api_error_from_http_exception(exc)
-    return response
+    """A path goes through something that is not a directory."""
 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """The engine reports what is in the way as a fault of its own."""
+    """Raise `InvalidStateError` for what is in the way in the box, which the engine reports as its own fault."""
     try:
         yield
     except EngineError as exc:

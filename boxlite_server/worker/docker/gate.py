@@ -1,4 +1,4 @@
-"""A bound on what is done at once, and on how many wait for it."""
+"""A bound on how many threads do something at once, and on how many wait for their turn."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from ...errors import ResourceExhaustedError
 
 
 class Gate:
-    """At most `places` inside at once and `queue` waiting, each for at most `patience` seconds; `what` names them
-    in the refusal of further ones."""
+    """Lets `places` threads in at once, while `queue` others wait for at most `patience` seconds each.
+
+    `what` says in the refusal of a further thread what is too many.
+    """
 
     def __init__(self, places: int, queue: int, patience: float, what: str) -> None:
         self._room = places + queue
         self._patience = patience
         self._what = what
         self._lock = threading.Lock()
-        self._present = 0
+        self._present = 0  # inside or waiting
         self._places = threading.Semaphore(places)
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Raises `ResourceExhaustedError` at once when the queue is full, later when its turn does not come."""
+        """Be inside for the duration of the `with` block.
+
+        Raises `ResourceExhaustedError`: at once when the queue is full, later when no place becomes free in time.
+        """
         with self._lock:
             if self._present >= self._room:
                 raise self._refusal()

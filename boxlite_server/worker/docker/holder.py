@@ -1,14 +1,15 @@
 """A small process that keeps the worker's connections to commands open while the worker itself is restarted.
 
 An engine that loses the connection to a command gives the command up: its output has nowhere to go any more, its
-exit code is lost, its input ends. So each connection has a second owner: this process gets a copy of it, and hands
-it to the worker's next process. It never reads from one, so a command whose output nobody takes waits, as it does
-for any slow reader.
+exit code is lost, its input ends. So each connection has a second owner: the holder process gets a copy of it, and
+hands it to the next worker process. The holder never reads from a connection, so a command whose output nobody takes
+waits, as it does for any slow reader.
 
-Messages are packets on a Unix socket: a letter, a name, and a descriptor where one goes along.
-K: keep this one under the name. D: drop it. T: give it back; the answer is Y with it, or N.
+Messages are packets on a Unix socket: a letter, a name and, in some, a descriptor. `K` has the holder keep the
+descriptor that comes along under the name. `D` drops the descriptor. `T` takes a copy of it; the answer is `Y` with
+the descriptor, or `N`.
 
-`Holder` is the worker's side; `main` is the process. It ends some time after the worker has.
+`Holder` is the worker's side; `main` is the process, which ends some time after the worker has.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOCKET_NAME = "holder.sock"
-# Seconds that the process waits for the worker to come back: while commands run, for what ended ones have said,
-# and with nothing in its hands.
+# Seconds that the process waits for the worker to come back: while commands run, while it holds only connections of
+# ended commands, whose output may still be unread, and while it holds nothing.
 LIVE_SECONDS, ENDED_SECONDS, EMPTY_SECONDS = 900.0, 60.0, 2.0
-_TIMEOUT = 5.0
-_MAX_PACKET = 512
+_TIMEOUT = 5.0  # seconds, of the worker's calls
+_MAX_PACKET = 512  # bytes
 _DESCRIPTOR = array.array("i").itemsize
 
 log = logging.getLogger(__name__)
 
 
 class Holder:
-    """The worker's side. A process that cannot be had, or dies, costs what it is for, and nothing else."""
+    """The worker's side. Without the process, commands do not survive a restart of the worker; all else goes on."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -47,9 +48,9 @@ class Holder:
         self._connection: socket.socket | None = None
 
     def keep(self, name: str, descriptor: int) -> None:
-        """Have a copy of the descriptor kept under a name that nobody else uses."""
+        """Have the process keep a copy of the descriptor, under a name that nobody else uses."""
         with self._lock:
-            for _ in range(2):  # once more with a new process, if there was one
+            for _ in range(2):  # the second time with a new process, in case the old one has died
                 try:
                     _send(self._reached(or_started=True), b"K" + name.encode(), descriptor)
                     return
@@ -59,12 +60,16 @@ class Holder:
             log.warning("a command would not survive a restart of this worker: %s", failure)
 
     def drop(self, name: str) -> None:
+        """Have the process close the descriptor kept under the name, if it can be reached."""
         with self._lock, contextlib.suppress(OSError):
             if self._connection is not None:
                 _send(self._connection, b"D" + name.encode())
 
     def take(self, name: str) -> int | None:
-        """A descriptor that was kept, for the caller to close; it stays kept. None: there is none."""
+        """A copy of the descriptor kept under the name, for the caller to close; None: there is none.
+
+        The process keeps the descriptor until `drop`.
+        """
         with self._lock:
             try:
                 connection = self._reached(or_started=False)
@@ -85,6 +90,7 @@ class Holder:
         self._connection = None
 
     def _reached(self, *, or_started: bool) -> socket.socket:
+        """The connection to the process, which is started if it does not run and `or_started`. Raises OSError."""
         if self._connection is None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             connection.settimeout(_TIMEOUT)
@@ -110,19 +116,19 @@ class Holder:
             (self._home / SOCKET_NAME).chmod(0o600)
             listener.listen()  # connections wait until the process is up
             subprocess.Popen(
-                # It needs nothing but the standard library. The home is for those who look at the processes.
+                # The process needs only the standard library. The home in its arguments is for who lists processes.
                 [sys.executable, "-I", __file__, str(self._home)],
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,  # not ended with the worker by its terminal
+                start_new_session=True,  # so that the worker's terminal does not end the process with the worker
             )
 
 
 @contextlib.contextmanager
 def _address(home: Path) -> Iterator[str]:
-    """The socket's path, however long: a socket's address has at most 107 bytes."""
+    """An address for the socket below `home`. It is short, since addresses of sockets have at most 107 bytes."""
     directory = os.open(home, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{SOCKET_NAME}"
@@ -136,7 +142,7 @@ def _send(connection: socket.socket, packet: bytes, descriptor: int | None = Non
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
-    """A packet and what came with it; raises OSError at the end."""
+    """A packet and the descriptor that came with it; raises OSError once the other end is closed."""
     packet, rights, _, _ = connection.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(_DESCRIPTOR))
     if not packet:
         raise ConnectionResetError("the other end is gone")
@@ -150,6 +156,8 @@ def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
 
 
 class _Process:
+    """The holder process: keeps descriptors by name for the workers that connect to `listener`."""
+
     def __init__(self, listener: socket.socket) -> None:
         self._held: dict[str, int] = {}
         self._listener = listener
@@ -200,14 +208,14 @@ class _Process:
 
 
 def is_connected(descriptor: int) -> bool:
-    """Whether a socket's other end is there."""
+    """Whether a socket's other end is still open."""
     poll = select.poll()
-    poll.register(descriptor, 0)  # a hang-up is always told
+    poll.register(descriptor, 0)  # a hang-up is always reported
     return not poll.poll(0)
 
 
 def main() -> None:
-    """The listening socket is the standard input."""
+    """Run the holder process. Its standard input is the listening socket."""
     with socket.socket(fileno=0) as listener:
         _Process(listener).run()
 

@@ -1,18 +1,16 @@
-"""The images of Docker Engine: what there is, pulls, removal."""
+"""The images of Docker Engine: list, pull and remove them."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
-
-import docker.errors
 
 from ... import references
 from ...errors import (
@@ -24,17 +22,18 @@ from ...errors import (
     NotFoundError,
 )
 from ..runtime import Image, PullProgress
-from .engine import Engine, engine_errors, reason
+from .engine import Engine, engine_errors, refusal
+from .labels import image_labels
 
-PULL_TIMEOUT = 900.0
-_PROGRESS_PERIOD = 0.5
-_OWN_LABELS = "boxlite."  # of images that snapshots and clones are made of
+PULL_TIMEOUT = 900.0  # seconds
+_PROGRESS_PERIOD = 0.5  # seconds
+_OWN_LABELS = "boxlite."  # prefix of the labels on images that hold disks of boxes
 
 log = logging.getLogger(__name__)
 
 
 class DockerImages:
-    """The `Images` of Docker Engine. Of several callers who pull one image, one does and the others join it."""
+    """The `Images` of Docker Engine. Several callers who pull the same image share one pull."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -42,7 +41,7 @@ class DockerImages:
         self._pulls: dict[str, _Pull] = {}
 
     def close(self) -> None:
-        """Callers who wait for a pull are told that there will be none."""
+        """Make all callers who wait for a pull raise `EngineError`."""
         with self._lock:
             waiting = list(self._pulls.values())
             self._pulls.clear()
@@ -50,11 +49,12 @@ class DockerImages:
             pull.done.set_exception(EngineError("the worker is shutting down"))
 
     def get(self, reference: str) -> dict[str, Any]:
-        """The engine's description of the image; pulled when missing. Raises `ImageError` when it cannot be had."""
+        """The engine's description of the image, which is pulled when missing. Raises `ImageError` when it cannot be
+        had."""
         try:
             with suppress(NotFoundError):
                 return self._inspect(reference)
-            for _ in self.pull(reference):
+            for _ in self._fetch(_parsed(reference), reference):
                 pass
             return self._inspect(reference)
         except NotFoundError as exc:
@@ -67,9 +67,9 @@ class DockerImages:
             found = list(self._engine.api.images())
         images = []
         for entry in found:
-            if any(label.startswith(_OWN_LABELS) for label in entry["Labels"] or {}):
+            if _is_own(entry["Labels"] or {}):
                 continue
-            with suppress(NotFoundError):  # gone between the two questions
+            with suppress(NotFoundError):  # the image was removed between the two calls
                 images += _names(self._inspect(entry["Id"]))
         return images
 
@@ -78,8 +78,8 @@ class DockerImages:
             description = self._inspect(reference)
         except NotFoundError:
             return
-        if any(label.startswith(_OWN_LABELS) for label in (description.get("Config") or {}).get("Labels") or {}):
-            return  # a box's disk is no image
+        if _is_own(image_labels(description)):
+            return  # a box's disk does not count as an image
         with engine_errors("cannot list the containers"):
             containers = self._engine.api.containers(all=True)
         names = {image.reference for image in _names(description)}
@@ -95,10 +95,13 @@ class DockerImages:
             self._engine.api.remove_image(reference)
 
     def pull(self, reference: str) -> Iterator[PullProgress | Image]:
-        try:
-            wanted = references.parse(reference).tagged()
-        except InvalidArgumentError as exc:
-            raise ImageError(exc.message) from exc
+        wanted = _parsed(reference)
+        yield from self._fetch(wanted, reference)
+        named = _names(self._inspect(str(wanted)))
+        yield next((image for image in named if image.reference == str(wanted)), named[0])
+
+    def _fetch(self, wanted: references.Reference, reference: str) -> Iterator[PullProgress]:
+        """Start or join the pull of an image, which the caller calls `reference`. Yields the progress to the end."""
         pull = self._join(wanted)
         deadline = time.monotonic() + PULL_TIMEOUT
         while True:
@@ -111,8 +114,6 @@ class DockerImages:
                         f"image '{reference}' cannot be pulled: not done in {PULL_TIMEOUT:.0f} s"
                     ) from None
                 yield pull.progress()
-        named = _names(self._inspect(str(wanted)))
-        yield next((image for image in named if image.reference == str(wanted)), named[0])
 
     def _inspect(self, reference: str) -> dict[str, Any]:
         with engine_errors(f"image {reference!r}"):
@@ -124,7 +125,7 @@ class DockerImages:
             pull = self._pulls.get(name)
             if pull is None:
                 pull = self._pulls[name] = _Pull()
-                # Its own thread, so that the pull outlives a caller who gives up.
+                # The pull has its own thread, so that it outlives a caller who gives up.
                 threading.Thread(target=self._pull, args=(reference, pull), name=f"pull {name}", daemon=True).start()
             return pull
 
@@ -133,19 +134,18 @@ class DockerImages:
         error: BoxliteError | None = None
         what = f"image '{reference}' cannot be pulled"
         try:
-            # Without a tag the engine would fetch all there are.
+            # Without a version the engine would fetch all tags of the repository.
             version = reference.digest or reference.tag
             for line in self._engine.api.pull(reference.repository, tag=version, stream=True, decode=True):
                 pull.note(line)
                 if "error" in line:
                     error = ImageError(f"{what}: {line['error']}")
-        except docker.errors.APIError as exc:
-            error = ImageError(f"{what}: {reason(exc)}")
         except Exception as exc:
-            error = EngineError(f"{what}: {exc}")
+            refused = refusal(exc)
+            error = EngineError(f"{what}: {exc}") if refused is None else ImageError(f"{what}: {refused}")
         with self._lock:
             if self._pulls.pop(str(reference), None) is None:
-                return  # closed meanwhile
+                return  # `close` has answered the callers
         if error is None:
             pull.done.set_result(None)
         else:
@@ -154,15 +154,15 @@ class DockerImages:
 
 
 class _Pull:
-    """A pull under way: one thread notes, others look."""
+    """A pull under way. One thread notes its progress, others look at it."""
 
     def __init__(self) -> None:
         self.done: Future[None] = Future()
         self._lock = threading.Lock()
-        self._layers: dict[str, tuple[int, int]] = {}
+        self._layers: dict[str, tuple[int, int]] = {}  # (current, total) bytes by layer
 
     def note(self, line: dict[str, Any]) -> None:
-        """A line of the engine's report."""
+        """Take account of a line of the engine's report."""
         detail, layer = line.get("progressDetail") or {}, line.get("id", "")
         with self._lock:
             if line.get("status") == "Downloading" and detail.get("total"):
@@ -177,8 +177,21 @@ class _Pull:
         return PullProgress(sum(current for current, _ in layers), sum(total for _, total in layers))
 
 
+def _parsed(reference: str) -> references.Reference:
+    """The reference with its tag. Raises `ImageError` when it is malformed."""
+    try:
+        return references.parse(reference).tagged()
+    except InvalidArgumentError as exc:
+        raise ImageError(exc.message) from exc
+
+
+def _is_own(labels: Iterable[str]) -> bool:
+    """Whether an image with these labels holds a box's disk."""
+    return any(label.startswith(_OWN_LABELS) for label in labels)
+
+
 def _names(image: dict[str, Any]) -> list[Image]:
-    """An image under each of its names: its tags, and the digests that it was pulled by where that gave no tag."""
+    """An entry for each name of an image: its tags, and its digests from repositories of which it has no tag."""
     tags = [references.parse(name) for name in image["RepoTags"] or [] if "<none>" not in name]
     digests = [references.parse(name) for name in image["RepoDigests"] or [] if "<none>" not in name]
     tagged = {reference.repository for reference in tags}
@@ -189,7 +202,7 @@ def _names(image: dict[str, Any]) -> list[Image]:
 
 
 def _cached_at_ms(image: dict[str, Any]) -> int:
-    """When it got its name here; where the engine does not know that, when it was built."""
+    """When the image got its name on this engine; where the engine does not know that, when it was built."""
     for text in ((image.get("Metadata") or {}).get("LastTagTime"), image.get("Created")):
         with suppress(ValueError, TypeError):
             at = datetime.fromisoformat(str(text))
@@ -199,7 +212,7 @@ def _cached_at_ms(image: dict[str, Any]) -> int:
 
 
 def _full(name: str) -> str:
-    """What a container says it was made of; an id is none of our names."""
+    """The full name of the image that a container says it was made of; empty if it says an id."""
     try:
         return str(references.parse(name).tagged())
     except InvalidArgumentError:

@@ -1,6 +1,9 @@
-"""How containers and images of ours are marked and named on an engine that others use, too."""
+"""How a worker marks and names its containers, images and volumes on an engine that others use, too."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from ..runtime import BoxRef, Owner
 
@@ -10,20 +13,30 @@ BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
 VOLUME_LABEL = "boxlite.volume"
 SNAPSHOT_LABEL = "boxlite.snapshot"
-EXPORT_LABEL = "boxlite.export"  # of the helpers of an export, in place of the worker's; they are nobody's box
+EXPORT_LABEL = "boxlite.export"  # the worker id of an export's helpers, whose worker label is empty: they are no boxes
 
 SNAPSHOT_REPOSITORY = "boxlite/snapshot"  # tagged with the snapshot's id
 DISK_REPOSITORY = "boxlite/box"  # the disk that a box began with, tagged with the box's id
-EXPORT_REPOSITORY = "boxlite/export"
+EXPORT_REPOSITORY = "boxlite/export"  # tagged with a new id
+
+
+def owner_labels(owner: Owner) -> dict[str, str]:
+    """The labels on everything of the owner."""
+    return {CLUSTER_LABEL: owner.cluster_id, WORKER_LABEL: owner.worker_id}
+
+
+def owned_by(owner: Owner) -> list[str]:
+    """The label filter that finds what the owner has."""
+    return [f"{label}={value}" for label, value in owner_labels(owner).items()]
+
+
+def image_labels(image: Mapping[str, Any]) -> dict[str, str]:
+    """The labels in the engine's description of an image."""
+    return (image.get("Config") or {}).get("Labels") or {}
 
 
 def container_name(box: BoxRef) -> str:
     return f"boxlite-{box.box_id}-{box.generation}"
-
-
-def owned_by(owner: Owner) -> list[str]:
-    """The filter that finds what is the owner's."""
-    return [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{WORKER_LABEL}={owner.worker_id}"]
 
 
 def volume_name(volume_id: str) -> str:

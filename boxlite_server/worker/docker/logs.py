@@ -1,21 +1,21 @@
-"""What a container has said, from the engine's own log."""
+"""What a container's main command has said, from the engine's own log."""
 
 from __future__ import annotations
 
-import http.client
-import socket
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from ..commands import STDERR, STDOUT
-from .engine import CALL_TIMEOUT, Engine, engine_errors
+from .engine import Engine, engine_errors
 
-_RECEIVE = 65536
+_RECEIVE = 65536  # bytes at once
 
 
 class DockerLog:
-    """A `LogReader`. Output comes in frames of 8 header bytes (stream, 3 zeros, length), or plain from a terminal."""
+    """The `LogReader` of a container.
+
+    Output comes in frames of 8 header bytes (stream, 3 zeros, length), or plain if the container has a terminal.
+    """
 
     def __init__(
         self,
@@ -25,20 +25,15 @@ class DockerLog:
         follow: bool = False,
         until: float | None = None,
     ) -> None:
-        """`until`: in Unix seconds."""
-        api = engine.api
+        """`tail`: only so many of the last lines. `until`: only what was said up to this Unix time."""
         params = {"stdout": 1, "stderr": 1, "follow": int(follow), "tail": "all" if tail is None else tail}
         if until is not None:
             params["until"] = f"{until:.6f}"
         with engine_errors("cannot read the log"):
-            # The SDK's own call loses which stream a piece belongs to, or the order of the streams.
-            url = f"{api.base_url}/v{api.api_version}/containers/{container['Id']}/logs"
-            self._response = api.get(url, params=params, stream=True, timeout=CALL_TIMEOUT)
-            api._raise_for_status(self._response)
-        self._body: http.client.HTTPResponse = self._response.raw._fp
-        self._socket: socket.socket = self._body.fp.raw._sock
+            # The client library's own call loses which stream a piece belongs to, or the order of the streams.
+            self._answer = engine.call("GET", f"/containers/{container['Id']}/logs", params, stream=True).check()
         if follow:
-            self._socket.settimeout(None)  # it lasts as long as somebody reads
+            self._answer.never_time_out()  # the log lasts as long as somebody reads it
         self._framed = not container["Config"]["Tty"]
         self._source, self._left = STDOUT, 0
 
@@ -49,35 +44,29 @@ class DockerLog:
                 return None
             self._source = STDOUT if header[0] == 1 else STDERR
             self._left = int.from_bytes(header[4:], "big")
-        data = self._some(min(self._left, _RECEIVE) if self._framed else _RECEIVE)
+        data = self._answer.read(min(self._left, _RECEIVE) if self._framed else _RECEIVE)
         self._left -= len(data)
         return (self._source, data) if data else None
 
     def _exactly(self, size: int) -> bytes | None:
         data = b""
         while len(data) < size:
-            piece = self._some(size - len(data))
+            piece = self._answer.read(size - len(data))
             if not piece:
                 return None
             data += piece
         return data
 
-    def _some(self, size: int) -> bytes:
-        try:
-            return self._body.read1(size)
-        except (OSError, ValueError, http.client.HTTPException):
-            return b""  # closed
-
     def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._answer.abort()
 
 
 def said_before(engine: Engine, container: dict[str, Any]) -> dict[int, int]:
-    """How much a running container said in its former runs, in bytes per stream.
+    """How many bytes a running container said in its former runs, by stream.
 
-    The log tells only the time of each piece, as taken by the engine: a former run's last piece has it shortly
-    after that run's end, and this run's first shortly before what is recorded as its start. Halfway is safe.
+    The log holds the time of each piece, as taken by the engine. The last piece of a former run may be dated shortly
+    after the recorded end of that run, and the first piece of the present run shortly before its recorded start. So
+    this counts what was said up to the middle between that end and that start.
     """
     sizes = {STDOUT: 0, STDERR: 0}
     finished, started = (unix_time(container["State"][name]) for name in ("FinishedAt", "StartedAt"))
@@ -90,5 +79,5 @@ def said_before(engine: Engine, container: dict[str, Any]) -> dict[int, int]:
 
 
 def unix_time(timestamp: str) -> float:
-    """Of RFC 3339; negative for the year 1, which means never."""
+    """The Unix time of a timestamp in RFC 3339; negative for the year 1, by which the engine means never."""
     return datetime.fromisoformat(timestamp).timestamp()

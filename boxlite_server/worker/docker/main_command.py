@@ -17,7 +17,7 @@ from .watch import Watch
 
 
 class MainProcess:
-    """The container's main command, in its present run or, of a container at rest, its next one."""
+    """The `Process` of a container's main command, in its present run or, for a container at rest, its next one."""
 
     def __init__(self, engine: Engine, container: dict[str, Any], watch: Watch, holder: Holder | None = None) -> None:
         self._engine = engine
@@ -25,9 +25,9 @@ class MainProcess:
         self._holder = holder
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
-        # What a running command has said so far is in the log, behind what former runs have said.
+        # The log holds what a running command has said so far, after the output of former runs.
         is_running = container["State"]["Running"]
-        self._former = said_before(engine, container) if is_running else {}
+        self._former = said_before(engine, container) if is_running else {}  # bytes left to skip, by stream
         self._stream = self._attach(stdout=1, stderr=1, logs=int(is_running))
         self._input: Stream | None = None
         self._input_lock = threading.Lock()
@@ -41,32 +41,7 @@ class MainProcess:
     def lost(self) -> str:
         return self._waiter.lost
 
-    def _attach(self, **what: int) -> Stream:
-        params = {**what, "stream": 1, "detachKeys": DETACH_KEYS}
-        with engine_errors("cannot attach to the main command"):
-            return Stream(self._engine.api.attach_socket(self._container_id, params=params), not self._tty)
-
-    def _stdin(self) -> Stream:
-        # Attached only when needed: the command's input ends when the one who feeds it lets go.
-        # So a box that nobody has fed survives the worker's restart with its input open.
-        with self._input_lock:
-            if self._input is None:
-                self._input = self._inherited_input() or self._attach(stdin=1)
-                if self._holder is not None:
-                    self._holder.keep(self._input_name, self._input.fileno())
-            return self._input
-
-    def _inherited_input(self) -> Stream | None:
-        """A former process may have fed this run: the command must not take its end for the end of the input."""
-        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
-        if descriptor is None:
-            return None
-        stream = Stream.inherited(descriptor, not self._tty)
-        return stream if is_connected(descriptor) else None
-
-    @property
-    def _input_name(self) -> str:
-        return f"input {self._container_id}"
+    # ---- input and output ----
 
     def read(self) -> tuple[int, bytes] | None:
         while (piece := self._stream.read()) is not None:
@@ -91,6 +66,35 @@ class MainProcess:
         else:
             self._stdin().close_write()
 
+    def _stdin(self) -> Stream:
+        # Attached only when needed: the command's input ends when the connection that feeds it ends.
+        # So a box that nobody has fed survives the worker's restart with its input open.
+        with self._input_lock:
+            if self._input is None:
+                self._input = self._inherited_input() or self._attach(stdin=1)
+                if self._holder is not None:
+                    self._holder.keep(self._input_name, self._input.fileno())
+            return self._input
+
+    def _inherited_input(self) -> Stream | None:
+        """The connection by which a former worker process fed this run, so that the input does not end with it."""
+        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
+        if descriptor is None:
+            return None
+        stream = Stream.inherited(descriptor, not self._tty)
+        return stream if is_connected(descriptor) else None
+
+    @property
+    def _input_name(self) -> str:
+        return f"input {self._container_id}"
+
+    def _attach(self, **what: int) -> Stream:
+        params = {**what, "stream": 1, "detachKeys": DETACH_KEYS}
+        with engine_errors("cannot attach to the main command"):
+            return Stream(self._engine.attach(self._container_id, params), not self._tty)
+
+    # ---- control ----
+
     def signal(self, number: int) -> None:
         check_signal(number)
         self._watch.signalling(self._container_id, number)
@@ -101,11 +105,13 @@ class MainProcess:
         try:
             self.signal(signal.SIGKILL)
         except (InvalidStateError, NotFoundError):
-            self.close()  # never started, or over: there will be no end of output
+            self.close()  # the command was never started or has ended: no end of output will come
 
     def resize(self, cols: int, rows: int) -> None:
         with engine_errors("cannot resize the terminal"):
             self._engine.api.resize(self._container_id, height=rows, width=cols)
+
+    # ---- the end ----
 
     def wait(self) -> int:
         return self._waiter.until(self._exit_code)

@@ -1,4 +1,4 @@
-"""What all commands in Docker containers share."""
+"""What execs and main commands of Docker containers share."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from ...errors import EngineError, InvalidArgumentError, NotFoundError
 from ..commands import GONE_EXIT_CODE
 
 END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
-# The engine lets a client of a terminal detach by typing keys; ours never does, so the keys are improbable.
+# The engine lets the client of a terminal detach by typing keys. Ours never detaches, so the keys are improbable.
 DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
 FIRST_POLL, LAST_POLL = 0.01, 0.5  # seconds
 
 
 class Waiter:
-    """Polls with growing intervals until let go."""
+    """Waits for a command's exit code, by polling with growing intervals until it is closed."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
         self.lost = ""  # see `Process.lost`
 
-    def close(self) -> None:
-        self._closed.set()
-
     def until(self, exit_code: Callable[[], int | None]) -> int:
-        """The first exit code given; `GONE_EXIT_CODE` once closed or when the engine has forgotten it."""
+        """The first exit code that `exit_code` returns; `GONE_EXIT_CODE` once the waiter is closed, or when the
+        engine has forgotten the command."""
         interval = FIRST_POLL
         while True:
             try:
@@ -34,15 +32,23 @@ class Waiter:
                 self.lost = "the exit code is lost: the box was removed, or the container engine restarted"
                 return GONE_EXIT_CODE
             except EngineError:
-                code = None  # it may come back
+                code = None  # the engine may come back
             if code is not None:
                 return code
-            if self._closed.wait(interval):
+            if self.pause(interval):
                 self.lost = "the exit code is lost: the container engine did not tell it in time"
                 return GONE_EXIT_CODE
             interval = min(interval * 2, LAST_POLL)
 
+    def pause(self, seconds: float) -> bool:
+        """Sleep, but not on after `close`. Returns whether the waiter is closed."""
+        return self._closed.wait(seconds)
+
+    def close(self) -> None:
+        self._closed.set()
+
 
 def check_signal(number: int) -> None:
+    """Raise `InvalidArgumentError` for what is not the number of a Linux signal."""
     if not 1 <= number <= 64:
         raise InvalidArgumentError(f"{number} is not a signal number")

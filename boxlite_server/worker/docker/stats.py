@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 from ..runtime import BootTiming, BoxRef, Usage
 from .engine import Engine, engine_errors
 
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 1.0  # between two samples of a box
 
 
 class _Sample(NamedTuple):
-    started: datetime  # which run of the box it is of
-    read: datetime
+    started: datetime  # of the box's run; identifies it
+    read: datetime  # when the engine took the sample
     cpu_ns: int  # used since the start
     usage: Usage
-    taken: float  # by our clock
+    taken: float  # by the worker's monotonic clock
 
 
 class Meter:
-    """Remembers what a measurement needs from before: the last sample, and how long the start took.
+    """Measures boxes. Remembers the last sample and how long the start took, which the next measurement needs.
 
-    The engine would compute a percentage itself, but takes two samples for it, a second apart. It takes none
-    more often than that either, so a question that comes sooner is answered from the sample before.
+    The engine would compute a percentage itself, but would take two samples for it, a second apart. Nor does it take
+    samples more often than that, so a measurement within `SAMPLE_SECONDS` of the last sample returns that sample.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -37,7 +37,7 @@ class Meter:
         self._boots: dict[str, BootTiming] = {}  # by box id
 
     def booted(self, box: BoxRef, **stages: float) -> None:
-        """Note the seconds that stages of `BootTiming` took."""
+        """Remember how many seconds stages of `BootTiming` took."""
         milliseconds = {f"{stage}_ms": round(seconds * 1000) for stage, seconds in stages.items()}
         with self._lock:
             former = self._boots.get(box.box_id, BootTiming())
@@ -49,7 +49,7 @@ class Meter:
             self._samples.pop(box.box_id, None)
 
     def measure(self, box: BoxRef, container: dict[str, Any]) -> Usage:
-        """The usage of a container that the engine describes so."""
+        """The usage of the box. `container`: the engine's description of its container."""
         with self._lock:
             boot = self._boots.get(box.box_id, BootTiming())
             before = self._samples.get(box.box_id)
@@ -81,7 +81,7 @@ class Meter:
 
 
 def _memory(stats: dict[str, Any]) -> int | None:
-    """What the box holds, without files that the kernel only caches."""
+    """The bytes that the box uses, without files that the kernel only caches; None: the engine does not tell."""
     if "usage" not in stats:
         return None
     details = stats.get("stats") or {}

@@ -1,4 +1,4 @@
-"""Volumes and mounts on Docker Engine."""
+"""Volumes of Docker Engine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from ...errors import InvalidStateError, NotFoundError
 from ..runtime import Owner, Volume
 from .engine import Engine, engine_errors
-from .labels import CLUSTER_LABEL, VOLUME_LABEL, WORKER_LABEL, owned_by, volume_name
+from .labels import VOLUME_LABEL, owned_by, owner_labels, volume_name
 
 
 class DockerVolumes:
-    """The `Volumes` of Docker Engine: its named volumes that carry the owner's labels."""
+    """The `Volumes` of Docker Engine: named volumes that carry the owner's labels."""
 
     def __init__(self, engine: Engine, owner: Callable[[], Owner]) -> None:
         self._engine = engine
         self._owner = owner
 
     def create(self, volume_id: str) -> Volume:
-        labels = {**self._labels(), VOLUME_LABEL: volume_id}
+        labels = {**owner_labels(self._owner()), VOLUME_LABEL: volume_id}
         with engine_errors(f"volume {volume_id} cannot be created"):
-            # Of one that exists the engine answers what it is, with the labels it was made with.
+            # If the volume exists, the engine returns it with the labels that it was made with.
             made = self._engine.api.create_volume(volume_name(volume_id), labels=labels)
         if not self._is_ours(made):
             raise InvalidStateError(f"volume {volume_id} belongs to another worker")
@@ -43,9 +43,9 @@ class DockerVolumes:
         return [_volume(entry) for entry in found]
 
     def check(self, volume_ids: Iterable[str]) -> None:
-        """Raises `InvalidStateError` unless all are there.
+        """Raise `InvalidStateError` if a volume is missing.
 
-        The engine would make what is missing, and a box would find its data replaced by nothing.
+        The engine would make a missing volume, and the box would find it empty in place of its data.
         """
         for volume_id in volume_ids:
             try:
@@ -54,6 +54,7 @@ class DockerVolumes:
                 raise InvalidStateError(exc.message) from exc
 
     def _find(self, volume_id: str) -> dict[str, Any]:
+        """The engine's description of the volume. Raises `NotFoundError` when the owner has no such volume."""
         with engine_errors(f"volume {volume_id}"):
             found = dict(self._engine.api.inspect_volume(volume_name(volume_id)))
         if not self._is_ours(found):
@@ -61,11 +62,7 @@ class DockerVolumes:
         return found
 
     def _is_ours(self, volume: dict[str, Any]) -> bool:
-        return (volume["Labels"] or {}).items() >= self._labels().items()
-
-    def _labels(self) -> dict[str, str]:
-        owner = self._owner()
-        return {CLUSTER_LABEL: owner.cluster_id, WORKER_LABEL: owner.worker_id}
+        return (volume["Labels"] or {}).items() >= owner_labels(self._owner()).items()
 
 
 def _volume(found: dict[str, Any]) -> Volume:

@@ -1,9 +1,9 @@
-"""What the engine's events tell of our containers: that one has changed, and why it stopped.
+"""What the engine's events tell of the worker's containers: that a container has changed, and why it stopped.
 
-A container stops because its command ended, because we stopped it, or because the engine was told to kill it by
-somebody else: dockerd itself does so when it ends, and a dockerd that comes back from a crash does so with all
-that it finds running. The engine reports each kill that it was told to make before the end that it leads to. The
-kernel's own kills, for want of memory, are not among them.
+A container stops because its command ended, because this worker stopped it, or because somebody else had the engine
+kill it: dockerd kills all containers when it ends, and after a crash it kills those that it finds running. The engine
+reports each kill that it was told to make before the end that the kill leads to. It reports no kill by the kernel for
+want of memory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .engine import Engine, engine_errors
 from .labels import WORKER_LABEL
 
 NEWS_PATIENCE = 2.0  # seconds that a report of an end waits for the event that tells its reason
-_RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0
+_RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0  # seconds between two attempts
 
 log = logging.getLogger(__name__)
 
 
 class Watch:
-    """States of containers, trusted only while the engine's events are being heard, and their interruptions.
+    """Keeps the states of containers while it hears the engine's events, and which runs were interrupted.
 
-    The states spare the heartbeat one question per box. One is remembered only if no event of its container
-    came between the question and the answer.
+    The states spare the heartbeat a call for each box. A state is remembered only if no event came between the call
+    for it and the answer.
     """
 
     def __init__(self, engine: Engine, owner: Callable[[], Owner]) -> None:
@@ -40,25 +40,29 @@ class Watch:
         self._last_event: int | None = None  # Unix time in nanoseconds
         self._events = 0
         self._states: dict[str, BoxState] = {}
-        # By container:
-        self._stops: set[str] = set()  # stopped by us; until the next start
-        self._signals: Counter[tuple[str, str]] = Counter()  # sent by us, and not yet reported
+        # By container id:
+        self._stops: set[str] = set()  # stopped by this worker; until the next start
+        self._signals: Counter[tuple[str, str]] = Counter()  # sent by this worker, and not yet reported
         self._killed: set[str] = set()  # by somebody else, and not ended yet
         self._interrupted: set[str] = set()
-        self._ends: dict[str, float] = {}  # when it last ended; Unix time
-        self._commands: dict[str, threading.Event] = {}  # of execs that somebody waits for
+        self._ends: dict[str, float] = {}  # when the container last ended; Unix time
+        # By exec id:
+        self._commands: dict[str, threading.Event] = {}  # whose end somebody waits for
 
     # ---- states ----
 
     def known(self, container_id: str) -> BoxState | None:
+        """The container's state, if it is remembered."""
         with self._changed:
             return self._states.get(container_id)
 
     def marker(self) -> int:
+        """To be taken before the call for a state, and given to `remember` with the answer."""
         with self._changed:
             return self._events
 
     def remember(self, container_id: str, state: BoxState, marker: int) -> None:
+        """Remember the state, unless an event came since `marker`."""
         with self._changed:
             if self._listening_since is not None and self._events == marker:
                 self._states[container_id] = state
@@ -66,24 +70,24 @@ class Watch:
     # ---- ends ----
 
     def starting(self, container_id: str) -> None:
-        """We are about to start it."""
+        """Note that this worker is about to start the container."""
         with self._changed:
             self._stops.discard(container_id)
             self._interrupted.discard(container_id)
 
     def stopping(self, container_id: str) -> None:
-        """We are about to stop or remove it."""
+        """Note that this worker is about to stop the container."""
         with self._changed:
             self._stops.add(container_id)
 
     def signalling(self, container_id: str, number: int) -> None:
-        """We are about to have the engine signal it."""
+        """Note that this worker is about to have the engine signal the container."""
         with self._changed:
             self._signals[container_id, str(number)] += 1
 
     def interrupted(self, container_id: str, finished: float) -> bool:
-        """Whether the container's last run, which ended at the Unix time `finished`, was ended by the engine
-        without our asking. Waits for the engine's word about that end if it must be on its way."""
+        """Whether the engine killed the container's last run, which ended at the Unix time `finished`, and this worker
+        had not asked for it. Waits for the engine's report of that end if the report must be on its way."""
         with self._changed:
             if container_id in self._stops:
                 return False
@@ -95,7 +99,8 @@ class Watch:
         return since is not None and since <= finished and self._ends.get(container_id, 0.0) < finished
 
     def command_end(self, exec_id: str) -> threading.Event:
-        """Set when the command ends, as far as that is heard; `forget_command` lets go of it."""
+        """An event that is set when the engine reports the command's end, or when its reports are interrupted. The
+        caller ends with `forget_command`."""
         with self._changed:
             return self._commands.setdefault(exec_id, threading.Event())
 
@@ -110,7 +115,7 @@ class Watch:
         pause = _RECONNECT_FIRST
         while not stopping.is_set():
             try:
-                # Of every cluster that this worker has been in: the present one may change meanwhile.
+                # The worker's cluster may change meanwhile, so this hears of its containers in every cluster.
                 filters = {"type": "container", "label": f"{WORKER_LABEL}={self._owner().worker_id}"}
                 began = time.time()
                 with engine_errors("cannot watch the engine"):
@@ -132,7 +137,7 @@ class Watch:
             pause = min(pause * 2, _RECONNECT_LAST)
 
     def _since(self) -> str | None:
-        """Behind the last event heard: the engine keeps some for those who come back."""
+        """The time just after the last event heard, from which the engine, which keeps some events, repeats them."""
         if self._last_event is None:
             return None
         seconds, nanoseconds = divmod(self._last_event + 1, 1_000_000_000)
@@ -148,11 +153,11 @@ class Watch:
             self._events += 1
             self._states.clear()
             for ended in self._commands.values():
-                ended.set()  # better look
+                ended.set()  # the end may go unreported, so those who wait must look for themselves
             self._changed.notify_all()
 
     def _note(self, event: Mapping[str, Any]) -> bool:
-        """Whether it may have changed the state of a box."""
+        """Take account of an event. Returns whether it may have changed the state of a box."""
         action, container_id = event["Action"], event["Actor"]["ID"]
         about = event["Actor"].get("Attributes") or {}
         with self._changed:

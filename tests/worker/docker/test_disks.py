@@ -12,6 +12,7 @@ from support.sites import Site
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError
 from boxlite_server.worker.docker import disks as docker_disks
+from boxlite_server.worker.docker.containers import Containers
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, Owner
 
@@ -124,7 +125,7 @@ def test_what_a_killed_worker_left_is_tidied(
     with monkeypatch.context() as patch:
         # As a kill would have it: no container is made, and nothing is cleaned up.
         patch.setattr(disks, "forget", lambda box_id: None)
-        patch.setattr(DockerRuntime, "create_container", _killed)
+        patch.setattr(Containers, "create", _killed)
         with pytest.raises(EngineError), disks.export(box) as export:
             disks.load(half, site.spec(), export.tar)
         patch.setattr(disks, "_untag", lambda tag: True)
@@ -153,7 +154,7 @@ def test_a_restore_that_a_kill_interrupted_is_finished(
     disks, box, kept = site.runtime.disks, site.new_box(), ids.new_id()
     disks.snapshot(box, kept)
     with monkeypatch.context() as patch:
-        patch.setattr(DockerRuntime, "delete", _killed)
+        patch.setattr(Containers, "delete", _killed)
         with pytest.raises(EngineError):
             disks.restore(box, kept, 2, site.spec())
     new = BoxRef(box.box_id, 2)

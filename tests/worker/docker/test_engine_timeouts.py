@@ -14,7 +14,7 @@ from support.sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.docker import disks, engine, files, logs
+from boxlite_server.worker.docker import disks, engine, files
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
 
@@ -97,7 +97,6 @@ def runtime(silent: SilentEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
     for module, name in (
         (engine, "CALL_TIMEOUT"),
         (engine, "STREAM_TIMEOUT"),
-        (logs, "CALL_TIMEOUT"),
         (disks, "COPY_TIMEOUT"),
         (files, "UNPACK_TIMEOUT"),
     ):
@@ -122,7 +121,7 @@ VERBS: dict[str, Callable[[DockerRuntime], object]] = {
     "list": lambda runtime: runtime.list_boxes(),
     "create": lambda runtime: runtime.create(BoxRef("other", 1), SPEC),
     "stop": lambda runtime: runtime.stop(BOX, 0),
-    "remove": lambda runtime: runtime.delete(BOX, force=True),
+    "remove": lambda runtime: runtime._containers.delete(BOX, force=True),
     "spawn": lambda runtime: runtime.spawn(BOX, ExecSpec(("true",))),
     "readopt": lambda runtime: runtime.readopt(BOX, "exec"),
     "attach": lambda runtime: runtime.attach_main(BOX),

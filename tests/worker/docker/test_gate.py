@@ -11,7 +11,7 @@ from support.sites import Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ResourceExhaustedError
-from boxlite_server.worker.docker import runtime as docker_runtime
+from boxlite_server.worker.docker import containers
 from boxlite_server.worker.docker.engine import engine_errors
 from boxlite_server.worker.docker.gate import Gate
 from boxlite_server.worker.docker.runtime import DockerRuntime
@@ -68,7 +68,7 @@ def test_creates_and_starts_pass_the_gate(docker_alone: Site, monkeypatch: pytes
     assert isinstance(runtime, DockerRuntime)
     former, box = docker_alone.new_box(), docker_alone.new_box()
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_starts", Gate(0, 0, 0, "too many starts of boxes"))
+        patch.setattr(runtime._containers, "starts", Gate(0, 0, 0, "too many starts of boxes"))
         for verb in (
             lambda: runtime.start(box),
             lambda: runtime.create(BoxRef(ids.new_id(), 1), docker_alone.spec()),
@@ -84,7 +84,7 @@ def test_creates_and_starts_pass_the_gate(docker_alone: Site, monkeypatch: pytes
 
 
 def test_many_starts_at_once_all_come_about(docker_alone: Site) -> None:
-    assert docker_runtime.MAX_STARTS == 8
+    assert containers.MAX_STARTS == 8
     with ThreadPoolExecutor(12) as pool:
         boxes = list(pool.map(lambda _: docker_alone.running_box(), range(12)))
     assert {docker_alone.runtime.inspect(box).status for box in boxes} == {BoxStatus.RUNNING}

@@ -305,6 +305,6 @@ class TestWithoutTheConnection:
 def another(site: Site, docker_host: str) -> Iterator[DockerRuntime]:
     """The next process's runtime, to which nothing was left."""
     assert isinstance(site.runtime, DockerRuntime)
-    runtime = DockerRuntime(site.runtime._owner, docker_host)
+    runtime = DockerRuntime(site.runtime._containers._owner, docker_host)
     yield runtime
     runtime.close()

@@ -1,0 +1,163 @@
+"""The containers of a worker's boxes: one for each generation of a box."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...errors import EngineError, InvalidStateError, NotFoundError
+from ..host_access import Policy
+from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
+from .config import container_config, published, spec_errors
+from .engine import Engine, engine_errors
+from .gate import Gate
+from .labels import BOX_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
+from .logs import unix_time
+from .volumes import DockerVolumes
+from .watch import Watch
+
+MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
+MAX_WAITING_STARTS = 64
+START_PATIENCE = 60.0  # seconds
+
+
+class Containers:
+    """Makes, finds and removes the containers of one owner's boxes.
+
+    `starts` bounds how many boxes are made or started at once. A method that names a box raises `InvalidStateError`
+    when the worker holds a later generation of it.
+    """
+
+    def __init__(
+        self, engine: Engine, owner: Callable[[], Owner], policy: Policy, volumes: DockerVolumes, watch: Watch
+    ) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._policy = policy
+        self._volumes = volumes
+        self._watch = watch
+        self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
+
+    # ---- making ----
+
+    def admit(self, spec: BoxSpec) -> BoxSpec:
+        """The spec with the host's paths resolved. Raises as `BoxRuntime.create` does where the box may not have of
+        the host what the spec asks for, or a volume is missing."""
+        self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        return self._policy.admit(spec)
+
+    def create(
+        self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], replacing: Iterable[BoxRef] = ()
+    ) -> BoxState:
+        """Make the container, not started, after removing those of `replacing`.
+
+        `image`: the engine's description of `spec.image`. Raises as `BoxRuntime.create` does, and
+        `ResourceExhaustedError` when too many boxes are being started.
+        """
+        with self.starts.place():
+            for former in replacing:
+                self.delete(former, force=True)
+            config = container_config(box, self.admit(spec), image, self._owner())
+            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"):
+                self._engine.api.create_container_from_config(config, container_name(box))
+        return BoxState(box, BoxStatus.CONFIGURED)
+
+    # ---- finding ----
+
+    def get(self, box: BoxRef) -> dict[str, Any]:
+        """The engine's description of the box's container. Raises `NotFoundError` when the owner has none."""
+        try:
+            with engine_errors("cannot inspect the box"):
+                container = dict(self._engine.api.inspect_container(container_name(box)))
+        except NotFoundError:
+            container = None
+        if container is not None:
+            labels = container["Config"]["Labels"] or {}
+            if labels.items() >= owner_labels(self._owner()).items():
+                return container
+        self.up_to(box)
+        raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+
+    def inspect(self, box: BoxRef) -> BoxState:
+        """The state of the box, from the engine. Raises `NotFoundError` when the owner has no such container."""
+        container = self.get(box)
+        state = state_of(box, container)
+        if state.status is not BoxStatus.STOPPED:
+            return state
+        finished = unix_time(container["State"]["FinishedAt"])
+        return replace(state, interrupted=self._watch.interrupted(container["Id"], finished))
+
+    def up_to(self, box: BoxRef) -> list[BoxRef]:
+        """The generations of the box on this worker: `box` itself, if it is there, and older ones."""
+        found = [_ref(entry) for entry in self._list(f"{BOX_LABEL}={box.box_id}")]
+        newest = max((ref.generation for ref in found), default=0)
+        if newest > box.generation:
+            raise InvalidStateError(
+                f"box {box.box_id}: generation {box.generation} is over, the worker holds generation {newest}"
+            )
+        return found
+
+    def states(self) -> list[BoxState]:
+        """The states of all boxes. Inspects only those that may have changed since the last time."""
+        states = []
+        for entry in self._list():
+            state = self._watch.known(entry["Id"])
+            if state is None:
+                marker = self._watch.marker()
+                try:
+                    state = self.inspect(_ref(entry))
+                except (NotFoundError, InvalidStateError):
+                    continue  # between the two calls, the box was removed or a later generation was made
+                self._watch.remember(entry["Id"], state, marker)
+            states.append(state)
+        return states
+
+    def _list(self, *labels: str) -> list[dict[str, Any]]:
+        mine = [*owned_by(self._owner()), *labels]
+        with engine_errors("cannot list the boxes"):
+            return list(self._engine.api.containers(all=True, filters={"label": mine}))
+
+    # ---- removing ----
+
+    def delete(self, box: BoxRef, force: bool) -> None:
+        """Remove the box's container, if there is one. Raises `InvalidStateError` when it runs, without `force`."""
+        try:
+            with engine_errors(f"box {box.box_id} cannot be removed"):
+                self._engine.api.remove_container(container_name(box), v=True, force=force)
+        except NotFoundError:
+            pass
+        except InvalidStateError as exc:
+            if "already in progress" not in exc.message:
+                raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
+            self._await_absence(box)
+
+    def _await_absence(self, box: BoxRef) -> None:
+        for _ in range(100):
+            if all(_ref(entry) != box for entry in self._list(f"{BOX_LABEL}={box.box_id}")):
+                return
+            time.sleep(0.1)
+        raise EngineError(f"box {box.box_id} is still being removed; try again")
+
+
+def state_of(box: BoxRef, container: Mapping[str, Any]) -> BoxState:
+    """The state in the engine's description of the box's container. It leaves `interrupted` open."""
+    state = container["State"]
+    if state["Paused"]:
+        return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))
+    if state["Running"] or state["Restarting"]:
+        commands, ports = len(container["ExecIDs"] or ()), published(container)
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=ports, commands=commands)
+    if state["Status"] == "created":
+        if state["Error"]:
+            return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])
+        return BoxState(box, BoxStatus.CONFIGURED)
+    if state["Dead"]:
+        return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])
+    return BoxState(box, BoxStatus.STOPPED, exit_code=state["ExitCode"])
+
+
+def _ref(entry: Mapping[str, Any]) -> BoxRef:
+    """The box of a container that the engine lists."""
+    return BoxRef(entry["Labels"][BOX_LABEL], int(entry["Labels"][GENERATION_LABEL]))

@@ -1,0 +1,65 @@
+"""What the engine gets to make a container from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from boxlite_server.worker.docker.config import container_config
+from boxlite_server.worker.runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
+
+BOX, OWNER = BoxRef("box1", 2), Owner("cluster", "worker")
+FULL = BoxSpec(
+    image="some:image",
+    cpus=3,
+    memory_mib=700,
+    env={"A": "b", "EMPTY": ""},
+    working_dir="/w",
+    entrypoint=("/e", "x"),
+    cmd=("c", "d e"),
+    user="u:g",
+    network_enabled=True,
+    tty=True,
+    hostname="web",
+    mounts=(Mount("/data", volume_id="v1"), Mount("/host", host_path="/srv", read_only=True)),
+    ports=(PortMapping(80), PortMapping(80, 8080, "tcp", "0.0.0.0"), PortMapping(53, 5353, "udp")),
+    cap_add=("SYS_PTRACE",),
+    cap_drop=("ALL",),
+)
+OF_FULL = (
+    '{"Hostname": "web", "ExposedPorts": {"80/tcp": {}, "53/udp": {}}, "User": "u:g", "Tty": true, '
+    '"OpenStdin": true, "StdinOnce": true, "AttachStdin": true, "AttachStdout": true, "AttachStderr": true, '
+    '"Env": ["A=b", "EMPTY="], "Cmd": ["c", "d e"], "Image": "some:image", "NetworkDisabled": false, '
+    '"Entrypoint": ["/e", "x"], "WorkingDir": "/w", "HostConfig": {"Memory": 734003200, "MemorySwap": 734003200, '
+    '"NetworkMode": "bridge", "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}, '
+    '"PidsLimit": 4096, "Init": true, "NanoCpus": 3000000000, "Mounts": [{"Type": "volume", "Source": "boxlite-v1", '
+    '"Target": "/data", "ReadOnly": false}, {"Type": "bind", "Source": "/srv", "Target": "/host", '
+    '"ReadOnly": true}], "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}, {"HostIp": "0.0.0.0", '
+    '"HostPort": "8080"}], "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5353"}]}, "CapAdd": ["SYS_PTRACE"], '
+    '"CapDrop": ["ALL"]}, "Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", '
+    '"boxlite.box": "box1", "boxlite.generation": "2"}}'
+)
+OF_BARE = (
+    '{"ExposedPorts": {}, "Tty": false, "OpenStdin": true, "StdinOnce": true, "AttachStdin": true, '
+    '"AttachStdout": true, "AttachStderr": true, "Env": [], "Cmd": ["tail", "-f", "/dev/null"], '
+    '"Image": "some:image", "NetworkDisabled": false, "HostConfig": {"Memory": 536870912, "MemorySwap": 536870912, '
+    '"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}, '
+    '"PidsLimit": 4096, "Init": true, "NanoCpus": 1000000000, "Mounts": [], "PortBindings": {}, "CapAdd": [], '
+    '"CapDrop": []}, "Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", "boxlite.box": "box1", '
+    '"boxlite.generation": "2"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [(FULL, OF_FULL), (BoxSpec("some:image", network_enabled=False), OF_BARE)],
+    ids=["full", "bare"],
+)
+def test_the_whole_configuration(spec: BoxSpec, expected: str) -> None:
+    assert json.dumps(container_config(BOX, spec, {"Config": None}, OWNER)) == expected
+
+
+@pytest.mark.parametrize("image", [{"Config": {"Cmd": ["sh"]}}, {"Config": {"Entrypoint": ["sh"]}}])
+def test_an_image_with_a_command_keeps_it(image: dict[str, object]) -> None:
+    assert not {"Cmd", "Entrypoint"} & container_config(BOX, BoxSpec("some:image"), image, OWNER).keys()
