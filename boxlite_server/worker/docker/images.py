@@ -101,7 +101,7 @@ class DockerImages:
         yield next((image for image in named if image.reference == str(wanted)), named[0])
 
     def _fetch(self, wanted: references.Reference, reference: str) -> Iterator[PullProgress]:
-        """Start or join the pull of an image, which the caller calls `reference`. Yields the progress to the end."""
+        """Start or join the pull of `wanted`; yields the progress until it is done. `reference` is for error texts."""
         pull = self._join(wanted)
         deadline = time.monotonic() + PULL_TIMEOUT
         while True:

@@ -50,6 +50,31 @@ def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> No
     site.runtime.remove(box, force=True)
 
 
+def test_no_call_is_made_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(site.runtime, DockerRuntime)
+    calls: list[str] = []
+    client = site.runtime._engine.api
+    send = client.send
+
+    def noted(request: Any, **how: Any) -> Any:
+        path = request.url.partition("?")[0].rpartition("/v")[2]
+        calls.append(f"{request.method} {path.partition('/')[2]}")
+        return send(request, **how)
+
+    monkeypatch.setattr(client, "send", noted)
+    box = site.new_box()
+    assert calls == ["GET containers/json", f"GET images/{site.image}/json", "POST containers/create"]
+    calls.clear()
+    site.runtime.start(box)
+    assert calls[:2] == [f"GET containers/{name(box)}/json", f"POST containers/{name(box)}/start"]
+    calls.clear()
+    site.runtime.disks.clone(box, copy := BoxRef(ids.new_id(), 1), site.spec())
+    assert [call for call in calls if call.startswith("POST")] == ["POST commit", "POST containers/create"]
+    assert len(calls) == 6
+    for ref in (box, copy):
+        site.runtime.remove(ref, force=True)
+
+
 def test_network(site: Site) -> None:
     box = site.running_box(network_enabled=True)
     assert b"eth0" in run(site, box, "ls", "/sys/class/net")
