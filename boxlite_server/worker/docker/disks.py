@@ -1,8 +1,8 @@
 """Disks as images of Docker Engine.
 
 Every image of a worker carries the labels of its cluster, worker and box, and has a tag from the moment it exists.
-So nobody wants an image of the worker without a tag any more: it is removed as soon as no container and no other
-image is based on it. Nothing is removed by force, and never an image of somebody else.
+So an image of the worker without a tag is garbage: it is removed as soon as no container and no other image is based
+on it. Nothing is removed by force, and no image of somebody else is touched.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine 
 
 
 class _Exec:
-    """What can be done with a command by its exec id, without its connection."""
+    """A command that is known by its exec id: what needs no connection to it."""
 
     def __init__(self, engine: Engine, container_id: str, exec_id: str) -> None:
         self._engine = engine

@@ -25,7 +25,7 @@ class Gate:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Be inside for the duration of the `with` block.
+        """Take a place, once one is free, for the duration of the `with` block.
 
         Raises `ResourceExhaustedError`: at once when the queue is full, later when no place becomes free in time.
         """

@@ -2,7 +2,7 @@
 
 An engine that loses the connection to a command gives the command up: its output has nowhere to go any more, its
 exit code is lost, its input ends. So each connection has a second owner: the holder process gets a copy of it, and
-hands it to the next worker process. The holder never reads from a connection, so a command whose output nobody takes
+hands it to the next worker process. The holder never reads from a connection, so a command whose output is not read
 waits, as it does for any slow reader.
 
 Messages are packets on a Unix socket: a letter, a name and, in some, a descriptor. `K` has the holder keep the
@@ -116,7 +116,7 @@ class Holder:
             (self._home / SOCKET_NAME).chmod(0o600)
             listener.listen()  # connections wait until the process is up
             subprocess.Popen(
-                # The process needs only the standard library. The home in its arguments is for who lists processes.
+                # The process needs only the standard library. The home is an argument so that process lists show it.
                 [sys.executable, "-I", __file__, str(self._home)],
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,

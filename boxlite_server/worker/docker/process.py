@@ -9,7 +9,8 @@ from ...errors import EngineError, InvalidArgumentError, NotFoundError
 from ..commands import GONE_EXIT_CODE
 
 END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
-# The engine lets the client of a terminal detach by typing keys. Ours never detaches, so the keys are improbable.
+# The engine lets the client of a terminal detach by typing keys. The worker never detaches, so it sets keys that
+# nobody types.
 DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
 FIRST_POLL, LAST_POLL = 0.01, 0.5  # seconds
 

@@ -24,7 +24,7 @@ class DockerVolumes:
         with engine_errors(f"volume {volume_id} cannot be created"):
             # If the volume exists, the engine returns it with the labels that it was made with.
             made = self._engine.api.create_volume(volume_name(volume_id), labels=labels)
-        if not self._is_ours(made):
+        if not self._is_own(made):
             raise InvalidStateError(f"volume {volume_id} belongs to another worker")
         return _volume(made)
 
@@ -57,11 +57,11 @@ class DockerVolumes:
         """The engine's description of the volume. Raises `NotFoundError` when the owner has no such volume."""
         with engine_errors(f"volume {volume_id}"):
             found = dict(self._engine.api.inspect_volume(volume_name(volume_id)))
-        if not self._is_ours(found):
+        if not self._is_own(found):
             raise NotFoundError(f"volume {volume_id} is not on this worker")
         return found
 
-    def _is_ours(self, volume: dict[str, Any]) -> bool:
+    def _is_own(self, volume: dict[str, Any]) -> bool:
         return (volume["Labels"] or {}).items() >= owner_labels(self._owner()).items()
 
 
