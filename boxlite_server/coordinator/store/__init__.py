@@ -1,5 +1,8 @@
-"""The coordinator's database: the only place for SQL. A module for each table, one facade for all; below the
-tables one seam, and behind it SQLite and PostgreSQL."""
+"""The coordinator's database; no SQL stands anywhere else.
+
+Each table has a module, and `Store` has the methods of all of them. The tables run their statements over the seam
+`connection.py`, which SQLite and PostgreSQL implement.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,15 @@ __all__ = [
 
 
 class Tables(Meta, Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
-    """All reads and writes, of a store or of one transaction. Outside of a transaction each is atomic by itself.
+    """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
-    All raise DatabaseUnavailableError while the database cannot be reached or written, and work again afterwards.
+    All methods raise DatabaseUnavailableError while the database cannot be reached or written, and work again
+    afterwards.
     """
 
 
 class Store(Tables):
-    """Everything the coordinator keeps."""
+    """The open database of a coordinator."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
@@ -53,9 +57,10 @@ class Store(Tables):
 
     @classmethod
     async def open(cls, where: Path | str) -> Self:
-        """Open the database, a path of SQLite's or a ``postgresql://`` URL, and bring its schema up to date.
+        """Open the database, a path for SQLite or a ``postgresql://`` URL, and upgrade its schema.
 
-        SQLite's is one process's alone, so what leases there are in it belong to nobody. Raises DatabaseError.
+        Only one process uses a SQLite database, so leases that are found in it have no living holder and are deleted.
+        Raises DatabaseError.
         """
         if is_url(where):
             from .postgresql import Postgresql  # psycopg is an extra
@@ -64,7 +69,7 @@ class Store(Tables):
         else:
             store = cls(await Sqlite.open(Path(where)))
             await store.drop_leases()
-        await store.cluster_id()  # minted before anything can ask, or copy the database
+        await store.cluster_id()  # minted before anything can read the id or copy the database
         return store
 
     async def close(self) -> None:
@@ -72,10 +77,12 @@ class Store(Tables):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tables]:
-        """All or nothing, and alone: reads through what it yields stay true until the writes are done, whoever
-        else shares the database. Nothing but such reads and writes is awaited inside. Not nested.
+        """A transaction, atomic and exclusive: what is read through the yielded `Tables` stays true until the
+        transaction ends, whoever else shares the database. Inside, await nothing but such reads and writes, and open
+        no second transaction.
 
-        Where its end raises DatabaseUnavailableError over PostgreSQL, it may have happened all the same.
+        When the end of a PostgreSQL transaction raises DatabaseUnavailableError, it may have been committed all the
+        same.
         """
         async with self._backend.transaction() as connection:
             yield Tables(connection)

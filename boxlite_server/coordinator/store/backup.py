@@ -1,4 +1,4 @@
-"""Copies of a SQLite database, consistent while it is written."""
+"""Consistent copies of a SQLite database, taken while the coordinator writes to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PATIENCE_MS = 5000
 
 
 def back_up(database: Path, target: Path) -> None:
-    """Copy a coordinator's database to a new file; the coordinator goes on meanwhile. The copy knows that it is one:
-    boxes that are younger than it are no orphans, until an operator says so.
+    """Copy a coordinator's database to a new file; the coordinator may run meanwhile. The copy is marked as a backup:
+    a coordinator that opens it removes no container as an orphan until an operator accepts the backup.
 
-    Raises InvalidArgumentError when there is something at `target`, DatabaseError when the copy cannot be made.
+    Raises InvalidArgumentError when `target` exists, DatabaseError when the copy cannot be made.
     """
     if target.exists():
         raise errors.InvalidArgumentError(f"{target} exists; name a new file")
@@ -33,15 +33,15 @@ def back_up(database: Path, target: Path) -> None:
 
 
 def copy(source: sqlite3.Connection, target: Path, mark: str = "") -> None:
-    """Write all of a database as it is now to one file, and keep it only when it is whole and on the disk. `mark`:
-    what is run in the copy alone."""
+    """Copy a database as it is now to the file `target`, which appears only once the copy is whole and on disk.
+    `mark`: a statement that is run in the copy."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o600))  # it holds the workers' secrets
         with closing(sqlite3.connect(partial, isolation_level=None)) as copied:
-            # In one step, which is one read of what was committed: writers go on, and never make it begin anew.
+            # In one step, which is one read transaction: a concurrent write neither waits nor restarts the copy.
             source.backup(copied)
-            copied.execute("PRAGMA journal_mode = DELETE")  # one file alone
+            copied.execute("PRAGMA journal_mode = DELETE")  # the copy is a single file, without a log beside it
             copied.execute(mark)
             (verdict,) = copied.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":

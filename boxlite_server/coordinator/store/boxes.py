@@ -1,4 +1,4 @@
-"""The rows of boxes."""
+"""The table of boxes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ... import errors
-from .table import Table, decoded, json_columns, marks
+from ..states import BoxStatus, DesiredState
+from .table import Table, first, from_json, marks, reader
 
-# A box in one of these states has its cpus and memory reserved; a stopped or failed one does not. One that is being
-# removed keeps what it had: its container may still run, and the removal may fail.
-RESERVING = ("creating", "configured", "running", "stopping", "paused")
+# A box in one of these states has its cpus and memory reserved; a stopped or failed box does not. A box that is being
+# removed keeps the reservation it had: its container may still run, and the removal may fail.
+RESERVING = (
+    BoxStatus.CREATING,
+    BoxStatus.CONFIGURED,
+    BoxStatus.RUNNING,
+    BoxStatus.STOPPING,
+    BoxStatus.PAUSED,
+)
 
 
 class Box(NamedTuple):
@@ -21,7 +28,7 @@ class Box(NamedTuple):
     name: str | None
     worker_id: str
     generation: int
-    status: str
+    status: BoxStatus
     spec: dict[str, Any]
     cpus: int
     memory_mib: int
@@ -33,86 +40,89 @@ class Box(NamedTuple):
     updated_at: float
     started_at: float | None
     stopped_at: float | None
-    published: list[dict[str, Any]] = []  # noqa: RUF012 - never changed; ports with real host ports, while it runs
-    desired: str = "stopped"  # what should be, running or stopped, where status is what is
-    engine_life: str | None = None  # of the engine under which it was last seen running
-    request_key: str | None = None  # of the request that made it, where that may come again; unique
-    restarts: int = 0  # by ourselves, since somebody started it
-    restarted_at: float | None = None  # when the last of them was tried
+    published: list[dict[str, Any]] = []  # noqa: RUF012 - never changed; with the real host ports, while the box runs
+    desired: DesiredState = DesiredState.STOPPED
+    engine_life: str | None = None  # the life of the engine under which the box was last seen running
+    request_key: str | None = None  # owner and Idempotency-Key of the request that created the box; unique
+    restarts: int = 0  # by the coordinator, since a client started the box
+    restarted_at: float | None = None  # when the last restart was tried
     wish: int = 0  # how often `desired` has changed
 
 
 class BoxState(NamedTuple):
-    """What an inventory is compared with: the parts of a box's row that are cheap to have of many."""
+    """The parts of a box's row that an inventory is compared with; cheap to read for many boxes."""
 
     id: str
     generation: int
-    status: str
-    desired: str
+    status: BoxStatus
+    desired: DesiredState
     engine_life: str | None
     error: str | None
     auto_remove: bool
 
 
 class Unsettled(NamedTuple):
-    """A box in the middle of an operation, under way or broken off."""
+    """A box in the middle of an operation that is under way or was broken off."""
 
     id: str
     worker_id: str
 
 
 class Page(NamedTuple):
+    """Boxes, and the `after` of the next page (None: this page is the last)."""
+
     boxes: list[Box]
     next_token: tuple[float, str] | None
 
 
 _COLUMNS = ", ".join(Box._fields)
-_JSON = json_columns(Box._fields)
+_box = reader(
+    Box, Box._fields, status=BoxStatus, desired=DesiredState, spec=from_json, labels=from_json, published=from_json
+)
+_state = reader(BoxState, BoxState._fields, status=BoxStatus, desired=DesiredState, auto_remove=bool)
 
 
 class Boxes(Table):
     """Methods over the table `boxes`."""
 
     async def insert_box(self, box: Box) -> None:
-        """Raises AlreadyExistsError when the name is taken in its prefix, or the request has made a box."""
+        """Raises AlreadyExistsError when the name is taken in its prefix, or the `request_key` has created a box."""
         if not await self._insert("boxes", {**box._asdict(), **_reservation(box.status)}):
             raise errors.AlreadyExistsError(f"box '{box.name or box.id}' already exists")
 
     async def find_box(self, prefix: str, id_or_name: str) -> Box | None:
-        """The box of that id, else of that name, in that prefix."""
+        """The box of a prefix with that id, else with that name."""
         rows = await self._boxes(
             "WHERE id = coalesce((SELECT id FROM boxes WHERE prefix = ? AND id = ?), "
             "(SELECT id FROM boxes WHERE prefix = ? AND name = ?))",
             (prefix, id_or_name, prefix, id_or_name),
         )
-        return rows[0] if rows else None
+        return first(rows)
 
     async def find_box_by_request(self, request_key: str) -> Box | None:
-        """The box that this request made."""
-        rows = await self._boxes("WHERE request_key = ?", (request_key,))
-        return rows[0] if rows else None
+        """The box that this request created."""
+        return first(await self._boxes("WHERE request_key = ?", (request_key,)))
 
     async def get_box(self, box_id: str) -> Box | None:
-        """The box of that id, in whatever prefix."""
-        rows = await self._boxes("WHERE id = ?", (box_id,))
-        return rows[0] if rows else None
+        """The box with that id, in whatever prefix."""
+        return first(await self._boxes("WHERE id = ?", (box_id,)))
 
     async def list_boxes(
         self,
         prefix: str,
         *,
-        statuses: tuple[str, ...] = (),
+        statuses: tuple[BoxStatus, ...] = (),
         unreachable: tuple[str, ...] = (),
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         after: tuple[float, str] | None = None,
         limit: int | None = None,
     ) -> Page:
-        """Boxes of a prefix, oldest first. `after` is the token of the page before;
-        it stays good when boxes come and go. Without `limit` the page holds all.
+        """Boxes of a prefix, oldest first. `after`: the `next_token` of the page before, which stays valid when boxes
+        come and go. Without `limit` the page holds all boxes.
 
-        `statuses` may name ``unknown`` too: the status of all boxes of the workers `unreachable`, whatever their
-        rows say. No other status finds those.
+        `unreachable`: ids of workers. All boxes of these workers have the status UNKNOWN, whatever their rows say;
+        no other status finds them.
         """
         clauses: list[str] = ["prefix = ?"]
         parameters: list[Any] = [prefix]
@@ -148,10 +158,10 @@ class Boxes(Table):
             f"{self._connection.dialect.auto_remove} FROM boxes WHERE worker_id = ?",
             (worker_id,),
         )
-        return [BoxState(*row)._replace(auto_remove=bool(row[-1])) for row in rows]
+        return [_state(row) for row in rows]
 
     async def unsettled_boxes(self) -> list[Unsettled]:
-        """The boxes in the middle of an operation; those with an unfinished snapshot are among them."""
+        """The boxes in the middle of an operation, and the boxes with an unfinished snapshot."""
         rows = await self._read(
             "SELECT id, worker_id FROM boxes WHERE status IN ('creating', 'stopping', 'removing') "
             "OR (status = 'configured' AND desired = 'running') "
@@ -160,7 +170,7 @@ class Boxes(Table):
         return [Unsettled(*row) for row in rows]
 
     async def update_box(self, box_id: str, **changes: Any) -> None:
-        """Room is reserved, and given back, with the status; see RESERVING."""
+        """Change a box's row. A new status also reserves its cpus and memory, or gives them back; see RESERVING."""
         await self._update("boxes", box_id, {**changes, **_reservation(changes.get("status"))})
 
     async def delete_box(self, box_id: str) -> None:
@@ -168,21 +178,21 @@ class Boxes(Table):
 
     async def _boxes(self, tail: str, parameters: tuple[Any, ...]) -> list[Box]:
         rows = await self._read(f"SELECT {_COLUMNS} FROM boxes {tail}", parameters)
-        return [Box(*decoded(row, _JSON)) for row in rows]
+        return [_box(row) for row in rows]
 
 
-def _reservation(status: str | None) -> dict[str, int]:
-    """What a status makes of a box's reservation."""
-    return {} if status in (None, "removing") else {"reserved": int(status in RESERVING)}
+def _reservation(status: BoxStatus | None) -> dict[str, int]:
+    """The change of `reserved` that a change of the status brings with it."""
+    return {} if status in (None, BoxStatus.REMOVING) else {"reserved": int(status in RESERVING)}
 
 
-def _of_status(statuses: tuple[str, ...], unreachable: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The condition for boxes that show one of these statuses, and its parameters."""
-    written = tuple(status for status in statuses if status != "unknown")
-    known = f"status IN ({marks(written)})" if written else "1 = 0"
+def _of_status(statuses: tuple[BoxStatus, ...], unreachable: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The SQL condition for boxes that clients see in one of these statuses, and its parameters."""
+    stored = tuple(status for status in statuses if status != BoxStatus.UNKNOWN)
+    known = f"status IN ({marks(stored)})" if stored else "1 = 0"
     if not unreachable:
-        return known, written
+        return known, stored
     lost = f"worker_id IN ({marks(unreachable)})"
-    if "unknown" in statuses:
-        return f"({known} OR {lost})", (*written, *unreachable)
-    return f"({known} AND NOT {lost})", (*written, *unreachable)
+    if BoxStatus.UNKNOWN in statuses:
+        return f"({known} OR {lost})", (*stored, *unreachable)
+    return f"({known} AND NOT {lost})", (*stored, *unreachable)

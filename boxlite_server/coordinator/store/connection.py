@@ -1,23 +1,25 @@
-"""The seam below the tables: where their statements run, and what one database says differently from the other.
+"""The seam between the tables and the two databases: where statements run, and in what their SQL differs.
 
-`sqlite.py` and `postgresql.py` stand behind it. Statements have `?` marks; a text is made of the parameters'
-places alone, never of their values.
+`sqlite.py` and `postgresql.py` implement `Backend`. Statements have ``?`` marks for their parameters; the text of a
+statement never contains a parameter's value.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from ... import errors
 
 Row = tuple[Any, ...]
 
 
 class Dialect(NamedTuple):
-    """The conditions and values that the two databases write differently, all of them over JSON in a row of boxes."""
+    """The SQL expressions that the two databases write differently, all of them over JSON columns of `boxes`."""
 
     has_label: str  # a condition with two marks: the label's key and its value
     mounts_volume: str  # a condition with one mark: the volume's id
@@ -45,38 +47,55 @@ POSTGRESQL = Dialect(
 
 
 class Connection(Protocol):
-    """Where statements run: each by itself all or nothing, or within the one transaction that this stands for.
+    """Where statements run: on a backend each statement is atomic by itself, on a transaction's connection it is part
+    of the transaction.
 
-    Raises DatabaseUnavailableError for what may be over at the next try, DatabaseError for anything else.
+    Raises DatabaseUnavailableError where the next try may succeed, DatabaseError for any other failure.
     """
 
     dialect: Dialect
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """The rows of a SELECT: what was committed, and in a transaction also what it wrote itself."""
+        """The rows of a SELECT. A transaction sees what was committed and what it wrote itself."""
         ...
 
     async def write(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run an INSERT, UPDATE or DELETE; the rows that it returns where it has RETURNING."""
+        """Run an INSERT, UPDATE or DELETE. The rows of its RETURNING clause, if it has one."""
         ...
 
 
 class Backend(Connection, Protocol):
-    """One open database. Statements outside of a transaction are atomic; a write waits for a transaction's end."""
+    """One open database. A write outside of a transaction waits until no transaction is open."""
 
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
-        """All or nothing, and alone: no other write comes between its beginning and its end, whoever makes it.
-        What is left by an exception is undone."""
+        """A transaction, atomic and exclusive: no other write of any process runs between its beginning and its end.
+        An exception rolls it back."""
         ...
 
     async def close(self) -> None:
-        """Give up everything; an open transaction is undone."""
+        """Close all connections; an open transaction is rolled back."""
         ...
 
 
+class Transaction:
+    """The `Connection` of one transaction, over `run`, which runs a statement in it."""
+
+    def __init__(self, dialect: Dialect, run: Callable[[str, Sequence[Any]], Awaitable[list[Row]]]) -> None:
+        self.dialect = dialect
+        self.ended = False
+        self._run = run
+
+    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        if self.ended:
+            raise RuntimeError("the transaction has ended")
+        return await self._run(sql, parameters)
+
+    write = read
+
+
 class Owner:
-    """Which task is in a transaction. For it to go around that transaction is a fault of ours: it would wait for
-    itself, or read what was before."""
+    """The task that is in a transaction. That task must not use the backend beside its transaction: it would wait
+    for itself, or read what was before its own writes."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
@@ -88,17 +107,27 @@ class Owner:
         self._task = None
 
     def check(self) -> None:
-        """Raises RuntimeError in the task that is in a transaction."""
+        """Raises RuntimeError when called by the task that is in a transaction."""
         if self._task is not None and self._task is asyncio.current_task():
-            raise RuntimeError("inside a transaction everything goes through what it yields")
+            raise RuntimeError("inside a transaction, use only the connection that it yields")
 
 
 def is_url(where: Path | str) -> bool:
-    """Whether it names a PostgreSQL."""
+    """Whether `where` is the URL of a PostgreSQL database, and not the path of a SQLite database."""
     return isinstance(where, str) and where.startswith(("postgresql://", "postgres://"))
 
 
 def shown(where: Path | str) -> str:
-    """For people and logs: without the password that a URL may carry."""
+    """`where` for people and logs: without the password that a URL may contain."""
     hidden = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", str(where))
     return re.sub(r"(?<=[?&]password=)[^&]*", "***", hidden)
+
+
+def unavailable(reason: str) -> errors.DatabaseUnavailableError:
+    """The error for a failure that may be over at the next try."""
+    return errors.DatabaseUnavailableError(f"the database cannot be used now: {reason}")
+
+
+def failed(reason: object) -> errors.DatabaseError:
+    """The error for any other failure."""
+    return errors.DatabaseError(f"the database failed: {reason}")

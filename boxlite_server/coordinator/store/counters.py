@@ -1,13 +1,16 @@
-"""What has happened in each prefix since the beginning, and how many boxes it has."""
+"""The tables of counters and of the numbers of boxes, by prefix."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..states import BoxStatus
 from .table import Table
 
 
 class Counters(NamedTuple):
+    """Counters of one prefix. They never fall, and outlive the boxes that they count."""
+
     boxes_created: int = 0
     boxes_failed: int = 0
     boxes_stopped: int = 0
@@ -16,10 +19,10 @@ class Counters(NamedTuple):
 
 
 class CounterRows(Table):
-    """Methods over the tables `counters` and `totals`. Boxes are counted by the schema itself."""
+    """Methods over the tables `counters` and `totals`. Triggers of the schema count the boxes."""
 
     async def count(self, prefix: str, counter: str) -> None:
-        """Add one to a counter, named by its field."""
+        """Add one to a counter, which is a field of `Counters`."""
         assert counter in Counters._fields
         await self._write(
             f"INSERT INTO counters (prefix, {counter}) VALUES (?, 1) "
@@ -32,9 +35,9 @@ class CounterRows(Table):
         row = await self._read_one(f"SELECT {columns} FROM counters WHERE prefix = ?", (prefix,))
         return Counters(*row) if row else Counters()
 
-    async def count_boxes(self, prefix: str, status: str | None = None) -> int:
-        """How many boxes the prefix has, in any status but ``removing``, or in ``running`` alone."""
-        assert status in (None, "running")
+    async def count_boxes(self, prefix: str, status: BoxStatus | None = None) -> int:
+        """The number of a prefix's boxes but those in REMOVING; or of those in RUNNING, the one `status` counted."""
+        assert status in (None, BoxStatus.RUNNING)
         column = "running" if status else "boxes"
         row = await self._read_one(f"SELECT {column} FROM totals WHERE prefix = ?", (prefix,))
         return int(row[0]) if row else 0

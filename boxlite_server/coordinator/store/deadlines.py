@@ -1,4 +1,4 @@
-"""When the coordinator acts on boxes by itself."""
+"""The table of deadlines: when the coordinator stops or removes a box by itself."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from .table import Table
 
 
 class Deadlines(Table):
-    """Methods over the table `deadlines`; times in Unix seconds. A box that goes takes its deadline with it."""
+    """Methods over the table `deadlines`; times in Unix seconds. Deleting a box deletes its deadline."""
 
     async def set_deadline(self, box_id: str, due_at: float | None) -> None:
-        """The one deadline of a box; None takes it away. A box that is gone gets none."""
+        """Set the one deadline of a box; None deletes it. For a deleted box nothing happens."""
         if due_at is None:
             await self._write("DELETE FROM deadlines WHERE box_id = ?", (box_id,))
         else:
@@ -24,7 +24,7 @@ class Deadlines(Table):
         return float(row[0]) if row else None
 
     async def deadlines(self, until: float) -> list[str]:
-        """Ids of the boxes whose deadline is not later than `until`, the oldest first."""
+        """Ids of the boxes whose deadline is not later than `until`, the earliest deadline first."""
         rows = await self._read("SELECT box_id FROM deadlines WHERE due_at <= ? ORDER BY due_at", (until,))
         return [str(row[0]) for row in rows]
 

@@ -1,9 +1,9 @@
-"""A database that several coordinators share: PostgreSQL through psycopg, an extra of this package.
+"""The database that several coordinators share: PostgreSQL through psycopg, an extra of this package.
 
-One advisory lock stands for "nobody comes in between": a transaction takes it alone, a single write takes it
-together with other single writes. So transactions run one after the other over all coordinators, as they do in
-SQLite, and no two of them can deadlock. A coordinator that is stopped in the middle of one, or cut off, loses it
-after seconds: the server ends the session, and the others go on.
+One advisory lock makes transactions exclusive: a transaction takes it exclusively, a single write takes it shared
+with other single writes. So the transactions of all coordinators run one after the other, as they do in SQLite, and
+no two of them can deadlock. When a coordinator is stopped or cut off in the middle of a transaction, the server ends
+its session after some seconds, which rolls the transaction back, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import select
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ... import errors
 from . import schema
-from .connection import POSTGRESQL, Connection, Owner, Row, shown
+from .connection import POSTGRESQL, Connection, Owner, Row, Transaction, failed, shown, unavailable
 
 try:
     import psycopg
 except ImportError as exc:
     raise errors.DatabaseError(
-        "a PostgreSQL database takes the package psycopg: pip install 'boxlite-server[postgresql]'"
+        "a PostgreSQL database needs the package psycopg: pip install 'boxlite-server[postgresql]'"
     ) from exc
 
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 CONNECTIONS = 10  # of one coordinator, at most
-ANSWER_SECONDS = 12.0  # for a statement: longer than any of the server's own limits below
+ANSWER_SECONDS = 12.0  # for a statement: longer than the server's own limits below
 MIGRATION_SECONDS = 600.0
 
 LOCK = int.from_bytes(b"boxlite1")  # the advisory lock's number
 _ALONE = f"SELECT pg_advisory_xact_lock({LOCK})"
 _TOGETHER = f"SELECT pg_advisory_xact_lock_shared({LOCK})"
 
-# Each may be given otherwise in the URL. Over TCP a peer that is gone without a word is noticed in some 10 s.
+# The URL may override each of these. Over TCP a peer that vanishes silently is noticed within about 10 s.
 _CONNECTION = {
     "application_name": "boxlite-server",
     "connect_timeout": "5",
@@ -50,8 +50,8 @@ _CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-# The same from the server's side. An idle transaction is that of a stopped coordinator: it ends before others,
-# who wait for its lock, give up.
+# The same on the server's side. An idle transaction belongs to a stopped coordinator: the server ends it before the
+# coordinators that wait for its lock give up.
 _SESSION = """
 SET idle_in_transaction_session_timeout = '3s';
 SET lock_timeout = '8s';
@@ -63,10 +63,11 @@ SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s';
 """
 
-# What a server refuses for reasons that may be over at the next try, by the classes of SQLSTATE: connections,
-# rolled back, resources (a full disk too), limits, an operator's or a time limit's intervention, the system.
+# Failures that may be over at the next try, by the prefix of SQLSTATE: connection, transaction rollback, insufficient
+# resources (a full disk too), limits exceeded, not in the required state, intervention of an operator or a time limit,
+# system error, read-only transaction, idle transaction timeout.
 _PASSING = ("08", "40", "53", "54", "55", "57", "58", "25006", "25P03")
-_AGAIN = ("40001", "40P01")  # rolled back in favour of another
+_AGAIN = ("40001", "40P01")  # serialization failure, deadlock: the server rolled back in favour of another session
 
 Session = psycopg.AsyncConnection[Row]
 
@@ -78,12 +79,14 @@ class Postgresql:
 
     def __init__(self, url: str) -> None:
         self._pool = _Pool(url)
-        self._turn = asyncio.Lock()  # who of this process is in a transaction: one of its sessions waits, not all
+        self._turn = (
+            asyncio.Lock()
+        )  # for a transaction: so that one session of this process waits for the lock, not all
         self._owner = Owner()
 
     @classmethod
     async def open(cls, url: str) -> Postgresql:
-        """Connect and bring the schema up to date; raises DatabaseError."""
+        """Connect and upgrade the schema; raises DatabaseError."""
         database = cls(url)
         try:
             await database._migrate()
@@ -103,7 +106,7 @@ class Postgresql:
             return rows
 
     async def write(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """In one round trip with the lock, and so one transaction."""
+        """See `Connection.write`. The lock and the statement are one round trip, and so one transaction."""
         self._owner.check()
         with _translated():
             while True:
@@ -120,12 +123,12 @@ class Postgresql:
         async with self._turn:
             with _translated():
                 session, _ = await self._begin(f"BEGIN; {_ALONE}", (), several=True)
-            statements = _Transaction(session)
+            statements = Transaction(POSTGRESQL, partial(_run_translated, session))
             try:
                 with self._owner:
                     yield statements
                 if session.info.transaction_status == TransactionStatus.INERROR:
-                    raise errors.DatabaseError("the database failed before, in this transaction")
+                    raise failed("a statement failed before in this transaction")
                 with _translated():
                     await _run(session, "COMMIT")
             finally:
@@ -136,8 +139,9 @@ class Postgresql:
                 await self._pool.give_back(session)
 
     async def _begin(self, sql: str, parameters: Sequence[Any], *, several: bool = False) -> tuple[Session, list[Row]]:
-        """A session, and the answer to the first statement in it, which changes nothing: it is asked again where
-        the session turns out to be lost since it was used last, and where the server gave way to another."""
+        """Take a session and run its first statement, which changes nothing; the session and the rows. The statement is
+        run again, in another session, where the connection was lost while the session was idle, and where the server
+        rolled back in favour of another session."""
         while True:
             session, is_new = await self._pool.take()
             try:
@@ -152,8 +156,7 @@ class Postgresql:
                     raise
 
     async def _migrate(self) -> None:
-        """All in one transaction under the lock, so that of several coordinators that start at once one does it."""
-        scripts = schema.scripts("postgresql")
+        """Upgrade the schema in one transaction under the lock, so that only one of several coordinators does it."""
         patience = f"SET statement_timeout = 0; SET lock_timeout = '{MIGRATION_SECONDS:.0f}s'"
         with _translated():
             async with self._pool.session() as (session, _):
@@ -161,40 +164,22 @@ class Postgresql:
                 [[known]] = await _run(session, "SELECT to_regclass('meta') IS NOT NULL")
                 rows = await _run(session, "SELECT value FROM meta WHERE key = 'schema_version'") if known else []
                 version = int(rows[0][0]) if rows else 0
-                schema.refuse_newer(version, len(scripts))
-                if version < len(scripts):
-                    for script in scripts[version:]:
-                        await _run(session, script, several=True, seconds=MIGRATION_SECONDS)
+                scripts = schema.upgrade("postgresql", version)
+                for script in scripts:
+                    await _run(session, script, several=True, seconds=MIGRATION_SECONDS)
+                if scripts:
                     await _run(
                         session,
                         "INSERT INTO meta VALUES ('schema_version', %s) "
                         "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                        (str(len(scripts)),),
+                        (str(version + len(scripts)),),
                     )
                 await _run(session, f"COMMIT; {_SESSION}", several=True)
 
 
-class _Transaction:
-    """The `Connection` of one transaction."""
-
-    dialect = POSTGRESQL
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.ended = False
-
-    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        if self.ended:
-            raise RuntimeError("the transaction has ended")
-        with _translated():
-            return await _run(self._session, _translate(sql), parameters)
-
-    write = read
-
-
 class _Pool:
-    """Sessions that wait to be used. There is nothing that runs by itself: while the server is away each use
-    tries to connect, fails at once, and works again as soon as the server does."""
+    """Idle sessions, to be used again. Nothing runs in the background: while the server is away each `take` tries to
+    connect and fails at once, and it succeeds as soon as the server is back."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -211,7 +196,7 @@ class _Pool:
             await self.give_back(session)
 
     async def take(self) -> tuple[Session, bool]:
-        """A session, and whether it is a new one."""
+        """A session, and whether it is new. Raises psycopg.OperationalError."""
         if self._closed:
             raise psycopg.OperationalError("the store is closed")
         try:
@@ -231,7 +216,7 @@ class _Pool:
             raise
 
     async def give_back(self, session: Session) -> None:
-        """Keep it for the next, unless it was lost, or left in the middle of something."""
+        """Keep a session for the next use, unless its connection was lost or it is in the middle of a transaction."""
         self._slots.release()
         if self._closed or session.closed or session.info.transaction_status != TransactionStatus.IDLE:
             await session.close()
@@ -262,8 +247,9 @@ async def _run(
     several: bool = False,
     seconds: float = ANSWER_SECONDS,
 ) -> list[Row]:
-    """The rows of a statement; of several in one text, which are one transaction, those of the last."""
-    # Nothing of psycopg's ends the wait for a server that was stopped, but stays connected.
+    """The rows of a statement. With `several`, the text may be several statements, which are one transaction; the rows
+    are those of the last statement."""
+    # psycopg has no timeout for a server process that was stopped (SIGSTOP) and stays connected.
     cut = asyncio.get_running_loop().call_later(seconds, _cut, session)
     try:
         cursor = psycopg.AsyncClientCursor(session) if several else session.cursor()
@@ -272,20 +258,26 @@ async def _run(
             pass
         return await cursor.fetchall() if cursor.description else []
     except psycopg.errors.ReadOnlySqlTransaction:
-        await session.close()  # it stays so; a new one may be of a server that writes
+        await session.close()  # a session stays read-only; a new one may reach a server that writes
         raise
     finally:
         cut.cancel()
 
 
+async def _run_translated(session: Session, sql: str, parameters: Sequence[Any]) -> list[Row]:
+    """Run a statement of the tables, with their marks and errors."""
+    with _translated():
+        return await _run(session, _translate(sql), parameters)
+
+
 def _cut(session: Session) -> None:
-    """Make a session's connection fail now."""
+    """Make a session's connection fail at once."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(session.fileno())) as connection:
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def _lives(session: Session) -> bool:
-    """Whether an idle session is still good: from one that the server has ended there is something to read."""
+    """Whether an idle session is still usable: where the server has ended it, its socket is readable."""
     if session.closed:
         return False
     poll = select.poll()
@@ -295,24 +287,24 @@ def _lives(session: Session) -> bool:
 
 @lru_cache(maxsize=512)
 def _translate(sql: str) -> str:
-    """Marks as psycopg has them."""
+    """A statement with its ``?`` marks as the ``%s`` of psycopg."""
     assert "%" not in sql
     return sql.replace("?", "%s")
 
 
 def _storable(value: Any) -> Any:
-    """Text has no NUL in PostgreSQL; nothing of ours has it, but what a client asks for by name may."""
+    """A value without NUL, which text in PostgreSQL cannot contain. A client may ask for a name with a NUL."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """psycopg's errors as ours."""
+    """Raise psycopg's errors as DatabaseUnavailableError or DatabaseError."""
     try:
         yield
     except psycopg.Error as exc:
         reason = " ".join(str(exc).split())
         passing = exc.sqlstate.startswith(_PASSING) if exc.sqlstate else isinstance(exc, psycopg.OperationalError)
         if passing:
-            raise errors.DatabaseUnavailableError(f"the database cannot be used now: {reason}") from exc
-        raise errors.DatabaseError(f"the database failed: {reason}") from exc
+            raise unavailable(reason) from exc
+        raise failed(reason) from exc

@@ -1,47 +1,49 @@
-"""The rows of snapshots."""
+"""The table of snapshots."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from ... import errors
-from .table import Table
+from ..states import SnapshotState
+from .table import Table, first, reader
 
 
 class Snapshot(NamedTuple):
-    """One snapshot; `created_at` in Unix seconds, sizes in bytes and 0 while it is being made."""
+    """One snapshot; `created_at` in Unix seconds, sizes in bytes, 0 while the snapshot is being created."""
 
     id: str
     box_id: str
     name: str
-    state: str  # creating, ready, restoring: the box is being put back to it, removing
+    state: SnapshotState
     created_at: float
     container_disk_bytes: int = 0
     size_bytes: int = 0
 
 
 _COLUMNS = ", ".join(Snapshot._fields)
+_snapshot = reader(Snapshot, Snapshot._fields, state=SnapshotState)
 _SHOWN = "state IN ('ready', 'restoring')"
 
 
 class Snapshots(Table):
-    """Methods over the table `snapshots`. A box's rows go with the box."""
+    """Methods over the table `snapshots`. Deleting a box deletes the rows of its snapshots."""
 
     async def insert_snapshot(self, snapshot: Snapshot) -> None:
-        """Raises AlreadyExistsError when the box has one of that name."""
+        """Raises AlreadyExistsError when the box has a snapshot of that name."""
         if not await self._insert("snapshots", snapshot._asdict()):
             raise errors.AlreadyExistsError(f"snapshot '{snapshot.name}' already exists")
 
     async def find_snapshot(self, box_id: str, name: str) -> Snapshot | None:
-        rows = await self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name))
-        return rows[0] if rows else None
+        """The snapshot of that name, unless it is being created or removed."""
+        return first(await self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name)))
 
     async def list_snapshots(self, box_id: str) -> list[Snapshot]:
-        """Those that are there, oldest first."""
+        """A box's snapshots, oldest first, without those that are being created or removed."""
         return await self._snapshots(f"WHERE box_id = ? AND {_SHOWN} ORDER BY created_at, id", (box_id,))
 
     async def unfinished_snapshots(self, box_id: str) -> list[Snapshot]:
-        """Those with an operation under way, or broken off."""
+        """A box's snapshots with an operation that is under way or was broken off."""
         return await self._snapshots("WHERE box_id = ? AND state != 'ready' ORDER BY created_at, id", (box_id,))
 
     async def boxes_with_unfinished_snapshots(self, worker_id: str) -> set[str]:
@@ -72,4 +74,4 @@ class Snapshots(Table):
         await self._write("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
 
     async def _snapshots(self, tail: str, parameters: tuple[Any, ...]) -> list[Snapshot]:
-        return [Snapshot(*row) for row in await self._read(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]
+        return [_snapshot(row) for row in await self._read(f"SELECT {_COLUMNS} FROM snapshots {tail}", parameters)]

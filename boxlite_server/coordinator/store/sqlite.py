@@ -1,12 +1,12 @@
 """The embedded database: one file, one coordinator.
 
-Calls are direct on the event loop, which is faster than any thread: a point read costs 15 µs. One connection
-writes and another reads, so that a read outside of a transaction never sees one half done. What waits, for
-a transaction's end or for another process's lock, waits on the loop and holds up nobody else.
+Statements run directly on the event loop, which is faster than any thread: a point read costs 15 µs. One connection
+writes and another reads, so that a read outside of a transaction never sees a transaction half done. Waiting, for
+the end of a transaction or for another process's lock, never blocks the event loop.
 
-A transaction is on the disk when it ends, which a thread waits for, once for all that ended meanwhile. A single
-write outside of one outlives the process, but the machine's loss of power may take the last of them: heartbeats,
-leases and deadlines, which are noted all the time.
+A transaction is on disk when it ends: a thread syncs the write-ahead log, once for all transactions that ended
+meanwhile. A single write outside of a transaction survives the end of the process, but the last of these writes may
+be lost when the machine loses power: heartbeats, leases and deadlines, which are written all the time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from ... import errors
 from . import schema
 from .backup import copy
-from .connection import SQLITE, Connection, Owner, Row
+from .connection import SQLITE, Connection, Owner, Row, Transaction, failed, unavailable
 
 BUSY_SECONDS = 5.0  # how long another process may hold its lock
 _RETRY_SECONDS = 0.01
@@ -36,7 +36,7 @@ PRAGMA cache_size = -32768;
 PRAGMA journal_size_limit = 67108864;
 """
 
-# By the beginnings of SQLite's names for its errors: what may be over at the next try.
+# Failures that may be over at the next try, by the prefix of SQLite's name for the error.
 _PASSING = {
     "SQLITE_BUSY": "another process has locked it",
     "SQLITE_LOCKED": "another process has locked it",
@@ -55,9 +55,9 @@ class Sqlite:
     dialect = SQLITE
 
     def __init__(self, path: Path, lock_file: int) -> None:
-        """Opens it; raises sqlite3.Error or DatabaseError."""
+        """Open the database; raises sqlite3.Error or DatabaseError."""
         self._lock_file = lock_file
-        self._turn = asyncio.Lock()  # who writes
+        self._turn = asyncio.Lock()  # held by the one task that writes
         self._owner = Owner()
         self._writer = _connect(path)
         self._writer.execute("PRAGMA journal_mode = WAL")
@@ -65,17 +65,17 @@ class Sqlite:
         self._reader = _connect(path)
         self._reader.execute("PRAGMA query_only = ON")
         for connection in (self._writer, self._reader):
-            connection.execute("PRAGMA busy_timeout = 0")  # from here on the waiting is ours, see `_patiently`
+            connection.execute("PRAGMA busy_timeout = 0")  # from here on `_patiently` waits
         self._log = _Log(path.with_name(f"{path.name}-wal"))
 
     @classmethod
     async def open(cls, path: Path) -> Sqlite:
-        """Open or make the database and bring its schema up to date; raises DatabaseError."""
+        """Open or create the database and upgrade its schema; raises DatabaseError."""
         lock_file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_file = _lock(path)
-            os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))  # it holds the workers' secrets
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))  # the database holds the workers' secrets
             return cls(path, lock_file)
         except (OSError, sqlite3.Error, errors.DatabaseError) as exc:
             if lock_file is not None:
@@ -104,7 +104,7 @@ class Sqlite:
         self._owner.check()
         async with self._turn:
             await _patiently(self._writer, "BEGIN IMMEDIATE")
-            statements = _Transaction(self._writer)
+            statements = Transaction(SQLITE, self._write_now)
             try:
                 with self._owner:
                     yield statements
@@ -115,48 +115,32 @@ class Sqlite:
                     _run(self._writer, "ROLLBACK")
         await self._log.sync()
 
-
-class _Transaction:
-    """The `Connection` of one transaction."""
-
-    dialect = SQLITE
-
-    def __init__(self, writer: sqlite3.Connection) -> None:
-        self._writer = writer
-        self.ended = False
-
-    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        if self.ended:
-            raise RuntimeError("the transaction has ended")
+    async def _write_now(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         return _run(self._writer, sql, parameters)
-
-    write = read
 
 
 class _Log:
-    """SQLite's write-ahead log, which it writes but does not sync."""
+    """SQLite's write-ahead log. SQLite writes the log, and this class syncs it."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
         self._turn = asyncio.Lock()  # one sync at a time
-        self._next: asyncio.Task[None] | None = None  # the one that has not begun
+        self._next: asyncio.Task[None] | None = None  # the sync that has not begun
 
     async def sync(self) -> None:
-        """Wait until all that was written before this call is on the disk. Raises DatabaseUnavailableError, and
-        then that is not known."""
+        """Wait until everything that was written before this call is on disk. Raises DatabaseUnavailableError where
+        nobody knows whether it is."""
         if self._next is None:
             self._next = asyncio.create_task(self._sync())
         await asyncio.shield(self._next)
 
     async def _sync(self) -> None:
         async with self._turn:
-            self._next = None  # what is written from here on needs another
+            self._next = None  # what is written from here on needs another sync
             try:
                 await asyncio.to_thread(os.fdatasync, self._descriptor)
             except OSError as exc:
-                raise errors.DatabaseUnavailableError(
-                    f"the database cannot be used now: its disk fails ({exc})"
-                ) from exc
+                raise unavailable(f"its disk fails ({exc})") from exc
 
     def close(self) -> None:
         with suppress(OSError):  # closed before
@@ -170,8 +154,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _lock(path: Path) -> int:
-    """Be the one coordinator of a database; the lock goes with the process, however it ends. A file of its own:
-    to close a second descriptor of the database would give up SQLite's locks."""
+    """Make this process the one coordinator of the database; the lock ends with the process, however the process ends.
+    The lock is on a file of its own: closing a second descriptor of the database file would release SQLite's locks."""
     lock_file = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,17 +172,16 @@ def _lock(path: Path) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """All or nothing. Of a database that has something in it a copy is kept."""
-    scripts = schema.scripts("sqlite")
+    """Upgrade the schema in one transaction. A copy of a database that is not new is kept beside it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    schema.refuse_newer(version, len(scripts))
-    if version == len(scripts):
+    scripts = schema.upgrade("sqlite", version)
+    if not scripts:
         return
     if version:
         copy(connection, path.with_name(f"{path.name}.schema-{version}"))
     try:
         connection.executescript(
-            f"BEGIN IMMEDIATE; {' '.join(scripts[version:])} PRAGMA user_version = {len(scripts)}; COMMIT;"
+            f"BEGIN IMMEDIATE; {' '.join(scripts)} PRAGMA user_version = {version + len(scripts)}; COMMIT;"
         )
     except sqlite3.Error:
         if connection.in_transaction:
@@ -207,7 +190,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 async def _patiently(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-    """Run a statement that begins by itself; while another process has the lock, try again for a while."""
+    """Run a statement outside of a transaction; while another process has the lock, try again for BUSY_SECONDS."""
     until = None
     while True:
         try:
@@ -230,10 +213,10 @@ def _run(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = (
 def _failure(exc: sqlite3.Error) -> errors.DatabaseError:
     for name, reason in _PASSING.items():
         if _name(exc).startswith(name):
-            return errors.DatabaseUnavailableError(f"the database cannot be used now: {reason} ({exc})")
-    return errors.DatabaseError(f"the database failed: {exc}")
+            return unavailable(f"{reason} ({exc})")
+    return failed(exc)
 
 
 def _name(exc: sqlite3.Error) -> str:
-    """SQLite's name of an error; faults of Python's module have none."""
+    """SQLite's name of an error; "" for an error that Python's module raised by itself."""
     return getattr(exc, "sqlite_errorname", None) or ""

@@ -1,56 +1,57 @@
-"""The rows of volumes."""
+"""The table of volumes, and which boxes use volumes and images."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from ... import errors
-from .table import Table
+from ..states import VolumeState
+from .table import Table, end_of_range, first, reader
 
 
 class Volume(NamedTuple):
-    """One volume; times in Unix seconds. `name` is the id where the client gave none."""
+    """One volume; times in Unix seconds. `name` is the id where the client gave no name."""
 
     id: str
     prefix: str
     name: str
     worker_id: str
-    state: str  # creating, ready or deleting
+    state: VolumeState
     created_at: float
     updated_at: float
 
 
 _COLUMNS = ", ".join(Volume._fields)
+_volume = reader(Volume, Volume._fields, state=VolumeState)
 
 
 class Volumes(Table):
-    """Methods over the table `volumes`, and over what boxes hold of volumes and images."""
+    """Methods over the table `volumes`, and over the volumes and images that the specs of boxes name."""
 
     async def insert_volume(self, volume: Volume) -> None:
-        """Raises AlreadyExistsError when the name is taken in its prefix."""
+        """Raises AlreadyExistsError when the volume's name is taken in its prefix."""
         if not await self._insert("volumes", volume._asdict()):
             raise errors.AlreadyExistsError(f"volume '{volume.name}' already exists")
 
     async def find_volume(self, prefix: str, id_or_name: str) -> Volume | None:
-        """The volume of that id, else of that name, in that prefix."""
+        """The volume of a prefix with that id, else with that name."""
         rows = await self._volumes(
             "WHERE prefix = ? AND (id = ? OR name = ?) ORDER BY id = ? DESC LIMIT 1",
             (prefix, id_or_name, id_or_name, id_or_name),
         )
-        return rows[0] if rows else None
+        return first(rows)
 
     async def find_volume_of_stem(self, prefix: str, stem: str) -> Volume | None:
-        """The latest volume in that prefix whose id begins so."""
-        end = stem[:-1] + chr(ord(stem[-1]) + 1)
+        """The latest volume of a prefix whose id begins with `stem`."""
         rows = await self._volumes(
-            "WHERE id >= ? AND id < ? AND prefix = ? ORDER BY created_at DESC, id LIMIT 1", (stem, end, prefix)
+            "WHERE id >= ? AND id < ? AND prefix = ? ORDER BY created_at DESC, id LIMIT 1",
+            (stem, end_of_range(stem), prefix),
         )
-        return rows[0] if rows else None
+        return first(rows)
 
     async def get_volume(self, volume_id: str) -> Volume | None:
-        """The volume of that id, in whatever prefix."""
-        rows = await self._volumes("WHERE id = ?", (volume_id,))
-        return rows[0] if rows else None
+        """The volume with that id, in whatever prefix."""
+        return first(await self._volumes("WHERE id = ?", (volume_id,)))
 
     async def list_volumes(self, prefix: str) -> list[Volume]:
         """The volumes of a prefix, oldest first."""
@@ -60,7 +61,7 @@ class Volumes(Table):
         return await self._volumes("WHERE worker_id = ?", (worker_id,))
 
     async def unsettled_volumes(self) -> list[Volume]:
-        """Those that are being made or removed, or were when it was broken off."""
+        """The volumes that are being created or removed, or whose creation or removal was broken off."""
         return await self._volumes("WHERE state != 'ready'", ())
 
     async def update_volume(self, volume_id: str, **changes: Any) -> None:
@@ -70,8 +71,8 @@ class Volumes(Table):
         await self._write("DELETE FROM volumes WHERE id = ?", (volume_id,))
 
     async def boxes_with_volume(self, volume_id: str) -> list[str]:
-        """Ids of the boxes that mount a volume. What their specs say is the one truth about it."""
-        # A volume is on one worker, and so are they: of all boxes only those there are looked through.
+        """Ids of the boxes that mount a volume. The boxes' specs are the only record of mounts."""
+        # A volume is on one worker, and the boxes that mount it are there too: only their specs are searched.
         rows = await self._read(
             "SELECT id FROM boxes WHERE worker_id = (SELECT worker_id FROM volumes WHERE id = ?) "
             f"AND {self._connection.dialect.mounts_volume} ORDER BY id",
@@ -80,9 +81,9 @@ class Volumes(Table):
         return [row[0] for row in rows]
 
     async def images_of_boxes(self) -> set[str]:
-        """The images that boxes were asked for with, as the clients wrote them."""
+        """The images that the boxes' clients asked for, as the clients wrote them."""
         return {row[0] for row in await self._read(f"SELECT DISTINCT {self._connection.dialect.image} FROM boxes")}
 
     async def _volumes(self, tail: str, parameters: tuple[Any, ...]) -> list[Volume]:
         rows = await self._read(f"SELECT {_COLUMNS} FROM volumes {tail}", parameters)
-        return [Volume(*row) for row in rows]
+        return [_volume(row) for row in rows]

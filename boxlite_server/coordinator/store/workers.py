@@ -1,4 +1,4 @@
-"""The rows of workers, and what is reserved on each."""
+"""The tables of workers and of what is reserved on each."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from collections.abc import Collection
 from typing import Any, NamedTuple, cast
 
 from ... import errors
-from .table import Table, marks, to_row
+from ..states import WorkerStatus
+from .table import Table, first, marks, reader, to_row
 
 
 class Worker(NamedTuple):
-    """One row of the registry; times in Unix seconds."""
+    """One registered worker; times in Unix seconds."""
 
     id: str
     name: str
     url: str
     secret: str
-    status: str  # what the operator wants: active or draining
-    epoch: str
+    status: WorkerStatus  # what the operator wants: ACTIVE or DRAINING
+    epoch: str  # the worker process that registered last
     labels: dict[str, str]
-    cpus: int  # that the machine has
+    cpus: int  # of the machine
     memory_mib: int
-    max_boxes: int | None  # None: no limit of its own
+    max_boxes: int | None  # None: the worker sets no limit
     version: str
     engine_version: str
     registered_at: float
     last_heartbeat: float
-    cpu_limit: int | None = None  # cpus that may be promised; None: no limit of its own
-    left_at: float | None = None  # when it said goodbye; None: it did not
-    inventory: str | None = None  # digest of the inventory that was taken last
-    engine_life: str | None = None  # of its engine now; None: it does not say
-    engine_error: str | None = None  # what is wrong with its engine
-    started_at: float | None = None  # of this life of its process, by its own clock
+    cpu_limit: int | None = None  # cpus that may be reserved in all; None: the worker sets no limit
+    left_at: float | None = None  # when the worker said goodbye; None: it did not
+    inventory: str | None = None  # digest of the inventory that was dealt with last
+    engine_life: str | None = None  # which life of its engine is now; None: the worker does not say
+    engine_error: str | None = None  # why its engine does not answer; None: it answers
+    started_at: float | None = None  # of the process `epoch`, by the worker's clock
 
 
 class Load(NamedTuple):
@@ -46,15 +47,22 @@ class Load(NamedTuple):
 
 
 _COLUMNS = ", ".join(Worker._fields)
-_LABELS = Worker._fields.index("labels")
 _LOAD = ", ".join(Load._fields)
 
 
+@functools.lru_cache(4096)  # each placement reads all workers, and their labels hardly ever change
+def _labels(text: str) -> dict[str, str]:
+    return cast(dict[str, str], json.loads(text))
+
+
+_worker = reader(Worker, Worker._fields, status=WorkerStatus, labels=_labels)
+
+
 class Workers(Table):
-    """Methods over the tables `workers` and `loads`. The schema keeps the loads, with every change of a box."""
+    """Methods over the tables `workers` and `loads`. Triggers of the schema keep `loads` up to date."""
 
     async def put_worker(self, worker: Worker) -> None:
-        """Insert or replace the row of `worker.id`. Raises AlreadyExistsError when the name is another's."""
+        """Insert or replace the row of `worker.id`. Raises AlreadyExistsError when another worker has the name."""
         updates = ", ".join(f"{column} = excluded.{column}" for column in Worker._fields if column != "id")
         done = await self._write(
             f"INSERT INTO workers ({_COLUMNS}) SELECT {marks(Worker._fields)} "
@@ -66,20 +74,19 @@ class Workers(Table):
             raise errors.AlreadyExistsError(f"worker name '{worker.name}' belongs to another worker")
 
     async def get_worker(self, worker_id: str) -> Worker | None:
-        rows = await self._workers("WHERE id = ?", (worker_id,))
-        return rows[0] if rows else None
+        return first(await self._workers("WHERE id = ?", (worker_id,)))
 
     async def list_workers(self) -> list[Worker]:
         """All workers, oldest first."""
         return await self._workers("ORDER BY registered_at, id", ())
 
     async def get_workers(self, ids: Collection[str]) -> dict[str, Worker]:
-        """Those of these workers that there are, by id."""
+        """The workers with these ids, by id; unknown ids are left out."""
         rows = await self._workers(f"WHERE id IN ({marks(tuple(ids))})", tuple(ids)) if ids else []
         return {worker.id: worker for worker in rows}
 
     async def workers_in_trouble(self, unheard_since: float) -> list[Worker]:
-        """Those that sent no heartbeat since then, that said goodbye, or whose engine is not well."""
+        """The workers that sent no heartbeat since then, that said goodbye, or whose engine does not answer."""
         return await self._workers(
             "WHERE last_heartbeat < ? OR left_at IS NOT NULL OR engine_error IS NOT NULL", (unheard_since,)
         )
@@ -88,7 +95,7 @@ class Workers(Table):
         await self._update("workers", worker_id, changes)
 
     async def update_worker_of_epoch(self, worker_id: str, epoch: str, **changes: Any) -> bool:
-        """False, and nothing changed, where the worker's row is by now that of another life of it."""
+        """Change a worker's row. False, with nothing changed, where another process of the worker has registered."""
         assignments = ", ".join(f"{column} = ?" for column in changes)
         done = await self._write(
             f"UPDATE workers SET {assignments} WHERE id = ? AND epoch = ? RETURNING 1",
@@ -97,24 +104,18 @@ class Workers(Table):
         return bool(done)
 
     async def delete_worker(self, worker_id: str) -> None:
-        """Forget a worker; its boxes' and volumes' rows must be gone before."""
+        """Forget a worker. The rows of its boxes and volumes must be deleted before."""
         await self._write("DELETE FROM workers WHERE id = ?", (worker_id,))
 
     async def loads(self) -> dict[str, Load]:
-        """Reservations by worker id; a worker that never had any is missing."""
+        """Reservations by worker id; a worker that never had a reservation is missing."""
         rows = await self._read(f"SELECT worker_id, {_LOAD} FROM loads")
         return {row[0]: Load(*row[1:]) for row in rows}
 
     async def load(self, worker_id: str) -> Load:
-        """What is reserved on that worker."""
         row = await self._read_one(f"SELECT {_LOAD} FROM loads WHERE worker_id = ?", (worker_id,))
         return Load(*row) if row else Load()
 
     async def _workers(self, tail: str, parameters: tuple[Any, ...]) -> list[Worker]:
         rows = await self._read(f"SELECT {_COLUMNS} FROM workers {tail}", parameters)
-        return [Worker._make((*row[:_LABELS], _decoded(row[_LABELS]), *row[_LABELS + 1 :])) for row in rows]
-
-
-@functools.lru_cache(4096)  # each placement reads all workers, and their labels hardly ever change
-def _decoded(labels: str) -> dict[str, str]:
-    return cast(dict[str, str], json.loads(labels))
+        return [_worker(row) for row in rows]
