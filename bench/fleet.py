@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.cluster import Cluster  # noqa: E402
 
 from boxlite_server import ids  # noqa: E402
+from boxlite_server.coordinator.spec import Spec  # noqa: E402
 from boxlite_server.coordinator.store import Box, Store, Worker  # noqa: E402
 
 BEAT_SECONDS = 5.0
@@ -35,7 +36,7 @@ READS_PER_SECOND = 50
 PAGE = 100
 SECRET, EPOCH, LIFE = ids.secret(), ids.new_id(), ids.new_id()
 STARTED_AT = time.time()
-SPEC = {"image": "alpine:latest", "cpus": 1, "memory_mib": 128, "auto_remove": False, "auto_resume": True}
+SPEC = Spec(memory_mib=128)
 
 
 async def fill(path: Path, workers: int, boxes: int) -> dict[str, list[dict[str, Any]]]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from boxlite_server.coordinator.spec import Spec
+from boxlite_server.coordinator.states import BoxStatus, WorkerStatus
 from boxlite_server.coordinator.store import Box, Worker
 
-WORKER = Worker("w1", "frosty-meadow-42", "http://h:1", "s", "active", "e", {"zone": "a"}, 2, 4096, None, "", "", 1, 1)
+WORKER = Worker(
+    "w1", "frosty-meadow-42", "http://h:1", "s", WorkerStatus.ACTIVE, "e", {"zone": "a"}, 2, 4096, None, "", "", 1, 1
+)
 
 
 def box(number: int, **changes: Any) -> Box:
@@ -17,8 +21,8 @@ def box(number: int, **changes: Any) -> Box:
         name=None,
         worker_id="w1",
         generation=1,
-        status="configured",
-        spec={"image": "alpine"},
+        status=BoxStatus.CONFIGURED,
+        spec=Spec(image="alpine"),
         cpus=1,
         memory_mib=256,
         labels={},

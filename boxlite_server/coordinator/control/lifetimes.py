@@ -21,6 +21,7 @@ from ..domain.turns import ref
 from ..fleet.calls import Calls
 from ..fleet.registry import Fleet
 from ..loops import Loop, Tasks
+from ..states import BoxStatus
 from ..store import Box, Store
 
 log = logging.getLogger(__name__)
@@ -95,16 +96,16 @@ class Lifetimes:
             return
         if not self._fleet.is_reachable(await self._fleet.get(box.worker_id)):
             return  # without a log line for each box and each try, for as long as that lasts
-        if box.status == "running":
+        if box.status == BoxStatus.RUNNING:
             await self._boxes.stop(box.prefix, box.id, None, unless=self._is_in_use)
-        elif box.status == "stopped":
+        elif box.status == BoxStatus.STOPPED:
             await self._boxes.remove(box.prefix, box.id, force=False, unless=self._is_wanted)
         else:
             await self._schedule.plan(box)
 
     async def _is_in_use(self, box: Box) -> bool:
         """Whether a running box must not be stopped now. If so, its deadline is moved."""
-        if box.status != "running" or await self._schedule.is_used(box.id):
+        if box.status != BoxStatus.RUNNING or await self._schedule.is_used(box.id):
             await self._schedule.plan(box)
             return True
         if await self._is_moved(box):
@@ -122,7 +123,7 @@ class Lifetimes:
 
     async def _is_wanted(self, box: Box) -> bool:
         """Whether a stopped box must not be removed now. If so, its deadline is moved."""
-        if box.status != "stopped":
+        if box.status != BoxStatus.STOPPED:
             await self._schedule.plan(box)
             return True
         if await self._schedule.is_used(box.id):

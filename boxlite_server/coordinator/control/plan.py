@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from ..domain.verdict import Kind, Seen, Verdict, judge
+from ..states import BoxStatus, VolumeState
 from ..store import Box, BoxState, Volume
 
 
@@ -39,7 +40,7 @@ class Inventory(NamedTuple):
     @classmethod
     def of_report(cls, worker_id: str, boxes: Iterable[Mapping[str, Any]], engine_life: str | None) -> Inventory:
         """The inventory in a registration or a heartbeat."""
-        seen = (Seen(b["box_id"], b["generation"], b["status"], bool(b.get("interrupted"))) for b in boxes)
+        seen = (Seen(b["box_id"], b["generation"], BoxStatus(b["status"]), bool(b.get("interrupted"))) for b in boxes)
         return cls(worker_id, engine_life, tuple(seen))
 
 
@@ -126,7 +127,7 @@ def _stray(seen: Seen, here: BoxState | None, elsewhere: Box | None) -> Verdict:
 
 def _about_volumes(rows: list[Volume], inventory: Inventory) -> list[Action]:
     worker_id = inventory.worker_id
-    broken = [row for row in rows if row.state != "ready"]
+    broken = [row for row in rows if row.state != VolumeState.READY]
     actions = [
         Action(Kind.FINISH_VOLUME, worker_id, "", 0, f"it was left {row.state}", volume_id=row.id) for row in broken
     ]

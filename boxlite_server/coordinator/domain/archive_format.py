@@ -1,12 +1,12 @@
 """The `.boxlite` archive: a box's settings and its file system in one file that can be written as a stream.
 
-An uncompressed tar archive (ustar) of plain files, in this order and no other:
+The archive is an uncompressed tar archive (ustar) of plain files, in exactly this order:
 
     manifest.json           format, version, settings; at most 1 MiB
     rootfs.tar.00000000 …   the file system, a tar archive cut into pieces of at most 1 MiB
-    end.json                length and SHA-256 of all pieces: what ends without it is not whole
+    end.json                length and SHA-256 of all pieces; an archive without it is truncated
 
-so that `tar -xOf web.boxlite --wildcards 'rootfs.tar.*' | tar -t` shows the file system with ordinary tools.
+So `tar -xOf web.boxlite --wildcards 'rootfs.tar.*' | tar -t` lists the file system with ordinary tools.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from ... import errors, rpc
+from ...formats import refuse_constant
 
 FORMAT, VERSION = "boxlite-archive", 1
 MAX_ENTRY_BYTES = 1024 * 1024
@@ -29,7 +30,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x
 
 
 async def write(manifest: Mapping[str, Any], tar: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The archive, piece by piece; `manifest` without format and version."""
+    """The archive, piece by piece. `manifest` has neither format nor version; both are added."""
     yield _entry(_MANIFEST, _json({"format": FORMAT, "version": VERSION, **manifest}))
     digest, length, number, held = hashlib.sha256(), 0, 0, bytearray()
     async for data in tar:
@@ -48,18 +49,18 @@ async def write(manifest: Mapping[str, Any], tar: AsyncIterator[bytes]) -> Async
 
 
 class Reader:
-    """An archive as it comes in. Whatever is not exactly an archive is an `InvalidArgumentError`."""
+    """Reads an archive from a stream. All methods raise InvalidArgumentError for what is not exactly an archive."""
 
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
         self._held = bytearray()
 
     async def manifest(self) -> dict[str, Any]:
-        """Called first. A newer version of the format is refused."""
+        """The manifest, to be read first. Another version of the format is refused."""
         name, data = await self._next()
         manifest = _parsed(data) if name == _MANIFEST else {}
         if manifest.get("format") != FORMAT:
-            raise errors.InvalidArgumentError("this is no .boxlite archive: it does not begin with the manifest of one")
+            raise errors.InvalidArgumentError("this is no .boxlite archive: it does not begin with a manifest")
         if manifest.get("version") != VERSION:
             raise errors.InvalidArgumentError(
                 f"archive version {manifest.get('version')!r} cannot be read; this server knows version {VERSION}"
@@ -67,7 +68,8 @@ class Reader:
         return manifest
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The file system, a tar archive. Ends only when all of it has come, and unchanged."""
+        """The pieces of the file system, a tar archive. The iteration ends only if the whole archive was read and its
+        checksum is right."""
         digest, length, number = hashlib.sha256(), 0, 0
         while True:
             name, data = await self._next()
@@ -82,10 +84,10 @@ class Reader:
             number += 1
             yield data
         if _parsed(data) != {"bytes": length, "sha256": digest.hexdigest()}:
-            raise errors.InvalidArgumentError("the archive is damaged: its checksum is another")
+            raise errors.InvalidArgumentError("the archive is damaged: its checksum does not match")
         async for rest in self._rest():
             if rest.strip(b"\0"):
-                raise errors.InvalidArgumentError("the archive is damaged: there is something behind its end")
+                raise errors.InvalidArgumentError("the archive is damaged: data follows its end")
 
     async def _next(self) -> tuple[str, bytes]:
         header = await self._take(_BLOCK)
@@ -127,16 +129,12 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
+        value = json.loads(data.decode(), parse_constant=refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for a lone surrogate, which is no valid text
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise errors.InvalidArgumentError("the archive is damaged: a JSON object is none")
+        raise errors.InvalidArgumentError("the archive is damaged: its manifest or its end is no JSON object")
     return value

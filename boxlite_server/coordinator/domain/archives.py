@@ -6,6 +6,7 @@ the image's part, since the image itself stays behind). Neither can be trusted w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -17,9 +18,9 @@ from ...formats import timestamp
 from .. import schemas
 from ..fleet.calls import Calls
 from ..limits import Policy
+from ..spec import Spec
 from ..store import Box
-from . import archive_format, host_access
-from . import spec as boxspec
+from . import archive_format
 from .creating import Creation
 from .turns import Turns, ref
 
@@ -49,8 +50,8 @@ class Archives:
                 raise errors.InvalidStateError(f"box '{id_or_name}' has no container any more, and so no disk") from exc
         manifest = {
             "created_at": timestamp(self._clock()),
-            "image": box.spec["image"],
-            "spec": {**box.spec, **host_access.as_request(box.spec)},
+            "image": box.spec.image,
+            "spec": box.spec.to_request(),
             "settings": _settings(first.settings),
         }
 
@@ -72,22 +73,22 @@ class Archives:
         """
         reader = archive_format.Reader(stream)
         manifest = await reader.manifest()
-        spec = {**self._checked(manifest.get("spec"), "spec"), "name": name}
+        spec = dataclasses.replace(self._checked(manifest.get("spec"), "spec"), name=name)
         settings = self._checked(manifest.get("settings"), "settings")
         if left := await self._creation.made_before(request_key, spec):
             return left
         async with self._creation.being_made(prefix, spec, request_key=request_key) as (box, worker):
-            whole = boxspec.to_proto({**spec, **{key: settings[key] for key in _SETTINGS}}, box.box_id)
+            whole = dataclasses.replace(spec, **{key: getattr(settings, key) for key in _SETTINGS}).to_proto(box.box_id)
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._calls.import_box(worker.id, first, _requests(reader))
         return await self._turns.get(prefix, box.box_id)
 
-    def _checked(self, request: Any, where: str) -> dict[str, Any]:
+    def _checked(self, request: Any, where: str) -> Spec:
         """The spec that `request` stands for, checked like a client's request to `createBox`."""
         if not isinstance(request, Mapping):
             raise errors.InvalidArgumentError(f"the archive's {where} is missing")
         schemas.check(request, _create_request(), f"the archive's {where}")
-        return boxspec.normalise(request, self._policy)
+        return Spec.of_request(request, self._policy)
 
 
 async def _requests(reader: archive_format.Reader) -> AsyncIterator[pb.ImportBoxRequest]:

@@ -15,6 +15,7 @@ from ..._gen import worker_pb2 as pb
 from ..fleet.calls import UNCERTAIN, Calls
 from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS, MAX_STOP_SECONDS
+from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Page, Store, Worker
 from .deadlines import Schedule
 from .observing import RESTARTED, Observer
@@ -74,13 +75,13 @@ class Boxes:
     async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
         """The box, started if it does not run. Raises StoppedError when the box does not resume by itself."""
         box = await self._turns.get(prefix, id_or_name)
-        if box.status == "running" and not await self._turns.is_busy(box.id):
+        if box.status == BoxStatus.RUNNING and not await self._turns.is_busy(box.id):
             return box
         async with self._turns.locked(prefix, box.id) as (box, worker):
-            if box.status == "running":
+            if box.status == BoxStatus.RUNNING:
                 return box
             # A box that is about to be started again has the status configured, not stopped.
-            if box.status == "stopped" and not box.spec["auto_resume"]:
+            if box.status == BoxStatus.STOPPED and not box.spec.auto_resume:
                 raise errors.StoppedError(f"box '{id_or_name}' is stopped and does not resume by itself; start it")
             return await self._start(box, worker)
 
@@ -89,7 +90,7 @@ class Boxes:
         The row counts this as restart `number`, unless it failed for a reason that says nothing about the box."""
         async with self._turns.alone(seen.id):
             box = await self._store.get_box(seen.id)
-            if box is None or box.desired != "running" or box.status not in RESTARTED:
+            if box is None or box.desired != DesiredState.RUNNING or box.status not in RESTARTED:
                 return None
             if (box.restarts, box.restarted_at) != (seen.restarts, seen.restarted_at):
                 return None  # another coordinator was faster
@@ -108,7 +109,9 @@ class Boxes:
         """`again`: the coordinator restarts a box that should run; a failure does not change what is desired."""
         if await self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
-        wanted: dict[str, Any] = {} if box.desired == "running" else {"desired": "running", "engine_life": None}
+        wanted: dict[str, Any] = {}
+        if box.desired != DesiredState.RUNNING:
+            wanted |= {"desired": DesiredState.RUNNING, "engine_life": None}
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
@@ -129,10 +132,10 @@ class Boxes:
 
     async def _not_started(self, box: Box, exc: errors.BoxliteError, again: bool) -> None:
         if not again and not isinstance(exc, UNCERTAIN):
-            box = await self._turns.change(box.id, desired="stopped")
+            box = await self._turns.change(box.id, desired=DesiredState.STOPPED)
         await self._observer.observe(box)
         now = await self._store.get_box(box.id)
-        if now and now.status == "failed":
+        if now and now.status == BoxStatus.FAILED:
             await self._turns.change(box.id, error=now.error if was_gone(state_of(now)) else exc.message)
 
     # ---- stopping and removing ------------------------------------------------------------------------
@@ -147,9 +150,9 @@ class Boxes:
             if unless and await unless(box):
                 return box
             before = box
-            status = "stopping" if box.status in ("running", "paused") else box.status
-            if (box.status, box.desired) != (status, "stopped"):
-                box = await self._turns.change(box.id, status=status, desired="stopped")
+            status = BoxStatus.STOPPING if box.status in (BoxStatus.RUNNING, BoxStatus.PAUSED) else box.status
+            if (box.status, box.desired) != (status, DesiredState.STOPPED):
+                box = await self._turns.change(box.id, status=status, desired=DesiredState.STOPPED)
             try:
                 request = pb.StopBoxRequest(box=ref(box), timeout_seconds=patience)
                 state = await self._calls.stop_box(box.worker_id, request)
@@ -160,7 +163,7 @@ class Boxes:
                 await self._observer.observe(box)
                 raise
             stopped = await self._observer.apply(box, state, worker)
-            if stopped.spec["auto_remove"] and stopped.status == "stopped":
+            if stopped.spec.auto_remove and stopped.status == BoxStatus.STOPPED:
                 await self._remove(stopped, force=True)
             return stopped
 
@@ -178,11 +181,11 @@ class Boxes:
 
     async def _remove(self, box: Box, *, force: bool) -> str | None:
         worker: Worker | str = box.worker_id if force else await self._fleet.reachable(box.worker_id)
-        if box.status == "running" and not force:
+        if box.status == BoxStatus.RUNNING and not force:
             raise errors.InvalidStateError(f"box '{box.name or box.id}' is running; stop it first, or use force")
         request = pb.RemoveBoxRequest(box=ref(box), force=force)
         async with self._turns.writing(box.id) as tx:
-            await tx.update_box(box.id, status="removing")
+            await tx.update_box(box.id, status=BoxStatus.REMOVING)
         left = None
         try:
             await self._calls.remove_box(worker, request)

@@ -8,6 +8,7 @@ be asked about and finished.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,9 +21,9 @@ from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import Need, not_placed, place
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
+from ..spec import Spec
+from ..states import BoxStatus
 from ..store import Box, Store, Tables, Worker
-from . import host_access
-from . import spec as boxspec
 from .observing import Observer
 from .turns import Turns
 from .volumes import Volumes
@@ -64,16 +65,16 @@ class Creation:
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
         UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
         """
-        spec = boxspec.normalise(request, self._policy)
+        spec = Spec.of_request(request, self._policy)
         if left := await self.made_before(request_key, spec):
             return left
-        spec["mounts"], home = await self._volumes.resolve(prefix, spec["mounts"])
+        spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             return await self._create_somewhere(box_id, prefix, spec, home, request_key)
 
     async def _create_somewhere(
-        self, box_id: str, prefix: str, spec: dict[str, Any], home: str | None, request_key: str | None
+        self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
     ) -> Box:
         tried: dict[str, str] = {}
         refused: errors.BoxliteError | None = None
@@ -92,12 +93,12 @@ class Creation:
                 raise
             try:
                 await self._create_on(worker, box_id, generation, spec, ends_at)
-                return await self._turns.change(box_id, status="configured")
+                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
             except TRY_ELSEWHERE as exc:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc.message
             except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
-                if not host_access.depends_on_operator(spec):
+                if not spec.depends_on_operator:
                     await self._turns.forget(box_id)
                     raise
                 tried[worker.name], refused = exc.message, exc  # another worker's operator may allow it
@@ -107,7 +108,7 @@ class Creation:
                 raise
         raise AssertionError("every worker was tried, and _reserve did not say so")
 
-    async def made_before(self, request_key: str | None, spec: Mapping[str, Any]) -> Box | None:
+    async def made_before(self, request_key: str | None, spec: Spec) -> Box | None:
         """The box that an earlier attempt at the same request made, when a crash kept the answer from its client.
         A box that the earlier attempt left half made is finished or undone first. `request_key`: the owner and the
         Idempotency-Key; the caller holds that key's lease.
@@ -117,17 +118,17 @@ class Creation:
         left = await self._store.find_box_by_request(request_key) if request_key else None
         if left is None or self._is_past(left):
             return None
-        if not boxspec.is_same(left.spec, spec):
+        if not left.spec.is_same(spec):
             raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
         async with self._turns.alone(left.id):
             box = await self._store.get_box(left.id)
-            if box and box.status in ("creating", "removing"):
+            if box and box.status in (BoxStatus.CREATING, BoxStatus.REMOVING):
                 await self._observer.observe(box)
                 box = await self._store.get_box(left.id)
-            if box and box.status == "creating":
+            if box and box.status == BoxStatus.CREATING:
                 await self._turns.forget(box.id)  # its worker does not answer; its container, if any, is an orphan
                 box = None
-        if box and box.status == "removing":
+        if box and box.status == BoxStatus.REMOVING:
             raise errors.UpstreamUnavailableError(
                 f"box {box.id}, which this request made, is being removed, and its worker does not answer; try again"
             )
@@ -139,12 +140,12 @@ class Creation:
 
     @asynccontextmanager
     async def being_made(
-        self, prefix: str, spec: dict[str, Any], *, only: str | None = None, request_key: str | None = None
+        self, prefix: str, spec: Spec, *, only: str | None = None, request_key: str | None = None
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """Write a new box's row and reserve its room around the `with` block, which makes the box with a disk of
         its own by one call to the worker. Afterwards the box is configured; when the block fails, nothing is left of
         the box. `only`: the id of the one worker that can make it. See `made_before` for `request_key`."""
-        spec["mounts"], home = await self._volumes.resolve(prefix, spec.get("mounts", []))
+        spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
@@ -152,22 +153,23 @@ class Creation:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
                 await self._store.count(prefix, "boxes_failed")
-                box = await self._turns.change(box_id, status="removing")
+                box = await self._turns.change(box_id, status=BoxStatus.REMOVING)
                 try:
                     await self._observer.clean_up(box)
                 except errors.BoxliteError as exc:
                     log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by the reconciler
                 raise
-            await self._turns.change(box_id, status="configured")
+            await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
 
-    async def _create_on(
-        self, worker: Worker, box_id: str, generation: int, spec: dict[str, Any], ends_at: float
-    ) -> None:
-        request = pb.CreateBoxRequest(
-            box=pb.BoxRef(box_id=box_id, generation=generation), spec=boxspec.to_proto(spec, box_id)
-        )
+    async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float) -> None:
+        request = pb.CreateBoxRequest(box=pb.BoxRef(box_id=box_id, generation=generation), spec=spec.to_proto(box_id))
         timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
         await self._calls.create_box(worker, request, timeout=timeout)
+
+    async def _resolved(self, prefix: str, spec: Spec) -> tuple[Spec, str | None]:
+        """The spec with the ids of its volumes, and the id of the one worker that has them."""
+        mounts, home = await self._volumes.resolve(prefix, spec.mounts)
+        return dataclasses.replace(spec, mounts=mounts), home
 
     # ---- rows -----------------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Creation:
         self,
         box_id: str,
         prefix: str,
-        spec: dict[str, Any],
+        spec: Spec,
         generation: int,
         tried: Mapping[str, str],
         *,
@@ -185,13 +187,13 @@ class Creation:
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
         id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
-        need = Need(spec["cpus"], spec["memory_mib"], home)
+        need = Need(spec.cpus, spec.memory_mib, home)
         async with self._turns.writing(box_id) as tx:
             if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
                 if not self._is_past(other):
                     raise errors.LeaseLostError("another attempt at this request has gone on; ask again")
                 await tx.update_box(other.id, request_key=None)
-            await self._volumes.check_ready(tx, spec["mounts"])
+            await self._volumes.check_ready(tx, spec.mounts)
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
             placement = place(need, [c for c in candidates if c.worker.name not in tried])
             if not placement.workers:
@@ -215,7 +217,7 @@ class Creation:
 def _new_row(
     box_id: str,
     prefix: str,
-    spec: dict[str, Any],
+    spec: Spec,
     worker_id: str,
     generation: int,
     request_key: str | None,
@@ -224,14 +226,14 @@ def _new_row(
     return Box(
         id=box_id,
         prefix=prefix,
-        name=spec["name"],
+        name=spec.name,
         worker_id=worker_id,
         generation=generation,
-        status="creating",
+        status=BoxStatus.CREATING,
         spec=spec,
-        cpus=spec["cpus"],
-        memory_mib=spec["memory_mib"],
-        labels=spec["labels"],
+        cpus=spec.cpus,
+        memory_mib=spec.memory_mib,
+        labels=dict(spec.labels),
         pid=None,
         exit_code=None,
         error=None,

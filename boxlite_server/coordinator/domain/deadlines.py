@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from ... import errors
 from ..leases import Leases
+from ..states import BoxStatus
 from ..store import Box, Store, Tables
 
 
@@ -31,9 +32,9 @@ class Schedule:
         if not auto_stop and not auto_delete:
             return
         due_at = None
-        if auto_stop and box.status == "running":
+        if auto_stop and box.status == BoxStatus.RUNNING:
             due_at = (self._clock() if since is None else since) + auto_stop
-        if auto_delete and box.status == "stopped" and box.stopped_at is not None:
+        if auto_delete and box.status == BoxStatus.STOPPED and box.stopped_at is not None:
             due_at = box.stopped_at + auto_delete
         await self._set(tx or self._store, box.id, due_at)
 
@@ -95,4 +96,4 @@ def _uses(box_id: str) -> str:
 
 def _lifetimes(box: Box) -> tuple[int, int]:
     """Seconds until an idle box is stopped, and until a stopped one is removed; 0 for never."""
-    return box.spec.get("auto_stop", 0), box.spec.get("auto_delete", 0)
+    return box.spec.auto_stop, box.spec.auto_delete

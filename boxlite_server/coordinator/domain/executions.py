@@ -15,11 +15,11 @@ from ... import errors, ids, rpc
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
+from ..spec import checked_env
 from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
 from .observing import Observer
-from .spec import checked_env
 from .turns import Turns, ref
 
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
@@ -110,7 +110,7 @@ class Executions:
         """The box's main command as an execution, also before the box is started."""
         box = await self._turns.get(prefix, id_or_name)
         # To hang up the main command ends the box, so it is done only when the box belongs to its client.
-        tied = box.spec["tty"] and not box.spec.get("detach", True)
+        tied = box.spec.tty and not box.spec.detach
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
         return box, await self._calls.attach_box(box.worker_id, request)
 

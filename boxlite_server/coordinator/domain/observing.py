@@ -8,18 +8,19 @@ from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
+from .. import host_access
 from ..fleet.calls import Calls
 from ..fleet.link import target_of
 from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS
+from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Store, Worker
-from . import host_access
 from .turns import Turns, ref
 from .verdict import OVER, STATUS, Kind, gone, judge, seen_of, state_of
 
 log = logging.getLogger(__name__)
 
-RESTARTED = ("configured", "failed", "stopped")  # states of a box that is to run again
+RESTARTED = (BoxStatus.CONFIGURED, BoxStatus.FAILED, BoxStatus.STOPPED)  # states of a box that is to run again
 
 _UNTOLD = "its engine could not start it; start it again to be told why"
 
@@ -54,9 +55,9 @@ class Observer:
         """Leave a box that should run as it is, until somebody starts it."""
         async with self._turns.alone(box_id):
             box = await self._store.get_box(box_id)
-            if box is not None and box.desired == "running" and box.status in RESTARTED:
+            if box is not None and box.desired == DesiredState.RUNNING and box.status in RESTARTED:
                 await self._turns.change(
-                    box.id, status="failed", desired="stopped", pid=None, published=[], error=reason
+                    box.id, status=BoxStatus.FAILED, desired=DesiredState.STOPPED, pid=None, published=[], error=reason
                 )
 
     # ---- in the box's turn ----------------------------------------------------------------------------
@@ -83,11 +84,13 @@ class Observer:
             log.info("box %s of worker %s: %s, since %s", box.id, worker.name, kind, verdict.reason)
         match kind:
             case Kind.MARK_GONE:
-                await self._turns.change(box.id, status="failed", pid=None, published=[], error=gone(worker.name))
+                await self._turns.change(
+                    box.id, status=BoxStatus.FAILED, pid=None, published=[], error=gone(worker.name)
+                )
             case Kind.UNDO_CREATE:
                 await self.clean_up(box)  # a box without a container may still have disks
             case Kind.FINISH_REMOVE:
-                await self.clean_up(await self._turns.change(box.id, status="removing"))
+                await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
             case Kind.FINISH_STOP:
                 request = pb.StopBoxRequest(box=ref(box), timeout_seconds=DEFAULT_STOP_SECONDS)
                 await self._adopt(box, await self._calls.stop_box(box.worker_id, request), worker)
@@ -103,31 +106,32 @@ class Observer:
         changes: dict[str, Any] = {"pid": None, "published": [], "error": f"{reason}; it is being started again"}
         if state and state.status == pb.BOX_STATUS_STOPPED:
             changes["engine_life"] = OVER  # from now on the row says that this run did not end by itself
-        await self._turns.change(box.id, status="configured", **changes)
+        await self._turns.change(box.id, status=BoxStatus.CONFIGURED, **changes)
 
     async def _adopt(self, box: Box, state: pb.Box, worker: Worker) -> None:
-        if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, "removing"):
+        if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, BoxStatus.REMOVING):
             box = await self._turns.reserve_again(box, worker)  # the box was gone, and its room was free
         now = await self.apply(box, state, worker)
-        if now.status == "stopped" and now.spec["auto_remove"]:
-            await self.clean_up(await self._turns.change(box.id, status="removing"))
+        if now.status == BoxStatus.STOPPED and now.spec.auto_remove:
+            await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
 
     async def apply(self, box: Box, state: pb.Box, worker: Worker) -> Box:
         """Write into the box's row what its worker says of it; returns the row."""
         status = STATUS[state.status]
+        is_up = status in (BoxStatus.RUNNING, BoxStatus.PAUSED)
         changes: dict[str, Any] = {
             "status": status,
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
-            "error": (box.error or _UNTOLD) if status == "failed" else None,
+            "error": (box.error or _UNTOLD) if status == BoxStatus.FAILED else None,
             "published": host_access.published(state, _host_of(worker)),
-            "desired": "running" if status in ("running", "paused") else "stopped",
+            "desired": DesiredState.RUNNING if is_up else DesiredState.STOPPED,
         }
-        if status in ("running", "paused"):
+        if is_up:
             changes["engine_life"] = state.engine_life or worker.engine_life
-        if status == "running" and box.status != "running":
+        if status == BoxStatus.RUNNING and box.status != BoxStatus.RUNNING:
             changes["started_at"] = self._clock()
-        if status == "stopped" and box.status != "stopped":
+        if status == BoxStatus.STOPPED and box.status != BoxStatus.STOPPED:
             changes["stopped_at"] = self._clock()
         return await self._turns.change(box.id, **changes)
 

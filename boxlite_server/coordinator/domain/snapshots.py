@@ -7,6 +7,7 @@ latest with the worker's next heartbeat. All of it happens in the box's turn.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -15,8 +16,8 @@ from ..._gen import worker_pb2 as pb
 from ..fleet.calls import UNCERTAIN, Calls
 from ..fleet.registry import Fleet
 from ..limits import REQUEST_SECONDS
+from ..states import BoxStatus, SnapshotState
 from ..store import RESERVING, Box, Snapshot, Store
-from . import spec as boxspec
 from .creating import Creation
 from .observing import Observer
 from .turns import Turns, ref
@@ -63,7 +64,9 @@ class Snapshots:
             if left and is_own and left.created_at + REQUEST_SECONDS > self._clock():
                 return left
             snapshot_id = ids.of_request(request) if request else ids.new_id()
-            row = Snapshot(id=snapshot_id, box_id=box.id, name=name, state="creating", created_at=self._clock())
+            row = Snapshot(
+                id=snapshot_id, box_id=box.id, name=name, state=SnapshotState.CREATING, created_at=self._clock()
+            )
             async with self._turns.writing(box.id) as tx:
                 await tx.insert_snapshot(row)
             try:
@@ -76,7 +79,7 @@ class Snapshots:
                 raise _without_disk(box, exc) from exc
             sizes = {"container_disk_bytes": made.container_disk_bytes, "size_bytes": made.size_bytes}
             async with self._turns.writing(box.id) as tx:
-                await tx.update_snapshot(row.id, state="ready", **sizes)
+                await tx.update_snapshot(row.id, state=SnapshotState.READY, **sizes)
             return await self._find(box, name)
 
     async def remove(self, prefix: str, id_or_name: str, name: str) -> None:
@@ -84,7 +87,7 @@ class Snapshots:
             box = await self._finished(box)
             row = await self._find(box, name)
             async with self._turns.writing(box.id) as tx:
-                await tx.update_snapshot(row.id, state="removing")
+                await tx.update_snapshot(row.id, state=SnapshotState.REMOVING)
             await self._discard(box, row)
 
     async def restore(self, prefix: str, id_or_name: str, name: str) -> Box:
@@ -93,12 +96,12 @@ class Snapshots:
         async with self._turns.locked(prefix, id_or_name) as (box, worker):
             box = await self._finished(box)
             row = await self._find(box, name)
-            if box.status not in ("configured", "stopped", "failed"):
+            if box.status not in (BoxStatus.CONFIGURED, BoxStatus.STOPPED, BoxStatus.FAILED):
                 raise errors.InvalidStateError(f"box '{id_or_name}' is {box.status}; stop it first")
             if box.status not in RESERVING:
                 box = await self._turns.reserve_again(box, worker)
             async with self._turns.writing(box.id) as tx:
-                await tx.update_snapshot(row.id, state="restoring")
+                await tx.update_snapshot(row.id, state=SnapshotState.RESTORING)
             return await self._restore(box, row)
 
     async def clone(self, prefix: str, id_or_name: str, name: str | None, *, request_key: str | None = None) -> Box:
@@ -106,12 +109,12 @@ class Snapshots:
         AlreadyExistsError, ResourceExhaustedError when the worker takes no further box."""
         async with self._turns.locked(prefix, id_or_name) as (source, _):
             source = await self._finished(source)
-            spec = {**source.spec, "name": name}
+            spec = dataclasses.replace(source.spec, name=name)
             if left := await self._creation.made_before(request_key, spec):
                 return left
             making = self._creation.being_made(prefix, spec, only=source.worker_id, request_key=request_key)
             async with making as (box, worker):
-                request = pb.CloneBoxRequest(source=ref(source), box=box, spec=boxspec.to_proto(spec, box.box_id))
+                request = pb.CloneBoxRequest(source=ref(source), box=box, spec=spec.to_proto(box.box_id))
                 try:
                     await self._calls.clone_box(worker, request)
                 except errors.NotFoundError as exc:
@@ -129,7 +132,7 @@ class Snapshots:
         """`finish` in the box's turn, when no operation on its snapshots is under way. Returns the box's row."""
         for row in await self._store.unfinished_snapshots(box.id):
             log.info("box %s: snapshot %s was left %s", box.id, row.name, row.state)
-            if row.state == "restoring":
+            if row.state == SnapshotState.RESTORING:
                 box = await self._restore(box, row)
             else:
                 await self._discard(box, row)
@@ -139,7 +142,7 @@ class Snapshots:
         request = pb.RestoreSnapshotRequest(
             snapshot=_snapshot_ref(box, row),
             new_generation=box.generation + 1,
-            spec=boxspec.to_proto(box.spec, box.id),
+            spec=box.spec.to_proto(box.id),
         )
         try:
             worker = await self._fleet.reachable(box.worker_id)
@@ -148,11 +151,11 @@ class Snapshots:
             raise
         except errors.BoxliteError:
             async with self._turns.writing(box.id) as tx:
-                await tx.update_snapshot(row.id, state="ready")
+                await tx.update_snapshot(row.id, state=SnapshotState.READY)
             await self._observer.observe(box)
             raise
         async with self._turns.writing(box.id) as tx:
-            await tx.update_snapshot(row.id, state="ready")
+            await tx.update_snapshot(row.id, state=SnapshotState.READY)
             await tx.update_box(box.id, generation=state.generation)
         return await self._observer.apply(box, state, worker)
 

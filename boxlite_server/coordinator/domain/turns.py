@@ -16,6 +16,7 @@ from ..fleet import placement
 from ..fleet.placement import Candidate, Need
 from ..fleet.registry import Fleet
 from ..leases import Leases
+from ..states import BoxStatus
 from ..store import Box, Store, Tables, Worker
 from .deadlines import Schedule
 
@@ -67,7 +68,7 @@ class Turns:
         when its worker cannot be reached.
         """
         async with self.turn(prefix, id_or_name) as box:
-            if box.status == "removing":
+            if box.status == BoxStatus.REMOVING:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
             yield box, await self._fleet.reachable(box.worker_id)
 
@@ -110,7 +111,7 @@ class Turns:
                 raise errors.ResourceExhaustedError(
                     f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
                 )
-            return await self.write(tx, box.id, status="configured", **changes)
+            return await self.write(tx, box.id, status=BoxStatus.CONFIGURED, **changes)
 
 
 def ref(box: Box) -> pb.BoxRef:

@@ -6,15 +6,16 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ..._gen import worker_pb2 as pb
+from ..states import BoxStatus, DesiredState
 from ..store import Box, BoxState
 
 OVER = "over"  # a box's `engine_life` once it is known that its run was ended from outside, not by its command
 STATUS = {
-    pb.BOX_STATUS_CONFIGURED: "configured",
-    pb.BOX_STATUS_RUNNING: "running",
-    pb.BOX_STATUS_STOPPED: "stopped",
-    pb.BOX_STATUS_PAUSED: "paused",
-    pb.BOX_STATUS_FAILED: "failed",
+    pb.BOX_STATUS_CONFIGURED: BoxStatus.CONFIGURED,
+    pb.BOX_STATUS_RUNNING: BoxStatus.RUNNING,
+    pb.BOX_STATUS_STOPPED: BoxStatus.STOPPED,
+    pb.BOX_STATUS_PAUSED: BoxStatus.PAUSED,
+    pb.BOX_STATUS_FAILED: BoxStatus.FAILED,
 }
 
 
@@ -40,7 +41,7 @@ class Seen(NamedTuple):
 
     box_id: str
     generation: int
-    status: str
+    status: BoxStatus
     interrupted: bool = False  # it was killed, and not by its worker
 
 
@@ -54,17 +55,17 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
     container. `engine_life`: the present life of the worker's engine, None when it is not known."""
     if seen is None:
         return _without_container(box)
-    if box.status == "removing":
+    if box.status == BoxStatus.REMOVING:
         return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
-    if seen.status in ("running", "paused"):
+    if seen.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
         return _running(box, seen, engine_life)
-    if box.status == "creating":
+    if box.status == BoxStatus.CREATING:
         return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
-    if box.desired == "running":
+    if box.desired == DesiredState.RUNNING:
         return _ended(box, seen, engine_life)
-    if box.status == "stopped" and box.auto_remove:
+    if box.status == BoxStatus.STOPPED and box.auto_remove:
         return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
-    if box.status == "failed" and seen.status != "failed" and not was_gone(box):
+    if box.status == BoxStatus.FAILED and seen.status != BoxStatus.FAILED and not was_gone(box):
         return None  # its start failed, and it stays failed until it is started again
     if box.status != seen.status:
         return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
@@ -72,17 +73,17 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
 
 
 def _without_container(box: BoxState) -> Verdict | None:
-    if box.status == "creating":
+    if box.status == BoxStatus.CREATING:
         return Verdict(Kind.UNDO_CREATE, "its making was broken off; there is no container")
-    if box.status == "removing":
+    if box.status == BoxStatus.REMOVING:
         return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
-    if box.status == "failed" and was_gone(box):
+    if box.status == BoxStatus.FAILED and was_gone(box):
         return None
     return Verdict(Kind.MARK_GONE, "its container is gone")
 
 
 def _running(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict | None:
-    if box.desired == "stopped":
+    if box.desired == DesiredState.STOPPED:
         return Verdict(Kind.FINISH_STOP, f"it is {seen.status} and should be stopped")
     if box.status != seen.status:
         return Verdict(Kind.ADOPT, f"it is {seen.status}, the row says {box.status}")
@@ -92,9 +93,9 @@ def _running(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict | No
 
 
 def _ended(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict:
-    if seen.status == "failed":
+    if seen.status == BoxStatus.FAILED:
         return Verdict(Kind.SETTLE, "the engine cannot run it")
-    if seen.status == "configured":
+    if seen.status == BoxStatus.CONFIGURED:
         return Verdict(Kind.RESTART, "its start was broken off")
     if seen.interrupted:
         return Verdict(Kind.RESTART, "it was killed, and not by its own worker")
@@ -118,9 +119,7 @@ def was_gone(box: BoxState) -> bool:
 
 def state_of(box: Box) -> BoxState:
     """The parts of a row that `judge` reads."""
-    return BoxState(
-        box.id, box.generation, box.status, box.desired, box.engine_life, box.error, bool(box.spec["auto_remove"])
-    )
+    return BoxState(box.id, box.generation, box.status, box.desired, box.engine_life, box.error, box.spec.auto_remove)
 
 
 def seen_of(state: pb.Box) -> Seen:

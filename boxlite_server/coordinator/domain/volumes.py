@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.registry import Fleet
+from ..host_access import Mount
 from ..leases import Leases
 from ..limits import REQUEST_SECONDS
+from ..states import VolumeState
 from ..store import Store, Tables, Volume, Worker
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,12 @@ class Volumes:
             volume_id, made = ids.new_id(), None  # the key is another request's by now
         if made and made.name != (name or made.id):
             raise errors.KeyReusedError("this Idempotency-Key was used for a request with another body")
-        if made and made.state == "ready":
+        if made and made.state == VolumeState.READY:
             return made
-        if made and made.state == "deleting":
+        if made and made.state == VolumeState.DELETING:
             raise errors.UpstreamUnavailableError(f"volume {made.id}, left half made, is being removed; try again")
         left = made or (await self._store.find_volume(prefix, name) if name else None)
-        if left and left.name == (name or left.id) and left.state == "creating":
+        if left and left.name == (name or left.id) and left.state == VolumeState.CREATING:
             async with self._leases.try_hold(_lease(left.id)) as lease:
                 if lease and await self._store.get_volume(left.id) == left:
                     return await self._make(left.id, left.worker_id)
@@ -86,7 +87,7 @@ class Volumes:
 
     async def _make(self, volume_id: str, worker_id: str) -> Volume:
         await self._calls.create_volume(worker_id, pb.VolumeRef(volume_id=volume_id))
-        return await self._change(volume_id, "ready")
+        return await self._change(volume_id, VolumeState.READY)
 
     async def remove(self, prefix: str, id_or_name: str, *, force: bool) -> None:
         """Remove a volume and its data; with `force` a missing volume is no error.
@@ -115,7 +116,7 @@ class Volumes:
                 raise errors.InvalidStateError(
                     f"volume '{volume.name}' is in use by box {', '.join(users)}; remove that first"
                 )
-            await tx.update_volume(volume.id, state="deleting", updated_at=self._clock())
+            await tx.update_volume(volume.id, state=VolumeState.DELETING, updated_at=self._clock())
         await self._discard(volume)
 
     async def _discard(self, volume: Volume) -> None:
@@ -136,16 +137,14 @@ class Volumes:
         """Finish an operation that was broken off. A volume that was never ready holds no data, and is removed."""
         async with self._leases.try_hold(_lease(volume_id)) as lease:
             volume = await self._store.get_volume(volume_id) if lease else None
-            if volume is None or volume.state == "ready":
+            if volume is None or volume.state == VolumeState.READY:
                 return
             log.info("volume %s was left %s", volume.id, volume.state)
-            await self._discard(await self._change(volume.id, "deleting"))
+            await self._discard(await self._change(volume.id, VolumeState.DELETING))
 
     # ---- for boxes ------------------------------------------------------------------------------------
 
-    async def resolve(
-        self, prefix: str, mounts: Iterable[Mapping[str, Any]]
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    async def resolve(self, prefix: str, mounts: Iterable[Mount]) -> tuple[tuple[Mount, ...], str | None]:
         """The mounts with the `volume_id` of each volume, and the id of the one worker that holds all volumes (None
         when there are none).
 
@@ -153,26 +152,26 @@ class Volumes:
         """
         resolved, homes = [], {}
         for mount in mounts:
-            full = dict(mount)
-            if mount["volume"]:
-                volume = await self.get(prefix, mount.get("volume_id") or mount["volume"])
-                full["volume_id"] = volume.id
+            if mount.volume:
+                volume = await self.get(prefix, mount.volume_id or mount.volume)
                 homes[volume.worker_id] = volume.name
-            resolved.append(full)
+                resolved.append(mount._replace(volume_id=volume.id))
+            else:
+                resolved.append(mount)
         if len(homes) > 1:
             names = " and ".join(f"'{name}'" for name in homes.values())
             raise errors.InvalidArgumentError(f"volumes: {names} are on different workers; a box is on one")
-        return resolved, next(iter(homes), None)
+        return tuple(resolved), next(iter(homes), None)
 
     @staticmethod
-    async def check_ready(tx: Tables, mounts: Iterable[Mapping[str, Any]]) -> None:
+    async def check_ready(tx: Tables, mounts: Iterable[Mount]) -> None:
         """Check in the transaction that makes a box. Raises InvalidStateError when a volume cannot be mounted now."""
         for mount in mounts:
-            if volume_id := mount.get("volume_id"):
-                volume = await tx.get_volume(volume_id)
-                if volume is None or volume.state != "ready":
+            if mount.volume_id:
+                volume = await tx.get_volume(mount.volume_id)
+                if volume is None or volume.state != VolumeState.READY:
                     state = volume.state if volume else "gone"
-                    raise errors.InvalidStateError(f"volume '{mount['volume']}' cannot be mounted: it is {state}")
+                    raise errors.InvalidStateError(f"volume '{mount.volume}' cannot be mounted: it is {state}")
 
     # ---- rows -----------------------------------------------------------------------------------------
 
@@ -184,10 +183,12 @@ class Volumes:
             if not placement.workers:
                 raise not_placed("volume", NOTHING, placement, tried)
             worker, now = placement.workers[0], self._clock()
-            await tx.insert_volume(Volume(volume_id, prefix, name or volume_id, worker.id, "creating", now, now))
+            await tx.insert_volume(
+                Volume(volume_id, prefix, name or volume_id, worker.id, VolumeState.CREATING, now, now)
+            )
             return worker
 
-    async def _change(self, volume_id: str, state: str) -> Volume:
+    async def _change(self, volume_id: str, state: VolumeState) -> Volume:
         async with self._leases.writing(_lease(volume_id)) as tx:
             await tx.update_volume(volume_id, state=state, updated_at=self._clock())
             volume = await tx.get_volume(volume_id)

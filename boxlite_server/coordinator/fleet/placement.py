@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from ... import errors
+from ..states import WorkerStatus
 from ..store import Load, Worker
 
 
@@ -62,7 +63,7 @@ class Holding:
 
 class Active:
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
-        return candidate.worker.status == "active"
+        return candidate.worker.status == WorkerStatus.ACTIVE
 
     def tell(self, need: Need, removed: list[Candidate]) -> str:
         return "draining"

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ... import errors
+from ..states import WorkerStatus
 from ..store import Load, Store, Tables, Worker
 from .link import target_of
 from .placement import Candidate
@@ -147,7 +148,7 @@ class Fleet:
             raise errors.NotFoundError(f"worker not found: {worker_id}")
         return worker
 
-    async def set_status(self, worker_id: str, status: str) -> Worker:
+    async def set_status(self, worker_id: str, status: WorkerStatus) -> Worker:
         """Set what the operator wants: ``active``, or ``draining`` (the worker keeps its boxes and takes no new
         ones). Returns the worker's row."""
         async with self._store.transaction() as tx:
@@ -183,9 +184,9 @@ class Fleet:
 
     # ---- reachability ---------------------------------------------------------------------------------
 
-    def status(self, worker: Worker) -> str:
+    def status(self, worker: Worker) -> WorkerStatus:
         """The status as shown to people: unreachable, or else active or draining, as the operator set it."""
-        return worker.status if self.is_reachable(worker) else "unreachable"
+        return worker.status if self.is_reachable(worker) else WorkerStatus.UNREACHABLE
 
     def is_reachable(self, worker: Worker) -> bool:
         return self.why_unreachable(worker) is None
@@ -246,7 +247,7 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         name=request["name"],
         url=request["url"],
         secret=request["secret"],
-        status=known.status if known else "active",
+        status=known.status if known else WorkerStatus.ACTIVE,
         epoch=request["epoch"],
         labels=request.get("labels") or {},
         cpus=capacity["cpus"],

@@ -15,6 +15,7 @@ from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
 from ..fleet.registry import Fleet
+from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Load, Snapshot, Volume, Worker
 
 A = TypeVar("A")
@@ -28,7 +29,7 @@ _EXECUTION_STATUS = {
 }
 
 # The server's internal states, as clients see them: a box is visible from the reservation of its name to its release.
-_BOX_STATUS = {"creating": "configured", "removing": "stopping"}
+_BOX_STATUS = {BoxStatus.CREATING: BoxStatus.CONFIGURED, BoxStatus.REMOVING: BoxStatus.STOPPING}
 
 
 def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
     return {
         "box_id": row.id,
         "name": row.name,
-        "status": "unknown" if lost else _BOX_STATUS.get(row.status, row.status),
+        "status": BoxStatus.UNKNOWN if lost else _BOX_STATUS.get(row.status, row.status),
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "started_at": timestamp(row.started_at),
@@ -45,14 +46,14 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
         "pid": row.pid,
         "exit_code": row.exit_code,
         "error_message": lost or row.error,
-        "image": row.spec["image"],
+        "image": row.spec.image,
         "cpus": row.cpus,
         "memory_mib": row.memory_mib,
         "labels": row.labels,
-        "auto_remove": row.spec["auto_remove"],
-        "auto_stop": row.spec.get("auto_stop", 0),
-        "auto_delete": row.spec.get("auto_delete", 0),
-        "auto_resume": row.spec["auto_resume"],
+        "auto_remove": row.spec.auto_remove,
+        "auto_stop": row.spec.auto_stop,
+        "auto_delete": row.spec.auto_delete,
+        "auto_resume": row.spec.auto_resume,
         "ports": _ports(row),
         "worker": worker.name if worker else None,
     }
@@ -65,9 +66,9 @@ async def placed_box(core: Core, row: Box) -> dict[str, Any]:
 
 def _ports(row: Box) -> list[dict[str, Any]]:
     """The ports as they are open now, or as the box was created with while it does not run."""
-    if row.status in ("running", "paused", "stopping") and row.published:
+    if row.status in (BoxStatus.RUNNING, BoxStatus.PAUSED, BoxStatus.STOPPING) and row.published:
         return row.published
-    return [{**port, "address": None} for port in row.spec.get("ports", [])]
+    return [{**port.to_json(), "address": None} for port in row.spec.ports]
 
 
 def snapshot(row: Snapshot) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
         "url": row.url,
         "status": fleet.status(row),
         "reason": fleet.why_unreachable(row),
-        "draining": row.status == "draining",
+        "draining": row.status == WorkerStatus.DRAINING,
         "running_boxes": load.running,
         "last_heartbeat": timestamp(row.last_heartbeat),
         "registered_at": timestamp(row.registered_at),

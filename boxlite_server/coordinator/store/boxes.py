@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ... import errors
+from ..spec import Spec
 from ..states import BoxStatus, DesiredState
 from .table import Table, first, from_json, marks, reader
 
@@ -21,7 +23,7 @@ RESERVING = (
 
 
 class Box(NamedTuple):
-    """One box; times in Unix seconds, `spec` as the client asked for it with the defaults filled in."""
+    """One box; times in Unix seconds."""
 
     id: str
     prefix: str
@@ -29,7 +31,7 @@ class Box(NamedTuple):
     worker_id: str
     generation: int
     status: BoxStatus
-    spec: dict[str, Any]
+    spec: Spec
     cpus: int
     memory_mib: int
     labels: dict[str, str]
@@ -76,8 +78,14 @@ class Page(NamedTuple):
 
 
 _COLUMNS = ", ".join(Box._fields)
+
+
+def _spec(text: str) -> Spec:
+    return Spec.of_json(json.loads(text))
+
+
 _box = reader(
-    Box, Box._fields, status=BoxStatus, desired=DesiredState, spec=from_json, labels=from_json, published=from_json
+    Box, Box._fields, status=BoxStatus, desired=DesiredState, spec=_spec, labels=from_json, published=from_json
 )
 _state = reader(BoxState, BoxState._fields, status=BoxStatus, desired=DesiredState, auto_remove=bool)
 
@@ -87,7 +95,8 @@ class Boxes(Table):
 
     async def insert_box(self, box: Box) -> None:
         """Raises AlreadyExistsError when the name is taken in its prefix, or the `request_key` has created a box."""
-        if not await self._insert("boxes", {**box._asdict(), **_reservation(box.status)}):
+        fields = {**box._asdict(), "spec": box.spec.to_json(), **_reservation(box.status)}
+        if not await self._insert("boxes", fields):
             raise errors.AlreadyExistsError(f"box '{box.name or box.id}' already exists")
 
     async def find_box(self, prefix: str, id_or_name: str) -> Box | None:

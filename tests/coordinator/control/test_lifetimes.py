@@ -144,7 +144,7 @@ def test_the_operators_defaults_hold_unless_the_box_says_otherwise(tmp_path: Pat
         plain = await site.running()
         never = await site.running(auto_stop=0, auto_delete=0)
         longer = await site.running(auto_pause=30)
-        assert (longer.spec["auto_stop"], longer.spec["auto_delete"]) == (30, 20)
+        assert (longer.spec.auto_stop, longer.spec.auto_delete) == (30, 20)
         await site.after(10)
         assert [await site.status(box) for box in (plain, never, longer)] == ["stopped", "running", "running"]
         await site.after(20)
@@ -156,7 +156,7 @@ def test_the_operators_defaults_hold_unless_the_box_says_otherwise(tmp_path: Pat
 def test_two_names_of_one_wish_must_agree(site: Site) -> None:
     with pytest.raises(errors.InvalidArgumentError, match="auto_pause"):
         asyncio.run(site.running(auto_stop=1, auto_pause=2))
-    assert asyncio.run(site.running(auto_stop=1, auto_pause=1)).spec["auto_stop"] == 1
+    assert asyncio.run(site.running(auto_stop=1, auto_pause=1)).spec.auto_stop == 1
 
 
 def test_use_holds_the_stop_off_and_the_time_counts_from_its_end(site: Site) -> None:

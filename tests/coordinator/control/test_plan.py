@@ -8,6 +8,7 @@ import pytest
 
 from boxlite_server.coordinator.control.plan import Action, Inventory, Rows, Subject, actions
 from boxlite_server.coordinator.domain.verdict import OVER, Kind, Seen, gone, judge
+from boxlite_server.coordinator.spec import Spec
 from boxlite_server.coordinator.store import Box, BoxState, Volume
 
 NOW, GRACE = 1000.0, 60.0
@@ -123,8 +124,7 @@ def planned(rows: Rows, *boxes: Seen, volumes: tuple[str, ...] = (), since: dict
 
 
 def full_row(worker_id: str, generation: int) -> Box:
-    spec = {"auto_remove": False}
-    return Box(ID, "p", None, worker_id, generation, "stopped", spec, 1, 1, {}, None, None, None, 0, 0, None, None)
+    return Box(ID, "p", None, worker_id, generation, "stopped", Spec(), 1, 1, {}, None, None, None, 0, 0, None, None)
 
 
 def test_all_in_order_is_nothing_to_do() -> None:

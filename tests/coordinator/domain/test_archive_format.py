@@ -12,8 +12,8 @@ import pytest
 
 from boxlite_server import errors
 from boxlite_server.coordinator.domain import archive_format
-from boxlite_server.coordinator.domain import spec as boxspec
 from boxlite_server.coordinator.limits import Policy
+from boxlite_server.coordinator.spec import Spec
 
 MANIFEST = {"spec": {"image": "ü"}, "settings": {}}
 
@@ -93,5 +93,5 @@ def test_no_changed_bit_passes() -> None:
 def test_a_spec_survives_its_archive() -> None:
     """What the registry keeps can be asked for again, word for word."""
     asked = {"name": "web", "env": {"A": "b"}, "cmd": ["x"], "labels": {"l": "m"}, "auto_remove": True}
-    spec = boxspec.normalise(asked, Policy(default_auto_stop=60))
-    assert boxspec.normalise(spec, Policy(default_auto_stop=30, default_auto_delete=1)) == spec
+    spec = Spec.of_request(asked, Policy(default_auto_stop=60))
+    assert Spec.of_request(spec.to_request(), Policy(default_auto_stop=30, default_auto_delete=1)) == spec

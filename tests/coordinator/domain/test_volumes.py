@@ -16,7 +16,9 @@ from boxlite_server.coordinator.domain.images import Images
 from boxlite_server.coordinator.domain.volumes import Volumes
 from boxlite_server.coordinator.fleet.calls import Calls
 from boxlite_server.coordinator.fleet.registry import Fleet
+from boxlite_server.coordinator.host_access import Mount
 from boxlite_server.coordinator.leases import Leases
+from boxlite_server.coordinator.spec import Spec
 from boxlite_server.coordinator.store import Box, Store, Worker
 
 NOW = 1000.0
@@ -76,7 +78,7 @@ def failing(worker: str, error: errors.BoxliteError) -> Answer:
 
 
 def box_with(store: Store, volume_id: str, worker_id: str) -> None:
-    spec = {"image": "alpine", "mounts": [{"volume": "x", "volume_id": volume_id, "guest_path": "/d"}]}
+    spec = Spec(image="alpine", mounts=(Mount("x", None, "/d", False, volume_id),))
     Blocking(store).insert_box(
         Box("box1", "p", None, worker_id, 1, "stopped", spec, 1, 1, {}, None, None, None, NOW, NOW, None, None)
     )
@@ -100,7 +102,7 @@ def test_what_was_left_half_made_is_finished_by_asking_again(store: Store, volum
     (left,) = Blocking(store).list_volumes("p")
     assert left.state == "creating"
     with pytest.raises(errors.InvalidStateError, match="creating"):
-        mounts, _ = Blocking(volumes).resolve("p", [{"volume": "data"}])
+        mounts, _ = Blocking(volumes).resolve("p", [Mount("data", None, "/d", False)])
         asyncio.run(volumes.check_ready(store, mounts))
     workers.answer = lambda worker_id, method: pb.Empty()
     made = asyncio.run(volumes.create("p", "data"))
@@ -127,7 +129,7 @@ def test_a_removal_that_did_not_end_can_be_repeated(store: Store, volumes: Volum
     with pytest.raises(errors.UpstreamUnavailableError):
         asyncio.run(volumes.remove("p", "data", force=True))
     with pytest.raises(errors.InvalidStateError, match="deleting"):
-        mounts, _ = Blocking(volumes).resolve("p", [{"volume": "data"}])
+        mounts, _ = Blocking(volumes).resolve("p", [Mount("data", None, "/d", False)])
         asyncio.run(volumes.check_ready(store, mounts))
     workers.answer = lambda worker_id, method: pb.Empty()
     asyncio.run(volumes.remove("p", "data", force=False))

@@ -16,8 +16,6 @@ from boxlite_server.coordinator.http.handlers import boxes
 
 pytestmark = pytest.mark.anyio
 
-SPEC = {"image": "alpine", "auto_remove": False, "auto_resume": True}
-
 
 @pytest.fixture
 async def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Core]:
@@ -26,7 +24,7 @@ async def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     core = await Core.open(tmp_path / "coordinator.db", None)
     await core.store.put_worker(WORKER)
     for number in (1, 2, 3, 4, 5):
-        await core.store.insert_box(box(number, name=f"é{number}", spec=SPEC, labels={"odd": str(number % 2)}))
+        await core.store.insert_box(box(number, name=f"é{number}", labels={"odd": str(number % 2)}))
     yield core
     await core.close()
 

@@ -19,6 +19,7 @@ from support.child import child, line_of
 from support.rows import WORKER, box
 
 from boxlite_server import errors
+from boxlite_server.coordinator.spec import Spec
 from boxlite_server.coordinator.store import Counters, Load, Snapshot, Store, Volume, schema, sqlite
 from boxlite_server.coordinator.store.backup import back_up
 from boxlite_server.local import dockerd
@@ -385,7 +386,7 @@ def backup(*arguments: str) -> subprocess.CompletedProcess[str]:
 async def test_a_copy_is_of_one_moment_while_the_coordinator_writes(store: Store, path: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     for number in range(0, 400, 2):
-        await store.insert_box(box(number, spec={"image": "x" * 2000}))
+        await store.insert_box(box(number, spec=Spec(image="x" * 2000)))
     task = asyncio.create_task(asyncio.to_thread(backup, "--database", str(path), str(target)))
     number = 1000
     while not task.done():

@@ -14,6 +14,9 @@ import pytest
 from support.rows import WORKER, box
 
 from boxlite_server import errors
+from boxlite_server.coordinator.host_access import Mount
+from boxlite_server.coordinator.spec import Spec
+from boxlite_server.coordinator.states import BoxStatus, DesiredState, SnapshotState, VolumeState, WorkerStatus
 from boxlite_server.coordinator.store import (
     RESERVING,
     Answer,
@@ -30,6 +33,18 @@ from boxlite_server.coordinator.store import (
 pytestmark = pytest.mark.anyio
 
 STATUSES = ("creating", "configured", "running", "stopping", "stopped", "paused", "failed", "removing")
+
+# As earlier versions wrote them: before there were mounts, ports and lifetimes, and with them.
+OLD_SPECS = (
+    '{"name": null, "image": "alpine:latest", "cpus": 1, "memory_mib": 512, "env": {"K": "\\u00fc"}, '
+    '"working_dir": "", "entrypoint": [], "cmd": ["sh"], "user": "", "network": "enabled", "tty": false, "labels": {}, '
+    '"auto_remove": false, "auto_resume": true}',
+    '{"name": null, "image": "alpine:latest", "cpus": 1, "memory_mib": 512, "env": {"K": "\\u00fc"}, '
+    '"working_dir": "", "entrypoint": [], "cmd": ["sh"], "user": "", "network": "enabled", "tty": false, '
+    '"mounts": [], "ports": [], '
+    '"cap_add": [], "cap_drop": [], "labels": {}, "detach": true, "auto_remove": false, "auto_stop": 0, '
+    '"auto_delete": 0, "auto_resume": true}',
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -62,7 +77,7 @@ async def test_rows_come_back_as_they_went_in(store: Store) -> None:
         1,
         name="web",
         labels={"b": "1", "a": "ü"},
-        spec={"cmd": ["x"], "env": {"K": "ü\0☃"}},
+        spec=Spec(cmd=("x",), env={"K": "ü\0☃"}),
         published=[{"host": 8080}],
         desired="running",
         engine_life="boot created",
@@ -192,6 +207,33 @@ async def test_only_the_life_of_a_worker_that_is_registered_changes_its_row(stor
     assert await store.get_worker("w1") == WORKER._replace(last_heartbeat=6.0, left_at=6.0)
 
 
+@pytest.mark.parametrize("text", OLD_SPECS)
+async def test_the_row_of_an_earlier_version_is_read_and_written_back_as_it_was(store: Store, text: str) -> None:
+    await store.insert_box(box(1))
+    await store._write("UPDATE boxes SET spec = ? WHERE id = 'box1'", (text,))
+    old = await store.get_box("box1")
+    assert old == box(1, spec=Spec(env={"K": "ü"}, cmd=("sh",)))
+    await store.update_box("box1", status=BoxStatus.RUNNING)
+    await store.insert_box(old._replace(id="box2"))
+    assert await store._read("SELECT spec FROM boxes") == [(text,), (text,)]
+
+
+async def test_states_are_stored_as_their_values_and_read_as_enums(store: Store) -> None:
+    for number, status in enumerate(STATUSES):
+        await store.insert_box(box(number, status=BoxStatus(status), desired=DesiredState.RUNNING))
+    await store.insert_snapshot(Snapshot("s1", "box1", "one", SnapshotState.CREATING, 1.0))
+    await store.insert_volume(Volume("v1", "default", "data", "w1", VolumeState.CREATING, 1.0, 1.0))
+    assert await store._read("SELECT status, desired FROM boxes ORDER BY created_at") == [
+        (status, "running") for status in STATUSES
+    ]
+    found = (await store.list_boxes("default")).boxes
+    assert {(type(row.status), type(row.desired)) for row in found} == {(BoxStatus, DesiredState)}
+    assert {type(state.status) for state in await store.inventory_of_worker("w1")} == {BoxStatus}
+    assert {type(row.state) for row in await store.unfinished_snapshots("box1")} == {SnapshotState}
+    assert {type(row.state) for row in await store.unsettled_volumes()} == {VolumeState}
+    assert {type(row.status) for row in await store.list_workers()} == {WorkerStatus}
+
+
 async def test_workers_are_found_by_ids_and_by_their_trouble(store: Store) -> None:
     await store.put_worker(WORKER)
     for number, trouble in enumerate(({}, {"left_at": 5.0}, {"engine_error": "gone"}, {"last_heartbeat": 99.0})):
@@ -204,8 +246,8 @@ async def test_workers_are_found_by_ids_and_by_their_trouble(store: Store) -> No
 
 async def test_an_inventory_is_the_states_of_a_workers_boxes(store: Store) -> None:
     await store.put_worker(WORKER._replace(id="w2", name="two"))
-    await store.insert_box(box(1, spec={"image": "a", "auto_remove": True}, desired="running", engine_life="l"))
-    await store.insert_box(box(2, spec={"image": "a", "auto_remove": False}, status="failed", error="why"))
+    await store.insert_box(box(1, spec=Spec(image="a", auto_remove=True), desired="running", engine_life="l"))
+    await store.insert_box(box(2, spec=Spec(image="a"), status="failed", error="why"))
     await store.insert_box(box(3, worker_id="w2"))
     assert sorted(await store.inventory_of_worker("w1")) == [
         BoxState("box1", 1, "configured", "running", "l", None, True),
@@ -244,7 +286,8 @@ async def test_volumes_and_who_mounts_them(store: Store) -> None:
     assert await store.find_volume("default", "data") == volume == await store.find_volume("default", "v1")
     assert await store.find_volume("other", "data") is None
     await store.insert_box(box(1))
-    await store.insert_box(box(2, spec={"image": "b", "mounts": [{"path": "/x"}, {"volume_id": "v1"}]}))
+    mounts = (Mount(None, "/srv/x", "/x", False), Mount("data", None, "/data", False, "v1"))
+    await store.insert_box(box(2, spec=Spec(image="b", mounts=mounts)))
     assert await store.boxes_with_volume("v1") == ["box2"]
     assert await store.boxes_with_volume("v2") == []
     assert await store.images_of_boxes() == {"alpine", "b"}

@@ -10,13 +10,17 @@ from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
+from ...states import BoxStatus
 from .. import views
 from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes that are read in one go; other requests run in between
 
 # The stored statuses of a status that clients see, if internal ones are among them.
-_FILTER = {"configured": ("configured", "creating"), "stopping": ("stopping", "removing")}
+_FILTER = {
+    BoxStatus.CONFIGURED: (BoxStatus.CONFIGURED, BoxStatus.CREATING),
+    BoxStatus.STOPPING: (BoxStatus.STOPPING, BoxStatus.REMOVING),
+}
 
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
@@ -34,7 +38,7 @@ async def list_boxes(
     page_token: str | None = None,
 ) -> Any:
     filters = {
-        "statuses": _FILTER.get(status, (status,)) if status else (),
+        "statuses": _statuses(status),
         "unreachable": await core.fleet.unreachable() if status else (),
         "name": name,
         "labels": _labels(label or []),
@@ -74,6 +78,13 @@ async def start_box(core: Core, prefix: str, box_id: str) -> Any:
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     return await views.placed_box(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+
+
+def _statuses(status: str | None) -> tuple[BoxStatus, ...]:
+    if status is None:
+        return ()
+    shown = BoxStatus(status)
+    return _FILTER.get(shown, (shown,))
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

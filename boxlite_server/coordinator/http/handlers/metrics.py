@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core import Core
+from ...states import BoxStatus
 
 
 async def get_runtime_metrics(core: Core, prefix: str) -> Any:
@@ -13,7 +14,7 @@ async def get_runtime_metrics(core: Core, prefix: str) -> Any:
         "boxes_created_total": counters.boxes_created,
         "boxes_failed_total": counters.boxes_failed,
         "boxes_stopped_total": counters.boxes_stopped,
-        "num_running_boxes": await core.store.count_boxes(prefix, "running"),
+        "num_running_boxes": await core.store.count_boxes(prefix, BoxStatus.RUNNING),
         "total_commands_executed": counters.commands_executed,
         "total_exec_errors": counters.exec_errors,
     }

@@ -6,7 +6,8 @@ from typing import Any
 
 from .... import rpc
 from ...core import Core
-from ...domain import spec
+from ...spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_SECURITY, MAX_TIMEOUT_SECONDS
+from ...states import WorkerStatus
 from .. import idempotency
 
 
@@ -14,13 +15,13 @@ async def get_config(core: Core) -> Any:
     workers = [c.worker for c in await core.fleet.candidates() if c.reachable]
     return {
         "defaults": {
-            "cpus": spec.DEFAULT_CPUS,
-            "memory_mib": spec.DEFAULT_MEMORY_MIB,
+            "cpus": DEFAULT_CPUS,
+            "memory_mib": DEFAULT_MEMORY_MIB,
             "disk_size_gb": None,
             "auto_stop": core.policy.default_auto_stop,
             "auto_delete": core.policy.default_auto_delete,
             "auto_remove": False,
-            "security_preset": spec.DEFAULT_SECURITY,
+            "security_preset": DEFAULT_SECURITY,
         },
         "overrides": {},
         "capabilities": {
@@ -38,8 +39,8 @@ async def get_config(core: Core) -> Any:
             "max_boxes_per_path_prefix": core.policy.max_boxes_per_prefix,
             "max_concurrent_executions": rpc.MAX_EXECUTIONS,
             "file_transfer_max_bytes": None,
-            "exec_timeout_max_seconds": spec.MAX_TIMEOUT_SECONDS,
-            "supported_security_presets": [spec.DEFAULT_SECURITY],
+            "exec_timeout_max_seconds": MAX_TIMEOUT_SECONDS,
+            "supported_security_presets": [DEFAULT_SECURITY],
             "idempotency_key_lifetime": idempotency.LIFETIME,
         },
     }
@@ -50,7 +51,7 @@ async def get_health(core: Core) -> Any:
 
 
 async def get_readiness(core: Core) -> Any:
-    active = sum(c.reachable and c.worker.status == "active" for c in await core.fleet.candidates())
+    active = sum(c.reachable and c.worker.status == WorkerStatus.ACTIVE for c in await core.fleet.candidates())
     if active:
         return {"status": "ready", "active_workers": active, "reason": None}
     return {"status": "not_ready", "active_workers": 0, "reason": "no worker is active"}, 503

@@ -7,6 +7,7 @@ from typing import Any
 from .... import errors
 from ...core import Core
 from ...fleet.registry import HEARTBEAT_SECONDS
+from ...states import WorkerStatus
 from ...store import Load
 from .. import views
 
@@ -57,7 +58,8 @@ async def remove_worker(core: Core, worker_id: str, force: bool = False) -> Any:
 
 
 async def set_worker_status(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    return await views.worker_with_load(core, await core.fleet.set_status(worker_id, body["status"]))
+    worker = await core.fleet.set_status(worker_id, WorkerStatus(body["status"]))
+    return await views.worker_with_load(core, worker)
 
 
 async def get_worker_by_box(core: Core, box_id: str) -> Any:
