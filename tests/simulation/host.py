@@ -113,7 +113,7 @@ class Process:
             except errors.BoxliteError:
                 await asyncio.sleep(PAUSE * self.host.rng.random())
                 continue
-            self._words._note_told(held)
+            self._words._note_sent(held)
             with contextlib.suppress(errors.NotFoundError, errors.PermissionDeniedError, errors.InvalidStateError):
                 await self._send_heartbeats(answer["heartbeat_interval_seconds"])
 
@@ -125,7 +125,7 @@ class Process:
                 answer = await self._post("heartbeat", beat)
                 self._words._is_asked = bool(answer.get("send_inventory"))
                 if "boxes" in beat:
-                    self._words._note_told(held)
+                    self._words._note_sent(held)
                 elif self._words._is_asked:
                     continue
             with contextlib.suppress(TimeoutError):
