@@ -28,7 +28,7 @@ from .world import NO_ANSWER, World, wait_until
 
 KINDS = ("lost", "doubled", "orphan", "oversold", "ghost", "state", "content", "answer", "exit", "fault")
 INTERRUPTED = 130
-SHOWN = 6  # of the records of a flaw; all of them are in a file
+SHOWN = 6  # records shown with a flaw; all of them are in a file
 
 
 def main() -> int:

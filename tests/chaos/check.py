@@ -15,7 +15,7 @@ from .world import NO_ANSWER, World, survey
 
 QUIET_SECONDS = 180.0  # until all is as it should be; a stray container is left alone for the first minute
 TELL_SECONDS = 30.0
-HOLDING = ("configured", "running", "paused")  # one that is "stopping" may be a stopped one that is being removed
+HOLDING = ("configured", "running", "paused")  # a box that is "stopping" may be a stopped box that is being removed
 STATES = {"configured": {"created", "exited"}, "stopped": {"created", "exited"}, "running": {"running"}}
 
 # What an engine says of a container whose start was cut off when it was killed; see Engine.cure.

@@ -118,7 +118,7 @@ class Faults:
     flaws: list[str] = field(default_factory=list)  # processes that did not end as they should
 
     def run(self, faults: Iterable[Fault], seconds: float) -> None:
-        """Begin and end each fault in its time; what is dead by itself is started again, and told of."""
+        """Begin and end each fault in its time; processes that end by themselves are started again and reported."""
         steps = [(fault.at, True, fault) for fault in faults] + [(fault.until, False, fault) for fault in faults]
         start = self.now()
         for at, begins, fault in sorted(steps, key=lambda step: step[0]):
@@ -182,13 +182,13 @@ class Faults:
             time.sleep(min(left, 1.0))
 
     def _cannot_start(self, process: Process) -> bool:
-        """Whether it is one that says so and leaves: a coordinator without its database, a dockerd that finds
+        """Whether the process exits with an error for now: a coordinator without its database, a dockerd that finds
         what another one left."""
         without_database = self.world.database is not None and process in self.world.coordinators
         return isinstance(process, Engine) or (without_database and process.exit_code == 1)
 
     def _machines(self, fault: Fault) -> list[Machine]:
-        """Whose connection it is about."""
+        """The machines whose connection the fault is about."""
         if fault.kind.act not in ("cut", "silent", "mute"):
             return []
         return [machine for machine in self.world.machines if machine.name in fault.targets]

@@ -29,7 +29,7 @@ class Record:
     status: int | None = None
     result: dict[str, Any] = field(default_factory=dict)  # what was learnt from the answer
     error: str = ""
-    flaw: str = ""  # what the answer should not have been, whatever was asked
+    flaw: str = ""  # what is wrong with the answer, whatever was asked
 
     @property
     def acknowledged(self) -> bool:
@@ -37,7 +37,7 @@ class Record:
 
     @property
     def perhaps(self) -> bool:
-        """Not acknowledged, and yet it may have been done: also by a server that then failed."""
+        """Whether a request that was not acknowledged may have been done, possibly by a server that then failed."""
         return self.outcome == UNKNOWN or (self.outcome == REFUSED and (self.status or 0) >= 500)
 
     def line(self) -> str:

@@ -38,7 +38,7 @@ def run(command: list[str], cgroup: str) -> int:
     """Run a program in namespaces of its own, and its exit code. SIGINT and SIGTERM are handed on to it once; it
     has then a minute to end."""
     process = subprocess.Popen(
-        # If we are killed, so is it; its init process hands signals on and takes in orphans.
+        # The program is killed with us; its init process forwards signals and adopts orphans.
         ["setpriv", "--pdeathsig=KILL", *UNSHARE, "--kill-child=KILL", "tini", "--", *command],
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches it through us, once

@@ -15,7 +15,7 @@ from typing import Any
 from .history import Record
 from .traffic import LOG
 
-IDLE, RUNNING = "idle", "running"  # of a box that does not run, it does not matter whether it ever did
+IDLE, RUNNING = "idle", "running"  # for a box that does not run, it does not matter whether it ever ran
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Flaw:
 
 
 class Model:
-    """The history, folded."""
+    """What the history says of each box."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.boxes: dict[str, Box] = {}
@@ -183,7 +183,7 @@ class Model:
 
     def _restore(self, box: Box, record: Record, done: bool) -> None:
         if not done:
-            box.disk.blurred = True  # it may come about later
+            box.disk.blurred = True  # the box may come about later
             return
         box.disk = deepcopy(box.snapshots[record.args["name"]])
         box.status = {IDLE}
@@ -191,7 +191,7 @@ class Model:
     # ---- at the end ----
 
     def compare(self, listed: list[dict[str, Any]]) -> list[Flaw]:
-        """What the list of all boxes must not show, or does not."""
+        """Flaws of the list of all boxes: what it must not show, and what it lacks."""
         flaws = []
         shown = {box["box_id"]: box for box in listed}
         for box in self.boxes.values():
@@ -221,7 +221,7 @@ class Model:
 
 
 def mark_of(box: dict[str, Any]) -> str:
-    """By what a box is known again: a clone has its source's labels, and a name of its own."""
+    """The mark that identifies a box: a clone has its source's labels and a name of its own."""
     name = box.get("name") or ""
     if name.startswith(("clone-", "sdk-")):
         return str(name)

@@ -16,7 +16,7 @@ from .world import PORT, SWITCH, Machine, Process, World, wait_until
 
 ADDRESS = "10.213.0.9"
 URL = f"postgresql://boxlite@{ADDRESS}/boxlite"
-AS_NOBODY = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]  # it refuses root
+AS_NOBODY = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]  # PostgreSQL refuses to run as root
 
 
 def obstacle() -> str | None:
@@ -27,7 +27,7 @@ def obstacle() -> str | None:
 
 
 def _programs() -> Path | None:
-    """The newest version's."""
+    """The directory of the newest version's programs; None where there are none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
     return found[-1].parent if found else None
 

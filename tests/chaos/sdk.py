@@ -77,7 +77,7 @@ class SdkClient:
             record.outcome = ACKNOWLEDGED
         except TimeoutError:
             record.error = f"no answer within {BOUND:.0f} s"
-            if op != "output":  # for which the SDK itself tries again, and longer than that
+            if op != "output":  # seconds, longer than the SDK itself retries
                 record.flaw = "hung"
         except Exception as exc:  # all of them are the SDK's
             kind = type(exc).__name__
@@ -145,7 +145,7 @@ class SdkClient:
         async def output() -> dict[str, Any]:
             text = "".join([part async for part in begun[0].stdout()])
             ended = await begun[0].wait()
-            if not text:  # from a lost connection the SDK saves the exit code alone, and does not say so
+            if not text:  # after a lost connection the SDK gives the exit code without the output, and no error
                 raise RuntimeError("no output came")
             return {"stdout": text, "exit_code": ended.exit_code}
 

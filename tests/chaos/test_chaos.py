@@ -14,8 +14,8 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def namespaces() -> None:
-    """The machine lets us make networks."""
-    from chaos import isolation  # here: it is not to be imported where no test asks for it
+    """Skips the test where this machine does not let us make networks."""
+    from chaos import isolation  # imported here, so that only a test that needs it imports it
 
     if reason := isolation.obstacle():
         pytest.skip(reason)

@@ -19,7 +19,7 @@ from .world import IMAGE
 BOXES = 4  # that a client keeps, more or less
 MEMORY_MIB = 128
 ATTEMPTS = 5  # of a request that carries an Idempotency-Key
-LOG = "/root/log"  # to which each command appends its nonce
+LOG = "/root/log"  # each command appends its nonce to this file
 FILES = ("/root/a", "/root/b", "/tmp/c")
 
 
@@ -195,7 +195,7 @@ def read(api: Api, box_id: str, path: str) -> Record:
 
 
 def sample(api: Api, stopping: threading.Event) -> None:
-    """Watch what is reserved, to the end."""
+    """Record what is reserved, until told to stop."""
     while not stopping.wait(2.0):
         api.call("list", {}, "GET", "/v1/boxes", learn=_listed)
         api.call("workers", {}, "GET", "/v1/admin/workers", learn=dict)

@@ -53,11 +53,11 @@ class Machine:
         must("ip", "link", "set", self.name, "down")
 
     def silence(self) -> None:
-        """The switch loses every frame, and nobody sees it."""
+        """Have the switch drop every frame, without any end noticing."""
         must("bridge", "link", "set", "dev", self.name, "state", "0")
 
     def mute(self, towards: str = "0.0.0.0/0") -> None:
-        """It hears what it is told, and what it says is lost."""
+        """Lose what the machine sends; it still receives."""
         must(*self.here("iptables", "-I", "OUTPUT", "-o", "eth0", "-d", towards, "-j", "DROP"))
 
     def mend(self) -> None:
@@ -128,7 +128,7 @@ class Engine(Process):
         super().__init__(machine, f"engine-{machine.name}", command, logs, {"PATH": path})
 
     def start(self) -> None:
-        (self.directory / "pid").unlink(missing_ok=True)  # the number may be another's by now
+        (self.directory / "pid").unlink(missing_ok=True)  # another process may have the pid by now
         super().start()
 
     def lose_power(self) -> None:
@@ -246,7 +246,7 @@ class World:
                 process.start()
 
     def close(self) -> None:
-        """The end of all processes; their namespaces go with them."""
+        """End all processes; their namespaces go with them."""
         for process in reversed(self.processes):
             process.signal(signal.SIGCONT)
             process.kill()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from support.clock import Clock
 
 from boxlite_server.client.progress import Bar, size
 
@@ -12,15 +13,8 @@ class Terminal(io.StringIO):
         return True
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_bytes_share_and_rate() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     bar = Bar("data", 4 << 20, stream=Terminal(), clock=clock)
     clock.now = 2.0
     bar.advance(1 << 20)
@@ -30,7 +24,7 @@ def test_bytes_share_and_rate() -> None:
 
 
 def test_without_a_total_there_is_no_share() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     bar = Bar("data", stream=Terminal(), clock=clock)
     clock.now = 1.0
     bar.advance(100)
@@ -38,7 +32,7 @@ def test_without_a_total_there_is_no_share() -> None:
 
 
 def test_it_is_drawn_ten_times_a_second_at_most_and_stays() -> None:
-    terminal, clock = Terminal(), Clock()
+    terminal, clock = Terminal(), Clock(0.0)
     with Bar("data", 100, stream=terminal, clock=clock) as bar:
         assert list(bar.over([b"x"] * 100)) == [b"x"] * 100
     assert terminal.getvalue().count("\r") == 2  # the first byte, and the end

@@ -94,7 +94,7 @@ def test_what_is_written_is_read(box: Box) -> None:
         assert (entry.name, entry.size) == ("a.txt", 7)
     assert box.get("/srv")[1]["x-boxlite-source-is-dir"] == "true"
     assert box.names("/srv/.") == [".", "./a.txt"]
-    assert box.cluster.http("GET", f"/v1/boxes/{box.id}")[2]["status"] == "configured"  # nothing started it
+    assert box.cluster.http("GET", f"/v1/boxes/{box.id}")[2]["status"] == "configured"  # still not started
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_cp_does_not_overwrite_when_told(box: Box, tree: Path, tmp_path: Path) -
 
 
 def test_cp_writes_nothing_outside_the_destination(box: Box, tmp_path: Path) -> None:
-    """A box may hold anything."""
+    """A box may hold hostile names."""
     out = tmp_path / "out"
     box.put("/evil", tar(("away", b""), type=tarfile.SYMTYPE, linkname=str(tmp_path)), "&source_is_dir=true")
     box.put("/evil", tar(("fine", b"x")))

@@ -119,7 +119,7 @@ def test_a_lost_worker_costs_only_its_own_boxes(pair: Cluster, test_image: str) 
 
 
 def test_a_worker_that_does_not_answer_is_passed_by(new_cluster, test_image: str) -> None:
-    """It takes the connection and says nothing; being the emptiest it is tried once, and not again."""
+    """The worker accepts connections and never answers; as the emptiest one it is tried once, and not again."""
     cluster = new_cluster()
     cluster.start_coordinator()
     cluster.start_worker(name="well")
@@ -159,7 +159,7 @@ def test_draining_takes_no_new_boxes_and_keeps_the_old(pair: Cluster, test_image
     assert (status, body["error"]["code"]) == (409, "invalid_state")
     remove_all(pair)
     assert pair.http("DELETE", f"/v1/admin/workers/{worker_id}")[0] == 204
-    # It registers again with its next heartbeat: it was forgotten, not told to go.
+    # The worker registers again after its next heartbeat: it was forgotten, not shut down.
     wait_until(lambda: name in workers(pair), "the worker is back")
 
 

@@ -57,7 +57,7 @@ def test_idle_then_stopped_then_resumed_then_gone(shared: Cluster, test_image: s
     box = create(shared, test_image, auto_stop=1)
     assert (get(shared, box)["auto_stop"], get(shared, box)["auto_delete"]) == (1, 0)
     has_status(shared, box, "stopped")
-    execution = execute(shared, box, "exit 3")  # use starts it again
+    execution = execute(shared, box, "exit 3")  # a command starts the box again
     assert await_end(shared, box, execution)["exit_code"] == 3
     has_status(shared, box, "stopped")
     other = create(shared, test_image, auto_pause=1, auto_delete=1, auto_resume=False)
@@ -100,7 +100,7 @@ def test_deadlines_and_commands_outlive_both_processes(new_cluster, test_image: 
     never = create(cluster, test_image, auto_stop=0)
     assert (get(cluster, idle)["auto_stop"], get(cluster, idle)["auto_delete"]) == (4, 600)
     execute(cluster, busy, "sleep 600")
-    worker.restart()  # it knows nothing of the command any more, but its engine does
+    worker.restart()  # the worker has forgotten the command, but its engine has not
     coordinator.kill()
     coordinator.start()
     has_status(cluster, idle, "stopped")

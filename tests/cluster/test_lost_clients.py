@@ -131,7 +131,7 @@ class TestPressure:
             assert client.to_the_end() == 130
 
     def test_input_that_is_not_read_is_held_back(self, cluster: Cluster, box: str) -> None:
-        """More than anybody keeps: the sender waits, and all of it arrives once the command reads."""
+        """The input is more than all buffers hold: the sender waits, and all of it arrives once the command reads."""
         size = 40 * 1024 * 1024
         execution = execute(cluster, box, "while ! test -e /tmp/go; do sleep 0.1; done; wc -c")
         assert cluster.coordinator is not None
@@ -160,7 +160,7 @@ class TestDeadPeers:
 
     @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="takes root and iproute2")
     def test_a_client_that_vanished_is_noticed(self, new_cluster: Any, test_image: str) -> None:
-        """No packet comes from it any more, and none that says why."""
+        """The client's packets stop, without a FIN or a reset."""
         cluster: Cluster = new_cluster()
         cluster.start_coordinator("--host", "0.0.0.0", "--no-auth")
         cluster.start_worker()

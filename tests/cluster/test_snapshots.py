@@ -239,7 +239,7 @@ def test_what_a_crash_left_half_done(new_cluster: Callable[..., Cluster], test_i
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether it is the box as it was, asked about meanwhile or not."""
+    """Whether two answers show the same box; asking about a box may change its `updated_at`."""
     return {**one, "updated_at": None} == {**other, "updated_at": None}
 
 
@@ -470,7 +470,7 @@ def archived(manifest: dict[str, Any], disk: bytes) -> bytes:
 def test_a_large_disk_takes_little_memory(boxes: Boxes) -> None:
     box = boxes.new()
     boxes.run(box, "head -c 200000000 /dev/urandom > /large; sha256sum /large > /sum")
-    load(boxes, export(boxes, boxes.new()))  # what the first transfer costs is not the question
+    load(boxes, export(boxes, boxes.new()))  # the first transfer is left out of the measurement
     with contextlib.ExitStack() as stack:
         grown = [stack.enter_context(growth(process.pid)) for process in boxes.cluster.processes]
         copy = load(boxes, export(boxes, box))

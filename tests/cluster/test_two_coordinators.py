@@ -129,7 +129,7 @@ def test_one_client_is_attached_wherever_it_came(pair: Pair) -> None:
 
 @contextmanager
 def attached_at_last(cluster: Cluster, path: str, port: int) -> Iterator[Attached]:
-    """As soon as nobody else is attached."""
+    """Attach as soon as nobody else is attached."""
     with ExitStack() as stack:
         clients: list[Attached] = []
 
@@ -155,7 +155,7 @@ def test_a_box_that_is_used_through_the_other_is_not_idle(pair: Pair) -> None:
 
 
 def _was_looked_at(pair: Pair, box: str) -> bool:
-    """It moves the deadline of a box that is used."""
+    """Whether the keeper has looked at the box: it moves the deadline of a box that is in use."""
     with psycopg.connect(pair.cluster.database) as connection:
         rows = connection.execute(
             "SELECT 1 FROM deadlines JOIN boxes ON id = box_id WHERE id = %s AND due_at > started_at + 2", (box,)

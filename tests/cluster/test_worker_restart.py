@@ -15,7 +15,7 @@ from support.cluster import Cluster, Worker, wait_until
 
 @pytest.fixture(scope="module")
 def cluster(new_shared_cluster: Any, test_image: str) -> Cluster:
-    """One of the module's own: its worker is ended again and again."""
+    """A cluster for this module alone: its worker is ended again and again."""
     cluster: Cluster = new_shared_cluster()
     cluster.start_coordinator()
     cluster.start_worker()

@@ -1,30 +1,34 @@
-"""What the tests of the coordinator share."""
+"""What the tests of the coordinator share: databases, and stories about coordinators."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_fleet import FakeFleet
+from support.coordinator_site import CoordinatorSite
 
-Story = Callable[[FakeFleet], Coroutine[Any, Any, None]]
+Story = Callable[[CoordinatorSite], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new database is to be."""
+    if request.param == "sqlite":
+        return tmp_path / "coordinator.db"
+    url: str = request.getfixturevalue("postgresql").new_database()
+    return url
 
 
 @pytest.fixture
 def tell(tmp_path: Path) -> Callable[[Story], None]:
-    """Runs a story about a coordinator of its own, whose workers answer as the story says."""
+    """Runs a story about a coordinator of its own, which knows no workers yet."""
+    return CoordinatorSite(tmp_path / "c.db").run
 
-    def tell(story: Story) -> None:
-        async def run() -> None:
-            fleet = await FakeFleet(tmp_path / "c.db").open()
-            try:
-                await story(fleet)
-            finally:
-                await fleet.core.close()
 
-        asyncio.run(run())
-
-    return tell
+@pytest.fixture
+def tell_both(database: Path | str) -> Callable[[Story], None]:
+    """Runs a story about two coordinators on one database, which know the worker `one`."""
+    site = CoordinatorSite(database)
+    return lambda story: site.run(story, site.one, pair=True)

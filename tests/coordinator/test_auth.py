@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.clock import Clock
 
 from boxlite_server import errors
 from boxlite_server.coordinator.auth import TOKEN_SECONDS, Authenticator
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_without_a_key_everybody_is_let_in() -> None:

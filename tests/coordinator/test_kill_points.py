@@ -24,7 +24,7 @@ from support.fake_runtime import IMAGE
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core
 
-# Of a process that is killed before it has begun with something.
+# A process that is killed leaves coroutines that it has not begun to run.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 
 PREFIX = "default"
@@ -32,7 +32,7 @@ NAME = "it"
 LATE = 8.0  # seconds; the next coordinator is there after one, and has had a report from each worker after six
 SETTLED = 90.0
 
-Look = dict[str, tuple[str, str, frozenset[str]]]  # of each box: see `Site.look`
+Look = dict[str, tuple[str, str, frozenset[str]]]  # of each box: see `Watcher.look`
 
 _watched: ContextVar[bool] = ContextVar("watched", default=False)
 
@@ -52,7 +52,7 @@ def _request(name: str) -> dict[str, Any]:
 
 
 async def _once(core: Core, key: str, operation: Callable[[str], Any]) -> Any:
-    """As a request with an Idempotency-Key does it."""
+    """Run the operation under the lease of its key, as a request with an Idempotency-Key does."""
     async with core.leases.hold(f"key/{key}", "this key"):
         return await operation(key)
 
@@ -158,8 +158,9 @@ KINDS = {
 }
 
 
-class Site:
-    """A cluster with a coordinator that can be killed at a step, and another box."""
+class Watcher:
+    """Watches the steps of a cluster's coordinator, and may kill it at one of them. A second box runs there, the
+    bystander."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -205,7 +206,7 @@ class Site:
         return boxes | {name: (state, str(held), frozenset()) for name, state in self.truth.volumes().items()}
 
     async def loads(self) -> dict[str, int]:
-        """MiB reserved at each worker."""
+        """MiB reserved at each worker that has boxes."""
         loads = await self.coordinator.run(lambda core: core.store.loads())
         return {worker_id: load.memory_mib for worker_id, load in loads.items() if load.boxes}
 
@@ -251,10 +252,10 @@ def _points() -> Iterator[Any]:
 @pytest.mark.parametrize("name", KINDS)
 def test_each_step_has_a_name(name: str) -> None:
     async def story(cluster: Cluster) -> None:
-        site = Site(cluster)
-        await site.prepare(KINDS[name])
-        await site.watch(KINDS[name])
-        assert site.steps == list(_steps(KINDS[name]))
+        watcher = Watcher(cluster)
+        await watcher.prepare(KINDS[name])
+        await watcher.watch(KINDS[name])
+        assert watcher.steps == list(_steps(KINDS[name]))
 
     simulate(story, workers=2)
 
@@ -265,13 +266,13 @@ def _undisturbed(name: str) -> tuple[list[Look], list[dict[str, int]]]:
     looks, reserved = [], []
 
     async def story(cluster: Cluster) -> None:
-        site = Site(cluster)
-        await site.prepare(KINDS[name])
-        looks.append(site.look())
-        reserved.append(await site.loads())
-        await site.watch(KINDS[name])
-        looks.append(site.look())
-        reserved.append(await site.loads())
+        watcher = Watcher(cluster)
+        await watcher.prepare(KINDS[name])
+        looks.append(watcher.look())
+        reserved.append(await watcher.loads())
+        await watcher.watch(KINDS[name])
+        looks.append(watcher.look())
+        reserved.append(await watcher.loads())
 
     simulate(story, workers=2)
     return looks, reserved
@@ -285,29 +286,29 @@ def test_the_coordinator_dies(name: str, moment: str, step: str, heir: str) -> N
     looks, reserved = _undisturbed(name)
 
     async def story(cluster: Cluster) -> None:
-        site = Site(cluster)
-        await site.prepare(kind)
+        watcher = Watcher(cluster)
+        await watcher.prepare(kind)
         if heir == "another":
             await cluster.start_coordinator()
         with pytest.raises(Dead):
-            await site.watch(kind, (moment, step))
+            await watcher.watch(kind, (moment, step))
         if heir == "the next":
             await asyncio.sleep(1)
             await cluster.start_coordinator()
         await asyncio.sleep(SETTLED)
-        assert [*site.truth.never_right(), *site.truth.not_yet_right()] == []
-        now = site.look()
+        assert [*watcher.truth.never_right(), *watcher.truth.not_yet_right()] == []
+        now = watcher.look()
         assert now in looks
-        assert await site.loads() == reserved[looks.index(now)]
+        assert await watcher.loads() == reserved[looks.index(now)]
         try:
-            await site.ask(kind)
+            await watcher.ask(kind)
         except errors.NotFoundError:
             assert not kind.finds_it_done
             assert now == looks[1]
-        assert site.look() == looks[1]
+        assert watcher.look() == looks[1]
         await asyncio.sleep(LATE)
-        assert site.look() == looks[1]
-        assert await site.loads() == reserved[1]
-        assert [*site.truth.never_right(), *site.truth.not_yet_right()] == []
+        assert watcher.look() == looks[1]
+        assert await watcher.loads() == reserved[1]
+        assert [*watcher.truth.never_right(), *watcher.truth.not_yet_right()] == []
 
     simulate(story, workers=2)

@@ -48,7 +48,7 @@ def fits_by_jsonschema(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """What fits, mostly, and what is just beside it."""
+    """Values that mostly fit the schema, and values that narrowly miss it."""
     return st.one_of(_near(schema), _near(schema), _near(schema), ANYTHING)
 
 

@@ -33,7 +33,7 @@ IMAGE = os.environ["BOXLITE_FUZZ_IMAGE"]
 HEADERS = {"Authorization": f"Bearer {os.environ['BOXLITE_FUZZ_KEY']}"}
 WORKER = os.environ["BOXLITE_FUZZ_WORKER"]
 KEY = "Idempotency-Key"
-MAX_BOXES = 24  # that live at a time; the oldest goes first
+MAX_BOXES = 24  # boxes that live at a time; the oldest is removed first
 MAX_SECONDS = 2  # of a command
 
 # What a request that fits its schema may still be refused with.
@@ -115,7 +115,7 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
         # What is asked for may be larger than any machine.
         return "no worker can take the" not in _error(response).get("message", "")
     if isinstance(failure, RejectedPositiveData):
-        if KEY in case.headers and response.status_code == 422:  # it was used for another request
+        if KEY in case.headers and response.status_code == 422:  # the Idempotency-Key was used for another request
             return False
         if response.status_code == 400 and _is_beyond_a_schema(case, response):
             return False

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from support.tasks import break_off
+
 from boxlite_server import errors, ids
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.handlers import workers as handlers
@@ -39,14 +41,14 @@ class Coordinator:
         self.life = life
 
     async def run(self, operation: Operation) -> Any:
-        """Have it do something; goes on also when nobody waits for it. Raises `Dead` when it dies meanwhile."""
+        """Run an operation, to its end even if the caller is cancelled. Raises `Dead` if the coordinator dies first."""
         with self.life.inside():
             task = asyncio.get_running_loop().create_task(operation(self.core))
         try:
             return await asyncio.shield(task)
         except BaseException:
             if self.life.is_dead:
-                raise Dead from None  # whatever its code makes of it
+                raise Dead from None  # whatever the dying code raised
             raise
 
 
@@ -69,7 +71,7 @@ class Cluster:
         return START + asyncio.get_running_loop().time()
 
     async def start_coordinator(self, on_step: Callable[[str, bool], None] | None = None) -> Coordinator:
-        """Where others live, they share the database as they would a PostgreSQL."""
+        """Start a coordinator; those that live share the database, as they would share a PostgreSQL."""
         life = Life(on_step)
         with contextlib.ExitStack() as stack:
             stack.enter_context(life.inside())
@@ -86,7 +88,7 @@ class Cluster:
 
     @property
     def coordinators(self) -> list[Coordinator]:
-        """Those that live."""
+        """The coordinators that live."""
         return [coordinator for coordinator in self._coordinators if not coordinator.life.is_dead]
 
     async def close(self) -> None:
@@ -95,15 +97,12 @@ class Cluster:
         for host in self.hosts:
             host.kill()
             host.runtime.close()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await break_off()
         for coordinator in self._coordinators:
             await coordinator.core.store.close()
 
     def _lock(self, path: Path) -> int:
-        """The dead do not let go of their locks here."""
+        """Take no lock: dead coordinators would keep theirs here."""
         return os.open(path, os.O_RDONLY)
 
     async def _post(self, host_id: str, call: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def _loop() -> VirtualLoop:
 
 
 class _Ids:
-    """In place of the operating system's entropy."""
+    """Replaces the operating system's entropy by a seeded generator."""
 
     def __init__(self) -> None:
         self._rng = random.Random(0)
@@ -190,7 +189,7 @@ def _nothing_by_chance() -> Any:
 
 @functools.cache
 def _empty_database() -> bytes:
-    """One with the schema, to copy: it takes its time to make."""
+    """A database with the schema, made once and copied, because it takes long to make."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "empty.db")
 

@@ -26,7 +26,7 @@ _pids = itertools.count(1000)
 
 
 class SimProcess:
-    """`true` ends at once, everything else with a signal."""
+    """A command: `true` ends at once, any other ends with a signal."""
 
     def __init__(self, spec: ExecSpec) -> None:
         self.pid = next(_pids)
@@ -97,13 +97,13 @@ class SimRuntime(FakeRuntime):
         return process
 
     def settle(self) -> None:
-        """Until it is known of each command that has ended: threads take no virtual time."""
+        """Wait until every ended command has been noticed: threads take no virtual time."""
         for process in [process for process in self._started if process.exit_code is not None]:
             assert process.collected.wait(60), "the end of a command is not noticed"
             self._started.remove(process)
 
     def lose(self, box_id: str) -> None:
-        """Somebody removes the container behind everybody's back."""
+        """Remove the container without telling anybody."""
         if box_id in self._boxes:
             self._delete(self._boxes[box_id])
 
@@ -129,7 +129,7 @@ class SimExecutions(Executions):
 
 
 class _Changes:
-    """In place of the queue that a thread would read."""
+    """Replaces the queue that a thread would read."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change

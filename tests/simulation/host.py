@@ -52,7 +52,7 @@ class Host:
             self.process = Process(self)
 
     def kill(self) -> None:
-        """kill -9 to the worker's process. Its boxes go on."""
+        """Send SIGKILL to the worker's process. Its boxes go on."""
         if self.process is not None:
             self.process.task.cancel()
             self.process = None
@@ -92,7 +92,7 @@ class Process:
         self.task = asyncio.create_task(self._report())
 
     def admits(self, epoch: str) -> bool:
-        """Whether it takes calls that are meant for that life."""
+        """Whether this process takes calls that are addressed to that epoch."""
         return self._calls.admits({EPOCH_KEY: epoch.encode()})
 
     def call(self, method: str, request: Any) -> Any:
@@ -105,7 +105,7 @@ class Process:
         return list(self.call(method, request))
 
     async def _report(self) -> None:
-        """As `Registration.run`, which waits in real time."""
+        """Register and send heartbeats as `Registration.run` does, which waits in real time."""
         while True:
             try:
                 held = self._words._take()
@@ -138,7 +138,7 @@ class Process:
 
 
 class _AtOnce:
-    """In place of the thread that the real process takes its inventory in."""
+    """Replaces the thread in which the real process takes its inventory."""
 
     def __init__(self, runtime: SimRuntime) -> None:
         self._runtime = runtime

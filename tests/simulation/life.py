@@ -33,7 +33,7 @@ class Life:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """What is done here is done by this process: the tasks and connections made here are its own."""
+        """Within the `with` block, tasks and connections that are made belong to this process."""
         token = _current.set(self)
         try:
             yield
@@ -53,7 +53,7 @@ class Life:
     def kill(self) -> None:
         self.is_dead = True
         for connection in self._connections:
-            connection.rollback()  # what was not committed never was
+            connection.rollback()  # this rolls back what was not committed
         for task in self.tasks:
             task.cancel()
 
@@ -66,7 +66,7 @@ _connect = sqlite3.connect
 
 
 def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-    """In place of `sqlite3.connect`."""
+    """Replaces `sqlite3.connect`."""
     life = _current.get()
     if life is None:
         return _connect(*args, **kwargs)
@@ -124,13 +124,13 @@ def _what(sql: str, parameters: Any) -> str:
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
-    """Books each task with the process that made it."""
+    """Registers each task with the process that made it."""
     task = asyncio.Task(coro, loop=loop, **kwargs)
     life = _current.get()
     if life is not None:
         life.tasks.add(task)
         task.add_done_callback(life.tasks.discard)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # known: it need not be logged
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # then asyncio does not log it
         if life.is_dead:
             task.cancel()
     return task

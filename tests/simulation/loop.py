@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Selector(selectors.SelectSelector):
-    """Where a loop would sleep until its next timer, the clock jumps there."""
+    """Moves the clock to the next timer instead of sleeping until then."""
 
     loop: VirtualLoop
 
@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """At once and here: what other threads do takes no virtual time."""
+        """Run the function at once in this thread: what other threads do takes no virtual time."""
         future = self.create_future()
         try:
             future.set_result(func(*args))

@@ -37,7 +37,7 @@ class Claim:
         return attempt
 
     def befalls(self, outcome: Mapping[str, set[str]]) -> None:
-        """Something happens that no client asked for: what becomes of the box in each state."""
+        """Apply an event that no client asked for: what becomes of the box in each state."""
         self.possible = set().union(*(outcome.get(state, {state}) for state in self.possible))
         for attempt in self.under_way:
             attempt.is_alone = False

@@ -24,7 +24,7 @@ from .wires import Fault
 
 PREFIX = "default"
 LONGEST_OPERATION = 1500.0  # virtual seconds: others may be in front, and every worker is waited for in turn
-LONGEST_REST = 200.0  # from the end of all trouble until nothing changes any more
+LONGEST_REST = 200.0  # virtual seconds from the end of all trouble until nothing changes any more
 
 # After these nothing was done; after all others nobody knows.
 _REFUSALS = (
@@ -67,7 +67,7 @@ class Story:
         self._create(claim)
 
     async def retry(self) -> None:
-        """Ask once more for the boxes whose creation was never answered, under the same Idempotency-Key."""
+        """Repeat the creations that were never answered, under the same Idempotency-Key."""
         for claim in self._claims:
             if claim.is_in_doubt:
                 self._create(claim)
@@ -121,7 +121,7 @@ class Story:
 
         def removed(attempt: Attempt, _: Any) -> None:
             attempt.gone()
-            if not force:  # so the worker itself has said so
+            if not force:  # so the worker itself has reported it
                 claim.buried_at = homes
 
         self._begin(
@@ -204,13 +204,13 @@ class Story:
         self._later(seconds, host.boot)
 
     async def freeze(self, which: int, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT later."""
+        """Send the worker's process SIGSTOP, and SIGCONT later."""
         host = self._host(which)
         host.awake.clear()
         self._later(seconds, host.awake.set)
 
     async def cut(self, which: int, seconds: float) -> None:
-        """Nothing gets through to the worker, or from it."""
+        """Cut the worker off: nothing gets through to it or from it."""
         host = self._host(which)
         host.is_cut = True
         self._later(seconds, functools.partial(setattr, host, "is_cut", False))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simulation.cluster import Cluster, simulate
 from simulation.story import Step, Story
 
-# Of a process that is killed before it has begun with something.
+# A process that is killed leaves coroutines that it has not begun to run.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 
 RUNS = os.environ.get("BOXLITE_SIMULATION_RUNS")  # with so many, no two times are alike
@@ -73,7 +73,7 @@ def _steps(draws: list[list[tuple[str, int, int, int]]], troubles: list[str]) ->
         yield name, *(values[number % len(values)] for number, values in zip(numbers, choices, strict=False))
 
 
-# At first some boxes, that there is something to do to.
+# The run begins with some boxes to operate on.
 _CREATED: list[Step] = [("create", None, 1, 512), ("wait", 0.1)]
 _RUNNING: list[Step] = [("create", None, 1, 256), ("wait", 0.1), ("start", 0), ("wait", 0.1)]
 _KEPT: list[Step] = [*_RUNNING, ("snapshot", 0), ("wait", 0.1), ("stop", 0), ("wait", 0.1)]

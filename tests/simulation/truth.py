@@ -55,7 +55,7 @@ class Truth:
         return {name for (name,) in self._database.execute(query, (box_id,))}
 
     def volumes(self) -> dict[str, str]:
-        """State by name."""
+        """The state of each volume, by name."""
         return dict(self._database.execute("SELECT name, state FROM volumes").fetchall())
 
     def never_right(self) -> Iterator[str]:

@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class Context:
-    """What the service sees of a call. The caller never goes away in the middle of one: it takes no time."""
+    """The gRPC context that the service sees. The caller never goes away during a call: a call takes no time there."""
 
     code = ""
 
@@ -73,7 +73,7 @@ class Wires:
         self.faults: list[Fault] = []
         self._rng = rng
         self._under_way: set[asyncio.Task[None]] = set()
-        self._context = contextvars.copy_context()  # of no process
+        self._context = contextvars.copy_context()  # belongs to no process
 
     def latency(self) -> float:
         return LATENCY * self._rng.uniform(0.5, 1.5)
@@ -91,7 +91,7 @@ class Wires:
         return Fault(worker_id)
 
     async def quiet(self) -> None:
-        """Until nothing is on its way any more."""
+        """Wait until nothing is on its way any more."""
         while self._under_way:
             await asyncio.wait(self._under_way)
 
@@ -126,7 +126,7 @@ class SimLink:
             yield answer
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
-        """A worker that knows nothing until all is there: what it refuses at once, it refuses late."""
+        """Deliver the header and all requests at once: what a real worker refuses early is refused late here."""
         parts = [header]
         async for request in requests:
             parts.append(request)
@@ -153,7 +153,7 @@ class SimLink:
             self._replies.discard(reply)
 
     async def _carry(self, question: Callable[[Any], Any], reply: asyncio.Future[Any]) -> None:
-        """There and back."""
+        """Carry the question to the worker and the answer back."""
         host = self._wires.hosts[self._worker.id]
         fault = self._wires.take_fault(host.id)
         if fault.late:
@@ -192,7 +192,7 @@ class SimLink:
                 reply.set_result(answer)
 
     async def _repeat(self, question: Callable[[Any], Any], host: Any, delay: float) -> None:
-        """Once more, to whoever serves at that address then."""
+        """Deliver the question again, to whichever process serves at that address then."""
         await asyncio.sleep(delay)
         await host.awake.wait()
         if host.process is not None:

@@ -1,1 +1,1 @@
-"""What the tests stand on: a real cluster in processes of its own, and the released SDKs."""
+"""What the tests stand on: fakes, sites to test, clusters of real processes, and the released SDKs."""

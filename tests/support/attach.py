@@ -76,7 +76,7 @@ class Attached:
             assert self.connection.ping().wait(WAIT)
 
     def to_the_end(self) -> int:
-        """Read until the exit frame and the orderly close behind it; the exit code."""
+        """Read until the exit frame and the orderly close behind it. Returns the exit code."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 self.step()
@@ -102,7 +102,7 @@ def attached(
         compression=None,
         max_size=None,
         proxy=None,
-        ping_interval=None,  # a test that does not read must not be told off by its own side
+        ping_interval=None,  # or this client, too, would close a socket that the test does not read
         **options,
     ) as connection:
         yield Attached(connection, channels)
@@ -118,7 +118,7 @@ def refusal(cluster: Cluster, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def free(cluster: Cluster, path: str) -> bool:
-    """Whether nobody is attached; looks without becoming the one who is served."""
+    """Whether nobody is attached; asks without attaching."""
     try:
         with attached(cluster, f"{path}?received={2**62}"):
             return True

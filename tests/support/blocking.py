@@ -1,4 +1,4 @@
-"""An asynchronous object for tests that are not."""
+"""Calls asynchronous methods from tests that are synchronous."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Blocking:
-    """Its methods as plain ones; each call runs to its end in an event loop of its own."""
+    """Makes an object's asynchronous methods synchronous; each call runs to its end in an event loop of its own."""
 
     def __init__(self, awaited: Any) -> None:
         self._awaited = awaited

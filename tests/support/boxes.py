@@ -1,4 +1,4 @@
-"""Boxes and executions of a cluster, in the words of a test."""
+"""Requests on boxes and executions of a cluster, each of which must succeed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ EPOCH = "an epoch"
 
 
 class Client:
-    """The stub's calls, each with the secret and a deadline."""
+    """Makes the stub's calls, each with the secret and a deadline."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
@@ -52,7 +52,7 @@ def execute(client: Client, box: pb.BoxRef, *command: str, **fields: Any) -> pb.
 
 
 def refusal(call: Any, *args: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Status, our code and text of a call that fails."""
+    """The gRPC status, the error's code and its text of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         answer = call(*args)
         list(answer)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FakeDisks:
-    """The fake of `Disks`. It copies; nothing is ever shared."""
+    """Fakes `Disks`: snapshots and clones are copies and share nothing."""
 
     def __init__(self, runtime: FakeRuntime) -> None:
         self._runtime = runtime

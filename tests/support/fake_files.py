@@ -29,7 +29,7 @@ class FakeArchive:
 
 
 class FakeFiles:
-    """As an engine does it, all in memory. Owners are set where this process may do so."""
+    """Copies files in and out as an engine does, wholly in memory. Owners are set where this process may do so."""
 
     def __init__(self, root: Path, user: str) -> None:
         self._root = root

@@ -152,7 +152,7 @@ class FakeProcess:
 
 
 class FakeAdopted(FakeProcess):
-    """A process whose first client is gone without a word: from here on this one reads and writes."""
+    """A process whose first client has vanished: this client reads and writes from here on."""
 
     def __init__(self, process: FakeProcess) -> None:
         self.__dict__.update(process.__dict__)

@@ -146,7 +146,7 @@ class FakeLog:
 
 
 class FakeRuntime:
-    """As strict as an engine. `down` makes every verb fail as an engine that does not answer."""
+    """Refuses whatever an engine refuses. While `down` is set, every verb fails as if the engine did not answer."""
 
     def __init__(self, directory: Path | None = None, policy: Policy | None = None) -> None:
         self._policy = policy or Policy()
@@ -175,7 +175,7 @@ class FakeRuntime:
         return f"life-{self.lives}"
 
     def restart(self) -> None:
-        """As an engine that ends and comes back: it kills all that runs."""
+        """Restart the engine, which kills all boxes that run."""
         with self._lock:
             running = [box for box in self._boxes.values() if box.main is not None]
         for box in running:
@@ -186,7 +186,7 @@ class FakeRuntime:
         self._changes.put(None)
 
     def interrupt(self, box: BoxRef) -> None:
-        """As an engine that was told by somebody else to kill the box."""
+        """Kill the box as if somebody else had told the engine to."""
         with self._lock:
             found = self._find(box)
             main = found.main
@@ -208,7 +208,7 @@ class FakeRuntime:
             self.images.need(spec.image)
             if spec.cpus > self.cpus:
                 raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {self.cpus}")
-        # Without the lock: the box's end is recorded by another thread.
+        # The lock is not held here: another thread records the box's end.
         if found is not None:
             self._delete(found)
         with self._lock:
@@ -262,7 +262,7 @@ class FakeRuntime:
         return FakeProcess(spec, directory, env)
 
     def _follow(self, box: FakeBox, process: FakeProcess) -> None:
-        """Have `_run` done beside all else."""
+        """Run `_run` in a thread of its own."""
         threading.Thread(target=self._run, args=(box, process), daemon=True).start()
 
     def _run(self, box: FakeBox, process: FakeProcess) -> None:

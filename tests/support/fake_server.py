@@ -69,7 +69,7 @@ class Socket:
             pass
 
     def drop(self) -> None:
-        """Die without a word."""
+        """Drop the connection without a close frame."""
         self._connection.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> bytes | dict[str, Any]:

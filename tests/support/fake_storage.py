@@ -16,7 +16,7 @@ SIZE = 1000
 
 
 class FakeImages:
-    """`pullable`: what the registry has. `specs`: those of the boxes there are."""
+    """`pullable`: the images that the registry has. `specs` gives the specs of the existing boxes."""
 
     def __init__(self, names: Sequence[str], pullable: Sequence[str], specs: Callable[[], list[BoxSpec]]) -> None:
         self._pullable = {_full(name) for name in pullable}
@@ -31,7 +31,7 @@ class FakeImages:
         return image
 
     def need(self, name: str) -> None:
-        """As a create needs it: pulled when missing."""
+        """Make the image available to a create: pull it when it is missing."""
         if _full(name) not in self._images:
             for _ in self.pull(name):
                 pass
@@ -82,7 +82,7 @@ class FakePorts:
         self._held = ExitStack()
 
     def open(self, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-        """With the real host ports; all or none."""
+        """Bind the real host ports, all or none."""
         opened = []
         with ExitStack() as held:
             for port in ports:

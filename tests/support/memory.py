@@ -1,4 +1,4 @@
-"""How much memory a process takes, by what the kernel says of it. Bytes."""
+"""How much memory a process takes, in bytes, according to the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def resident(pid: int) -> int:
 
 
 class Growth:
-    """`peak`: how much more than at first the process has held at once."""
+    """`peak`: the most that the process has held at once, beyond what it held at first."""
 
     peak = 0
 

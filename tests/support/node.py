@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from boxlite_server.errors import EngineError
 from boxlite_server.local import dockerd
+from support.sdk import run_script
 
 PACKAGE = "@boxlite-ai/boxlite@0.10.0"
 OLDEST_NODE = 18
@@ -20,7 +20,7 @@ DIRECTORY = Path(sys.prefix, "node")
 
 
 def missing() -> str | None:
-    """Why the Node SDK cannot run here; None when it can. As root, Node is installed where apt has it."""
+    """Why the Node SDK cannot run here; None when it can. As root, this installs Node where apt has it."""
     if platform.machine() not in ("x86_64", "aarch64") or platform.libc_ver()[0] != "glibc":
         return f"the Node SDK has no build for {platform.machine()} with {platform.libc_ver()[0] or 'this libc'}"
     if not _has_node():
@@ -38,20 +38,11 @@ def missing() -> str | None:
 def run_node(
     script: Path, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script against the SDK. Its environment is ours without any BOXLITE_ variable, and with `env`."""
+    """Run a script against the SDK, as `run_script` does."""
     _install()
     # Node looks for packages beside the script, wherever it is started.
     here = shutil.copy(script, DIRECTORY)
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
-    return subprocess.run(
-        ["node", here, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**inherited, **(env or {})},
-    )
+    return run_script(["node", here, *arguments], env, timeout)
 
 
 def _has_node() -> bool:

@@ -29,7 +29,7 @@ class Operation(NamedTuple):
 
     @property
     def state(self) -> str:
-        """A handler that never returns is there to refuse, with its reason."""
+        """What the table says of a handler; a handler that never returns only refuses, and gives the reason."""
         handler = find_handler(self.tag, self.name)
         if handler is None:
             return "501"

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
@@ -41,7 +41,7 @@ os._exit(code)
 
 
 def sdk_python(version: str = NEWEST) -> str:
-    """The Python that has this version of `boxlite`; installed when asked for first."""
+    """The Python that has this version of `boxlite`; it is installed at first use."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         if importlib.metadata.version("boxlite") == version:
             return sys.executable
@@ -73,9 +73,16 @@ def run_sdk(
     """
     program = [str(script)] if isinstance(script, Path) else ["-c", script]
     program = ["-c", _LAUNCHER, *program]
+    return run_script([sdk_python(version), *program, *arguments], env, timeout)
+
+
+def run_script(
+    command: Sequence[str], env: Mapping[str, str] | None, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a script's command. Its environment is ours without any BOXLITE_ variable, and with `env`."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
     return subprocess.run(
-        [sdk_python(version), *program, *arguments],
+        command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

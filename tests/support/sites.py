@@ -1,4 +1,4 @@
-"""A runtime to test, and what the tests do with its boxes and processes."""
+"""A worker's runtime to test, and what the tests do with its boxes and processes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Collect = Callable[[Process], tuple[bytes, bytes, int]]
 
 
 def collect(process: Process) -> tuple[bytes, bytes, int]:
-    """All output and the exit code; lets go of the process."""
+    """Read all output and the exit code, and close the process."""
     output = {1: b"", 2: b""}
     while (piece := process.read()) is not None:
         output[piece[0]] += piece[1]
@@ -78,7 +78,7 @@ def collect(process: Process) -> tuple[bytes, bytes, int]:
 
 
 def abandon(process: Process) -> None:
-    """Let go of the process as the death of this one would: without a word to anybody."""
+    """Drop the connection to the process as the death of this worker would, without closing it properly."""
     if isinstance(process, ExecProcess):
         mine, other = socket.socketpair()
         with mine, other:

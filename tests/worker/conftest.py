@@ -42,13 +42,13 @@ def pullable(request: pytest.FixtureRequest, site: Site) -> str:
 
 @pytest.fixture(scope="module")
 def docker_alone(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """Docker Engine alone, for what only it has."""
+    """A site on Docker Engine, for what only Docker Engine has."""
     yield from docker_site(request)
 
 
 @pytest.fixture(scope="module")
 def api(docker_host: str) -> Iterator[docker.APIClient]:
-    """The same engine, as others see it."""
+    """A client of the same engine that bypasses the worker."""
     client = docker.APIClient(base_url=docker_host, version="auto")
     yield client
     client.close()
@@ -56,7 +56,7 @@ def api(docker_host: str) -> Iterator[docker.APIClient]:
 
 @pytest.fixture(scope="module")
 def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The fake alone, for what does not depend on an engine."""
+    """A site on the fake runtime, for what does not depend on an engine."""
     fake = FakeRuntime()
     yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE, tmp_path_factory.mktemp("nothing"))
     fake.close()

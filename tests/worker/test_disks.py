@@ -17,7 +17,7 @@ from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus
 
 
 def sh(site: Site, box: BoxRef, script: str) -> bytes:
-    """Run in the box, started for it if need be; stopped again then."""
+    """Run a shell script in the box; a stopped box is started for that and stopped again."""
     rests = site.runtime.inspect(box).status is not BoxStatus.RUNNING
     if rests:
         site.runtime.start(box)
@@ -33,7 +33,7 @@ def new_ref() -> BoxRef:
 
 @pytest.fixture
 def made(site: Site) -> Iterator[list[BoxRef]]:
-    """Boxes to remove at the end, in whatever generation."""
+    """Ids of boxes that are removed at the end, in whatever generation."""
     refs: list[BoxRef] = []
     yield refs
     for ref in refs:

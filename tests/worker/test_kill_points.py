@@ -25,7 +25,7 @@ from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, 
 
 
 class Death(BaseException):
-    """Of the process. Nothing catches it."""
+    """The death of the worker's process; no code of the worker catches this."""
 
 
 # What changes something at the engine, as requests name it.
@@ -114,7 +114,7 @@ Verb = Callable[[Site], BoxState | None]
 
 
 def survive(scene: Scene, step: str, number: int, when: str, verb: Verb) -> BoxState | None:
-    """Call, die, call again in the next life; what that answers."""
+    """Call, die, and call again in the next life. Returns the second answer."""
     runtime = scene.site.runtime
     assert isinstance(runtime, MortalRuntime)
     runtime.die_at(step, number, when)

@@ -189,7 +189,7 @@ def test_changes_are_reported(site: Site) -> None:
             assert changed.wait(10), f"no report of {states}"
             changed.clear()
     stopping.set()
-    # The watcher may be waiting for a change; this is one.
+    # This change wakes a watcher that waits for one.
     site.runtime.remove(site.new_box(), force=True)
     watcher.join(10)
     assert not watcher.is_alive()

@@ -80,7 +80,7 @@ class WorkerProcess:
         pytest.fail(f"no line like {pattern!r} in {seen}")
 
     def exit(self) -> tuple[int, str]:
-        """Exit code and the rest of the log, once it has ended; where it hangs, if it does."""
+        """Wait for the end: the exit code and the rest of the log. A process that hangs is made to log where."""
         try:
             _, log = self.popen.communicate(timeout=20)
         except subprocess.TimeoutExpired:

@@ -32,13 +32,13 @@ def judged(box: BoxState, found: Seen | None, life: str | None = "life-2") -> Ki
 @pytest.mark.parametrize(
     ("status", "desired", "life", "found", "kind"),
     [
-        # It is as it should be.
+        # Row and container agree.
         ("configured", "stopped", None, "configured", None),
         ("stopped", "stopped", None, "stopped", None),
         ("stopped", "stopped", "life-1", "stopped", None),
         ("running", "running", "life-2", "running", None),
         ("paused", "running", "life-2", "paused", None),
-        # The row follows.
+        # The row adopts what the container is.
         ("running", "running", None, "running", Kind.ADOPT),
         ("running", "running", "life-1", "running", Kind.ADOPT),
         ("configured", "running", None, "running", Kind.ADOPT),
@@ -50,13 +50,13 @@ def judged(box: BoxState, found: Seen | None, life: str | None = "life-2") -> Ki
         ("stopping", "stopped", None, "configured", Kind.ADOPT),
         ("configured", "stopped", None, "stopped", Kind.ADOPT),
         ("configured", "stopped", None, "failed", Kind.ADOPT),
-        # A stop that was broken off, or a box that was started behind our back.
+        # A stop was broken off, or somebody else started the box.
         ("stopping", "stopped", "life-2", "running", Kind.FINISH_STOP),
         ("stopping", "stopped", "life-2", "paused", Kind.FINISH_STOP),
         ("stopped", "stopped", "life-2", "running", Kind.FINISH_STOP),
         ("configured", "stopped", None, "running", Kind.FINISH_STOP),
         ("creating", "stopped", None, "running", Kind.FINISH_STOP),
-        # It should run, and does not.
+        # The box should run and does not.
         ("running", "running", "life-2", "stopped", Kind.SETTLE),
         ("running", "running", None, "stopped", Kind.SETTLE),
         ("configured", "running", None, "stopped", Kind.SETTLE),
@@ -67,13 +67,13 @@ def judged(box: BoxState, found: Seen | None, life: str | None = "life-2") -> Ki
         ("configured", "running", OVER, "stopped", Kind.RESTART),
         ("configured", "running", None, "configured", Kind.RESTART),
         ("failed", "running", OVER, "stopped", Kind.RESTART),
-        # Broken off.
+        # An operation was broken off.
         ("creating", "stopped", None, "configured", Kind.FINISH_CREATE),
         ("creating", "stopped", None, None, Kind.UNDO_CREATE),
         ("removing", "stopped", None, None, Kind.FINISH_REMOVE),
         ("removing", "stopped", None, "stopped", Kind.FINISH_REMOVE),
         ("removing", "running", "life-2", "running", Kind.FINISH_REMOVE),
-        # Gone.
+        # The container is gone.
         ("running", "running", "life-2", None, Kind.MARK_GONE),
         ("stopped", "stopped", None, None, Kind.MARK_GONE),
         ("configured", "running", OVER, None, Kind.MARK_GONE),

@@ -11,93 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_workers import Clock, Container, FakeWorker
+from support.coordinator_site import CoordinatorSite
+from support.fake_worker import Container, FakeWorker, epoch
+from support.tasks import settle
 
 from boxlite_server import errors, ids
 from boxlite_server.coordinator.control.reconcile import SURVEY_SECONDS
 from boxlite_server.coordinator.control.restarts import FULL_PAUSE, LONGEST_PAUSE, MAX_RESTARTS, MAX_STARTS
-from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.domain.verdict import Kind
 from boxlite_server.coordinator.http.handlers import workers as workers_api
-from boxlite_server.coordinator.store import Box
 from boxlite_server.coordinator.store.backup import back_up
 
 GRACE = 60.0
 
 
-class Site:
-    """Two workers and one coordinator after the other."""
+def story(*workers: str) -> Callable[[Callable[[CoordinatorSite], Coroutine[Any, Any, None]]], Callable[[Path], None]]:
+    """Makes a test of a coroutine that gets a site with these workers."""
 
-    core: Core
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clock = Clock()
-        self.one, self.two = FakeWorker("w1"), FakeWorker("w2")
-
-    async def open(self, *workers: FakeWorker) -> None:
-        by_id = {worker.id: worker for worker in (self.one, self.two)}
-        self.core = await Core.open(
-            self.path, None, clock=self.clock, orphan_grace=GRACE, connect=lambda row: by_id[row.id]
-        )
-        for worker in workers:
-            await self.core.store.put_worker(worker.row(self.clock()))
-
-    async def crash(self, *under_way: asyncio.Task[Any]) -> None:
-        """It ends in the middle of everything, and another one takes over."""
-        await self.core.store.close()
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-        await self.open()
-
-    async def beats(self, *workers: FakeWorker, seconds: float = 5.0) -> None:
-        """Time passes, these workers report, and all that follows from it is done."""
-        self.clock.now += seconds
-        for worker in workers:
-            await self.core.store.put_worker(worker.row(self.clock()))
-            body = {"epoch": "e", "boxes": worker.inventory(), "engine_life": worker.life}
-            await workers_api.heartbeat(self.core, worker.id, body)
-        await self.settle()
-
-    async def look(self, seconds: float = 5.0, *, beats: bool = True) -> None:
-        """Time passes, and no inventory comes."""
-        self.clock.now += seconds
-        for worker in await self.core.store.list_workers() if beats else ():
-            await self.core.store.update_worker(worker.id, last_heartbeat=self.clock())
-        await self.core.reconciler.look()
-        await self.settle()
-
-    async def settle(self) -> None:
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(others)
-
-    async def running(self, **fields: Any) -> Box:
-        box = await self.core.creation.create("p", fields)
-        return await self.core.boxes.start("p", box.id)
-
-    async def row(self, box: Box) -> Box:
-        row = await self.core.store.get_box(box.id)
-        assert row is not None
-        return row
-
-    async def state(self, box: Box) -> tuple[str, str] | None:
-        row = await self.core.store.get_box(box.id)
-        return (row.status, row.desired) if row else None
-
-
-def story(*workers: str) -> Callable[[Callable[[Site], Coroutine[Any, Any, None]]], Callable[[Path], None]]:
-    """A test as one coroutine over a site with these workers."""
-
-    def decorate(test: Callable[[Site], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    def decorate(test: Callable[[CoordinatorSite], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
         def run(tmp_path: Path) -> None:
-            async def whole() -> None:
-                site = Site(tmp_path / "c.db")
-                await site.open(*(getattr(site, name) for name in workers or ("one",)))
-                await test(site)
-                await site.core.close()
-
-            asyncio.run(whole())
+            site = CoordinatorSite(tmp_path / "c.db", orphan_grace=GRACE, memory_mib=65536)
+            site.run(test, *map(site.worker, workers or ("one",)))
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
         return run
@@ -106,11 +40,10 @@ def story(*workers: str) -> Callable[[Callable[[Site], Coroutine[Any, Any, None]
 
 
 async def begun(work: Awaitable[Any], worker: FakeWorker, method: str) -> asyncio.Task[Any]:
-    """The work as a task, once the worker has been called for it and hangs."""
-    hangs = worker.hanging[method] = asyncio.Event()
+    """The work as a task, once the worker has done what it was called for; the answer never comes."""
+    done, _ = worker.hold(method, after=True)
     task = asyncio.ensure_future(work)
-    await hangs.wait()
-    del worker.hanging[method]
+    await done.wait()
     return task
 
 
@@ -118,46 +51,46 @@ async def begun(work: Awaitable[Any], worker: FakeWorker, method: str) -> asynci
 
 
 @story()
-async def test_start_and_stop_say_what_is_desired(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
+async def test_start_and_stop_say_what_is_desired(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
     assert await site.state(box) == ("configured", "stopped")
-    await site.core.boxes.start("p", box.id)
+    await site.core.boxes.start("default", box.id)
     assert await site.state(box) == ("running", "running")
     assert (await site.row(box)).engine_life == "life-1"
-    await site.core.boxes.stop("p", box.id, None)
+    await site.core.boxes.stop("default", box.id, None)
     assert await site.state(box) == ("stopped", "stopped")
-    await site.core.boxes.ensure_running("p", box.id)
+    await site.core.boxes.ensure_running("default", box.id)
     assert await site.state(box) == ("running", "running")
 
 
 @story()
-async def test_a_refused_start_is_not_wanted_any_more(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
-    site.one.refused["StartBox"] = errors.ExecutionError("no such command")
+async def test_a_refused_start_is_not_wanted_any_more(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
+    site.one.refuse("StartBox", errors.ExecutionError("no such command"))
     with pytest.raises(errors.ExecutionError):
-        await site.core.boxes.start("p", box.id)
+        await site.core.boxes.start("default", box.id)
     assert await site.state(box) == ("configured", "stopped")
-    site.one.refused.clear()
+    site.one.recover()
     await site.look()
     await site.beats(site.one)
     assert await site.state(box) == ("configured", "stopped")
 
 
 @story()
-async def test_a_refused_stop_changes_nothing(site: Site) -> None:
+async def test_a_refused_stop_changes_nothing(site: CoordinatorSite) -> None:
     box = await site.running()
-    site.one.refused["StopBox"] = errors.InvalidStateError("not now")
+    site.one.refuse("StopBox", errors.InvalidStateError("not now"))
     with pytest.raises(errors.InvalidStateError):
-        await site.core.boxes.stop("p", box.id, None)
+        await site.core.boxes.stop("default", box.id, None)
     assert await site.state(box) == ("running", "running")
-    site.one.refused["StopBox"] = errors.UpstreamUnavailableError("not asked at all")
+    site.one.refuse("StopBox", errors.UpstreamUnavailableError("not asked at all"))
     with pytest.raises(errors.UpstreamUnavailableError):
-        await site.core.boxes.stop("p", box.id, None)
+        await site.core.boxes.stop("default", box.id, None)
     assert await site.state(box) == ("running", "running")
 
 
 @story()
-async def test_a_command_that_ends_by_itself_leaves_its_box_stopped(site: Site) -> None:
+async def test_a_command_that_ends_by_itself_leaves_its_box_stopped(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.boxes[box.id].status = "stopped"
     await site.beats(site.one)
@@ -172,9 +105,9 @@ async def test_a_command_that_ends_by_itself_leaves_its_box_stopped(site: Site) 
 
 
 @story()
-async def test_after_an_engines_restart_boxes_are_as_desired(site: Site) -> None:
-    runs, stopped, ended, never = [await site.running() for _ in range(3)] + [await site.core.creation.create("p", {})]
-    await site.core.boxes.stop("p", stopped.id, None)
+async def test_after_an_engines_restart_boxes_are_as_desired(site: CoordinatorSite) -> None:
+    runs, stopped, ended, never = [await site.running() for _ in range(3)] + [await site.create()]
+    await site.core.boxes.stop("default", stopped.id, None)
     site.one.boxes[ended.id].status = "stopped"
     await site.beats(site.one)
     site.one.restart_engine()
@@ -186,11 +119,11 @@ async def test_after_an_engines_restart_boxes_are_as_desired(site: Site) -> None
         ("configured", "stopped"),
     ]
     row = await site.row(runs)
-    assert (row.engine_life, row.error) == (site.one.life, None)
+    assert (row.engine_life, row.error) == (site.one.engine_life, None)
 
 
 @story()
-async def test_a_box_that_was_killed_is_started_again(site: Site) -> None:
+async def test_a_box_that_was_killed_is_started_again(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
     await site.beats(site.one)
@@ -198,58 +131,58 @@ async def test_a_box_that_was_killed_is_started_again(site: Site) -> None:
 
 
 @story()
-async def test_a_whole_engine_of_boxes_is_started_a_few_at_a_time(site: Site) -> None:
+async def test_a_whole_engine_of_boxes_is_started_a_few_at_a_time(site: CoordinatorSite) -> None:
     boxes = [await site.running(memory_mib=128) for _ in range(40)]
     site.one.restart_engine()
     site.one.calls.clear()
-    site.one.most_starting = 0
+    site.one.most_at_once.clear()
     await site.beats(site.one)
     assert {await site.state(box) for box in boxes} == {("running", "running")}
     assert site.one.calls.count("StartBox") == 40
-    assert site.one.most_starting == MAX_STARTS
+    assert site.one.most_at_once["StartBox"] == MAX_STARTS
 
 
 @story()
-async def test_while_it_waits_for_its_restart_a_box_keeps_its_room_and_can_be_stopped(site: Site) -> None:
+async def test_while_it_waits_for_its_restart_a_box_keeps_its_room_and_can_be_stopped(site: CoordinatorSite) -> None:
     box = await site.running(memory_mib=60000)
     site.one.restart_engine()
-    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    site.one.refuse("StartBox", errors.ResourceExhaustedError("too many starts of boxes"))
     await site.beats(site.one)
     row = await site.row(box)
     assert (row.status, row.desired, row.pid) == ("configured", "running", None)
     assert row.error == "it ended with its engine; it is being started again"
     with pytest.raises(errors.BoxliteError, match="memory"):
-        await site.core.creation.create("p", {"memory_mib": 30000})
-    await site.core.boxes.stop("p", box.id, None)
+        await site.core.creation.create("default", {"memory_mib": 30000})
+    await site.core.boxes.stop("default", box.id, None)
     assert await site.state(box) == ("stopped", "stopped")
-    site.one.refused.clear()
+    site.one.recover()
     await site.look(FULL_PAUSE)
     assert await site.state(box) == ("stopped", "stopped")
 
 
 @story()
-async def test_a_worker_that_has_too_much_to_start_is_asked_again(site: Site) -> None:
+async def test_a_worker_that_has_too_much_to_start_is_asked_again(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.restart_engine()
-    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    site.one.refuse("StartBox", errors.ResourceExhaustedError("too many starts of boxes"))
     await site.beats(site.one)
     for _ in range(2 * MAX_RESTARTS):
         await site.look(FULL_PAUSE)
     assert await site.state(box) == ("configured", "running")
-    site.one.refused.clear()
+    site.one.recover()
     await site.look(FULL_PAUSE)
     assert await site.state(box) == ("running", "running")
 
 
 @story()
-async def test_a_box_that_cannot_be_started_again_fails_after_some_attempts(site: Site) -> None:
+async def test_a_box_that_cannot_be_started_again_fails_after_some_attempts(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.restart_engine()
-    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    site.one.refuse("StartBox", errors.InvalidStateError("port 80 is taken"))
     await site.beats(site.one)
     site.one.calls.clear()
     await site.look(0.1)
-    assert "StartBox" not in site.one.calls  # not at once again
+    assert "StartBox" not in site.one.calls  # the next attempt is not made at once
     for _ in range(MAX_RESTARTS - 1):
         assert await site.state(box) == ("configured", "running")
         await site.look(LONGEST_PAUSE)
@@ -259,21 +192,21 @@ async def test_a_box_that_cannot_be_started_again_fails_after_some_attempts(site
     await site.beats(site.one)
     await site.look()
     assert await site.row(box) == row
-    site.one.refused.clear()
-    await site.core.boxes.start("p", box.id)
+    site.one.recover()
+    await site.core.boxes.start("default", box.id)
     site.one.restart_engine()
     await site.beats(site.one)
     assert await site.state(box) == ("running", "running")
 
 
 @story()
-async def test_a_box_that_could_not_be_started_keeps_the_reason(site: Site) -> None:
+async def test_a_box_that_could_not_be_started_keeps_the_reason(site: CoordinatorSite) -> None:
     box = await site.running()
-    await site.core.boxes.stop("p", box.id, None)
+    await site.core.boxes.stop("default", box.id, None)
     site.one.boxes[box.id] = Container(1, "failed")
-    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    site.one.refuse("StartBox", errors.InvalidStateError("port 80 is taken"))
     with pytest.raises(errors.InvalidStateError):
-        await site.core.boxes.start("p", box.id)
+        await site.core.boxes.start("default", box.id)
     for _ in range(2):
         row = await site.row(box)
         assert (row.status, row.error) == ("failed", "port 80 is taken")
@@ -281,7 +214,7 @@ async def test_a_box_that_could_not_be_started_keeps_the_reason(site: Site) -> N
 
 
 @story()
-async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(site: Site) -> None:
+async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(site: CoordinatorSite) -> None:
     box = await site.running()
     for _ in range(MAX_RESTARTS):
         site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
@@ -290,14 +223,14 @@ async def test_a_box_that_is_killed_again_and_again_is_left_alone_in_the_end(sit
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
     await site.beats(site.one, seconds=LONGEST_PAUSE)
     assert await site.state(box) == ("failed", "stopped")
-    await site.core.boxes.start("p", box.id)  # by somebody: the count begins anew
+    await site.core.boxes.start("default", box.id)  # a start by a client begins the count anew
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
     await site.beats(site.one)
     assert await site.state(box) == ("running", "running")
 
 
 @story()
-async def test_restarts_are_counted_whichever_coordinator_they_come_from(site: Site) -> None:
+async def test_restarts_are_counted_whichever_coordinator_they_come_from(site: CoordinatorSite) -> None:
     box = await site.running()
     for number in range(MAX_RESTARTS):
         site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
@@ -315,11 +248,11 @@ async def test_restarts_are_counted_whichever_coordinator_they_come_from(site: S
 
 
 @story()
-async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_next(site: Site) -> None:
-    box, late = await site.running(), await site.core.creation.create("p", {})
+async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_next(site: CoordinatorSite) -> None:
+    box, late = await site.running(), await site.core.creation.create("default", {})
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
     site.one.dying = True
-    await site.core.boxes.start("p", late.id)
+    await site.core.boxes.start("default", late.id)
     await site.beats(site.one)
     assert await site.state(box) == await site.state(late) == ("configured", "running")
     site.one.dying = False
@@ -329,7 +262,7 @@ async def test_a_box_that_is_started_again_by_a_dying_engine_is_started_by_the_n
 
 
 @story()
-async def test_a_short_command_that_is_run_again_ends_for_good(site: Site) -> None:
+async def test_a_short_command_that_is_run_again_ends_for_good(site: CoordinatorSite) -> None:
     box, once = await site.running(), await site.running(auto_remove=True)
     site.one.restart_engine()
     site.one.brief = True
@@ -340,14 +273,14 @@ async def test_a_short_command_that_is_run_again_ends_for_good(site: Site) -> No
 
 
 @story()
-async def test_a_restart_survives_the_coordinator(site: Site) -> None:
+async def test_a_restart_survives_the_coordinator(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)
-    site.one.refused["StartBox"] = errors.ResourceExhaustedError("too many starts of boxes")
+    site.one.refuse("StartBox", errors.ResourceExhaustedError("too many starts of boxes"))
     await site.beats(site.one)
     await site.crash()
-    site.one.refused.clear()
-    site.one.boxes[box.id].interrupted = False  # the worker was restarted, too
+    site.one.recover()
+    site.one.boxes[box.id].interrupted = False  # the worker was restarted as well
     await site.look()
     assert await site.state(box) == ("running", "running")
 
@@ -356,44 +289,44 @@ async def test_a_restart_survives_the_coordinator(site: Site) -> None:
 
 
 @story()
-async def test_a_create_that_a_crash_cut_off_is_finished_where_the_container_is(site: Site) -> None:
-    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
+async def test_a_create_that_a_crash_cut_off_is_finished_where_the_container_is(site: CoordinatorSite) -> None:
+    task = await begun(site.core.creation.create("default", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
-    box = await site.core.boxes.get("p", "x")
+    box = await site.core.boxes.get("default", "x")
     assert box.status == "creating"
     await site.look()
     assert await site.state(box) == ("configured", "stopped")
-    await site.core.boxes.start("p", "x")
+    await site.core.boxes.start("default", "x")
 
 
 @story()
-async def test_a_create_that_a_crash_cut_off_is_undone_where_there_is_no_container(site: Site) -> None:
-    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
+async def test_a_create_that_a_crash_cut_off_is_undone_where_there_is_no_container(site: CoordinatorSite) -> None:
+    task = await begun(site.core.creation.create("default", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
     site.one.boxes.clear()
     await site.look()
     with pytest.raises(errors.NotFoundError):
-        await site.core.boxes.get("p", "x")
-    assert "RemoveBox" in site.one.calls  # its disks, and whatever comes late
-    await site.core.creation.create("p", {"name": "x"})
+        await site.core.boxes.get("default", "x")
+    assert "RemoveBox" in site.one.calls  # removes the box's disks, and a container that a late call makes
+    await site.core.creation.create("default", {"name": "x"})
 
 
 @story()
-async def test_what_goes_on_is_not_broken_off(site: Site) -> None:
-    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
+async def test_what_goes_on_is_not_broken_off(site: CoordinatorSite) -> None:
+    task = await begun(site.core.creation.create("default", {"name": "x"}), site.one, "CreateBox")
     await site.core.reconciler.look()
     await asyncio.sleep(0)
-    assert (await site.core.boxes.get("p", "x")).status == "creating"
+    assert (await site.core.boxes.get("default", "x")).status == "creating"
     assert site.one.calls == ["CreateBox"]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
 @story()
-async def test_a_stop_that_a_crash_cut_off_is_finished(site: Site) -> None:
+async def test_a_stop_that_a_crash_cut_off_is_finished(site: CoordinatorSite) -> None:
     box = await site.running()
-    task = await begun(site.core.boxes.stop("p", box.id, None), site.one, "StopBox")
-    site.one.boxes[box.id].status = "running"  # it was not done
+    task = await begun(site.core.boxes.stop("default", box.id, None), site.one, "StopBox")
+    site.one.boxes[box.id].status = "running"  # the stop was not carried out
     await site.crash(task)
     assert await site.state(box) == ("stopping", "stopped")
     await site.look()
@@ -404,14 +337,13 @@ async def test_a_stop_that_a_crash_cut_off_is_finished(site: Site) -> None:
 @pytest.mark.parametrize("done", [True, False])
 def test_a_stop_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
     @story()
-    async def test(site: Site) -> None:
+    async def test(site: CoordinatorSite) -> None:
         box = await site.running(auto_remove=True)
-        (site.one.unanswered if done else site.one.lost).add("StopBox")
+        site.one.lose("StopBox", after=done)
         with pytest.raises(errors.UnreachableError):
-            await site.core.boxes.stop("p", box.id, None)
+            await site.core.boxes.stop("default", box.id, None)
         assert await site.state(box) == ("stopping", "stopped")
-        site.one.unanswered.clear()
-        site.one.lost.clear()
+        site.one.recover()
         await site.beats(site.one)
         assert await site.state(box) is None
         assert site.one.boxes == {}
@@ -422,14 +354,13 @@ def test_a_stop_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 @pytest.mark.parametrize("done", [True, False])
 def test_a_start_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
     @story()
-    async def test(site: Site) -> None:
-        box = await site.core.creation.create("p", {})
-        (site.one.unanswered if done else site.one.lost).add("StartBox")
+    async def test(site: CoordinatorSite) -> None:
+        box = await site.core.creation.create("default", {})
+        site.one.lose("StartBox", after=done)
         with pytest.raises(errors.UnreachableError):
-            await site.core.boxes.start("p", box.id)
+            await site.core.boxes.start("default", box.id)
         assert (await site.row(box)).desired == "running"
-        site.one.unanswered.clear()
-        site.one.lost.clear()
+        site.one.recover()
         await site.beats(site.one)
         assert await site.state(box) == ("running", "running")
 
@@ -437,12 +368,12 @@ def test_a_start_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 
 
 @story()
-async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_repeated(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
-    site.one.unanswered.add("StartBox")
+async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_repeated(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
+    site.one.lose("StartBox", after=True)
     with pytest.raises(errors.UnreachableError):
-        await site.core.boxes.start("p", box.id)
-    site.one.unanswered.clear()
+        await site.core.boxes.start("default", box.id)
+    site.one.recover()
     site.one.boxes[box.id].status = "stopped"
     site.one.calls.clear()
     await site.beats(site.one)
@@ -453,15 +384,14 @@ async def test_a_start_whose_answer_is_lost_and_whose_command_has_ended_is_not_r
 @pytest.mark.parametrize("done", [True, False])
 def test_a_removal_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
     @story()
-    async def test(site: Site) -> None:
-        box = await site.core.creation.create("p", {})
-        (site.one.unanswered if done else site.one.lost).add("RemoveBox")
+    async def test(site: CoordinatorSite) -> None:
+        box = await site.core.creation.create("default", {})
+        site.one.lose("RemoveBox", after=done)
         with pytest.raises(errors.UnreachableError):
-            await site.core.boxes.remove("p", box.id, force=False)
+            await site.core.boxes.remove("default", box.id, force=False)
         with pytest.raises(errors.InvalidStateError, match="is being removed"):
-            await site.core.boxes.start("p", box.id)
-        site.one.unanswered.clear()
-        site.one.lost.clear()
+            await site.core.boxes.start("default", box.id)
+        site.one.recover()
         await site.beats(site.one)
         assert await site.state(box) is None
         assert site.one.boxes == {}
@@ -470,92 +400,92 @@ def test_a_removal_whose_answer_is_lost(tmp_path: Path, done: bool) -> None:
 
 
 @story()
-async def test_a_removal_that_was_never_asked_for_leaves_the_box(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
-    site.one.refused["RemoveBox"] = errors.UpstreamUnavailableError("the worker sends no heartbeat")
+async def test_a_removal_that_was_never_asked_for_leaves_the_box(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
+    site.one.refuse("RemoveBox", errors.UpstreamUnavailableError("the worker sends no heartbeat"))
     with pytest.raises(errors.UpstreamUnavailableError):
-        await site.core.boxes.remove("p", box.id, force=False)
+        await site.core.boxes.remove("default", box.id, force=False)
     assert await site.state(box) == ("configured", "stopped")
 
 
 @story()
-async def test_a_clone_that_a_crash_cut_off(site: Site) -> None:
-    source = await site.core.creation.create("p", {})
+async def test_a_clone_that_a_crash_cut_off(site: CoordinatorSite) -> None:
+    source = await site.core.creation.create("default", {})
     for made in (True, False):
-        task = await begun(site.core.snapshots.clone("p", source.id, "copy"), site.one, "CloneBox")
+        task = await begun(site.core.snapshots.clone("default", source.id, "copy"), site.one, "CloneBox")
         site.one.calls.clear()
         await site.crash(task)
-        copy = await site.core.boxes.get("p", "copy")
+        copy = await site.core.boxes.get("default", "copy")
         if not made:
             del site.one.boxes[copy.id]
         await site.look()
         assert await site.state(copy) == (("configured", "stopped") if made else None)
         if made:
-            await site.core.boxes.remove("p", "copy", force=False)
+            await site.core.boxes.remove("default", "copy", force=False)
 
 
 @story()
-async def test_snapshots_that_a_crash_cut_off(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
-    await site.core.snapshots.create("p", box.id, "kept")
-    task = await begun(site.core.snapshots.create("p", box.id, "s"), site.one, "CreateSnapshot")
+async def test_snapshots_that_a_crash_cut_off(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
+    await site.core.snapshots.create("default", box.id, "kept")
+    task = await begun(site.core.snapshots.create("default", box.id, "s"), site.one, "CreateSnapshot")
     await site.crash(task)
-    await site.look()  # no report says anything about it
-    assert [s.name for s in await site.core.snapshots.list("p", box.id)] == ["kept"]
+    await site.look()  # reports do not mention snapshots
+    assert [s.name for s in await site.core.snapshots.list("default", box.id)] == ["kept"]
     assert len(site.one.snapshots) == 1
 
-    task = await begun(site.core.snapshots.restore("p", box.id, "kept"), site.one, "RestoreSnapshot")
+    task = await begun(site.core.snapshots.restore("default", box.id, "kept"), site.one, "RestoreSnapshot")
     await site.crash(task)
     await site.look()
     row = await site.row(box)
     assert (row.status, row.generation, site.one.boxes[box.id].generation) == ("configured", 2, 2)
 
-    task = await begun(site.core.snapshots.remove("p", box.id, "kept"), site.one, "RemoveSnapshot")
+    task = await begun(site.core.snapshots.remove("default", box.id, "kept"), site.one, "RemoveSnapshot")
     site.one.snapshots.add("again")
     await site.crash(task)
     await site.beats(site.one)
-    assert await site.core.snapshots.list("p", box.id) == []
+    assert await site.core.snapshots.list("default", box.id) == []
 
 
 @story()
-async def test_volumes_that_a_crash_cut_off(site: Site) -> None:
-    task = await begun(site.core.volumes.create("p", "v"), site.one, "CreateVolume")
+async def test_volumes_that_a_crash_cut_off(site: CoordinatorSite) -> None:
+    task = await begun(site.core.volumes.create("default", "v"), site.one, "CreateVolume")
     await site.crash(task)
     await site.look()
-    assert (await site.core.volumes.all("p"), site.one.volumes) == ([], set())
-    volume = await site.core.volumes.create("p", "v")
+    assert (await site.core.volumes.all("default"), site.one.volumes) == ([], set())
+    volume = await site.core.volumes.create("default", "v")
     site.one.volumes.add("of-nobody")
-    task = await begun(site.core.volumes.remove("p", "v", force=False), site.one, "RemoveVolume")
+    task = await begun(site.core.volumes.remove("default", "v", force=False), site.one, "RemoveVolume")
     site.one.volumes.add(volume.id)
     await site.crash(task)
     await site.look()
-    assert (await site.core.volumes.all("p"), site.one.volumes) == ([], {"of-nobody"})
+    assert (await site.core.volumes.all("default"), site.one.volumes) == ([], {"of-nobody"})
 
 
 @story()
-async def test_nothing_is_changed_about_a_worker_that_cannot_be_reached(site: Site) -> None:
-    task = await begun(site.core.creation.create("p", {"name": "x"}), site.one, "CreateBox")
+async def test_nothing_is_changed_about_a_worker_that_cannot_be_reached(site: CoordinatorSite) -> None:
+    task = await begun(site.core.creation.create("default", {"name": "x"}), site.one, "CreateBox")
     await site.crash(task)
     site.one.calls.clear()
     await site.look(3600, beats=False)
     assert site.one.calls == []
-    assert (await site.core.boxes.get("p", "x")).status == "creating"
+    assert (await site.core.boxes.get("default", "x")).status == "creating"
     await site.beats(site.one)
-    assert (await site.core.boxes.get("p", "x")).status == "configured"
+    assert (await site.core.boxes.get("default", "x")).status == "configured"
 
 
 @story()
-async def test_what_could_not_be_dealt_with_is_asked_for_again(site: Site) -> None:
+async def test_what_could_not_be_dealt_with_is_asked_for_again(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.boxes[box.id].status = "stopped"
-    body = {"epoch": "e", "inventory": "digest", "boxes": site.one.inventory()}
-    site.one.refused["GetBox"] = errors.EngineError("not now")
+    body = {"epoch": epoch(1), "inventory": "digest", "boxes": site.one.inventory()}
+    site.one.refuse("GetBox", errors.EngineError("not now"))
     for expected in (True, False):
-        assert (await workers_api.heartbeat(site.core, "w1", body))["send_inventory"] is False
-        await site.settle()
-        beat = {"epoch": "e", "inventory": "digest"}
-        assert (await workers_api.heartbeat(site.core, "w1", beat))["send_inventory"] is expected
-        site.one.refused.clear()
+        assert (await workers_api.heartbeat(site.core, site.one.id, body))["send_inventory"] is False
+        await settle()
+        beat = {"epoch": epoch(1), "inventory": "digest"}
+        assert (await workers_api.heartbeat(site.core, site.one.id, beat))["send_inventory"] is expected
+        site.one.recover()
     assert await site.state(box) == ("stopped", "stopped")
 
 
@@ -563,23 +493,24 @@ async def test_what_could_not_be_dealt_with_is_asked_for_again(site: Site) -> No
 
 
 @story()
-async def test_an_orphan_goes_after_its_grace(site: Site) -> None:
+async def test_an_orphan_goes_after_its_grace(site: CoordinatorSite) -> None:
     orphan = ids.new_id()
     site.one.boxes[orphan] = Container(1)
     await site.beats(site.one)
     await site.look(GRACE - 1)
     assert orphan in site.one.boxes
-    await site.beats(site.one, seconds=0)  # it was there all the time
+    await site.beats(site.one, seconds=0)  # the orphan was there all the time
     await site.look(1)
     assert orphan not in site.one.boxes
 
 
 @story()
-async def test_what_is_younger_than_a_backup_is_left_alone_until_somebody_says_so(site: Site) -> None:
-    backup = site.path.with_name("backup.db")
-    back_up(site.path, backup)
+async def test_what_is_younger_than_a_backup_is_left_alone_until_somebody_says_so(site: CoordinatorSite) -> None:
+    database = Path(site.database)
+    backup = database.with_name("backup.db")
+    back_up(database, backup)
     await site.core.close()
-    site.path = backup
+    site.database = backup
     await site.open(site.one)
     younger = ids.new_id()
     site.one.boxes[younger] = Container(1)
@@ -593,13 +524,13 @@ async def test_what_is_younger_than_a_backup_is_left_alone_until_somebody_says_s
 
 
 @story()
-async def test_an_orphan_that_cannot_be_removed_is_tried_again_a_grace_later(site: Site) -> None:
+async def test_an_orphan_that_cannot_be_removed_is_tried_again_a_grace_later(site: CoordinatorSite) -> None:
     orphan = ids.new_id()
     site.one.boxes[orphan] = Container(1)
-    site.one.refused["RemoveBox"] = errors.EngineError("not now")
+    site.one.refuse("RemoveBox", errors.EngineError("not now"))
     await site.beats(site.one)
     await site.look(GRACE)
-    site.one.refused.clear()
+    site.one.recover()
     await site.look(GRACE - 1)
     assert orphan in site.one.boxes
     await site.look(1)
@@ -607,12 +538,12 @@ async def test_an_orphan_that_cannot_be_removed_is_tried_again_a_grace_later(sit
 
 
 @story()
-async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: Site) -> None:
+async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: CoordinatorSite) -> None:
     """The answer of the first worker is lost: it has made the box all the same."""
-    site.one.unanswered.add("CreateBox")
-    await site.core.store.put_worker(site.two.row(site.clock()))
-    box = await site.core.creation.create("p", {})
-    assert (box.worker_id, box.generation) == ("w2", 2)
+    site.one.lose("CreateBox", after=True)
+    await site.put(site.two)
+    box = await site.core.creation.create("default", {})
+    assert (box.worker_id, box.generation) == (site.two.id, 2)
     assert site.one.boxes[box.id].generation == 1
     for _ in range(3):
         await site.beats(site.one, site.two, seconds=GRACE)
@@ -623,8 +554,8 @@ async def test_a_box_that_came_to_be_on_another_worker_leaves_an_orphan(site: Si
 
 
 @story()
-async def test_a_later_generation_is_never_removed(site: Site) -> None:
-    box = await site.core.creation.create("p", {})
+async def test_a_later_generation_is_never_removed(site: CoordinatorSite) -> None:
+    box = await site.core.creation.create("default", {})
     site.one.boxes[box.id] = Container(7, "running")
     for _ in range(3):
         await site.beats(site.one, seconds=GRACE)
@@ -633,21 +564,21 @@ async def test_a_later_generation_is_never_removed(site: Site) -> None:
 
 
 @story()
-async def test_a_snapshot_without_a_row_goes_after_its_grace(site: Site) -> None:
-    """Such a one is left where a worker died while its engine was copying the disk."""
-    box = await site.core.creation.create("p", {})
-    await site.core.snapshots.create("p", box.id, "kept")
+async def test_a_snapshot_without_a_row_goes_after_its_grace(site: CoordinatorSite) -> None:
+    """A worker that died while its engine was copying the disk leaves such a snapshot."""
+    box = await site.core.creation.create("default", {})
+    await site.core.snapshots.create("default", box.id, "kept")
     (kept,) = site.one.snapshots
     site.one.snapshots.add("left")
     await site.look(SURVEY_SECONDS)
-    await site.beats(site.one)  # it says nothing of snapshots
+    await site.beats(site.one)  # the report does not mention snapshots
     assert site.one.snapshots == {kept, "left"}
     await site.look(GRACE)
     assert site.one.snapshots == {kept}
 
 
 @story()
-async def test_a_worker_that_came_in_again_is_asked_for_all_that_it_holds(site: Site) -> None:
+async def test_a_worker_that_came_in_again_is_asked_for_all_that_it_holds(site: CoordinatorSite) -> None:
     """The life before may have died in the middle of a removal, when the container was gone and the disk was not."""
     site.one.snapshots.add("left")
     await site.look()
@@ -663,12 +594,12 @@ async def test_a_worker_that_came_in_again_is_asked_for_all_that_it_holds(site: 
 
 
 @story("one", "two")
-async def test_a_dry_run_says_what_a_run_does(site: Site) -> None:
-    runs = await site.core.creation.create("p", {})
-    other = await site.core.creation.create("p", {})
-    assert {runs.worker_id, other.worker_id} == {"w1", "w2"}
-    worker = site.one if runs.worker_id == "w1" else site.two
-    await site.core.boxes.start("p", runs.id)
+async def test_a_dry_run_says_what_a_run_does(site: CoordinatorSite) -> None:
+    runs = await site.core.creation.create("default", {})
+    other = await site.core.creation.create("default", {})
+    assert {runs.worker_id, other.worker_id} == {site.one.id, site.two.id}
+    worker = site.one if runs.worker_id == site.one.id else site.two
+    await site.core.boxes.start("default", runs.id)
     worker.restart_engine()
     orphan = ids.new_id()
     worker.boxes[orphan] = Container(1)
@@ -682,8 +613,7 @@ async def test_a_dry_run_says_what_a_run_does(site: Site) -> None:
     assert worker.boxes[runs.id].status == "stopped"
 
     site.clock.now += GRACE
-    for each in (site.one, site.two):
-        await site.core.store.put_worker(each.row(site.clock()))
+    await site.put(site.one, site.two)
     outcome = await site.core.reconciler.run(dry_run=False)
     assert {(d.action.kind, d.done, d.error) for d in outcome.done} == {
         (Kind.RESTART, True, None),
@@ -695,28 +625,28 @@ async def test_a_dry_run_says_what_a_run_does(site: Site) -> None:
 
 
 @story("one", "two")
-async def test_a_run_names_who_cannot_be_asked(site: Site) -> None:
-    site.one.lost.add("ListBoxes")
+async def test_a_run_names_who_cannot_be_asked(site: CoordinatorSite) -> None:
+    site.one.lose("ListBoxes")
     outcome = await site.core.reconciler.run(dry_run=True)
-    assert outcome.unreachable == {"w1": "worker w1 cannot be reached"}
+    assert outcome.unreachable == {"one": "worker one cannot be reached"}
     site.clock.now += 3600
-    outcome = await site.core.reconciler.run(dry_run=True, worker="w2")
-    assert list(outcome.unreachable) == ["w2"]
+    outcome = await site.core.reconciler.run(dry_run=True, worker="two")
+    assert list(outcome.unreachable) == ["two"]
     with pytest.raises(errors.NotFoundError):
-        await site.core.reconciler.run(dry_run=True, worker="w3")
+        await site.core.reconciler.run(dry_run=True, worker="three")
 
 
 @story()
-async def test_a_run_says_what_could_not_be_done(site: Site) -> None:
+async def test_a_run_says_what_could_not_be_done(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.restart_engine()
-    site.one.refused["StartBox"] = errors.InvalidStateError("port 80 is taken")
+    site.one.refuse("StartBox", errors.InvalidStateError("port 80 is taken"))
     outcome = await site.core.reconciler.run(dry_run=False)
     assert [(d.action.box_id, d.done, d.error) for d in outcome.done] == [(box.id, False, "port 80 is taken")]
 
 
 @story()
-async def test_the_answer_to_an_operator(site: Site) -> None:
+async def test_the_answer_to_an_operator(site: CoordinatorSite) -> None:
     orphan = ids.new_id()
     site.one.boxes[orphan] = Container(3)
     site.one.volumes.add("v")
@@ -727,17 +657,17 @@ async def test_the_answer_to_an_operator(site: Site) -> None:
         "actions": [
             {
                 "kind": "remove_orphan",
-                "worker": "w1",
+                "worker": "one",
                 "box_id": orphan,
                 "volume_id": None,
                 "generation": 3,
                 "reason": "no box has it",
-                "due_at": "1970-01-12T13:47:40.000Z",
+                "due_at": "2027-01-15T12:01:00.000Z",
                 **nothing,
             },
             {
                 "kind": "unknown",
-                "worker": "w1",
+                "worker": "one",
                 "box_id": None,
                 "volume_id": "v",
                 "generation": None,

@@ -85,13 +85,13 @@ def test_no_changed_bit_passes() -> None:
             manifest, data = read(changed)
         except errors.InvalidArgumentError:
             continue
-        # What is left is padding, and what nobody reads: the manifest's own text has no checksum.
+        # What is left is padding and unread bytes: the manifest's own text has no checksum.
         assert data == disk(300_000)
         assert manifest.keys() or at < 4096
 
 
 def test_a_spec_survives_its_archive() -> None:
-    """What the registry keeps can be asked for again, word for word."""
+    """A spec that a row keeps is a valid request, word for word."""
     asked = {"name": "web", "env": {"A": "b"}, "cmd": ["x"], "labels": {"l": "m"}, "auto_remove": True}
     spec = Spec.of_request(asked, Policy(default_auto_stop=60))
     assert Spec.of_request(spec.to_request(), Policy(default_auto_stop=30, default_auto_delete=1)) == spec

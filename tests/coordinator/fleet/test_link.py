@@ -20,7 +20,7 @@ BOX = pb.BoxRef(box_id="AbCdEf123456", generation=1)
 
 
 class Service(worker_pb2_grpc.WorkerServiceServicer):
-    """Notes what calls carry; answers once it is let, with `code` as its error where one is given."""
+    """Records the metadata of calls, and answers once `let` is set: with the error `code` where one is given."""
 
     def __init__(self) -> None:
         self.metadata: dict[str, Any] = {}

@@ -37,7 +37,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def error_of(answer: tuple[int, dict[str, str], Any]) -> tuple[int, str, Any]:
-    """Status, type and code; asserts the whole form on the way."""
+    """Status, type and code of an error; asserts the form of the whole answer."""
     status, headers, body = answer
     assert set(body) == {"error"}, body
     error = body["error"]

@@ -9,30 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.asgi import Reply, ask
 from support.blocking import Blocking
 from support.cluster import Cluster
+from support.coordinator_site import CoordinatorSite
 
 from boxlite_server.coordinator.auth import Principal
+from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
 from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
-from boxlite_server.coordinator.leases import Leases
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
-from boxlite_server.coordinator.store import Store
-
-Reply = tuple[int, dict[str, str], bytes]
 
 
-class Site:
-    """The middleware around an application that the test gives: it gets the body's chunks, and answers."""
+class Application:
+    """An application behind the middleware: `answer` gets the chunks of a body, and gives status and body."""
 
-    def __init__(self, store: Store) -> None:
-        self.now = 1000.0
+    def __init__(self, core: Core) -> None:
         self.runs = 0
         self.answer: Callable[[AsyncIterator[bytes]], Awaitable[tuple[int, list[bytes]]]] = read_all
-        self.leases = Leases(store, lambda: self.now, "here")
-        self.middleware = Idempotency(self._app, store, self.leases, lambda: self.now)
+        self._middleware = Idempotency(self._serve, core.store, core.leases, core.clock)
 
-    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         self.runs += 1
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -59,31 +56,8 @@ class Site:
         sub: str = "me",
         request_id: str = "req_1",
     ) -> Reply:
-        messages = [{"type": "http.request", "body": part, "more_body": True} for part in body]
-        messages.append({"type": "http.request", "body": b"", "more_body": False})
-        pending = iter(messages)
-
-        async def receive() -> Any:
-            return next(pending, {"type": "http.disconnect"})
-
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": query.encode(),
-            "headers": [(b"idempotency-key", key.encode())],
-            PRINCIPAL: Principal(sub, "default"),
-            REQUEST_ID: request_id,
-        }
-        await self.middleware(scope, receive, send)
-        assert sent[0]["type"] == "http.response.start"
-        headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], headers, b"".join(message["body"] for message in sent[1:])
+        about = {PRINCIPAL: Principal(sub, "default"), REQUEST_ID: request_id}
+        return await ask(self._middleware, method, path, *body, query=query, headers={"idempotency-key": key}, **about)
 
 
 async def read_all(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
@@ -91,21 +65,26 @@ async def read_all(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    store = asyncio.run(Store.open(tmp_path / "c.db"))
-    yield Site(store)
-    Blocking(store).close()
+def site(tmp_path: Path) -> Iterator[CoordinatorSite]:
+    site = CoordinatorSite(tmp_path / "c.db")
+    yield asyncio.run(site.open())
+    asyncio.run(site.close())
 
 
-def test_a_repetition_gets_the_first_answer(site: Site) -> None:
+@pytest.fixture
+def app(site: CoordinatorSite) -> Application:
+    return Application(site.core)
+
+
+def test_a_repetition_gets_the_first_answer(app: Application) -> None:
     async def story() -> None:
-        status, headers, body = await site.send(b"ab", b"cd")
+        status, headers, body = await app.send(b"ab", b"cd")
         assert (status, body) == (201, b"got abcd")
-        again = await site.send(b"a", b"bcd", request_id="req_2")  # cut differently, the same body
+        again = await app.send(b"a", b"bcd", request_id="req_2")  # the same body in other chunks
         assert again[0::2] == (201, b"got abcd")
         assert again[1] == {**headers, "x-request-id": "req_1", "idempotency-replayed": "true"}
         assert again[1]["location"] == "/here"
-        assert site.runs == 1
+        assert app.runs == 1
 
     asyncio.run(story())
 
@@ -122,47 +101,47 @@ def test_a_repetition_gets_the_first_answer(site: Site) -> None:
         {"query": "force=true"},
     ],
 )
-def test_another_request_is_refused(site: Site, other: dict[str, Any]) -> None:
+def test_another_request_is_refused(app: Application, other: dict[str, Any]) -> None:
     async def story() -> None:
-        await site.send(b"abcd")
+        await app.send(b"abcd")
         body = other.pop("body", (b"abcd",))
-        status, _, answer = await site.send(*body, **other)
+        status, _, answer = await app.send(*body, **other)
         error = json.loads(answer)["error"]
         assert (status, error["type"], error["code"]) == (422, "InvalidArgumentError", "invalid_argument")
-        assert (await site.send(b"abcd"))[0] == 201
-        assert site.runs == 1
+        assert (await app.send(b"abcd"))[0] == 201
+        assert app.runs == 1
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("other", [{"key": "another"}, {"sub": "you"}, {"path": "/v1/acme/boxes"}])
-def test_keys_are_ones_own_in_each_prefix(site: Site, other: dict[str, Any]) -> None:
+def test_keys_are_ones_own_in_each_prefix(app: Application, other: dict[str, Any]) -> None:
     async def story() -> None:
-        await site.send(b"a")
-        assert (await site.send(b"b", **other))[0::2] == (201, b"got b")
-        assert site.runs == 2
+        await app.send(b"a")
+        assert (await app.send(b"b", **other))[0::2] == (201, b"got b")
+        assert app.runs == 2
 
     asyncio.run(story())
 
 
-def test_what_was_not_read_is_not_compared(site: Site) -> None:
-    """An answer that was given before the body was read whole stands for what it was based on."""
+def test_what_was_not_read_is_not_compared(app: Application) -> None:
+    """An answer that was given before the whole body was read counts for the part that was read."""
 
     async def refuse(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
         assert await anext(body) == b"head"
         return 404, [b"no such box"]
 
     async def story() -> None:
-        site.answer = refuse
-        await site.send(b"head", b"tail")
-        assert (await site.send(b"he", b"ad and another tail"))[0::2] == (404, b"no such box")
-        assert (await site.send(b"hex"))[0] == 422
-        assert site.runs == 1
+        app.answer = refuse
+        await app.send(b"head", b"tail")
+        assert (await app.send(b"he", b"ad and another tail"))[0::2] == (404, b"no such box")
+        assert (await app.send(b"hex"))[0] == 422
+        assert app.runs == 1
 
     asyncio.run(story())
 
 
-def test_of_concurrent_ones_one_is_carried_out(site: Site) -> None:
+def test_of_concurrent_ones_one_is_carried_out(app: Application) -> None:
     async def story() -> None:
         go = asyncio.Event()
 
@@ -170,36 +149,36 @@ def test_of_concurrent_ones_one_is_carried_out(site: Site) -> None:
             await go.wait()
             return await read_all(body)
 
-        site.answer = slow
-        tasks = [asyncio.create_task(site.send(b"a")) for _ in range(5)]
-        tasks.append(asyncio.create_task(site.send(b"b")))
+        app.answer = slow
+        tasks = [asyncio.create_task(app.send(b"a")) for _ in range(5)]
+        tasks.append(asyncio.create_task(app.send(b"b")))
         await asyncio.sleep(0)
         assert not any(task.done() for task in tasks)
         go.set()
         replies = await asyncio.gather(*tasks)
         assert [reply[0::2] for reply in replies[:5]] == [(201, b"got a")] * 5
         assert replies[5][0] == 422
-        assert site.runs == 1
+        assert app.runs == 1
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_an_answer_that_says_try_again_is_not_kept(site: Site, status: int) -> None:
+def test_an_answer_that_says_try_again_is_not_kept(app: Application, status: int) -> None:
     async def fail(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
         return status, [b"sorry"]
 
     async def story() -> None:
-        site.answer = fail
-        assert (await site.send(b"a"))[0] == status
-        site.answer = read_all
-        assert (await site.send(b"a"))[0] == 201
-        assert site.runs == 2
+        app.answer = fail
+        assert (await app.send(b"a"))[0] == status
+        app.answer = read_all
+        assert (await app.send(b"a"))[0] == 201
+        assert app.runs == 2
 
     asyncio.run(story())
 
 
-def test_one_that_breaks_off_lets_the_next_one_in(site: Site) -> None:
+def test_one_that_breaks_off_lets_the_next_one_in(app: Application) -> None:
     async def story() -> None:
         begun = asyncio.Event()
 
@@ -208,60 +187,59 @@ def test_one_that_breaks_off_lets_the_next_one_in(site: Site) -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-        site.answer = hang
-        first = asyncio.create_task(site.send(b"a"))
+        app.answer = hang
+        first = asyncio.create_task(app.send(b"a"))
         await begun.wait()
-        second = asyncio.create_task(site.send(b"a"))
+        second = asyncio.create_task(app.send(b"a"))
         await asyncio.sleep(0)
-        site.answer = read_all
+        app.answer = read_all
         first.cancel()
         assert (await second)[0] == 201
-        assert site.runs == 2
+        assert app.runs == 2
 
     asyncio.run(story())
 
 
-def test_a_large_answer_is_a_stream_and_not_kept(site: Site) -> None:
+def test_a_large_answer_is_a_stream_and_not_kept(app: Application) -> None:
     async def flood(body: AsyncIterator[bytes]) -> tuple[int, list[bytes]]:
         return 200, [bytes(MAX_BODY_BYTES), b"x"]
 
     async def story() -> None:
-        site.answer = flood
-        assert len((await site.send())[2]) == MAX_BODY_BYTES + 1
-        assert len((await site.send())[2]) == MAX_BODY_BYTES + 1
-        assert site.runs == 2
+        app.answer = flood
+        assert len((await app.send())[2]) == MAX_BODY_BYTES + 1
+        assert len((await app.send())[2]) == MAX_BODY_BYTES + 1
+        assert app.runs == 2
 
     asyncio.run(story())
 
 
-def test_keys_expire(site: Site) -> None:
+def test_keys_expire(site: CoordinatorSite, app: Application) -> None:
     async def story() -> None:
-        await site.send(b"a")
-        site.now += REQUEST_SECONDS - 1
-        await site.send(b"a")
-        assert site.runs == 1
-        site.now += 1
-        assert (await site.send(b"b"))[0] == 201
-        assert site.runs == 2
+        await app.send(b"a")
+        site.clock.now += REQUEST_SECONDS - 1
+        await app.send(b"a")
+        assert app.runs == 1
+        site.clock.now += 1
+        assert (await app.send(b"b"))[0] == 201
+        assert app.runs == 2
 
     asyncio.run(story())
 
 
-def test_expired_answers_are_purged(tmp_path: Path) -> None:
-    store = asyncio.run(Store.open(tmp_path / "c.db"))
-    site = Site(store)
-    asyncio.run(site.send(b"a"))
-    Blocking(store).purge_answers(site.now + REQUEST_SECONDS - 1)
-    assert Blocking(store).find_answer("me default", "k", site.now)
-    Blocking(store).purge_answers(site.now + REQUEST_SECONDS)
-    assert Blocking(store).find_answer("me default", "k", site.now) is None
+def test_expired_answers_are_purged(site: CoordinatorSite, app: Application) -> None:
+    store, now = Blocking(site.core.store), site.clock.now
+    asyncio.run(app.send(b"a"))
+    store.purge_answers(now + REQUEST_SECONDS - 1)
+    assert store.find_answer("me default", "k", now)
+    store.purge_answers(now + REQUEST_SECONDS)
+    assert store.find_answer("me default", "k", now) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_reading_needs_no_key(site: Site, method: str) -> None:
-    asyncio.run(site.send(method=method))
-    asyncio.run(site.send(method=method))
-    assert site.runs == 2
+def test_reading_needs_no_key(app: Application, method: str) -> None:
+    asyncio.run(app.send(method=method))
+    asyncio.run(app.send(method=method))
+    assert app.runs == 2
 
 
 @pytest.mark.parametrize(
@@ -272,10 +250,10 @@ def test_reading_needs_no_key(site: Site, method: str) -> None:
         ({"path": "/v1/default/boxes/web/export"}, "unsupported"),
     ],
 )
-def test_keys_that_are_none(site: Site, fields: dict[str, str], code: str) -> None:
-    status, _, body = asyncio.run(site.send(**fields))
+def test_keys_that_are_none(app: Application, fields: dict[str, str], code: str) -> None:
+    status, _, body = asyncio.run(app.send(**fields))
     assert (status, json.loads(body)["error"]["code"]) == (400, code)
-    assert site.runs == 0
+    assert app.runs == 0
 
 
 # ---- Over HTTP --------------------------------------------------------------------------------------------
@@ -305,7 +283,7 @@ def test_over_http_and_a_restart(tmp_path: Path) -> None:
     again = cluster.http("DELETE", path, headers=key)
     assert again[0] == 204
     assert again[1]["x-request-id"] == first[1]["x-request-id"]
-    assert cluster.http("GET", path)[0] == 200  # not carried out a second time
+    assert cluster.http("GET", path)[0] == 200  # the removal is not carried out a second time
     status, _, body = cluster.http("PATCH", f"{path}/status", {"status": "draining"}, headers=key)
     assert (status, body["error"]["type"]) == (422, "InvalidArgumentError")
     missing = {"Idempotency-Key": "missing"}

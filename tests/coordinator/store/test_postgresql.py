@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from support.child import child, line_of
 from support.postgresql import Server
-from support.rows import WORKER, box
+from support.rows import WORKER, box, check_read_only, open_store
 
 from boxlite_server import errors
 from boxlite_server.coordinator.store import Load, Store
@@ -82,14 +82,12 @@ def url(postgresql: Server) -> str:
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
-    store = await Store.open(url)
-    await store.put_worker(WORKER)
-    yield store
-    await store.close()
+    async with open_store(url) as store:
+        yield store
 
 
 def ask(url: str, query: str) -> list[tuple[object, ...]]:
-    """Something that a store has no method for, asked on a connection of one's own."""
+    """Run a query that the store has no method for, on a connection of its own."""
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(query)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
@@ -304,15 +302,10 @@ async def test_a_read_only_database_is_an_outage_until_it_can_be_written(store: 
     set_read_only("on")
     for pid in sessions(url):
         ask(url, f"SELECT pg_terminate_backend({pid}, 5000)")
-    with pytest.raises(errors.DatabaseUnavailableError, match="read-only"):
-        await store.insert_box(box(1))
-    with pytest.raises(errors.DatabaseUnavailableError, match="read-only"):
-        async with store.transaction() as tx:
-            await tx.insert_box(box(1))
-    assert await store.get_worker("w1") == WORKER
+    await check_read_only(store)
     set_read_only("off")
     with pytest.raises(errors.DatabaseUnavailableError, match="read-only"):
-        await store.insert_box(box(1))  # the session is as it began, and is not used again
+        await store.insert_box(box(1))  # this session stays read-only, and is not used again
     await store.insert_box(box(1))
     async with store.transaction() as tx:
         assert await tx.get_box("box1") == box(1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.child import child, line_of
-from support.rows import WORKER, box
+from support.rows import WORKER, box, check_read_only, open_store
 
 from boxlite_server import errors
 from boxlite_server.coordinator.spec import Spec
@@ -50,10 +50,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[Store]:
-    store = await Store.open(path)
-    await store.put_worker(WORKER)
-    yield store
-    await store.close()
+    async with open_store(path) as store:
+        yield store
 
 
 @contextmanager
@@ -94,7 +92,7 @@ async def test_a_killed_coordinator_leaves_neither_lock_nor_half_a_transaction(p
         process.wait()
         store = await Store.open(path)
         assert await store.get_worker("w1") == WORKER
-        assert not await store.is_leased("box/", 0)  # the dead one's leases are nobody's
+        assert not await store.is_leased("box/", 0)  # the leases of the dead process are dropped
         await store.close()
 
 
@@ -122,17 +120,17 @@ async def test_a_transaction_ends_when_it_is_on_the_disk(store: Store, monkeypat
     first = asyncio.create_task(insert(1))
     await asyncio.to_thread(began.acquire)
     others = [asyncio.create_task(insert(number)) for number in range(2, 12)]
-    for _ in range(100):  # nobody's writing waits for the disk
+    for _ in range(100):  # no write waits for the disk
         await asyncio.sleep(0)
     assert len((await store.list_boxes("default")).boxes) == 11
     assert not first.done()
     may_end.release()
     await first
     await asyncio.to_thread(began.acquire)
-    assert not any(other.done() for other in others)  # the sync that had begun was not theirs
+    assert not any(other.done() for other in others)  # the sync that had begun does not cover their writes
     may_end.release()
     await asyncio.gather(*others)
-    assert not began.acquire(blocking=False)  # and one was enough for them all
+    assert not began.acquire(blocking=False)  # and one more sync covered them all
     await store.update_worker("w1", last_heartbeat=5.0)
 
 
@@ -233,12 +231,7 @@ async def test_a_read_only_disk_is_refused_at_the_start(path: Path) -> None:
 async def test_a_database_that_cannot_be_written_is_an_outage_until_it_can(store: Store) -> None:
     writer = store._backend._writer  # type: ignore[attr-defined]
     writer.execute("PRAGMA query_only = ON")  # SQLite then answers as for a file that it may not write
-    with pytest.raises(errors.DatabaseUnavailableError, match="read-only"):
-        await store.insert_box(box(1))
-    with pytest.raises(errors.DatabaseUnavailableError, match="read-only"):
-        async with store.transaction() as tx:
-            await tx.insert_box(box(1))
-    assert await store.get_worker("w1") == WORKER
+    await check_read_only(store)
     writer.execute("PRAGMA query_only = OFF")
     await store.insert_box(box(1))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rows import WORKER, box
+from support.rows import WORKER, box, open_store
 
 from boxlite_server import errors
 from boxlite_server.coordinator.host_access import Mount
@@ -47,22 +47,11 @@ OLD_SPECS = (
 )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a new database is to be."""
-    if request.param == "sqlite":
-        return str(tmp_path / "coordinator.db")
-    url: str = request.getfixturevalue("postgresql").new_database()
-    return url
-
-
 @pytest.fixture
-async def store(where: str) -> AsyncIterator[Store]:
+async def store(database: Path | str) -> AsyncIterator[Store]:
     """A store with one worker in it."""
-    store = await Store.open(where)
-    await store.put_worker(WORKER)
-    yield store
-    await store.close()
+    async with open_store(database) as store:
+        yield store
 
 
 async def ids(tables: Tables, **filters: Any) -> list[str]:
@@ -94,13 +83,13 @@ async def test_rows_come_back_as_they_went_in(store: Store) -> None:
     assert await store.list_workers() == [WORKER, full]
 
 
-async def test_everything_survives_a_restart(where: str) -> None:
-    first = await Store.open(where)
+async def test_everything_survives_a_restart(database: Path | str) -> None:
+    first = await Store.open(database)
     await first.put_worker(WORKER)
     await first.insert_box(box(1))
     cluster = await first.cluster_id()
     await first.close()
-    second = await Store.open(where)
+    second = await Store.open(database)
     assert await second.cluster_id() == cluster
     assert await second.get_box("box1") == box(1)
     assert await second.list_workers() == [WORKER]
@@ -526,8 +515,8 @@ async def test_to_go_around_ones_own_transaction_is_refused(store: Store) -> Non
     assert await ids(store) == ["box1"]
 
 
-async def test_a_closed_store_says_so(where: str) -> None:
-    store = await Store.open(where)
+async def test_a_closed_store_says_so(database: Path | str) -> None:
+    store = await Store.open(database)
     await store.close()
     for attempt in (store.cluster_id(), store.drop_leases()):
         with pytest.raises(errors.DatabaseError):

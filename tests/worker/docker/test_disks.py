@@ -17,12 +17,6 @@ from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, Owner
 
 
-@pytest.fixture(scope="module")
-def site(docker_alone: Site) -> Site:
-    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
-    return docker_alone
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(site: Site, api: docker.APIClient) -> Iterator[None]:
     """Each test removes its boxes; with them goes all that was made of them."""
@@ -123,7 +117,7 @@ def test_what_a_killed_worker_left_is_tidied(
     assert isinstance(disks, docker_disks.DockerDisks)
     disks.snapshot(box, kept)
     with monkeypatch.context() as patch:
-        # As a kill would have it: no container is made, and nothing is cleaned up.
+        # As after a kill, no container is made and nothing is cleaned up.
         patch.setattr(disks, "forget", lambda box_id: None)
         patch.setattr(Containers, "create", _killed)
         with pytest.raises(EngineError), disks.export(box) as export:

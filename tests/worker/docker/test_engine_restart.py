@@ -44,7 +44,7 @@ class Watched:
         assert self.changed.wait(10)
 
     def await_state(self, box: BoxRef, status: BoxStatus) -> BoxState:
-        """The state as a heartbeat tells it, at the first moment that it is this one."""
+        """Wait until a heartbeat would report this state."""
         while True:
             self.changed.clear()
             states = {state.box: state for state in self.runtime.list_boxes()}
@@ -53,7 +53,7 @@ class Watched:
             assert self.changed.wait(30)
 
     def await_engine(self) -> None:
-        """Until it is heard again."""
+        """Wait until the engine answers again."""
         while not isinstance(self.runtime, DockerRuntime) or self.runtime._watch._listening_since is None:
             assert self.changed.wait(30)
             self.changed.clear()

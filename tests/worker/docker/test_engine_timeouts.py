@@ -44,7 +44,7 @@ class SilentEngine(socketserver.ThreadingUnixStreamServer):
 
 @pytest.fixture
 def silent(tmp_path: Path) -> Iterator[SilentEngine]:
-    """Answers what it is and what one container is; streams begin, and bring nothing."""
+    """An engine that describes itself and one container; its streams begin and bring nothing."""
     ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

@@ -25,12 +25,6 @@ from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
 
 
-@pytest.fixture(scope="module")
-def site(docker_alone: Site) -> Site:
-    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
-    return docker_alone
-
-
 def run(site: Site, box: BoxRef, *command: str, **fields: Any) -> bytes:
     return collect(site.runtime.spawn(box, ExecSpec(command, **fields)))[0]
 
@@ -298,7 +292,7 @@ class TestWithoutTheConnection:
         site.runtime.remove(box, force=True)
 
     def test_the_end_is_heard(self, site: Site, docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Long before one would look again."""
+        """The end is reported long before the next look at the engine."""
         box, watching, stopping = site.running_box(), threading.Event(), threading.Event()
         with another(site, docker_host) as runtime:
             in_thread(lambda: runtime.watch(watching.set, stopping))
@@ -328,7 +322,7 @@ class TestWithoutTheConnection:
 
 @contextmanager
 def another(site: Site, docker_host: str) -> Iterator[DockerRuntime]:
-    """The next process's runtime, to which nothing was left."""
+    """The runtime of the next worker process, which inherits nothing."""
     assert isinstance(site.runtime, DockerRuntime)
     runtime = DockerRuntime(site.runtime._containers._owner, docker_host)
     yield runtime

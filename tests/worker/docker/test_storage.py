@@ -19,12 +19,6 @@ from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, Image, Mount, Owner, PortMapping, PullProgress
 
 
-@pytest.fixture(scope="module")
-def site(docker_alone: Site) -> Site:
-    """The suites of both runtimes have a site of each; here the engine itself is looked at."""
-    return docker_alone
-
-
 @pytest.fixture
 def volume(site: Site) -> Iterator[str]:
     volume_id = ids.new_id()

@@ -37,10 +37,10 @@ class Worker:
         return execution_id
 
     def die(self) -> Callable[[], Worker]:
-        """Gives what starts the next one."""
+        """Ends this worker. Returns a function that starts the next one."""
         after = self._home / f"journal-{self._life + 1}"
         with self.executions._journal._lock:
-            shutil.copytree(self._journal, after)  # what this one's threads still write is written by nobody
+            shutil.copytree(self._journal, after)  # the threads of the dead worker write nothing any more
         for execution in self.executions.live():
             abandon(execution._process)
         return lambda: Worker(self._site, self._home, self._life + 1)
@@ -62,7 +62,7 @@ def stopping() -> Iterator[threading.Event]:
 
 
 def read(worker: Worker, box: BoxRef, execution: str, position: int = 0) -> tuple[list[str], bytes, ExecutionState]:
-    """What is told as lost, the output, and the end."""
+    """What is reported as lost, the output, and the end."""
     *events, last = worker.executions.read_output(box.box_id, execution, position)
     assert isinstance(last, Ended)
     lost = [event.reason for event in events if isinstance(event, Gap)]

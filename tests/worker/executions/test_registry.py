@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.clock import Clock
 from support.sites import Site, in_thread
 
 from boxlite_server import ids
@@ -29,14 +30,6 @@ from boxlite_server.worker.executions.registry import (
     ExecutionStatus,
 )
 from boxlite_server.worker.runtime import BoxRef
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -439,7 +432,7 @@ class TestBounds:
         first, second = (start(executions, box, "sleep", "1000") for _ in range(2))
         with pytest.raises(ResourceExhaustedError, match="runs 2 executions"):
             start(executions, box, "true")
-        with pytest.raises(ExecutionError):  # what was refused, or failed, takes no place
+        with pytest.raises(ExecutionError):  # a start that was refused or failed takes no place
             start(executions, other := fake_site.running_box(), "no-such-command")
         start(executions, other, "true"), start(executions, other, "true")
         assert executions.start(first, box, ExecSpec(("sleep", "1000"))).status is ExecutionStatus.RUNNING

@@ -100,7 +100,7 @@ class Box:
 
 @pytest.fixture
 def box(site: Site, tmp_path: Path) -> Iterator[Box]:
-    """A box that was never started: none of this needs it to run."""
+    """A box that was never started: no transfer needs it to run."""
     ref = site.new_box()
     yield Box(site, tmp_path, ref)
     site.runtime.remove(ref, force=True)

@@ -136,5 +136,5 @@ def test_what_nobody_waits_for_any_more_is_not_done(
     release.set()
     assert under_way.result().status == pb.BOX_STATUS_RUNNING
     monkeypatch.setattr(fake_site.runtime, "start", start)
-    assert client.StartBox(box).status == pb.BOX_STATUS_RUNNING  # behind it in the queue
+    assert client.StartBox(box).status == pb.BOX_STATUS_RUNNING  # queued behind the first call
     assert stops == []

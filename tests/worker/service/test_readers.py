@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.clock import Clock
 from support.sites import Site
 
 from boxlite_server import ids
@@ -16,13 +17,6 @@ from boxlite_server.worker.executions.registry import Executions
 from boxlite_server.worker.runtime import BoxRef
 
 GRACE = 300.0
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def look_in(executions: Executions, execution: Execution, text: bytes) -> None:
 
 
 def ring(executions: Executions) -> None:
-    """Ring what is due, and wait until it has been done."""
+    """Ring the alarms that are due, and wait until they have been handled."""
     executions.tick()
     for thread in threading.enumerate():
         if thread.name == "alarm":
@@ -59,7 +53,7 @@ def ring(executions: Executions) -> None:
 
 
 def exit_code(executions: Executions, execution: Execution) -> int | None:
-    """Of a command that ends; reads as its last reader."""
+    """The exit code of a command that ends; reads its output to the end."""
     *_, end = executions.read_output(execution.box.box_id, execution.execution_id)
     assert isinstance(end, Ended)
     return end.state.exit_code
@@ -111,7 +105,7 @@ def test_nobody_ever_comes(executions: Executions, box: BoxRef, clock: Clock) ->
     detached = shell(executions, box, script)
     clock.now += GRACE
     ring(executions)
-    assert exit_code(executions, expected) in (9, 128 + signal.SIGHUP)  # it may come before the trap
+    assert exit_code(executions, expected) in (9, 128 + signal.SIGHUP)  # the signal may come before the trap is set
     assert not detached.is_over
     detached.signal(signal.SIGKILL)
     assert exit_code(executions, detached) == 137

@@ -44,7 +44,7 @@ def test_calls_to_a_former_life_are_refused(client: Client) -> None:
         status, code, text = refusal(lambda m=method, q=message: m(q, metadata=former, timeout=20))
         assert (status, code) == (grpc.StatusCode.UNAVAILABLE, "upstream_unavailable")
         assert "former life" in text
-    # Without the secret nothing is said of epochs.
+    # A caller without the secret learns nothing about epochs.
     stranger = rpc.with_secret("another", "another epoch")
     assert refusal(lambda: client.stub.ListBoxes(pb.Empty(), metadata=stranger, timeout=20))[1] == "unauthenticated"
 
@@ -237,7 +237,7 @@ def test_refused_transfers(client: Client, box: pb.BoxRef) -> None:
 
 
 def test_an_upload_is_accepted_before_its_data(client: Client, box: pb.BoxRef) -> None:
-    """Whoever sends at once would not hear why it is refused."""
+    """A client that sends its data at once would not hear why the upload is refused."""
     accepted = threading.Event()
 
     def requests() -> Iterator[pb.PutFilesRequest]:

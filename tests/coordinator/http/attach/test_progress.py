@@ -121,7 +121,7 @@ def test_what_nobody_acknowledged_comes_again() -> None:
 
 def test_lost_output_counts_as_received_by_whom_it_was_told() -> None:
     progress = Progress(pb.Delivered(), 10)
-    assert progress.lost(4) == 0  # the client had that
+    assert progress.lost(4) == 0  # the client had received that piece
     assert progress.lost(9) == 3
     assert progress.passes(b"abc") == b"abc"
     assert progress.sent == 16

@@ -1,0 +1,48 @@
+"""HTTP requests to an ASGI application, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Reply = tuple[int, dict[str, str], bytes]  # status, headers, body
+
+
+async def ask(
+    app: Any,
+    method: str,
+    path: str,
+    *body: bytes,
+    query: str = "",
+    headers: dict[str, str] | None = None,
+    **scope: Any,
+) -> Reply:
+    """Send one request, whose body comes in these parts; the whole reply. `scope` is added to the ASGI scope."""
+    parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
+    pending = iter([*parts, {"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Any:
+        return next(pending, {"type": "http.disconnect"})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    whole_scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        **scope,
+    }
+    await app(whole_scope, receive, send)
+    assert sent[0]["type"] == "http.response.start"
+    answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], answer, b"".join(message.get("body", b"") for message in sent[1:])
