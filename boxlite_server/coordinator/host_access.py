@@ -68,7 +68,7 @@ def mounts(asked: Iterable[Mapping[str, Any]] | None) -> tuple[Mount, ...]:
             raise errors.InvalidArgumentError(f"volumes: host_path '{host_path}' has to be absolute")
         guest_path = _guest_path(mount["guest_path"])
         if guest_path in [other.guest_path for other in found]:
-            raise errors.InvalidArgumentError(f"volumes: two of them at guest_path '{guest_path}'")
+            raise errors.InvalidArgumentError(f"volumes: guest_path '{guest_path}' is given twice")
         found.append(Mount(volume or None, host_path or None, guest_path, bool(mount.get("read_only"))))
     return tuple(found)
 
@@ -80,7 +80,7 @@ def _guest_path(path: str) -> str:
     if normal == "/":
         raise errors.InvalidArgumentError("volumes: guest_path '/' would hide the whole box")
     if normal.startswith(tuple(f"{root}/" for root in _OF_KERNEL)) or normal in _OF_KERNEL:
-        raise errors.InvalidArgumentError(f"volumes: guest_path '{path}' is the kernel's")
+        raise errors.InvalidArgumentError(f"volumes: guest_path '{path}' belongs to the kernel")
     return normal
 
 
@@ -120,7 +120,7 @@ def capabilities(names: Iterable[str] | None) -> tuple[str, ...]:
     for name in names or []:
         plain = name.upper().removeprefix("CAP_")
         if not _CAPABILITY.fullmatch(plain):
-            raise errors.InvalidArgumentError(f"'{name}' is no Linux capability; one is called like NET_ADMIN")
+            raise errors.InvalidArgumentError(f"'{name}' is no Linux capability; give a name like NET_ADMIN")
         found.append(plain)
     return tuple(dict.fromkeys(found))
 

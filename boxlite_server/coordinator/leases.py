@@ -129,7 +129,7 @@ class Leases:
         nobody, by now. A lease that has run out is still this process's own for as long as nobody took it."""
         if not await tx.holds_lease(name, self.holder, 0.0):
             raise errors.LeaseLostError(
-                "this coordinator was held up for so long that another one may have taken over; look what became of it"
+                "this coordinator was held up for so long that another one may have taken over; check what became of it"
             )
 
     @asynccontextmanager

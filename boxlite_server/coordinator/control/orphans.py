@@ -52,13 +52,13 @@ class Orphans:
 
     async def remove(self, orphan: Subject) -> None:
         """Remove an orphan from its worker, unless a row stands for it by now. Raises InvalidStateError when the
-        database is a backup, whose rows may be older than the container."""
+        database was restored from a backup, whose rows may be older than the container."""
         if orphan in self.since:
             self.since[orphan] = self._clock()  # if the removal fails, the next try is a grace period later
         if await self._store.is_backup():
             raise errors.InvalidStateError(
-                "the database is a backup, and the container may be of a box that is younger; "
-                "'boxlite-server reconcile' for all workers says that it is not wanted"
+                "the database was restored from a backup, and the container may belong to a box that is younger than "
+                "the backup; if it is not wanted, confirm that with 'boxlite-server reconcile' for all workers"
             )
         if orphan.snapshot_id:
             await self._remove_snapshot(orphan)

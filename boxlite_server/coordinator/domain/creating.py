@@ -191,7 +191,7 @@ class Creation:
         async with self._turns.writing(box_id) as tx:
             if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
                 if not self._is_past(other):
-                    raise errors.LeaseLostError("another attempt at this request has gone on; ask again")
+                    raise errors.LeaseLostError("another attempt at this request has taken over; send it again")
                 await tx.update_box(other.id, request_key=None)
             await self._volumes.check_ready(tx, spec.mounts)
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
