@@ -4,8 +4,8 @@
 # make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
 #             and then the simulation with many runs (RUNS=N)
-# make docs   what the README says of the API
-# make lint   ruff and mypy
+# make docs   the table of operations in docs/api.md
+# make lint   ruff, mypy and the rules for imports
 # make proto  the stubs of worker.proto
 # make bench  the measurements in bench/
 # make clean  all that was made here
@@ -44,6 +44,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto
