@@ -1,4 +1,4 @@
-"""The table of all operations in the README: `make docs` writes it, a test compares it."""
+"""The table of all operations in docs/api.md: `make docs` writes it, a test compares it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from boxlite_server.coordinator.http.routing import find_handler
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "api.md"
 METHODS = ("get", "head", "put", "post", "patch", "delete")
 SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 
@@ -63,13 +63,13 @@ def _lower(summary: str) -> str:
     return summary[0].lower() + summary[1:]
 
 
-def parts(readme: str) -> tuple[str, str, str]:
-    """The README in front of the table, the table, and behind it; raises ValueError without the marks."""
-    front, table_and_rest = re.split(f"(?<={re.escape(_BEGIN)})", readme, maxsplit=1)
+def parts(page: str) -> tuple[str, str, str]:
+    """The page in front of the table, the table, and behind it; raises ValueError without the marks."""
+    front, table_and_rest = re.split(f"(?<={re.escape(_BEGIN)})", page, maxsplit=1)
     inside, rest = re.split(f"(?={re.escape(_END)})", table_and_rest, maxsplit=1)
     return front, inside, rest
 
 
 if __name__ == "__main__":
-    front, _, rest = parts(README.read_text())
-    README.write_text(front + table() + rest)
+    front, _, rest = parts(PAGE.read_text())
+    PAGE.write_text(front + table() + rest)
