@@ -1,0 +1,86 @@
+"""The wheel holds all that an installation needs, and says what it is."""
+
+from __future__ import annotations
+
+import email
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from boxlite_server import __version__, specs
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "boxlite_server"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """The wheel of this checkout, made by the build backend of the development environment, without a network."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(directory)]
+    subprocess.run([*command, str(ROOT)], check=True)
+    (made,) = directory.iterdir()
+    with zipfile.ZipFile(made) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(wheel.read(name))
+
+
+def test_the_metadata(metadata: Message) -> None:
+    assert metadata["Name"] == "boxlite-server"
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Author"] == "The boxlite-server authors"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata["Keywords"]
+    assert [url.split(",")[0] for url in metadata.get_all("Project-URL", [])] == ["Repository"]
+    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+
+
+def test_the_license_travels_along(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+    assert wheel.read(name).decode() == (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("spec", ["openapi.yaml", "worker.proto"])
+def test_the_specs_travel_along(wheel: zipfile.ZipFile, spec: str) -> None:
+    assert wheel.read(f"boxlite_server/{spec}") == (ROOT / spec).read_bytes()
+
+
+def test_nothing_of_the_package_is_left_out(wheel: zipfile.ZipFile) -> None:
+    written = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"boxlite_server/py.typed", "boxlite_server/_gen/worker_pb2.pyi"} <= written
+    assert any(name.endswith(".sql") for name in written)
+    assert written <= set(wheel.namelist())
+
+
+def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:
+    assert {name.split("/")[0] for name in wheel.namelist()} == {
+        "boxlite_server",
+        f"boxlite_server-{__version__}.dist-info",
+    }
+
+
+def test_the_commands_are_installed(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    commands = [line.split(" = ")[0] for line in wheel.read(name).decode().splitlines() if " = " in line]
+    assert sorted(commands) == ["boxlite", "boxlite-server"]
+
+
+def test_the_api_has_the_version_of_the_package() -> None:
+    assert specs.openapi()["info"]["version"] == __version__
