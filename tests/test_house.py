@@ -22,7 +22,6 @@ MAX_FUNCTION_LINES = 50
 SPEAKING = {
     "boxlite_server": "the version",
     "boxlite_server/coordinator": "silences a warning of Connexion's before it is imported",
-    "boxlite_server/coordinator/http/handlers": "finds the handler of an operation",
     "boxlite_server/coordinator/store": "the facade that everybody imports",
     "boxlite_server/coordinator/store/schema": "finds the scripts beside it",
 }
