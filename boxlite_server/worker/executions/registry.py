@@ -100,17 +100,7 @@ class Executions:
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            try:
-                process = self._runtime.spawn(box, spec)
-                self.tally(box.box_id).started()
-            except BaseException as exc:
-                if isinstance(exc, ExecutionError):
-                    self.tally(box.box_id).failed()
-                with self._changed:
-                    del self._entries[execution_id]
-                    self._uncount(box.box_id)
-                entry.set_exception(exc)
-                raise
+            process = self._spawn(execution_id, entry, box, spec)
             started_at_ms = now_ms()
             record = Record(
                 execution_id,
@@ -129,6 +119,21 @@ class Executions:
         if execution.box.box_id != box.box_id:
             raise InvalidStateError(f"execution {execution_id} belongs to another box")
         return execution.state
+
+    def _spawn(self, execution_id: str, entry: Future[Execution], box: BoxRef, spec: ExecSpec) -> Process:
+        """Start the command of a new entry. If that fails, the entry goes, and those who wait for it get the error."""
+        try:
+            process = self._runtime.spawn(box, spec)
+            self.tally(box.box_id).started()
+            return process
+        except BaseException as exc:
+            if isinstance(exc, ExecutionError):
+                self.tally(box.box_id).failed()
+            with self._changed:
+                del self._entries[execution_id]
+                self._uncount(box.box_id)
+            entry.set_exception(exc)
+            raise
 
     def attach_box(self, box: BoxRef, hangup: float = 0) -> ExecutionState:
         """The main command of the box as an execution; calls during one run of the command give the same one.
