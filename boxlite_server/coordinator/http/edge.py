@@ -73,7 +73,7 @@ class Edge:
         except asyncio.CancelledError:
             if not has_begun:
                 error = errors.UpstreamUnavailableError(
-                    "this coordinator is shutting down, and could not wait for the end of this; look what became of it"
+                    "this coordinator is shutting down and did not wait for this request to end; look what became of it"
                 )
                 await error_response(scope, error)(scope, receive, send)
 
