@@ -31,7 +31,7 @@ OUTPUT_MIB = 64
 def running_cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        with dockerd.private_engine(directory / "e", extra_args=["--iptables=false"]) as docker_host:
+        with dockerd.private_engine(directory / "e") as docker_host:
             busybox.import_image(docker_host, IMAGE)
             cluster = Cluster(directory / "c", docker_host)
             cluster.start_coordinator()

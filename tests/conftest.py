@@ -16,7 +16,7 @@ from support.cluster import Cluster
 from support.postgresql import Server, installed, private_server
 from support.registry import private_registry, push
 
-from boxlite_server.local import busybox
+from boxlite_server.local import busybox, machine
 from boxlite_server.local import dockerd as engine
 
 IMAGE = "boxlite-test:latest"
@@ -29,13 +29,10 @@ _open_clusters: list[Cluster] = []
 
 @contextmanager
 def _dockerd() -> Iterator[engine.Dockerd]:
-    """An engine for the tests alone, with the images they use: nobody's own is touched.
-
-    Without rules of its own in iptables: dockerd would flush those of an engine that the machine runs already.
-    """
+    """An engine for the tests alone, with the images they use; the machine's own engine is not touched."""
     directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
     try:
-        with engine.private_dockerd(directory, extra_args=["--iptables=false"]) as dockerd:
+        with engine.private_dockerd(directory) as dockerd:
             _import_images(dockerd.docker_host)
             yield dockerd
     finally:
@@ -100,7 +97,7 @@ def bare_image(docker_host: str) -> str:
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The `host:port` of a registry of our own; it takes root, or docker-registry installed."""
-    if os.geteuid() != 0 and engine.which("docker-registry") is None:
+    if os.geteuid() != 0 and machine.which("docker-registry") is None:
         pytest.skip("a registry takes root, or an installed docker-registry")
     with private_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from ..errors import EngineError
-from . import dockerd
+from . import dockerd, machine
 
 DIRECTORIES = {
     "bin": 0o755,
@@ -58,21 +58,21 @@ def _find(directory: Path) -> Path:
 
     Debian's package is not installed: it would replace a dynamically linked busybox that the machine may need.
     """
-    installed = dockerd.which("busybox")
+    installed = machine.which("busybox")
     if installed and _is_static(Path(installed)):
         return Path(installed)
-    if dockerd.which("apt-get") is None:
+    if machine.which("apt-get") is None:
         raise EngineError("a statically linked busybox is missing; install one")
     download = ("apt-get", "download", "busybox-static")
-    with dockerd.apt_alone():
-        done = dockerd.run(*download, cwd=directory)
+    with machine.apt_alone():
+        done = machine.run(*download, cwd=directory)
         if done.returncode != 0 and os.geteuid() == 0:
-            dockerd.run("apt-get", "update")
-            done = dockerd.run(*download, cwd=directory)
+            machine.run("apt-get", "update")
+            done = machine.run(*download, cwd=directory)
     package = next(directory.glob("*.deb"), None)
     if package is None:
         raise EngineError(f"apt-get download busybox-static failed: {done.stderr.strip()[-2000:]}")
-    dockerd.run("dpkg-deb", "--extract", str(package), str(directory / "root"))
+    machine.run("dpkg-deb", "--extract", str(package), str(directory / "root"))
     return next(path for path in directory.glob("root/**/bin/busybox") if path.is_file())
 
 
@@ -98,7 +98,7 @@ def _archive(program: Path) -> bytes:
         add("bin/busybox", 0o755, program.read_bytes())
         add("etc/passwd", 0o644, PASSWD.encode())
         add("etc/group", 0o644, GROUP.encode())
-        for command in dockerd.run(str(program), "--list").stdout.split():
+        for command in machine.run(str(program), "--list").stdout.split():
             if command != "busybox":
                 add(f"bin/{command}", 0o777, kind=tarfile.SYMTYPE, link="busybox")
     return archive.getvalue()

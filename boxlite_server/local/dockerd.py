@@ -7,12 +7,10 @@ Speaks the Engine API over the standard library's HTTP client, on a Unix or a TC
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,11 +20,17 @@ from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from ..errors import EngineError, ImageError
+from .machine import apt_install, environment, which
+from .namespace import BRIDGE, Namespace, namespace, write_port_proxy
 
+_NEEDED = (  # by a private engine: command and package
+    ("dockerd", "docker.io"),
+    ("ip", "iproute2"),
+    ("iptables", "iptables"),
+)
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0  # for a dockerd to answer
 STOP_SECONDS = 30.0  # for a dockerd to end, its containers being dead already
-SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # dockerd and iptables; not in every PATH
 
 log = logging.getLogger(__name__)
 
@@ -160,67 +164,57 @@ def private_engine(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterat
 def private_dockerd(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterator[Dockerd]:
     """A dockerd with all that it keeps in `directory`; it ends with the context.
 
-    Needs root; installs docker.io and iproute2 by apt where they are missing. Keep the path of `directory`
-    short: a socket's path has at most 107 bytes. EngineError names the log when it does not start.
+    It touches none of the machine's interfaces, firewall rules, sysctls and mounts. Needs root; installs what
+    is missing by apt. Keep the path of `directory` short: a socket's path has at most 107 bytes. EngineError
+    names the log when dockerd does not start.
     """
-    for command, package in (("dockerd", "docker.io"), ("ip", "iproute2")):
-        if which(command) is None:
-            apt_install(package)
-    directory.mkdir(parents=True, exist_ok=True)
-    if answers(f"unix://{directory / 'docker.sock'}"):
-        raise EngineError(f"an engine runs in {directory} already")
-    with _bridge() as bridge:
-        dockerd = Dockerd(directory, bridge, extra_args)
+    with private_namespace(directory) as own:
+        dockerd = Dockerd(directory, own, extra_args)
         try:
             dockerd.start()
-            log.info("started a Docker Engine of our own at %s (log: %s)", dockerd.docker_host, directory / "log")
+            log.info("started a private Docker Engine at %s (log: %s)", dockerd.docker_host, directory / "log")
             yield dockerd
         finally:
             dockerd.stop()
 
 
 @contextlib.contextmanager
-def _bridge() -> Iterator[str]:
-    """A network bridge for one engine: its interface's name.
-
-    Engines in one network namespace would all take docker0 and give the same addresses to their
-    containers; `--bip` does not help, as it only gives docker0 another address. So each gets an interface of
-    its own. To make it is the atomic step by which two engines that start at once get different numbers, and
-    so different addresses. 198.18.0.0/15 is set aside for tests of networks: no office and no cloud has it.
-    """
-    for number in range(256):
-        name = f"boxlite{number}"
-        made = run("ip", "link", "add", name, "type", "bridge")
-        if made.returncode == 0:
-            break
-        if "exists" not in made.stderr:
-            raise EngineError(f"no network bridge for an engine can be made: {made.stderr.strip()}")
-    else:
-        raise EngineError("256 bridges named boxliteN exist; remove those of dead engines (ip link del NAME)")
-    try:
-        for step in (("address", "add", f"198.18.{number}.1/24"), ("link", "set", "up")):
-            done = run("ip", *step, "dev", name)
-            if done.returncode != 0:
-                raise EngineError(f"bridge {name} cannot be set up: {done.stderr.strip()}")
-        yield name
-    finally:
-        run("ip", "link", "del", name)
+def private_namespace(directory: Path) -> Iterator[Namespace]:
+    """The namespaces for a `Dockerd` in `directory`. Installs what both need by apt where it is missing."""
+    for command, package in _NEEDED:
+        if which(command) is None:
+            apt_install(package)
+    if which("slirp4netns") is None:
+        with contextlib.suppress(EngineError):  # without it the engine has no outgoing connections, and says so
+            apt_install("slirp4netns")
+    directory.mkdir(parents=True, exist_ok=True)
+    if answers(f"unix://{directory / 'docker.sock'}"):
+        raise EngineError(f"an engine runs in {directory} already")
+    with namespace(directory) as own:
+        yield own
 
 
 class Dockerd:
-    """A dockerd with all that it keeps in `directory`, on an interface of its own."""
+    """A dockerd in namespaces of its own, with all that it keeps in `directory`."""
 
-    def __init__(self, directory: Path, bridge: str, extra_args: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, own: Namespace, extra_args: Sequence[str] = (), *, with_bridge: bool = True
+    ) -> None:
         self.docker_host = f"unix://{directory / 'docker.sock'}"
         self._directory = directory
         # Without a file of its own it would read the machine's, whose settings clash with these flags.
         config = directory / "daemon.json"
         config.write_text("{}")
-        command = ["dockerd", "--config-file", str(config), "--host", self.docker_host, "--bridge", bridge]
+        proxy = directory / "port-proxy"
+        write_port_proxy(proxy)
+        command = ["dockerd", "--config-file", str(config), "--host", self.docker_host]
+        # With rules of its own, dockerd would load br_netfilter into the machine's kernel; NAT is set up without it.
+        command += ["--iptables=false", "--userland-proxy-path", str(proxy)]
+        command += ["--bip", BRIDGE] if with_bridge else ["--bridge", "none"]
         command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
         command += ["--pidfile", str(directory / "pid"), *extra_args]
-        # Ends with us, even if we are killed.
-        self._command = ["setpriv", "--pdeathsig", "TERM", *command]
+        # dockerd ends with this process, even if this process is killed.
+        self._command = ["setpriv", "--pdeathsig", "TERM", *own.command(*command)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -235,7 +229,7 @@ class Dockerd:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # not by the terminal's Ctrl-C, while boxes still run
-                env=_environment(),
+                env=environment(),
             )
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.docker_host):
@@ -266,11 +260,6 @@ class Dockerd:
             self.kill()
         if (containerd := self._containerd()) is not None:
             os.kill(containerd, signal.SIGKILL)
-        # The network namespaces of ended containers stay mounted, and hold up the removal of the directory.
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            target = line.split()[1]
-            if target.startswith(f"{self._directory}/"):
-                run("umount", "--lazy", target)
 
     def _containerd(self) -> int | None:
         """The pid of the containerd of a dockerd that did not end by itself."""
@@ -288,47 +277,3 @@ def _wait_for_service(docker_host: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while Path("/run/systemd/system").exists() and time.monotonic() < deadline and not answers(docker_host):
         time.sleep(0.2)
-
-
-# ---- The machine -----------------------------------------------------------------------------------------
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"}
-
-
-def which(command: str) -> str | None:
-    """The path of a command, those of the administrator included."""
-    return shutil.which(command, path=_environment()["PATH"])
-
-
-def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command of the system to its end, without input and in plain English."""
-    env = {**_environment(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=cwd, env=env
-    )
-
-
-@contextlib.contextmanager
-def apt_alone() -> Iterator[None]:
-    """Be the one process of ours that uses apt: of two, one would fail."""
-    directory = os.open("/var/lib/apt", os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
-
-
-def apt_install(package: str) -> None:
-    """Install a package of Debian or Ubuntu, as root. EngineError says what to do where that cannot be."""
-    if os.geteuid() != 0 or which("apt-get") is None:
-        raise EngineError(f"{package} is missing; install it (as root on Debian or Ubuntu this is done for you)")
-    log.info("installing %s …", package)
-    wait = "DPkg::Lock::Timeout=300"
-    with apt_alone():
-        run("apt-get", "update")  # a failure shows in the next step, with a better text
-        done = run("apt-get", "-o", wait, "install", "-y", "--no-install-recommends", package)
-    if done.returncode != 0:
-        raise EngineError(f"apt-get install {package} failed: {done.stderr.strip()[-2000:]}")

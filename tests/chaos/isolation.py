@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from boxlite_server.local import dockerd
+from boxlite_server.local import machine
 
 UNSHARE = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--net"]
 END_SECONDS = 60.0
@@ -26,9 +26,9 @@ def obstacle() -> str | None:
     if os.geteuid() != 0:
         return "it takes root: it makes network namespaces and starts engines"
     for command, package in (("ip", "iproute2"), ("iptables", "iptables"), ("dockerd", "docker.io"), ("tini", "tini")):
-        if dockerd.which(command) is None:
-            dockerd.apt_install(package)
-    tried = dockerd.run(*UNSHARE, "ip", "link", "add", "lan", "type", "bridge")
+        if machine.which(command) is None:
+            machine.apt_install(package)
+    tried = machine.run(*UNSHARE, "ip", "link", "add", "lan", "type", "bridge")
     if tried.returncode != 0:
         return f"this machine lets nobody make network namespaces and bridges: {tried.stderr.strip()}"
     return None
@@ -88,7 +88,7 @@ def settle_in() -> None:
 
 def must(*command: str) -> None:
     """Run a command of the system; its complaint is the exception's."""
-    done = dockerd.run(*command)
+    done = machine.run(*command)
     if done.returncode != 0:
         print(f"failed: {' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

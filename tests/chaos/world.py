@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 from boxlite_server.errors import EngineError
 from boxlite_server.local import dockerd as engine
+from boxlite_server.local.machine import SBIN, run
 
 from .isolation import must
 
@@ -64,7 +65,7 @@ class Machine:
         """Undo what was done to its connection."""
         must("ip", "link", "set", self.name, "up")
         forward = ("bridge", "link", "set", "dev", self.name, "state", "3")
-        wait_until(lambda: engine.run(*forward).returncode == 0, f"the link to {self.name} is up again")
+        wait_until(lambda: run(*forward).returncode == 0, f"the link to {self.name} is up again")
         must(*self.here("iptables", "-F", "OUTPUT"))
 
 
@@ -124,7 +125,7 @@ class Engine(Process):
         command = ["dockerd", "--config-file", str(directory / "daemon.json"), "--host", self.docker_host]
         command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
         command += ["--pidfile", str(directory / "pid"), "--cgroup-parent", f"/{cgroup}"]
-        path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{engine.SBIN}"
+        path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"
         super().__init__(machine, f"engine-{machine.name}", command, logs, {"PATH": path})
 
     def start(self) -> None:

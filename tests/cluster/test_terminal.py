@@ -14,7 +14,7 @@ import pytest
 from support.cluster import Cluster, wait_until
 
 from boxlite_server.errors import EngineError
-from boxlite_server.local import dockerd
+from boxlite_server.local import machine
 
 
 class Tmux:
@@ -58,7 +58,7 @@ class Tmux:
 def tmux(tmp_path: Path) -> Iterator[Tmux]:
     if not shutil.which("tmux"):
         try:
-            dockerd.apt_install("tmux")
+            machine.apt_install("tmux")
         except EngineError as error:
             pytest.skip(str(error))
     terminal = Tmux(tmp_path)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import docker
 import pytest
+from support.child import line_of
+from support.cluster import wait_until
+from support.stand_in import fetch, serve
 
 from boxlite_server.errors import EngineError, ImageError
 from boxlite_server.local import busybox, dockerd
@@ -36,45 +41,72 @@ def traces(directory: Path) -> list[str]:
     return found
 
 
-def serve(docker_host: str, text: str) -> str:
-    """Start a container that serves `text` over HTTP; its address."""
-    busybox.import_image(docker_host, "boxlite-test:latest")
-    client = docker.DockerClient(base_url=docker_host)
-    script = f"echo {text} > /tmp/text; httpd -h /tmp; echo up; exec sleep 1000"
-    container = client.containers.run("boxlite-test:latest", ["sh", "-c", script], detach=True)
-    next(container.logs(stream=True, follow=True))
-    container.reload()
-    address: str = container.attrs["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
-    client.close()
-    return address
-
-
-def fetch(address: str) -> str:
-    connection = http.client.HTTPConnection(address, 80, timeout=10)
-    connection.request("GET", "/text")
-    return connection.getresponse().read().decode().strip()
-
-
 @as_root
 def test_two_engines_at_once_each_with_a_network(directory: Path) -> None:
     with ExitStack() as stack:
-        first, second = (
-            stack.enter_context(dockerd.private_engine(directory / name, extra_args=["--iptables=false"]))
-            for name in ("one", "two")
-        )
-        addresses = [serve(first, "first"), serve(second, "second")]
-        assert [fetch(address) for address in addresses] == ["first", "second"]
+        first, second = (stack.enter_context(dockerd.private_engine(directory / name)) for name in ("one", "two"))
+        ports = [serve(first, "first"), serve(second, "second")]
+        assert [fetch(port) for port in ports] == ["first", "second"]
         assert len(dockerd.containers(first)) == len(dockerd.containers(second)) == 1
         assert traces(directory)
     assert traces(directory) == []
 
 
+def stand_in(directory: Path, *flags: str) -> subprocess.Popen[str]:
+    """`support.stand_in` in a network namespace that stands for a machine's own."""
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", sys.executable, "-m", "support.stand_in"]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    return subprocess.Popen(
+        [*command, str(directory), *flags],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@as_root
+@pytest.mark.parametrize("flags", [[], ["--without-bridge"]], ids=["bridge", "no-bridge"])
+def test_nothing_of_the_machine_is_touched(directory: Path, flags: list[str]) -> None:
+    with stand_in(directory, *flags) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0
+    found = json.loads(output)
+    assert "docker0" in found["before"]["ip -details address"]
+    assert "198.51.100.0/24" in found["before"]["iptables-save"]
+    for moment in ("during", "after"):
+        for name, state in found["before"].items():
+            assert found[moment][name] == state, f"{name} {moment}"
+    if not flags:
+        assert found["published"] == "hello"
+        assert found["from a box"] == {"the machine's address": "outside", "the machine's loopback": ""}
+
+
+def processes_in(network: str) -> list[int]:
+    """The processes in a network namespace, by what its link in /proc says."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with suppress(OSError):
+            found += [int(entry.parts[2])] if str(entry.readlink()) == network else []
+    return found
+
+
+@as_root
+def test_an_engine_ends_with_its_owner_even_if_that_is_killed(directory: Path) -> None:
+    with stand_in(directory, "--until-killed") as process:
+        network, machine = line_of(process).split()
+        assert len(processes_in(network)) >= 3  # what holds it open, dockerd and containerd
+        process.kill()
+    wait_until(lambda: not processes_in(network) and not processes_in(machine), "all have ended")
+    wait_until(lambda: traces(directory) == [], "nothing is mounted")
+
+
 @as_root
 def test_an_engine_started_again_has_its_images(directory: Path) -> None:
-    with dockerd.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
+    with dockerd.private_engine(directory) as docker_host:
         busybox.import_image(docker_host, "kept:latest")
     assert not dockerd.answers(docker_host)
-    with dockerd.private_engine(directory, extra_args=["--iptables=false"]) as docker_host:
+    with dockerd.private_engine(directory) as docker_host:
         assert dockerd.has_image(docker_host, "kept:latest")
         with pytest.raises(EngineError, match="already"), dockerd.private_engine(directory):
             pass

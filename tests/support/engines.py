@@ -38,8 +38,8 @@ def private_engine(image: str, *, without_bridge: bool = False) -> Iterator[Priv
     """One that runs, and has the image of busybox under that name; `without_bridge`: without a default network."""
     directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
     try:
-        with dockerd._bridge() as bridge:
-            private = PrivateEngine(directory, "none" if without_bridge else bridge, ["--iptables=false"])
+        with dockerd.private_namespace(directory) as own:
+            private = PrivateEngine(directory, own, with_bridge=not without_bridge)
             try:
                 private.start()
                 busybox.import_image(private.docker_host, image)

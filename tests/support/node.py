@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from boxlite_server.errors import EngineError
-from boxlite_server.local import dockerd
+from boxlite_server.local import machine
 from support.sdk import run_script
 
 PACKAGE = "@boxlite-ai/boxlite@0.10.0"
@@ -25,8 +25,8 @@ def missing() -> str | None:
         return f"the Node SDK has no build for {platform.machine()} with {platform.libc_ver()[0] or 'this libc'}"
     if not _has_node():
         with contextlib.suppress(EngineError):
-            dockerd.apt_install("nodejs")
-            dockerd.apt_install("npm")
+            machine.apt_install("nodejs")
+            machine.apt_install("npm")
     if not _has_node():
         return "node and npm are not installed (Debian, Ubuntu: apt-get install nodejs npm)"
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from boxlite_server.local import dockerd
+from boxlite_server.local import machine
 from support.cluster import free_port, wait_until
 
 _FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=32MB", "max_connections=300")
@@ -32,7 +32,7 @@ class Server:
         self._data = directory / "data"
         self._process: subprocess.Popen[bytes] | None = None
         flags = ["--auth=trust", "--username=boxlite", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        made = dockerd.run(*_as_user(), str(_program("initdb")), "-D", str(self._data), *flags)
+        made = machine.run(*_as_user(), str(_program("initdb")), "-D", str(self._data), *flags)
         assert made.returncode == 0, made.stderr
 
     @property
@@ -93,7 +93,7 @@ def private_server() -> Iterator[Server]:
     Installs postgresql by apt where it is missing; EngineError where that cannot be.
     """
     if not installed():
-        dockerd.apt_install("postgresql")
+        machine.apt_install("postgresql")
     directory = Path(tempfile.mkdtemp(prefix="boxlite-postgresql-"))
     try:
         if os.geteuid() == 0:
@@ -110,7 +110,7 @@ def private_server() -> Iterator[Server]:
 
 def _program(name: str) -> Path | None:
     """Debian keeps the server's programs out of every PATH, a folder for each version."""
-    found = dockerd.which(name)
+    found = machine.which(name)
     if found is not None:
         return Path(found)
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import docker
 
-from boxlite_server.local import dockerd
+from boxlite_server.local import dockerd, machine
 from support.cluster import free_port, wait_until
 
 _CONFIG = {"version": "0.1", "storage": {"filesystem": {}}, "http": {}}
@@ -22,8 +22,8 @@ def private_registry(directory: Path) -> Iterator[str]:
 
     Installs docker-registry by apt where it is missing; EngineError where that cannot be.
     """
-    if dockerd.which("docker-registry") is None:
-        dockerd.apt_install("docker-registry")
+    if machine.which("docker-registry") is None:
+        machine.apt_install("docker-registry")
     address = f"127.0.0.1:{free_port()}"
     config = directory / "registry.yml"
     settings = {
@@ -34,7 +34,7 @@ def private_registry(directory: Path) -> Iterator[str]:
     config.write_text(json.dumps(settings))  # JSON is YAML
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(dockerd.which("docker-registry")), "serve", str(config)],
+            [str(machine.which("docker-registry")), "serve", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

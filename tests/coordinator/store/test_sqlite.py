@@ -22,7 +22,7 @@ from boxlite_server import errors
 from boxlite_server.coordinator.spec import Spec
 from boxlite_server.coordinator.store import Counters, Load, Snapshot, Store, Volume, schema, sqlite
 from boxlite_server.coordinator.store.backup import back_up
-from boxlite_server.local import dockerd
+from boxlite_server.local import machine
 
 pytestmark = pytest.mark.anyio
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
@@ -57,13 +57,13 @@ async def store(path: Path) -> AsyncIterator[Store]:
 @contextmanager
 def mounted(*arguments: str) -> Iterator[None]:
     """Something mounted on the directory that is the last argument."""
-    done = dockerd.run("mount", *arguments)
+    done = machine.run("mount", *arguments)
     if done.returncode != 0:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
     try:
         yield
     finally:
-        assert dockerd.run("umount", arguments[-1]).returncode == 0
+        assert machine.run("umount", arguments[-1]).returncode == 0
 
 
 # ---- one process -------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ async def test_a_read_only_disk_is_refused_at_the_start(path: Path) -> None:
     await store.close()
     directory = str(path.parent)
     with mounted("--bind", directory, directory):
-        assert dockerd.run("mount", "-o", "remount,ro,bind", directory).returncode == 0
+        assert machine.run("mount", "-o", "remount,ro,bind", directory).returncode == 0
         with pytest.raises(errors.DatabaseError, match=r"[Rr]ead-only"):
             await Store.open(path)
     store = await Store.open(path)
