@@ -45,7 +45,7 @@ def traces(directory: Path) -> list[str]:
 def test_two_engines_at_once_each_with_a_network(directory: Path) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(dockerd.private_engine(directory / name)) for name in ("one", "two"))
-        ports = [serve(first, "first"), serve(second, "second")]
+        ports = [serve(engine, text, busybox.archive()) for engine, text in ((first, "first"), (second, "second"))]
         assert [fetch(port) for port in ports] == ["first", "second"]
         assert len(dockerd.containers(first)) == len(dockerd.containers(second)) == 1
         assert traces(directory)
@@ -56,13 +56,16 @@ def stand_in(directory: Path, *flags: str) -> subprocess.Popen[str]:
     """`support.stand_in` in a network namespace that stands for a machine's own."""
     command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", sys.executable, "-m", "support.stand_in"]
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    return subprocess.Popen(
-        [*command, str(directory), *flags],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    archive = directory / "busybox.tar"
+    archive.write_bytes(busybox.archive())
+    with archive.open("rb") as image:
+        return subprocess.Popen(
+            [*command, str(directory), *flags],
+            stdin=image,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
 
 
 @as_root

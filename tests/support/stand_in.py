@@ -1,6 +1,6 @@
 """A program that runs a private engine on a machine, and shows what became of the machine's network.
 
-    unshare --net python -m support.stand_in DIRECTORY [--without-bridge] [--until-killed]
+    unshare --net python -m support.stand_in DIRECTORY [--without-bridge] [--until-killed] < busybox.tar
 
 The network namespace in which it starts stands for the machine's own, with an engine's docker0 and a rule in it.
 Prints JSON: the machine's state before, during and after the engine's life; with --until-killed, a line with the
@@ -13,16 +13,14 @@ import http.client
 import json
 import re
 import signal
+import socketserver
 import sys
-import tempfile
 import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
 
-from boxlite_server.local import busybox, dockerd, machine
+from boxlite_server.local import dockerd, machine
 
 IMAGE = "boxlite-test:latest"
 ADDRESS = "192.0.2.1"  # of the machine, besides loopback
@@ -47,10 +45,13 @@ def state() -> dict[str, str]:
     return found
 
 
-def serve(docker_host: str, text: str) -> int:
-    """Start a container that serves `text` over HTTP, and publish it at 127.0.0.1; its port there."""
-    busybox.import_image(docker_host, IMAGE)
+def serve(docker_host: str, text: str, archive: bytes) -> int:
+    """Start a container that serves `text` over HTTP, and publish it at 127.0.0.1; its port there.
+
+    `archive` is that of `busybox.archive`: a stand-in for a machine downloads nothing.
+    """
     client = docker.DockerClient(base_url=docker_host)
+    client.api.import_image_from_data(archive, *IMAGE.split(":"), changes=["ENV PATH=/bin"])
     script = f"echo {text} > /tmp/text; httpd -h /tmp; echo up; exec sleep 1000"
     ports: dict[str, int | list[int] | tuple[str, int] | None] = {"80/tcp": ("127.0.0.1", 0)}
     container = client.containers.run(IMAGE, ["sh", "-c", script], detach=True, ports=ports, stop_signal="KILL")
@@ -68,20 +69,25 @@ def fetch(port: int) -> str:
     return connection.getresponse().read().decode().strip()
 
 
-def from_a_box(docker_host: str, url: str) -> str:
-    """What a box gets from there; empty when it gets nothing."""
+def from_a_box(docker_host: str, address: str, port: int) -> str:
+    """What a box is sent when it connects; empty when it cannot connect."""
     client = docker.DockerClient(base_url=docker_host)
-    command = ["sh", "-c", f"wget -q -T 2 -O - {url} || true"]
+    command = ["sh", "-c", f"nc -w 3 {address} {port} < /dev/null || true"]
     output: bytes = client.containers.run(IMAGE, command, remove=True)
     client.close()
     return output.decode().strip()
 
 
-def outside(directory: str) -> int:
+class Greeter(socketserver.BaseRequestHandler):
+    """Sends one word to whoever connects."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"outside")
+
+
+def outside() -> int:
     """The port of a server on all the machine's addresses."""
-    (Path(directory) / "text").write_text("outside")
-    handler = partial(SimpleHTTPRequestHandler, directory=directory)
-    server = ThreadingHTTPServer(("0.0.0.0", 0), handler)
+    server = socketserver.ThreadingTCPServer(("0.0.0.0", 0), Greeter)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_address[1]
 
@@ -95,6 +101,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     for command in (
         "ip link set lo up",
+        "sysctl -q net.ipv6.conf.default.disable_ipv6=1",  # else addresses come and go by themselves
         "ip link add docker0 type bridge",
         "ip address add 172.17.0.1/16 dev docker0",
         "ip link set docker0 up",
@@ -112,7 +119,7 @@ def main() -> None:
         try:
             engine.start()
             if bridge:
-                found["published"] = fetch(serve(engine.docker_host, "hello"))
+                found["published"] = fetch(serve(engine.docker_host, "hello", sys.stdin.buffer.read()))
             if "--until-killed" in sys.argv:
                 print(
                     own.run("readlink", "/proc/self/ns/net").stdout.strip(),
@@ -122,12 +129,11 @@ def main() -> None:
                 signal.pause()
             found["during"] = state()
             if bridge:
-                with tempfile.TemporaryDirectory() as files:
-                    port = outside(files)
-                    found["from a box"] = {
-                        "the machine's address": from_a_box(engine.docker_host, f"http://{ADDRESS}:{port}/text"),
-                        "the machine's loopback": from_a_box(engine.docker_host, f"http://198.18.0.2:{port}/text"),
-                    }
+                port = outside()
+                found["from a box"] = {
+                    "the machine's address": from_a_box(engine.docker_host, ADDRESS, port),
+                    "the machine's loopback": from_a_box(engine.docker_host, "198.18.0.2", port),
+                }
         finally:
             engine.stop()
     found["after"] = state()
