@@ -16,6 +16,7 @@ from support.cluster import Cluster
 from support.postgresql import Server, installed, private_server
 from support.registry import private_registry, push
 
+from boxlite_server import signals
 from boxlite_server.local import busybox, machine
 from boxlite_server.local import dockerd as engine
 
@@ -203,6 +204,7 @@ def pytest_runtest_makereport(
 
 def pytest_sessionstart() -> None:
     """A terminated run ends its engines and clusters, as an interrupted one does."""
+    signals.keep_from_children()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import signals
 from ..errors import BoxliteError, ImageError
 from . import busybox, dockerd
 
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="exit after the first box (default: serve until Ctrl-C)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    signals.keep_from_children()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C, and ends all processes
     url = f"http://127.0.0.1:{options.port}"
     home = Path(os.environ.get("BOXLITE_HOME", "~/.boxlite")).expanduser().absolute()

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from .. import signals
+
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL for each process
@@ -31,6 +33,7 @@ def run(port: int, home: Path, *, debug: bool) -> int:
         for child in children:
             child.terminate()
 
+    signals.keep_from_children()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     for command in (coordinator, worker):

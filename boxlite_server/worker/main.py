@@ -20,7 +20,7 @@ from urllib.parse import SplitResult
 
 import grpc
 
-from .. import ids
+from .. import ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .docker.holder import Holder
@@ -255,6 +255,7 @@ def _signals(stopping: threading.Event) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
 
+    signals.keep_from_children()
     former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from boxlite_server import signals
 from boxlite_server.errors import BoxliteError
 from boxlite_server.local import busybox
 
@@ -77,6 +78,7 @@ def _options() -> argparse.Namespace:
 
 
 def _inside(options: argparse.Namespace) -> int:
+    signals.keep_from_children()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     isolation.settle_in()

@@ -26,8 +26,7 @@ def publish(proto: str, host_port: int, box_port: int) -> Iterator[str]:
     arguments = ["-proto", proto, "-host-ip", "127.0.0.1", "-host-port", str(host_port)]
     arguments += ["-container-ip", "127.0.0.1", "-container-port", str(box_port), "-use-listen-fd"]
     command = [sys.executable, "-I", "-S", port_proxy.__file__, "/proc/self/ns/net", *arguments]
-    redirect = f'exec "$@" 3>&{theirs} {theirs}>&-'
-    process = subprocess.Popen(["sh", "-c", redirect, "sh", *command], pass_fds=[theirs])
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" 3>&1 >&2', "sh", *command], stdout=theirs)
     os.close(theirs)
     with process, os.fdopen(ours) as pipe:
         try:
