@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import boxes
@@ -25,7 +27,10 @@ BARE_IMAGE = "boxlite-test-bare:latest"
 
 NewCluster = Callable[..., Cluster]
 
+END_SECONDS = 60.0  # for what a test that took too long takes down
+
 _open_clusters: list[Cluster] = []
+_stderr = 2
 
 
 @contextmanager
@@ -202,8 +207,22 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(settings: Any) -> None:
+    """Where a test that took too long cannot be interrupted, end the process. What it started ends with it."""
+    faulthandler.dump_traceback_later(settings.timeout + END_SECONDS, exit=True, file=_stderr)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_cancel_timer() -> None:
+    """The test ended in time."""
+    faulthandler.cancel_dump_traceback_later()
+
+
 def pytest_sessionstart() -> None:
     """A terminated run ends its engines and clusters, as an interrupted one does."""
+    global _stderr
+    _stderr = os.dup(2)  # what it is now, before tests capture their output
     signals.keep_from_children()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

@@ -21,6 +21,7 @@ def namespaces() -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.timeout(600)
 def test_nothing_is_lost_or_doubled_while_everything_is_killed_and_cut_off(namespaces: None) -> None:
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     done = subprocess.run(

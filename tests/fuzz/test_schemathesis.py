@@ -57,6 +57,7 @@ def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> sub
 
 
 @pytest.mark.skipif(SECONDS is not None, reason="make fuzz is under way")
+@pytest.mark.timeout(600)
 def test_every_answer_is_one_that_the_spec_promises(guarded: Cluster, test_image: str) -> None:
     done = schemathesis(guarded, test_image, "run", "--max-examples", str(EXAMPLES))
     assert done.returncode == 0, done.stdout
@@ -64,6 +65,7 @@ def test_every_answer_is_one_that_the_spec_promises(guarded: Cluster, test_image
 
 
 @pytest.mark.skipif(SECONDS is None, reason="make fuzz runs it")
+@pytest.mark.timeout(0)
 def test_until_something_fails(guarded: Cluster, test_image: str) -> None:
     """Round after round, each with a seed of its own; the round under way is finished. Not by the fuzzer's own
     endless mode, which stumbles over its own recorder."""

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.cluster import free_port
 
 from boxlite_server.local import dockerd
 
 
+@pytest.mark.timeout(360)
 def test_the_demo_runs_the_main_job_once(docker_host: str, tmp_path: Path) -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "boxlite_server.local.demo", "--once", "--port", str(free_port())],

@@ -11,6 +11,8 @@ import pytest
 from support.cluster import Cluster
 from support.sdk import python_with
 
+pytestmark = pytest.mark.timeout(600)  # what it needs may have to be installed first
+
 SPEC = Path(__file__).parents[2] / "openapi.yaml"
 SCRIPT = Path(__file__).with_name("from_spec.py")
 # The generator, and what the client that it makes imports.

@@ -9,6 +9,8 @@ import pytest
 from support import node
 from support.cluster import Cluster
 
+pytestmark = pytest.mark.timeout(600)  # what it needs may have to be installed first
+
 SCENARIOS = Path(__file__).with_name("scenarios.mjs")
 NAMES = re.findall(r"^  async (\w+)\(\)", SCENARIOS.read_text(), re.MULTILINE)
 

@@ -12,6 +12,8 @@ from support.attach import Proxy
 from support.cluster import Cluster
 from support.sdk import NEWEST, run_sdk
 
+pytestmark = pytest.mark.timeout(600)  # what it needs may have to be installed first
+
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 OLDEST = "0.9.0"
 # `make test-clients` takes one of every generation and shape of the wire.

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from simulation.cluster import Cluster, simulate
 from simulation.story import Step, Story
 
-# A process that is killed leaves coroutines that it has not begun to run.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-
 RUNS = os.environ.get("BOXLITE_SIMULATION_RUNS")  # with so many, no two times are alike
+pytestmark = [
+    # A process that is killed leaves coroutines that it has not begun to run.
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.timeout(0 if RUNS else 600),
+]
 
 _BOXES = (0, 1, 2, 3)
 _WORKERS = (0, 1, 2)

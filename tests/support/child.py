@@ -8,12 +8,15 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Goes before a command: the program is killed when the tests' process is.
+BOUND = ("setpriv", "--pdeathsig", "KILL", "--")
+
 
 @contextmanager
 def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A running program of that text; its output is read line by line, and it is killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", textwrap.dedent(program), *arguments],
+        [*BOUND, sys.executable, "-u", "-c", textwrap.dedent(program), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

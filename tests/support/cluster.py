@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from boxlite_server.local import dockerd
+from support.child import BOUND
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -61,7 +62,7 @@ class Process:
         assert not self.running, f"{self.name} runs already"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "boxlite_server", *self._command],
+                [*BOUND, sys.executable, "-m", "boxlite_server", *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ from pathlib import Path
 import docker
 
 from boxlite_server.local import dockerd, machine
+from support.child import BOUND
 from support.cluster import free_port, wait_until
 
 _CONFIG = {"version": "0.1", "storage": {"filesystem": {}}, "http": {}}
@@ -34,7 +35,7 @@ def private_registry(directory: Path) -> Iterator[str]:
     config.write_text(json.dumps(settings))  # JSON is YAML
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(machine.which("docker-registry")), "serve", str(config)],
+            [*BOUND, str(machine.which("docker-registry")), "serve", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.child import BOUND
 
 from boxlite_server.errors import BoxliteError
 from boxlite_server.worker.health import HealthServer
@@ -65,7 +66,7 @@ def test_bind_host(tmp_path: Path, host: str | None, coordinator: str, expected:
 
 class WorkerProcess:
     def __init__(self, home: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "boxlite_server", "worker", "--coordinator", "http://127.0.0.1:9"]
+        command = [*BOUND, sys.executable, "-m", "boxlite_server", "worker", "--coordinator", "http://127.0.0.1:9"]
         command += ["--home", str(home), "--port", "0", "--health-port", "0", *flags]
         env = {**os.environ, "DOCKER_HOST": f"unix://{home}/none.sock", "PYTHONFAULTHANDLER": "1"}
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)

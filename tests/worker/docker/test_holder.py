@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -134,25 +135,19 @@ class TestFrames:
     def test_pieces_of_all_sizes(self, ends: tuple[socket.socket, Stream]) -> None:
         theirs, stream = ends
         sizes = [1, 0, 5000, 32768, 1, 300_000, 2]
-        sender = subprocess.Popen(
-            ["sh", "-c", "cat"], stdin=subprocess.PIPE, stdout=theirs.fileno(), pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
-        sender_input = sender.stdin
-        assert sender_input is not None
-        pid = os.fork()
-        if pid == 0:  # the writer; the buffer between is smaller than what it writes
+
+        def send() -> None:  # the buffer between is smaller than what this writes
             for size in sizes:
-                sender_input.write(frame(1, bytes(size)))
-            sender_input.flush()
-            os._exit(0)
-        sender_input.close()
+                theirs.sendall(frame(1, bytes(size)))
+            theirs.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
         got = []
         while (piece := stream.read()) is not None:
             got.append(len(piece[1]))
+        sender.join()
         assert got == [size for size in sizes if size]
-        os.waitpid(pid, 0)
-        sender.wait()
 
     def test_what_is_out_of_step_is_read_away(self, ends: tuple[socket.socket, Stream]) -> None:
         theirs, stream = ends
