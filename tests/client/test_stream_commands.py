@@ -23,7 +23,7 @@ Popen = Callable[..., "subprocess.Popen[bytes]"]
 Capture = pytest.CaptureFixture[str]
 ID = BOX["box_id"]
 EOF = {"type": "stdin_eof"}
-WAIT = 20  # seconds; far more than anything here takes
+WAIT = 60  # seconds; far more than anything here takes
 
 
 def ends_with(code: int) -> Script:

@@ -287,7 +287,7 @@ def test_an_attach_that_comes_back_goes_on_where_it_was(box: Box) -> None:
     execution = box.exec("sh", "-c", "echo one; read line; echo $line")
     with box.attach(execution) as socket:
         assert socket.recv() == b"\x01one\n"
-        assert socket.ping().wait(10)  # and so our answer to the server's ping behind that output is there
+        assert socket.ping().wait(60)  # and so our answer to the server's ping behind that output is there
     wait_until(lambda: _attachable(box, execution), "the first client's place is free")
     with box.attach(execution) as socket:
         socket.send(b"two\n")
@@ -305,7 +305,7 @@ def _attachable(box: Box, execution: str) -> bool:
 def test_the_first_frame_is_a_ping(box: Box) -> None:
     """Raw, because client libraries answer pings by themselves and do not show them."""
     execution = box.exec("sleep", "600")
-    connection = http.client.HTTPConnection("127.0.0.1", box.cluster.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", box.cluster.port, timeout=60)
     connection.request(
         "GET",
         f"{box.path}{execution}/attach",

@@ -248,5 +248,5 @@ def confirmed(cluster: Cluster, box: str, execution: str) -> int:
     with grpc.insecure_channel(f"127.0.0.1:{worker.port}") as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         ref = pb.ExecutionRef(box_id=box, execution_id=execution)
-        found = stub.GetExecution(ref, metadata=rpc.with_secret(secret), timeout=10)
+        found = stub.GetExecution(ref, metadata=rpc.with_secret(secret), timeout=60)
         return int(found.delivered.bytes)

@@ -234,7 +234,7 @@ def test_a_port_of_a_box(pair: Cluster, test_image: str) -> None:
         assert request(pair, 200, "GET", f"/boxes/{made['box_id']}")["ports"] == [port]
         said = b""
         while not said:  # the engine's proxy listens before the service in the box does
-            with socket.create_connection(("127.0.0.1", port["host_port"]), 10) as connection:
+            with socket.create_connection(("127.0.0.1", port["host_port"]), 60) as connection:
                 said = connection.recv(100)
         assert said == b"served\n"
         stopped = request(pair, 200, "POST", f"/boxes/{made['box_id']}/stop", {"timeout_seconds": 0})

@@ -30,7 +30,7 @@ class Client:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.stub, name)
-        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=20)
+        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=60)
 
 
 def service_of(site: Site, spool: Path) -> WorkerService:

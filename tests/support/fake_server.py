@@ -96,7 +96,7 @@ class Socket:
                     yield bytes(frame.data)
                 elif frame.opcode is Opcode.TEXT:
                     yield json.loads(bytes(frame.data))
-            if not data or self._protocol.close_expected():
+            if not data or self._protocol.close_rcvd is not None:
                 return
 
     def _flush(self) -> None:

@@ -63,7 +63,7 @@ def test_a_follower_hears_the_end(site: Site) -> None:
     assert main.read() == (1, b"begun\n")
     log = site.runtime.read_logs(box, None, True)
     assert log.read() == (1, b"begun\n")
-    assert main.write(b"over\n", 5) == 5
+    assert main.write(b"over\n", 60) == 5
     assert whole(log) == (b"over\n", b"")
     site.runtime.remove(box, force=True)
 
@@ -83,7 +83,7 @@ def test_close_ends_a_blocked_reader(site: Site, box: BoxRef) -> None:
     log = site.runtime.read_logs(box, 0, True)
     reader = in_thread(log.read)
     log.close()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
 

@@ -40,14 +40,14 @@ def test_all_of_a_large_output_arrives(site: Site, box: BoxRef) -> None:
 def test_bytes_are_not_touched(site: Site, box: BoxRef) -> None:
     data = bytes(range(256)) * 40
     process = spawn(site, box, "cat")
-    assert process.write(data, 5) == len(data)
+    assert process.write(data, 60) == len(data)
     process.close_input()
     assert collect(process) == (data, b"", 0)
 
 
 def test_end_of_input_ends_cat_and_may_be_repeated(site: Site, box: BoxRef) -> None:
     process = spawn(site, box, "cat")
-    assert process.write(b"hello\n", 5) == 6
+    assert process.write(b"hello\n", 60) == 6
     process.close_input()
     process.close_input()
     assert collect(process) == (b"hello\n", b"", 0)
@@ -67,7 +67,7 @@ def test_a_large_input_is_taken_whole_by_a_command_that_reads(site: Site, box: B
     data = b"x" * 3_000_000
     sent = 0
     while sent < len(data):
-        sent += process.write(data[sent:], 5)
+        sent += process.write(data[sent:], 60)
     process.close_input()
     assert int(collect(process)[0]) == len(data)
 
@@ -127,7 +127,7 @@ def test_close_ends_a_blocked_read_and_kills_nothing(site: Site, box: BoxRef) ->
     assert piece is not None
     reader = in_thread(process.read)
     process.close()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
     assert process.wait() == 137
     pid = int(piece[1])
@@ -195,10 +195,10 @@ class TestMain:
     def test_input_and_its_end(self, site: Site) -> None:
         box = site.new_box(cmd=("cat",))
         process = site.runtime.attach_main(box)
-        assert process.write(b"early\n", 5) == 6
+        assert process.write(b"early\n", 60) == 6
         site.runtime.start(box)
         assert process.read() == (1, b"early\n")
-        assert process.write(b"late\n", 5) == 5
+        assert process.write(b"late\n", 60) == 5
         process.close_input()
         assert collect(process) == (b"late\n", b"", 0)
         site.runtime.remove(box, force=False)
@@ -210,7 +210,7 @@ class TestMain:
         assert first.read() == (1, b"said\n")
         late = site.runtime.attach_main(box)
         assert late.read() == (1, b"said\n")
-        assert late.write(b"done\n", 5) == 5
+        assert late.write(b"done\n", 60) == 5
         assert collect(late) == (b"done\n", b"", 0)
         assert collect(first) == (b"done\n", b"", 0)
         site.runtime.remove(box, force=False)
@@ -223,7 +223,7 @@ class TestMain:
             said = sorted(piece for piece in (first.read(), first.read()) if piece)
             assert said == [(1, b"said\n"), (2, b"and so\n")]
             late = site.runtime.attach_main(box)
-            assert late.write(word, 5) == len(word)
+            assert late.write(word, 60) == len(word)
             assert collect(late) == (b"said\n" + word, b"and so\n", 6)
             assert collect(first) == (word, b"", 6)
             site.runtime.stop(box, 1)
@@ -234,7 +234,7 @@ class TestMain:
         for word in (b"one\n", b"two\n"):
             process = site.runtime.attach_main(box)
             site.runtime.start(box)
-            assert process.write(word, 5) == len(word)
+            assert process.write(word, 60) == len(word)
             process.close_input()
             assert collect(process) == (word, b"", 6)
             site.runtime.stop(box, 1)

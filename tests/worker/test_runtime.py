@@ -186,12 +186,12 @@ def test_changes_are_reported(site: Site) -> None:
         verb()
         # The verb has returned, so a list asked for after the report shows at least its effect.
         while states_of(site, box) != states:
-            assert changed.wait(10), f"no report of {states}"
+            assert changed.wait(60), f"no report of {states}"
             changed.clear()
     stopping.set()
     # This change wakes a watcher that waits for one.
     site.runtime.remove(site.new_box(), force=True)
-    watcher.join(10)
+    watcher.join(60)
     assert not watcher.is_alive()
 
 

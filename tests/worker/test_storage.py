@@ -178,7 +178,7 @@ def test_any_free_port_is_published_while_the_box_runs(site: Site) -> None:
     }
     assert all(port.host_port for port in opened)
     assert set(site.runtime.inspect(box).ports) == set(opened)
-    with socket.create_connection(("127.0.0.1", next(p.host_port for p in opened if p.protocol == "tcp")), 10):
+    with socket.create_connection(("127.0.0.1", next(p.host_port for p in opened if p.protocol == "tcp")), 60):
         pass
     assert site.runtime.stop(box, 0).ports == ()
     site.runtime.remove(box, force=True)

@@ -25,7 +25,7 @@ from boxlite_server.worker.membership.identity import Identity
 
 
 def get(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
@@ -83,7 +83,7 @@ class WorkerProcess:
     def exit(self) -> tuple[int, str]:
         """Wait for the end: the exit code and the rest of the log. A process that hangs is made to log where."""
         try:
-            _, log = self.popen.communicate(timeout=20)
+            _, log = self.popen.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self.popen.send_signal(signal.SIGABRT)
             pytest.fail(f"the worker hangs:\n{self.popen.communicate()[1]}")
@@ -116,7 +116,7 @@ def test_it_serves_without_coordinator_and_engine_and_ends_in_order(
     status, body = get(int(health), "/readyz")
     assert status == 503
     assert "does not answer" in body["reason"]
-    socket.create_connection(("127.0.0.1", int(port)), 10).close()
+    socket.create_connection(("127.0.0.1", int(port)), 60).close()
     workers[0].popen.send_signal(number)
     code, log = workers[0].exit()
     assert code == 0

@@ -41,7 +41,7 @@ class Watched:
         self.site, self.runtime = site, site.runtime
         self.changed, self.stopping = threading.Event(), threading.Event()
         self.thread = in_thread(lambda: self.runtime.watch(self.changed.set, self.stopping))
-        assert self.changed.wait(10)
+        assert self.changed.wait(60)
 
     def await_state(self, box: BoxRef, status: BoxStatus) -> BoxState:
         """Wait until a heartbeat would report this state."""

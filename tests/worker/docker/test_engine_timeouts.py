@@ -151,7 +151,7 @@ def test_a_log_that_is_not_followed_ends_and_one_that_is_lasts_until_it_is_close
     reader.join(0.6)
     assert reader.is_alive()
     log.close()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
 
@@ -159,7 +159,7 @@ def test_events_are_asked_for_again_when_none_come(runtime: DockerRuntime, silen
     asked, stopping = threading.Semaphore(0), threading.Event()
     watcher = in_thread(lambda: runtime.watch(asked.release, stopping))
     for _ in range(2):
-        assert asked.acquire(timeout=10)
+        assert asked.acquire(timeout=60)
     stopping.set()
-    watcher.join(10)
+    watcher.join(60)
     assert not watcher.is_alive()

@@ -30,26 +30,26 @@ class Crowd:
         def visit() -> None:
             with self._gate.place():
                 self.inside.release()
-                assert self.release.wait(10)
+                assert self.release.wait(60)
 
         self.threads.append(in_thread(visit))
 
 
 def test_so_many_inside_so_many_waiting_and_no_more() -> None:
-    gate = Gate(2, 1, 10, "too many starts")
+    gate = Gate(2, 1, 60, "too many starts")
     crowd = Crowd(gate)
     for _ in range(2):
         crowd.add()
-        assert crowd.inside.acquire(timeout=10)
+        assert crowd.inside.acquire(timeout=60)
     crowd.add()
     while gate._present < 3:
         crowd.threads[2].join(0.001)
     with pytest.raises(ResourceExhaustedError, match="too many starts under way; try again later"), gate.place():
         pytest.fail("entered")
     crowd.release.set()
-    assert crowd.inside.acquire(timeout=10)
+    assert crowd.inside.acquire(timeout=60)
     for thread in crowd.threads:
-        thread.join(10)
+        thread.join(60)
     with gate.place():
         pass
 

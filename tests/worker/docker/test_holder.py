@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[b
     yield made
     for process in made:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(60)
         if process.poll() is None:
             process.kill()
             process.wait()

@@ -169,7 +169,7 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
     class Api:
         def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             calls.append(reference)
-            assert release.wait(10)
+            assert release.wait(60)
             return [{"status": "pulling"}, {"error": "out of luck"}]
 
     class CountedFuture(Future[None]):
@@ -185,7 +185,7 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
     with ThreadPoolExecutor(5) as pool:
         pulls = [pool.submit(lambda: list(images.pull("some:image"))) for _ in range(5)]
         for _ in pulls:
-            assert joined.acquire(timeout=10)
+            assert joined.acquire(timeout=60)
         release.set()
         for pull in pulls:
             assert str(pull.exception(10)) == "image 'docker.io/library/some:image' cannot be pulled: out of luck"
@@ -199,7 +199,7 @@ def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.
     class Api:
         def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             began.set()
-            release.wait(10)
+            release.wait(60)
             return []
 
     monkeypatch.setattr(engine.Engine, "api", Api())
@@ -213,9 +213,9 @@ def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.
 
     thread = threading.Thread(target=pull)
     thread.start()
-    assert began.wait(10)
+    assert began.wait(60)
     images.close()
-    thread.join(10)
+    thread.join(60)
     assert len(failures) == 1
     release.set()
 
@@ -296,14 +296,14 @@ class TestWithoutTheConnection:
         box, watching, stopping = site.running_box(), threading.Event(), threading.Event()
         with another(site, docker_host) as runtime:
             in_thread(lambda: runtime.watch(watching.set, stopping))
-            assert watching.wait(10)
+            assert watching.wait(60)
             process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
             found = runtime.readopt(box, process.handle)
             monkeypatch.setattr(exec, "FIRST_POLL", 3600)
             monkeypatch.setattr(exec, "_LAST_LOOK", 3600)
             done = in_thread(found.read)
             process.kill()
-            done.join(10)
+            done.join(60)
             assert not done.is_alive()
             assert found.wait() == 137
             stopping.set()

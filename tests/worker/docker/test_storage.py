@@ -80,7 +80,7 @@ def test_a_published_port_reaches_the_service(site: Site) -> None:
     # The engine's proxy accepts before the service in the box does; then it hangs up without a word.
     said = b""
     while not said:
-        with socket.create_connection((port.host_ip, port.host_port), 10) as connection:
+        with socket.create_connection((port.host_ip, port.host_port), 60) as connection:
             said = connection.recv(100)
     assert said == b"served\n"
     site.runtime.remove(box, force=True)
@@ -169,7 +169,7 @@ def test_progress_is_told_while_a_pull_goes_on(monkeypatch: pytest.MonkeyPatch) 
     class Api:
         def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> Iterator[dict[str, object]]:
             yield {"status": "Downloading", "id": "b", "progressDetail": {"current": 10, "total": 100}}
-            assert release.wait(10)
+            assert release.wait(60)
 
         def inspect_image(self, reference: str) -> dict[str, object]:
             return {"Id": "sha256:1", "RepoTags": [reference], "RepoDigests": [], "Size": 5, "Created": ""}

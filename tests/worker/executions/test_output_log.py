@@ -75,7 +75,7 @@ def test_a_reader_waits_for_output(tmp_path: Path) -> None:
         thread = in_thread(lambda: found.extend(read_all(reader)))
         log.append(STDOUT, b"now")
         log.close()
-        thread.join(10)
+        thread.join(60)
     assert pieces(found) == [(STDOUT, b"now")]
 
 
@@ -88,7 +88,7 @@ def test_close_wakes_a_waiting_reader(tmp_path: Path) -> None:
     reader = OutputLog(tmp_path).reader()
     thread = in_thread(reader.read)
     reader.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert reader.left
 
@@ -117,7 +117,7 @@ def test_an_attached_reader_makes_the_writer_wait_and_loses_nothing(tmp_path: Pa
             events = reader.read(10)
             assert not any(isinstance(event, Dropped) for event in events), "the writer did not wait"
             data += b"".join(part for _, part in pieces(events))
-    writer.join(10)
+    writer.join(60)
     assert data == b"".join(b"%05d" % number for number in range(500))
 
 
@@ -126,7 +126,7 @@ def test_a_reader_that_leaves_frees_the_writer(tmp_path: Path) -> None:
     reader = log.reader()
     writer = in_thread(lambda: append_all(log, [b"x" * 20] * 50))
     reader.close()
-    writer.join(10)
+    writer.join(60)
     assert not writer.is_alive()
 
 
@@ -135,7 +135,7 @@ def test_release_frees_the_writer_and_the_slow_reader_is_told(tmp_path: Path) ->
     with log.reader() as reader:
         writer = in_thread(lambda: append_all(log, [b"x" * 20] * 50))
         log.release()
-        writer.join(10)
+        writer.join(60)
         assert not writer.is_alive()
         log.close()
         dropped, *rest = read_all(reader)
@@ -148,7 +148,7 @@ def test_close_frees_a_waiting_writer(tmp_path: Path) -> None:
     with log.reader():
         writer = in_thread(lambda: log.append(STDOUT, b"x" * 1000))
         log.close()
-        writer.join(10)
+        writer.join(60)
         assert not writer.is_alive()
 
 
@@ -170,16 +170,16 @@ def test_random_traffic_of_many_readers_arrives_whole(tmp_path: Path) -> None:
 
     def read(into: list[tuple[int, bytes]]) -> None:
         with log.reader() as reader:
-            ready.wait(10)
+            ready.wait(60)
             into.extend(pieces(read_all(reader)))
 
     threads = [in_thread(lambda into=into: read(into)) for into in found]  # type: ignore[misc]
-    ready.wait(10)
+    ready.wait(60)
     for stream, data in written:
         log.append(stream, data)
     log.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     for into in found:
         for stream in (STDOUT, STDERR):
             expected = b"".join(data for of, data in written if of == stream)

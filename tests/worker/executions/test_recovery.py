@@ -79,7 +79,7 @@ def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box
     assert (state.status, state.started_at_ms) == (ExecutionStatus.RUNNING, began)
     assert worker.executions.running_in(box.box_id) == 1
     worker.start(box, "touch go1")
-    assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 5) == 6
+    assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 60) == 6
     lost, output, state = read(worker, box, execution)
     assert output == b"more\nin\nput"
     assert len(lost) == 1 and "restarted" in lost[0]
@@ -104,7 +104,7 @@ def test_two_deaths_in_a_row(worker: Worker, box: BoxRef) -> None:
     execution = worker.start(box, "read x; echo $x; exit 2")
     worker = worker.die()()
     worker = worker.die()()
-    worker.executions.find(box.box_id, execution).write(b"y\n", False, 5)
+    worker.executions.find(box.box_id, execution).write(b"y\n", False, 60)
     assert read(worker, box, execution)[1:][0] == b"y\n"
 
 
@@ -135,7 +135,7 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
     before = read(worker, box, execution)[2]
     for thread in threading.enumerate():
         if thread.name == f"execution {execution}":
-            thread.join(10)
+            thread.join(60)
     next_life = worker.die()
     worker = next_life()
     lost, output, state = read(worker, box, execution)
@@ -198,7 +198,7 @@ def test_the_main_command_is_found_again_with_all_it_has_said(worker: Worker, si
     state = worker.executions.get(box.box_id, execution)
     assert (state.status, state.delivered) == (ExecutionStatus.RUNNING, Delivered(4, 0, 0))
     assert worker.executions.attach_box(box).execution_id == execution
-    worker.executions.find(box.box_id, execution).write(b"two\n", False, 5)
+    worker.executions.find(box.box_id, execution).write(b"two\n", False, 60)
     lost, output, state = read(worker, box, execution)
     assert (lost, output, state.exit_code) == ([], b"one\ntwo\n", 4)
     site.runtime.remove(box, force=True)

@@ -78,7 +78,7 @@ def test_a_reader_goes_on_where_it_was(executions: Executions, box: BoxRef) -> N
     assert isinstance(event, Chunk)
     assert event.data == b"one\n"
     stream.close()  # type: ignore[attr-defined]
-    executions.find(box.box_id, execution).write(b"\n", False, 5)
+    executions.find(box.box_id, execution).write(b"\n", False, 60)
     assert read(executions, box, execution, event.position)[0] == b"two\n"
 
 
@@ -95,20 +95,20 @@ def test_ten_megabytes_arrive_whole_in_bounded_chunks(executions: Executions, bo
 def test_input_and_its_end(executions: Executions, box: BoxRef) -> None:
     execution = start(executions, box, "cat")
     found = executions.find(box.box_id, execution)
-    assert found.write(b"hel", False, 5) == 3
-    assert found.write(b"lo", True, 5) == 2
+    assert found.write(b"hel", False, 60) == 3
+    assert found.write(b"lo", True, 60) == 2
     assert read(executions, box, execution)[0] == b"hello"
-    assert found.write(b"", True, 5) == 0
+    assert found.write(b"", True, 60) == 0
     with pytest.raises(InvalidStateError):
-        found.write(b"more", False, 5)
+        found.write(b"more", False, 60)
 
 
 def test_input_after_its_end_is_refused(executions: Executions, box: BoxRef) -> None:
     execution = start(executions, box, "sleep", "1000")
     found = executions.find(box.box_id, execution)
-    found.write(b"", True, 5)
+    found.write(b"", True, 60)
     with pytest.raises(InvalidStateError, match="end of its input"):
-        found.write(b"more", False, 5)
+        found.write(b"more", False, 60)
     executions.kill(box.box_id, execution)
     read(executions, box, execution)
 
@@ -148,7 +148,7 @@ def test_time_limit(executions: Executions, box: BoxRef) -> None:
     assert "time limit" in state.error_message
     stopping.set()
     executions.wake()
-    keeper.join(10)
+    keeper.join(60)
     assert not keeper.is_alive()
 
 
@@ -167,7 +167,7 @@ def test_a_repeated_start_starts_nothing(executions: Executions, box: BoxRef) ->
     spec = ExecSpec(("sh", "-c", "echo once"))
     threads = [in_thread(lambda: executions.start(execution, box, spec)) for _ in range(4)]
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert read(executions, box, execution)[0] == b"once\n"
     assert executions.start(execution, box, spec).exit_code == 0
     with pytest.raises(InvalidStateError):
@@ -204,7 +204,7 @@ def await_finished(executions: Executions) -> None:
     """Until the threads of the ended executions have done their last step."""
     for thread in threading.enumerate():
         if thread.name.startswith("execution "):
-            thread.join(10)
+            thread.join(60)
 
 
 def test_a_reader_that_goes_away_is_let_go(executions: Executions, box: BoxRef) -> None:
@@ -222,9 +222,9 @@ def test_a_reader_that_goes_away_is_let_go(executions: Executions, box: BoxRef) 
         left.set()
 
     in_thread(reader)
-    assert registered.wait(10)
+    assert registered.wait(60)
     leave[0]()
-    assert left.wait(10)
+    assert left.wait(60)
     assert list(executions.read_output(box.box_id, execution, 0, lambda leave: False)) == []
     executions.kill(box.box_id, execution)
     read(executions, box, execution)
@@ -235,7 +235,7 @@ def test_a_slow_reader_slows_the_command_and_loses_nothing(site: Site, box: BoxR
     execution = start(executions, box, "sh", "-c", "echo ready; read line; head -c 3000000 /dev/zero")
     stream = executions.read_output(box.box_id, execution)
     assert isinstance(next(stream), Chunk)
-    executions.find(box.box_id, execution).write(b"\n", False, 5)
+    executions.find(box.box_id, execution).write(b"\n", False, 60)
     assert not any(isinstance(event, Dropped) for event in stream)
 
 
@@ -264,7 +264,7 @@ class TestMain:
         assert first.status is ExecutionStatus.RUNNING
         site.runtime.start(box)
         assert executions.attach_box(box).execution_id == first.execution_id
-        executions.find(box.box_id, first.execution_id).write(b"\n", False, 5)
+        executions.find(box.box_id, first.execution_id).write(b"\n", False, 60)
         out, _, state = read(executions, box, first.execution_id)
         assert (out, state.exit_code, state.status) == (b"hello\n", 7, ExecutionStatus.COMPLETED)
         second = executions.attach_box(box)
@@ -403,7 +403,7 @@ class TestHostileEngine:
         assert stuck.kills == 0
         clock.now += 2
         executions.tick()
-        assert stuck.killed.wait(10)
+        assert stuck.killed.wait(60)
         stuck.killed.clear()
         while not stuck.killed.is_set():
             clock.now += 1

@@ -513,7 +513,7 @@ def test_a_source_is_not_held_up_by_its_reader(tmp_path: Path) -> None:
         done.set()
 
     follower = followed(tmp_path, source())
-    assert done.wait(10)
+    assert done.wait(60)
     assert b"".join(follower) == b"".join(bytes([number]) * 10_000 for number in range(100))
     follower.close()
 
@@ -524,7 +524,7 @@ def test_a_reader_waits_for_its_source(tmp_path: Path) -> None:
     def source() -> Iterator[bytes]:
         yield bytes(CHUNK_BYTES - 1)
         yield b"one"
-        assert more.wait(10)
+        assert more.wait(60)
         yield b"two"
 
     follower = followed(tmp_path, source())
@@ -552,7 +552,7 @@ def test_a_reader_that_leaves_ends_the_source(tmp_path: Path) -> None:
     def source() -> Iterator[bytes]:
         try:
             yield bytes(CHUNK_BYTES)
-            assert gone.wait(10)
+            assert gone.wait(60)
             while True:
                 yield b"more"
         finally:
@@ -562,4 +562,4 @@ def test_a_reader_that_leaves_ends_the_source(tmp_path: Path) -> None:
     assert next(iter(follower)) == bytes(CHUNK_BYTES)
     follower.close()
     del follower
-    assert ended.wait(10)
+    assert ended.wait(60)

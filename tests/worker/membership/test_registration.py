@@ -56,7 +56,7 @@ class Coordinator:
         return f"http://127.0.0.1:{self.server.server_address[1]}/base/"
 
     def next(self) -> Call:
-        return self.calls.get(timeout=10)
+        return self.calls.get(timeout=60)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) 
     yield new
     for registration, thread in made:
         registration.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         assert not registration.registered.is_set()
 
@@ -188,7 +188,7 @@ def test_it_tries_until_the_coordinator_is_there(new_registration: NewRegistrati
     registration = new_registration()
     for _ in range(5):
         assert coordinator.next().path == "/base/v1/admin/workers"
-    assert registration.registered.wait(10)
+    assert registration.registered.wait(60)
 
 
 @pytest.mark.parametrize("status", [404, 409])
@@ -226,7 +226,7 @@ def test_a_given_name_that_is_taken_ends_the_worker(
 ) -> None:
     coordinator.answers["register"] = [error(409, "AlreadyExistsError")]
     registration = new_registration(name="mine")
-    assert registration.ended.wait(10)
+    assert registration.ended.wait(60)
     assert isinstance(registration.fatal, AlreadyExistsError)
     assert "mine" in registration.fatal.message
 
@@ -332,7 +332,7 @@ def test_an_engine_that_hangs_does_not_silence_the_worker(
 
     def hanging() -> str:
         asked.append(1)
-        assert release.wait(10)
+        assert release.wait(60)
         return life()
 
     monkeypatch.setattr(fake_site.runtime, "life", hanging)
@@ -355,7 +355,7 @@ def test_an_engine_that_is_busy_with_a_box_is_no_trouble(
     release, list_boxes = threading.Event(), fake_site.runtime.list_boxes
 
     def waiting() -> list[Any]:
-        assert release.wait(10)
+        assert release.wait(60)
         return list_boxes()
 
     monkeypatch.setattr(fake_site.runtime, "list_boxes", waiting)
@@ -404,7 +404,7 @@ def test_a_disk_that_is_full_only_delays_the_registration(
     registration = new_registration()
     for _ in range(2):
         assert coordinator.next().path.endswith("/workers")
-    assert registration.registered.wait(10)
+    assert registration.registered.wait(60)
 
 
 def test_stop_does_not_wait_for_a_coordinator_that_is_away(new_registration: NewRegistration) -> None:

@@ -118,7 +118,7 @@ def test_what_nobody_waits_for_any_more_is_not_done(
 
     def slow(ref: BoxRef) -> Any:
         began.set()
-        assert release.wait(10)
+        assert release.wait(60)
         return start(ref)
 
     def noted(ref: BoxRef, timeout: float) -> Any:
@@ -128,8 +128,8 @@ def test_what_nobody_waits_for_any_more_is_not_done(
     monkeypatch.setattr(fake_site.runtime, "start", slow)
     monkeypatch.setattr(fake_site.runtime, "stop", noted)
     metadata = rpc.with_secret(SECRET)
-    under_way = client.stub.StartBox.future(box, metadata=metadata, timeout=20)
-    assert began.wait(10)
+    under_way = client.stub.StartBox.future(box, metadata=metadata, timeout=60)
+    assert began.wait(60)
     late = client.stub.StopBox.future(pb.StopBoxRequest(box=box), metadata=metadata, timeout=0.2)
     with pytest.raises(grpc.RpcError):
         late.result()

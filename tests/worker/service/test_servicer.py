@@ -33,20 +33,20 @@ def test_calls_without_the_secret_are_refused(client: Client) -> None:
     request = pb.ReadOutputRequest()
     for metadata in (None, rpc.with_secret("another"), (("authorization", SECRET),)):
         for method, message in ((client.stub.ListBoxes, pb.Empty()), (client.stub.ReadOutput, request)):
-            status, code, _ = refusal(lambda m=method, q=message, of=metadata: m(q, metadata=of, timeout=20))
+            status, code, _ = refusal(lambda m=method, q=message, of=metadata: m(q, metadata=of, timeout=60))
             assert (status, code) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
 
 
 def test_calls_to_a_former_life_are_refused(client: Client) -> None:
-    assert client.stub.ListBoxes(pb.Empty(), metadata=rpc.with_secret(SECRET, EPOCH), timeout=20) is not None
+    assert client.stub.ListBoxes(pb.Empty(), metadata=rpc.with_secret(SECRET, EPOCH), timeout=60) is not None
     former = rpc.with_secret(SECRET, "another epoch")
     for method, message in ((client.stub.ListBoxes, pb.Empty()), (client.stub.ReadOutput, pb.ReadOutputRequest())):
-        status, code, text = refusal(lambda m=method, q=message: m(q, metadata=former, timeout=20))
+        status, code, text = refusal(lambda m=method, q=message: m(q, metadata=former, timeout=60))
         assert (status, code) == (grpc.StatusCode.UNAVAILABLE, "upstream_unavailable")
         assert "former life" in text
     # A caller without the secret learns nothing about epochs.
     stranger = rpc.with_secret("another", "another epoch")
-    assert refusal(lambda: client.stub.ListBoxes(pb.Empty(), metadata=stranger, timeout=20))[1] == "unauthenticated"
+    assert refusal(lambda: client.stub.ListBoxes(pb.Empty(), metadata=stranger, timeout=60))[1] == "unauthenticated"
 
 
 def test_readers_are_told_to_go_and_the_server_ends(fake_site: Site, tmp_path: Path, client: Client) -> None:
@@ -61,13 +61,13 @@ def test_readers_are_told_to_go_and_the_server_ends(fake_site: Site, tmp_path: P
     logs = ending.ReadLogs(pb.ReadLogsRequest(box=box, follow=True))
     assert next(output).chunk.data == b"x\n"
     assert next(logs).data == b"main\n"
-    stopped = server.stop(60)
+    stopped = server.stop(600)
     service.end_readers()
     for stream in (output, logs):
         status, code, text = refusal(list, stream)
         assert (status, code) == (grpc.StatusCode.UNAVAILABLE, "upstream_unavailable")
         assert "shutting down" in text
-    assert stopped.wait(10), "long before the grace is over"
+    assert stopped.wait(60), "long before the grace is over"
     ending.channel.close()
     client.RemoveBox(pb.RemoveBoxRequest(box=box, force=True))
 
@@ -242,10 +242,10 @@ def test_an_upload_is_accepted_before_its_data(client: Client, box: pb.BoxRef) -
 
     def requests() -> Iterator[pb.PutFilesRequest]:
         yield from upload(box, "/accepted")
-        assert accepted.wait(10)
+        assert accepted.wait(60)
         yield pb.PutFilesRequest(data=archive_of("f", b"x"))
 
-    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
     assert rpc.ACCEPTED in tuple(call.initial_metadata())
     accepted.set()
     call.result()
@@ -256,9 +256,9 @@ def test_an_upload_that_is_cancelled_writes_nothing(client: Client, box: pb.BoxR
 
     def requests() -> Iterator[pb.PutFilesRequest]:
         yield from upload(box, "/cancelled", archive_of("f", b"x"))
-        cancelled.wait(10)
+        cancelled.wait(60)
 
-    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
     call.initial_metadata()
     call.cancel()
     cancelled.set()
@@ -276,10 +276,10 @@ def test_transfers_are_limited(
 
     def requests() -> Iterator[pb.PutFilesRequest]:
         yield from upload(box, "/one")
-        assert done.wait(10)
+        assert done.wait(60)
         yield pb.PutFilesRequest(data=archive_of("f", b"x"))
 
-    call = limited.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=20)
+    call = limited.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
     call.initial_metadata()
     assert refusal(limited.PutFiles, upload(box, "/two"))[1] == "resource_exhausted"
     done.set()
@@ -338,7 +338,7 @@ class TestBoxOrder:
         order = BoxOrder()
         with order.turn(BoxRef("one", 1)):
             thread = in_thread(lambda: order.turn(BoxRef("two", 1)).__enter__())
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
     def test_a_waiting_call_of_a_former_generation_is_refused(self) -> None:
