@@ -1,5 +1,5 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
-# make test   the tests; needs nothing prepared
+# make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
 # make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
@@ -25,7 +25,7 @@ run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n auto --maxprocesses 4 --dist loadfile) $(TESTS)
+	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS)
 
 test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk

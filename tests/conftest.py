@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support import boxes
 from support.cluster import Cluster
+from support.inside import engine_outside
 from support.postgresql import Server, installed, private_server
 from support.registry import private_registry, push
 
@@ -61,6 +62,9 @@ def _import_images(docker_host: str) -> None:
 @pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
     """DOCKER_HOST of an engine: a private one; as a normal user, the one that DOCKER_HOST names."""
+    if outside := engine_outside():
+        yield outside
+        return
     named = os.environ.get("DOCKER_HOST")
     if os.geteuid() != 0 and named and engine.answers(named):
         _import_images(named)

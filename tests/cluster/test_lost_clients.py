@@ -18,6 +18,7 @@ import pytest
 from support.attach import Attached, attached, free, refusal, run
 from support.boxes import create, execute, start, state, status_of
 from support.cluster import Cluster, Process, wait_until
+from support.inside import engine_outside, run_inside
 
 from boxlite_server.worker.executions.output_log import DEFAULT_CAPACITY, MAX_CHUNK
 
@@ -159,8 +160,13 @@ class TestDeadPeers:
             wait_until(lambda: free(cluster, f"{box}/attach"), "the killed client is noticed", 5)
 
     @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="takes root and iproute2")
-    def test_a_client_that_vanished_is_noticed(self, new_cluster: Any, test_image: str) -> None:
+    def test_a_client_that_vanished_is_noticed(
+        self, request: pytest.FixtureRequest, new_cluster: Any, docker_host: str, test_image: str
+    ) -> None:
         """The client's packets stop, without a FIN or a reset."""
+        if engine_outside() is None:  # the machine's own interfaces are not touched
+            run_inside(request, docker_host)
+            return
         cluster: Cluster = new_cluster()
         cluster.start_coordinator("--host", "0.0.0.0", "--no-auth")
         cluster.start_worker()
