@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ PORT = 8200
 SWITCH = "10.213.0.254"
 START_SECONDS = 60.0
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError, EngineError)  # of the API or of an engine
+
+# What Docker Engine 20.10 logs of a container whose start was cut off by the engine's own end.
+_REMAINS = re.compile(r"Container not cleaned up from containerd|task [0-9a-f]+: already exists")
 
 
 class Machine:
@@ -124,7 +128,8 @@ class Engine(Process):
         (directory / "daemon.json").write_text("{}")  # else it reads the machine's own settings
         command = ["dockerd", "--config-file", str(directory / "daemon.json"), "--host", self.docker_host]
         command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
-        command += ["--pidfile", str(directory / "pid"), "--cgroup-parent", f"/{cgroup}"]
+        # With firewall rules of its own, dockerd would load br_netfilter into the machine's kernel.
+        command += ["--pidfile", str(directory / "pid"), "--cgroup-parent", f"/{cgroup}", "--iptables=false"]
         path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"
         super().__init__(machine, f"engine-{machine.name}", command, logs, {"PATH": path})
 
@@ -146,12 +151,14 @@ class Engine(Process):
 
     def cure(self) -> None:
         """Start the engine once more if it met what a killed one left of a container's start: Docker Engine 20.10
-        never starts that container again until then, and nothing else in its API helps."""
+        never starts that container again until then, and nothing else in its API helps. Shims that have outlived
+        their containers are killed in between, as a restart of the machine would do."""
         log = self.log.read_text(errors="replace").rpartition("--- started")[2]
-        if self.running and "Container not cleaned up from containerd" in log:
+        if self.running and _REMAINS.search(log):
             print(f"{self.name} cannot start a container: it is started once more", flush=True)
             self.signal(signal.SIGTERM)
             self.wait()
+            self.lose_power()
             self.start()
 
     def inventory(self) -> dict[str, list[dict[str, Any]]]:
