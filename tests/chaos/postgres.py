@@ -9,7 +9,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from boxlite_server.local import machine
+from boxlite_server.local.machine import apt_install, run
 
 from .isolation import must
 from .world import PORT, SWITCH, Machine, Process, World, wait_until
@@ -22,7 +22,7 @@ AS_NOBODY = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]  
 def obstacle() -> str | None:
     """Why there can be no server; None when there can. Debian and Ubuntu get one installed."""
     if not _programs():
-        machine.apt_install("postgresql")
+        apt_install("postgresql")
     return None if _programs() else "PostgreSQL's server is not installed"
 
 
@@ -57,7 +57,7 @@ def start(world: World) -> str:
     world.database = Process(machine, "database", command, world.logs)
     world.database.start()
     create = machine.here(str(programs / "createdb"), "-h", ADDRESS, "-U", "boxlite", "boxlite")
-    wait_until(lambda: machine.run(*create).returncode == 0, "PostgreSQL answers")
+    wait_until(lambda: run(*create).returncode == 0, "PostgreSQL answers")
     return URL
 
 
