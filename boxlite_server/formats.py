@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,24 @@ def timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def refuse_constant(name: str) -> Any:
-    """Raise ValueError for NaN and Infinity, which are not JSON. For `parse_constant` of `json.loads`."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text that is not trusted.
+
+    Raises ValueError for a text that is not JSON, NaN and Infinity included, for a lone surrogate, which is no
+    character, and for a text that is nested too deeply to be read.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in text:  # JSON can spell a lone surrogate, which no encoding can write
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("it holds a lone surrogate, which is no character") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from ... import errors, rpc
-from ...formats import refuse_constant
+from ...formats import parse_json
 
 FORMAT, VERSION = "boxlite-archive", 1
 MAX_ENTRY_BYTES = 1024 * 1024
@@ -131,9 +131,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(), parse_constant=refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # fails for a lone surrogate, which is no valid text
-    except (ValueError, RecursionError):
+        value = parse_json(data.decode())
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise errors.InvalidArgumentError("the archive is damaged: its manifest or its end is no JSON object")

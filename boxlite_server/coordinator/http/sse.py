@@ -23,6 +23,8 @@ from .utf8 import Utf8Joiner
 
 T = TypeVar("T")
 
+# A proxy such as nginx would otherwise hold events back until its buffer is full.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 
 
@@ -40,7 +42,7 @@ def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> Streami
 
 
 def _response(events: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(events, media_type="text/event-stream", headers=_HEADERS)
 
 
 async def _output(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:

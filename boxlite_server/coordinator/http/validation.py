@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,11 +12,13 @@ from jsonschema import ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope
 
-from ...formats import refuse_constant
+from ...formats import parse_json
 from ..schemas import describe, validate
 from .errors import PayloadTooLargeError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
+MAX_FORM_BYTES = 64 * 1024
+MAX_FORM_FIELDS = 100
 
 BODY = "boxlite.body"  # key of the ASGI scope: a JSON body, parsed and validated
 
@@ -26,7 +27,7 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
     """Reads a JSON body whole, with or without Content-Length, validates it, and passes it on parsed and as bytes."""
 
     async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
-        raw = b"".join([chunk async for chunk in _limited(receive)])
+        raw = b"".join([chunk async for chunk in _limited(receive, MAX_JSON_BYTES, "JSON body")])
         if not raw:
             if self._required:
                 raise BadRequestProblem(detail="the request body is missing; it has to be a JSON object")
@@ -52,6 +53,14 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
 
 class FormBody(FormDataValidator):  # type: ignore[misc]
     """Reports an error in a form field to the client in one line, and logs nothing."""
+
+    async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
+        """Read the form, of MAX_FORM_BYTES and MAX_FORM_FIELDS at most, before it is parsed."""
+        raw = b"".join([chunk async for chunk in _limited(receive, MAX_FORM_BYTES, "form")])
+        if raw.count(b"&") >= MAX_FORM_FIELDS:
+            raise BadRequestProblem(detail=f"the form has more than {MAX_FORM_FIELDS} fields")
+        message = {"type": "http.request", "body": raw, "more_body": False}
+        return await super().wrap_receive(self._insert_messages(receive, messages=[message]), scope=scope)  # type: ignore[no-any-return]
 
     def _validate(self, body: Any) -> None:
         try:
@@ -102,7 +111,7 @@ VALIDATORS: dict[str, Any] = {
 }
 
 
-async def _limited(receive: Receive) -> AsyncIterator[bytes]:
+async def _limited(receive: Receive, most: int, what: str) -> AsyncIterator[bytes]:
     size, more = 0, True
     while more:
         message = await receive()
@@ -110,21 +119,16 @@ async def _limited(receive: Receive) -> AsyncIterator[bytes]:
             raise BadRequestProblem(detail="the client went away in the middle of the request body")
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > MAX_JSON_BYTES:
-            raise PayloadTooLargeError(f"the JSON body is larger than {MAX_JSON_BYTES} bytes")
+        if size > most:
+            raise PayloadTooLargeError(f"the {what} is larger than {most} bytes")
         more = message.get("more_body", False)
         yield chunk
 
 
 def _loads(raw: bytes) -> Any:
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
-        if b"\\u" in raw:  # a lone surrogate can be written in JSON, but cannot be encoded
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError:
         raise BadRequestProblem(detail="the request body is not UTF-8") from None
-    except UnicodeEncodeError:
-        raise BadRequestProblem(detail="the request body holds a lone surrogate, which is no character") from None
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise BadRequestProblem(detail=f"the request body is not JSON: {exc}") from None
-    return value

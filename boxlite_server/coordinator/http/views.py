@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ...formats import timestamp
+from ...formats import parse_json, timestamp
 from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
@@ -193,9 +192,12 @@ def encode_token(place: tuple[float | str, str]) -> str:
 def decode_token(token: str, first: Callable[[Any], A], second: Callable[[Any], B]) -> tuple[A, B]:
     """The sort key in a page token, its parts converted by `first` and `second`. Raises InvalidArgumentError."""
     try:
-        one, two = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return first(one), second(two)
-    except (binascii.Error, ValueError, TypeError):
+        one, two = parse_json(base64.b64decode(token, altchars=b"-_", validate=True).decode())
+        place = first(one), second(two)
+        if not all(str(part).isprintable() for part in place):
+            raise ValueError("no database has such characters in its keys")
+        return place
+    except (ValueError, TypeError, OverflowError):
         raise errors.InvalidArgumentError(
             "this server did not issue this pageToken; use next_page_token of the page before"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
@@ -16,6 +17,7 @@ from support.cluster import Cluster
 SPEC = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text())
 EMPTY_PAGE = {"boxes": [], "next_page_token": None}
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,11 @@ def error_of(answer: tuple[int, dict[str, str], Any]) -> tuple[int, str, Any]:
     assert headers["x-request-id"] == error["request_id"]
     assert headers["content-type"] == "application/json"
     return status, error["type"], error["code"]
+
+
+def token(place: object) -> str:
+    """A page token that no server has issued."""
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
 BIND = {"host_path": "/srv", "guest_path": "/a"}
@@ -132,6 +139,19 @@ BAD_REQUESTS = [
     ("GET", "/v1/boxes?pageSize=0", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?pageSize=many", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?pageToken=nonsense", None, {}, 400, "invalid_argument"),
+    ("GET", f"/v1/boxes?pageToken={token([10**400, 'x'])}", None, {}, 400, "invalid_argument"),
+    ("GET", f"/v1/boxes?pageToken={token([1, chr(0xD800)])}", None, {}, 400, "invalid_argument"),
+    ("GET", f"/v1/boxes?pageToken={token([1, chr(0)])}", None, {}, 400, "invalid_argument"),
+    (
+        "GET",
+        f"/v1/images?pageToken={base64.urlsafe_b64encode(b'[' * 20_000).decode()}",
+        None,
+        {},
+        400,
+        "invalid_argument",
+    ),
+    ("POST", "/v1/oauth/tokens", b"&".join([b"a=1"] * 1100), FORM, 400, "invalid_argument"),
+    ("POST", "/v1/oauth/tokens", b"a=" + b"x" * 100_000, FORM, 413, "invalid_argument"),
     ("GET", "/v1/boxes?status=sleeping", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?label=novalue", None, {}, 400, "invalid_argument"),
     ("POST", "/v1/boxes", {"image": "a"}, {"Idempotency-Key": "k" * 256}, 400, "invalid_argument"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Coroutine
 from contextlib import aclosing, suppress
@@ -14,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .... import errors
 from ...._gen import worker_pb2 as pb
+from ....formats import parse_json
 from ...domain.executions import Executions
 from ...store import Box
 from ..utf8 import Utf8Joiner
@@ -157,7 +157,7 @@ class Session:
 
     async def _control(self, text: str) -> None:
         try:
-            frame = json.loads(text)
+            frame = parse_json(text)
         except ValueError:
             frame = None
         match frame:
