@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -77,7 +77,7 @@ class Spec:
             env=checked_env(request.get("env")),
             working_dir=request.get("working_dir") or "",
             entrypoint=tuple(request.get("entrypoint") or ()),
-            cmd=tuple(request.get("cmd") or ()),
+            cmd=_command(request.get("cmd")),
             user=request.get("user") or "",
             network=network,
             tty=bool(request.get("tty")),
@@ -181,6 +181,11 @@ def _either(request: Mapping[str, Any], name: str, other_name: str | None, defau
     if len(set(given.values())) > 1:
         raise errors.InvalidArgumentError(f"'{name}' and '{other_name}' are one setting; give one of them")
     return next(iter(given.values()), default)
+
+
+def _command(words: Sequence[str] | None) -> tuple[str, ...]:
+    """The main command. Upstream's own `boxlite run IMAGE -- COMMAND` sends the separator as the first word."""
+    return tuple(words or ())[1 if words and words[0] == "--" else 0 :]
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:

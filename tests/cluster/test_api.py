@@ -50,6 +50,7 @@ class Box:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
         status, sent, body = self.cluster.http("GET", f"{self.path}{execution}/output", headers=headers)
         assert (status, sent["content-type"].partition(";")[0]) == (200, "text/event-stream")
+        assert sent["x-accel-buffering"] == "no"
         found = []
         for block in body.decode().split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))

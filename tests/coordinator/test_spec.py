@@ -127,3 +127,11 @@ def test_a_worker_gets_all_of_it() -> None:
     assert (list(message.cap_add), list(message.cap_drop)) == (["NET_ADMIN", "CHOWN"], ["ALL"])
     assert Spec(name="a_b").to_proto("x").hostname == "a-b"
     assert Spec().to_proto("AbCdEf123456").hostname == "AbCdEf123456"
+
+
+@pytest.mark.parametrize(
+    ("sent", "cmd"),
+    [(["--", "sleep", "300"], ("sleep", "300")), (["sh", "--"], ("sh", "--")), (["--"], ()), (None, ())],
+)
+def test_a_leading_separator_is_no_word_of_the_command(sent: list[str] | None, cmd: tuple[str, ...]) -> None:
+    assert Spec.of_request({"cmd": sent}, Policy()).cmd == cmd

@@ -56,7 +56,10 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
 
 
 def _host_config(spec: BoxSpec) -> dict[str, Any]:
-    memory = {"Memory": spec.memory_mib * MIB, "MemorySwap": spec.memory_mib * MIB} if spec.memory_mib else {}
+    memory = {}
+    if size := spec.memory_mib * MIB:
+        # /dev/shm as Linux sizes it, half of the memory; the engine would give every box 64 MiB.
+        memory = {"Memory": size, "MemorySwap": size, "ShmSize": size // 2}
     return {
         **memory,
         "NetworkMode": "bridge" if spec.network_enabled else "none",

@@ -69,6 +69,14 @@ def test_no_call_is_made_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
         site.runtime.remove(ref, force=True)
 
 
+def test_shared_memory_is_half_of_the_boxs_memory(site: Site) -> None:
+    box = site.running_box(memory_mib=256)
+    output, _, code = collect(site.runtime.spawn(box, ExecSpec(("df", "-m", "/dev/shm"))))
+    site.runtime.remove(box, force=True)
+    assert code == 0
+    assert output.splitlines()[1].split()[1] == b"128"
+
+
 def test_network(site: Site) -> None:
     box = site.running_box(network_enabled=True)
     assert b"eth0" in run(site, box, "ls", "/sys/class/net")
