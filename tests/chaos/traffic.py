@@ -220,7 +220,7 @@ def _listed(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _output(response: http.client.HTTPResponse, deadline: float) -> dict[str, Any]:
     """Standard output and exit code from a stream of server-sent events. EOFError when it breaks off."""
-    event, text = "", ""
+    event, text, lost = "", "", False
     for raw in response:
         if time.monotonic() > deadline:
             raise TimeoutError
@@ -230,7 +230,9 @@ def _output(response: http.client.HTTPResponse, deadline: float) -> dict[str, An
         elif word == "data" and event == "stdout":
             text += base64.b64decode(json.loads(rest)["data"]).decode()
         elif word == "data" and event == "exit":
-            return {"exit_code": json.loads(rest)["exit_code"], "stdout": text, "said": rest}
+            return {"exit_code": json.loads(rest)["exit_code"], "stdout": text, "said": rest, "lost": lost}
+        elif word == "data" and event == "lost":
+            lost = True
         elif word == "data" and event == "error":
             raise EOFError(rest)
     raise EOFError("the stream ended without an exit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,30 @@ def test_a_command_that_ends_while_the_worker_is_away(cluster: Cluster, worker: 
     with attached(cluster, path) as client:
         assert client.to_the_end() == 5
     assert client.stdout.endswith(b"said\n")
+
+
+def test_a_reader_of_events_is_told_what_went_with_the_worker(
+    cluster: Cluster, worker: Worker, running_box: str
+) -> None:
+    execution = execute(cluster, running_box, "echo said; exit 3")
+    path = f"/v1/boxes/{running_box}/executions/{execution}/output"
+    assert [name for name, _, _ in events(cluster, path)] == ["stdout", "exit"]
+    worker.kill()
+    worker.start()
+    (lost, _, why), (end, last_id, ended) = events(cluster, path)
+    assert (lost, end, ended["exit_code"]) == ("lost", "exit", 3)
+    assert "restarted" in why["message"]
+    assert ended["error"] == state(cluster, running_box, execution)["error_message"] == why["message"]
+    assert [name for name, _, _ in events(cluster, path, last_id)] == ["exit"]
+
+
+def events(cluster: Cluster, path: str, last_event_id: str = "0") -> list[tuple[str, str, Any]]:
+    """Name, id and data of all server-sent events, to the end of the stream."""
+    status, _, body = cluster.http("GET", path, headers={"Last-Event-ID": last_event_id})
+    assert status == 200
+    blocks = [block.splitlines() for block in body.decode().split("\n\n") if block and not block.startswith(":")]
+    fields = [dict(line.split(": ", 1) for line in block) for block in blocks]
+    return [(each["event"], each["id"], json.loads(each["data"])) for each in fields]
 
 
 def commands(cluster: Cluster) -> bool:

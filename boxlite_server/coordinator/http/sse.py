@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 # A proxy such as nginx would otherwise hold events back until its buffer is full.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+UNREAD = "earlier output was dropped: nobody read it in time"
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 
 
@@ -55,6 +56,10 @@ async def _output(core: Core, box: Box, execution_id: str, position: int) -> Asy
                 elif event.HasField("chunk"):
                     if data := joiner.push(event.chunk.stream, event.chunk.data):
                         yield output_event(event.chunk.stream, data, event.position)
+                elif event.HasField("dropped_bytes"):
+                    yield lost_event(UNREAD, event.position, event.dropped_bytes)
+                elif event.HasField("gap"):
+                    yield lost_event(event.gap, event.position)
                 elif event.HasField("ended"):
                     for stream, data in joiner.flush():
                         yield output_event(stream, data, event.position)
@@ -114,6 +119,14 @@ def exit_event(ended: pb.Execution, position: int) -> bytes:
     if ended.error_message:
         body["error"] = ended.error_message
     return _event("exit", body, position)
+
+
+def lost_event(message: str, position: int, dropped_bytes: int | None = None) -> bytes:
+    """Build the event that says that output before `position` is missing. Clients that do not know it ignore it."""
+    body: dict[str, Any] = {"message": message}
+    if dropped_bytes is not None:
+        body["dropped_bytes"] = dropped_bytes
+    return _event("lost", body, position)
 
 
 def log_event(stream: int, data: bytes) -> bytes:

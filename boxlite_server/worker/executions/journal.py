@@ -41,6 +41,7 @@ class Record:
     exit_code: int = 0
     duration_ms: int = 0
     error_message: str = ""
+    has_output: bool = True  # whether there was output, which ends with the process
 
 
 class Journal:
@@ -82,7 +83,7 @@ class Journal:
                 if changed != record:
                     self._write(changed)
 
-    def record_end(self, state: ExecutionState, ended_at_ms: int) -> None:
+    def record_end(self, state: ExecutionState, ended_at_ms: int, *, has_output: bool) -> None:
         """Write down that the execution ended in `state`, at `ended_at_ms` (Unix time)."""
         self.update(
             state.execution_id,
@@ -91,6 +92,7 @@ class Journal:
             exit_code=state.exit_code,
             duration_ms=state.duration_ms,
             error_message=state.error_message,
+            has_output=has_output,
         )
 
     def remove(self, execution_id: str) -> None:

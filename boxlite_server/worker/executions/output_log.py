@@ -105,6 +105,12 @@ class OutputLog:
             self._readers.add(reader)
             return reader
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there has been no output."""
+        with self._changed:
+            return self._end == self._begin
+
     def holds(self, position: int) -> bool:
         """Whether `position` may belong to this log."""
         with self._changed:

@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ... import ids
@@ -368,7 +369,8 @@ class Executions:
 
     def _note_end(self, execution: Execution, at_ms: int) -> None:
         """Record that the execution ended at `at_ms` (Unix time)."""
-        self._journal.record_end(execution.state, at_ms)
+        had_output = bool(execution.gap) or not execution.output.is_empty
+        self._journal.record_end(execution.state, at_ms, has_output=had_output)
         with self._changed:
             self._finished.append((self._clock() - (now_ms() - at_ms) / 1000, execution.execution_id))
             if not execution.is_main:
@@ -404,8 +406,9 @@ class Executions:
         return execution
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
-        execution = self._execution(record, EndedProcess(), GAP)
-        execution.conclude(outcome.state)
+        gap = GAP if record.has_output else ""
+        execution = self._execution(record, EndedProcess(), gap)
+        execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or gap))
         entry: Future[Execution] = Future()
         entry.set_result(execution)
         with self._changed:

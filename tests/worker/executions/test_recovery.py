@@ -142,6 +142,9 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
     assert (output, state.exit_code, state.status) == (b"", 3, ExecutionStatus.COMPLETED)
     assert (state.duration_ms, state.started_at_ms) == (before.duration_ms, before.started_at_ms)
     assert len(lost) == 1
+    assert state.error_message == lost[0]
+    worker = worker.die()()
+    assert read(worker, box, execution) == (lost, output, state)
     last_life = worker.die()
     monkeypatch.setattr("boxlite_server.worker.executions.recovery.now_ms", lambda: state.started_at_ms + 10**9)
     worker = last_life()
@@ -149,6 +152,15 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
         worker.executions.get(box.box_id, execution)
     assert worker.records() == []
     assert KEEP_FINISHED * 1000 < 10**9
+
+
+def test_a_command_that_said_nothing_has_lost_nothing(worker: Worker, box: BoxRef) -> None:
+    execution = worker.start(box, "exit 4")
+    before = read(worker, box, execution)[2]
+    for thread in threading.enumerate():
+        if thread.name == f"execution {execution}":
+            thread.join(60)
+    assert read(worker.die()(), box, execution) == ([], b"", before)
 
 
 def test_signals_and_kills_reach_a_found_command(worker: Worker, box: BoxRef) -> None:
