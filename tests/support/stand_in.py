@@ -16,6 +16,7 @@ import signal
 import socketserver
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -101,9 +102,10 @@ def must(command: str) -> None:
 
 def main() -> None:
     directory = Path(sys.argv[1])
+    with suppress(OSError):  # without it, addresses come and go by themselves; a kernel may have no IPv6
+        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     for command in (
         "ip link set lo up",
-        "sysctl -q net.ipv6.conf.default.disable_ipv6=1",  # else addresses come and go by themselves
         "ip link add docker0 type bridge",
         "ip address add 172.17.0.1/16 dev docker0",
         "ip link set docker0 up",
