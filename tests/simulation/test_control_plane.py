@@ -116,6 +116,19 @@ _FORMER: dict[str, tuple[int, int, list[Step]]] = {
             ("create", None, 1, 256),
         ],
     ),
+    "a start that a former process refuses stops the box": (
+        1,
+        1,
+        [
+            ("create", None, 1, 512),
+            ("wait", 0.1),
+            ("start", 0),
+            ("wait", 0.024),
+            ("kill_worker", 0, 0.02),
+            ("wait", 0.016),
+            ("start", 0),
+        ],
+    ),
     "a late start undoes a stop": (
         1,
         1,

@@ -110,7 +110,8 @@ class Boxes:
         if await self._store.is_restoring(box.id):
             raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
         wanted: dict[str, Any] = {}
-        if box.desired != DesiredState.RUNNING:
+        was_desired = box.desired == DesiredState.RUNNING
+        if not was_desired:
             wanted |= {"desired": DesiredState.RUNNING, "engine_life": None}
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
@@ -121,7 +122,10 @@ class Boxes:
         try:
             state = await self._calls.start_box(worker, ref(box))
         except errors.BoxliteError as exc:
-            await self._not_started(box, exc, again)
+            # The box should still run if only its worker was at fault, or if the start may have been done.
+            if not (again or isinstance(exc, UNCERTAIN) or (was_desired and isinstance(exc, NOT_THE_BOX))):
+                box = await self._turns.change(box.id, desired=DesiredState.STOPPED)
+            await self._not_started(box, exc)
             raise
         if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
             # The box has ended at once; `follow` finds out whether by itself or killed by an engine that is stopping.
@@ -130,9 +134,7 @@ class Boxes:
             return await self._store.get_box(box.id) or box
         return await self._observer.apply(box, state, worker)
 
-    async def _not_started(self, box: Box, exc: errors.BoxliteError, again: bool) -> None:
-        if not again and not isinstance(exc, UNCERTAIN):
-            box = await self._turns.change(box.id, desired=DesiredState.STOPPED)
+    async def _not_started(self, box: Box, exc: errors.BoxliteError) -> None:
         await self._observer.observe(box)
         now = await self._store.get_box(box.id)
         if now and now.status == BoxStatus.FAILED:
