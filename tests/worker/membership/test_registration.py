@@ -68,11 +68,11 @@ def coordinator() -> Iterator[Coordinator]:
             told = stub.answers.get(kind)
             status, answer = told.pop(0) if told else (BEAT if kind == "heartbeat" else REGISTERED)
             data = json.dumps(answer).encode()
+            stub.calls.put(Call(self.path, body, self.headers["Authorization"]))  # before the next request can come
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
-            stub.calls.put(Call(self.path, body, self.headers["Authorization"]))
 
         def log_message(self, format: str, *args: object) -> None: ...
 
