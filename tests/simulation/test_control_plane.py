@@ -188,6 +188,19 @@ _FORMER: dict[str, tuple[int, int, list[Step]]] = {
             ("wait", 40.0),
         ],
     ),
+    "a refused clone stays listed until its worker answers again": (
+        1,
+        1,
+        [
+            *_CREATED,
+            ("lose_container", 0),
+            ("wait", 0.008),
+            ("clone", 0),
+            ("wait", 0.016),
+            ("lose_request", 0, 0.0),
+            ("wait", 0.008),
+        ],
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
-from ..fleet.calls import TRY_ELSEWHERE, Calls
+from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN, Calls
 from ..fleet.placement import Need, not_placed, place
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
@@ -144,22 +144,31 @@ class Creation:
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """Write a new box's row and reserve its room around the `with` block, which makes the box with a disk of
         its own by one call to the worker. Afterwards the box is configured; when the block fails, nothing is left of
-        the box. `only`: the id of the one worker that can make it. See `made_before` for `request_key`."""
+        the box. Only where nobody knows whether the worker made the box, the row may stay, to be removed later.
+        `only`: the id of the one worker that can make it. See `made_before` for `request_key`."""
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
             try:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
-            except Exception:  # a cancelled creation leaves its row, to be finished or undone
+            except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
                 await self._store.count(prefix, "boxes_failed")
-                box = await self._turns.change(box_id, status=BoxStatus.REMOVING)
-                try:
-                    await self._observer.clean_up(box)
-                except errors.BoxliteError as exc:
-                    log.warning("box %s will be cleaned up later: %s", box_id, exc)  # by the reconciler
+                await self._undo(box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN))
                 raise
             await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+
+    async def _undo(self, box_id: str, *, refused: bool) -> None:
+        """Remove what there is of a box that was not made. When its worker does not answer, the reconciler removes
+        the box later. But a box that the worker has `refused` to make is forgotten at once, like its client was told."""
+        box = await self._turns.change(box_id, status=BoxStatus.REMOVING)
+        try:
+            await self._observer.clean_up(box)
+        except errors.BoxliteError as exc:
+            if refused:
+                await self._turns.forget(box_id)
+            else:
+                log.warning("box %s will be cleaned up later: %s", box_id, exc)
 
     async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float) -> None:
         request = pb.CreateBoxRequest(box=pb.BoxRef(box_id=box_id, generation=generation), spec=spec.to_proto(box_id))
