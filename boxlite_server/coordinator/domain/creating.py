@@ -154,7 +154,9 @@ class Creation:
                 yield pb.BoxRef(box_id=box_id, generation=1), worker
             except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
                 await self._store.count(prefix, "boxes_failed")
-                await self._undo(box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN))
+                await self._undo(
+                    box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN)
+                )
                 raise
             await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
 

@@ -2,13 +2,15 @@
 
 Every image of a worker carries the labels of its cluster, worker and box, and has a tag from the moment it exists.
 So an image of the worker without a tag is garbage: it is removed as soon as no container and no other image is based
-on it. Nothing is removed by force, and no image of somebody else is touched.
+on it. The last tag of an image that a container is based on cannot be removed: it is replaced by a tag for garbage,
+which goes once the container is gone. Nothing is removed by force, and no image of somebody else is touched.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -25,13 +27,14 @@ from ...errors import (
 )
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, Owner, Settings, SnapshotSize
 from .containers import Containers
-from .engine import Answer, Engine, engine_errors, is_full
+from .engine import Answer, Engine, act_on_all, engine_errors, is_full
 from .labels import (
     BOX_LABEL,
     CLUSTER_LABEL,
     DISK_REPOSITORY,
     EXPORT_LABEL,
     EXPORT_REPOSITORY,
+    GARBAGE_REPOSITORY,
     GENERATION_LABEL,
     SNAPSHOT_LABEL,
     SNAPSHOT_REPOSITORY,
@@ -53,6 +56,10 @@ class DockerDisks:
         self._containers = containers
         self._engine = engine
         self._owner = owner
+        # The engine makes an image and then tags it. In between, a sweep would take it for garbage.
+        self._sweeping = threading.Lock()
+        self._making = 0  # calls under way that make an image
+        self._is_unswept = False  # whether a sweep waits for them to end
 
     # ---- snapshots ----
 
@@ -67,16 +74,13 @@ class DockerDisks:
 
     def remove_snapshot(self, box: BoxRef, snapshot_id: str) -> None:
         tag = _snapshot(snapshot_id)
-        if self._own(tag, box.box_id) is None:
-            return
-        if not self._untag(tag):
-            # The box was restored from the snapshot and is based on it: it becomes nothing but the box's disk.
-            with engine_errors("cannot tag an image"):
-                self._engine.api.tag(tag, DISK_REPOSITORY, box.box_id)
-            self._untag(tag)
-        self._sweep()
+        if self._own(tag, box.box_id) is not None:
+            self._discard(tag)
+            self._sweep()
 
     def list_snapshots(self) -> list[tuple[str, str]]:
+        with suppress(BoxliteError):
+            self._sweep()  # the coordinator asks once a minute; meanwhile somebody may have removed a container
         tagged = [
             (image, tag.partition(":")) for image in self._images(owned_by(self._owner())) for tag in _tags(image)
         ]
@@ -97,8 +101,7 @@ class DockerDisks:
                     raise InvalidStateError(f"box {box.box_id} is running; stop it first")
             # The new container comes first: if it cannot be made, the box is unchanged.
             state = self._containers.create(new, replace(spec, image=_snapshot(snapshot_id)), image)
-        for found in older:
-            self._containers.delete(found, force=True)
+        act_on_all(lambda found: self._containers.delete(found, force=True), older)
         self._untag(_disk(box.box_id))
         self._sweep()
         return state
@@ -124,7 +127,7 @@ class DockerDisks:
         repository = {"fromSrc": "-", "repo": DISK_REPOSITORY, "tag": box.box_id, "changes": [f"LABEL {labels}"]}
         pieces = iter(tar)
         try:
-            with engine_errors("the disk cannot be imported"):
+            with self._image_making(), engine_errors("the disk cannot be imported"):
                 answer = self._engine.call(
                     "POST",
                     "/images/create",
@@ -180,37 +183,67 @@ class DockerDisks:
     # ---- removing ----
 
     def forget(self, box_id: str) -> None:
-        """Remove every disk of a box that has no container any more."""
+        """Remove every disk of a box that has no container any more; a disk that cannot be removed holds up none of
+        the others. Raises why, once all were tried."""
         images = self._images(owned_by(self._owner()))
-        for image in images:
-            if image["Labels"][BOX_LABEL] == box_id:
-                for tag in _tags(image):
-                    self._untag(tag)
-        if images:
-            self._sweep()
+        own = [tag for image in images if image["Labels"][BOX_LABEL] == box_id for tag in _tags(image)]
+        try:
+            act_on_all(self._discard, own)
+        finally:
+            if images:
+                self._sweep()
 
     def tidy(self) -> None:
         owner = self._owner()
         helpers = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{EXPORT_LABEL}={owner.worker_id}"]
         with engine_errors("cannot list the helpers of exports"):
             containers = self._engine.api.containers(all=True, filters={"label": helpers})
-        for container in containers:
-            self._remove_helper(container["Id"])
         # Only the coordinator removes a snapshot. Any other disk goes, unless a container is based on it: its box was
         # never made.
-        for image in [*self._images(helpers), *self._images(owned_by(owner))]:
-            for tag in _tags(image):
-                if not tag.startswith(f"{SNAPSHOT_REPOSITORY}:"):
-                    self._untag(tag)
-        self._sweep()
+        images = [*self._images(helpers), *self._images(owned_by(owner))]
+        tags = [tag for image in images for tag in _tags(image) if not tag.startswith(f"{SNAPSHOT_REPOSITORY}:")]
+        try:
+            act_on_all(self._remove_helper, [container["Id"] for container in containers])
+            act_on_all(self._untag, tags)
+        finally:
+            self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the owner's images that have no tag and that nothing is based on."""
-        owner = self._owner()
-        progress = True
-        while progress:  # a removed image may have been the last that was based on another
-            unwanted = self._images(owned_by(owner), dangling=True)
-            progress = sum(self._remove(image["Id"]) for image in unwanted) > 0
+        """Remove the owner's images that have no tag, or only that of garbage, and that nothing is based on. While an
+        image is being made, this is left to the end of that."""
+        with self._sweeping:
+            self._is_unswept = self._making > 0
+            if self._is_unswept:
+                return
+            mine = owned_by(self._owner())
+            garbage = self._images(mine, reference=GARBAGE_REPOSITORY)
+            act_on_all(self._untag, [tag for image in garbage for tag in _tags(image)])
+            progress = True
+            while progress:  # a removed image may have been the last that was based on another
+                unwanted = self._images(mine, dangling=True)
+                progress = sum(self._remove(image["Id"]) for image in unwanted) > 0
+
+    @contextmanager
+    def _image_making(self) -> Iterator[None]:
+        """Keep sweeps away during the `with` block, in which the engine makes an image."""
+        with self._sweeping:
+            self._making += 1
+        try:
+            yield
+        finally:
+            with self._sweeping:
+                self._making -= 1
+                is_due = self._is_unswept and not self._making
+            if is_due:
+                with suppress(BoxliteError):
+                    self._sweep()
+
+    def _discard(self, tag: str) -> None:
+        """Remove the tag, and the image with it as soon as nothing is based on it."""
+        if not self._untag(tag):
+            with suppress(NotFoundError), engine_errors("cannot tag an image"):
+                self._engine.api.tag(tag, GARBAGE_REPOSITORY, tag.partition(":")[2])
+            self._untag(tag)
 
     def _untag(self, tag: str) -> bool:
         """Remove the tag, and the image too unless something is based on it or it has another tag.
@@ -224,6 +257,10 @@ class DockerDisks:
             return True
         except InvalidStateError:
             return False
+        except EngineError:
+            # The engine fails in the middle when somebody else removes the image, its parent or its child meanwhile.
+            if self._inspect(tag) is not None:
+                raise
         return True
 
     def _remove(self, image_id: str) -> bool:
@@ -250,7 +287,7 @@ class DockerDisks:
         changes: dict[str, object] = {"Labels": dict(labels)}
         if stop_signal := container["Config"].get("StopSignal"):
             changes["StopSignal"] = stop_signal
-        with engine_errors("the disk cannot be copied"):
+        with self._image_making(), engine_errors("the disk cannot be copied"):
             self._engine.call("POST", "/commit", source, json=changes, timeout=COPY_TIMEOUT).check()
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:

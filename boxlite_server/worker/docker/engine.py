@@ -11,10 +11,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import docker
 import docker.errors
@@ -22,6 +22,7 @@ import docker.utils
 import requests
 
 from ...errors import (
+    BoxliteError,
     EngineError,
     InvalidArgumentError,
     InvalidStateError,
@@ -33,6 +34,8 @@ CALL_TIMEOUT = 60.0  # seconds that an answer may be silent, unless the call say
 STREAM_TIMEOUT = 300.0  # the same, for calls that the client library would never time out: pulls and events
 _POOL = 64  # connections kept; more are opened when needed
 
+
+T = TypeVar("T")
 
 # ---- errors ----
 
@@ -63,6 +66,18 @@ def engine_errors(what: str) -> Iterator[None]:
 def refusal(exc: Exception) -> str | None:
     """The engine's reason, if the exception says that the engine answered with an error; None otherwise."""
     return _reason(exc) if isinstance(exc, docker.errors.APIError) else None
+
+
+def act_on_all(act: Callable[[T], object], things: Iterable[T]) -> None:
+    """Call `act` with each thing, and go on past failures. Raises the first of the failures once all were tried."""
+    failures: list[BoxliteError] = []
+    for thing in things:
+        try:
+            act(thing)
+        except BoxliteError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
 
 
 def is_full(text: str) -> bool:

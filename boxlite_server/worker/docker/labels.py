@@ -18,6 +18,7 @@ EXPORT_LABEL = "boxlite.export"  # the worker id of an export's helpers, whose w
 SNAPSHOT_REPOSITORY = "boxlite/snapshot"  # tagged with the snapshot's id
 DISK_REPOSITORY = "boxlite/box"  # the disk that a box began with, tagged with the box's id
 EXPORT_REPOSITORY = "boxlite/export"  # tagged with a new id
+GARBAGE_REPOSITORY = "boxlite/garbage"  # what nobody wants any more, and a container is still based on
 
 
 def owner_labels(owner: Owner) -> dict[str, str]:

@@ -27,7 +27,7 @@ from ..runtime import (
 from .config import MIB, host_paths, port_errors, spec_errors, volume_ids, writable_paths
 from .containers import Containers, state_of
 from .disks import DockerDisks
-from .engine import Engine, engine_errors
+from .engine import Engine, act_on_all, engine_errors
 from .exec import ExecProcess, readopt
 from .files import DockerFiles
 from .holder import Holder
@@ -170,8 +170,7 @@ class DockerRuntime:
         return state
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        for found in self._containers.up_to(box):
-            self._containers.delete(found, force)
+        act_on_all(lambda found: self._containers.delete(found, force), self._containers.up_to(box))
         self._meter.forget(box)
         self.disks.forget(box.box_id)
 

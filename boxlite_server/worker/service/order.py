@@ -37,12 +37,13 @@ class BoxOrder:
         *,
         makes: bool = False,
         wish: int | None = None,
+        any_generation: bool = False,
         still_wanted: Callable[[], bool] = lambda: True,
     ) -> Iterator[None]:
         """Wait until no other call about the box is under way, and keep others waiting during the `with` block.
 
         Raises `InvalidStateError`
-        - when a call of a later generation has been seen;
+        - when a call of a later generation has been seen, unless the call is right for `any_generation`;
         - for a call that `makes` a box, when that generation or a later one was removed;
         - for a call with a `wish` (start and stop), when a later wish has been seen;
         - when the caller is no longer waiting: it may have sent another call since, which this one must not follow.
@@ -50,7 +51,8 @@ class BoxOrder:
         with self._exclusive(box.box_id):
             if not still_wanted():
                 raise InvalidStateError(f"box {box.box_id}: the caller gave up while the call waited for its turn")
-            self._check(box, makes, wish)
+            if not any_generation:
+                self._check(box, makes, wish)
             yield
 
     def removed(self, box: BoxRef) -> None:

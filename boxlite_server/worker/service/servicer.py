@@ -73,9 +73,16 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._readers.end()
 
     def _turn(
-        self, box: BoxRef, context: grpc.ServicerContext, *, makes: bool = False, wish: int | None = None
+        self,
+        box: BoxRef,
+        context: grpc.ServicerContext,
+        *,
+        makes: bool = False,
+        wish: int | None = None,
+        any_generation: bool = False,
     ) -> AbstractContextManager[None]:
-        return self._order.turn(box, makes=makes, wish=wish, still_wanted=context.is_active)
+        wanted = context.is_active
+        return self._order.turn(box, makes=makes, wish=wish, any_generation=any_generation, still_wanted=wanted)
 
     # ---- boxes ----
 
@@ -301,7 +308,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
         box, snapshot_id = messages.snapshot_ref(request)
-        with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, removes=True):
+        # A snapshot outlives the generation that it was made of, and its id is used only once.
+        with (
+            self._turn(box, context, any_generation=True),
+            self._order.turn_of("snapshot", snapshot_id, removes=True),
+        ):
             self._runtime.disks.remove_snapshot(box, snapshot_id)
         return pb.Empty()
 

@@ -41,9 +41,9 @@ def test_a_removed_snapshot_that_the_box_stands_on_goes_with_the_next_restore(
     box = disks.restore(box, first, 2, site.spec()).box
     disks.remove_snapshot(box, first)
     assert tagged(api, f"boxlite/snapshot:{first}") == []
-    assert len(tagged(api, f"boxlite/box:{box.box_id}")) == 1
+    assert len(tagged(api, f"boxlite/garbage:{first}")) == 1
     box = disks.restore(box, second, 3, site.spec()).box
-    assert tagged(api, f"boxlite/box:{box.box_id}") == []
+    assert tagged(api, "boxlite/garbage") == []
     site.runtime.remove(box, force=True)
 
 

@@ -138,3 +138,19 @@ def test_what_nobody_waits_for_any_more_is_not_done(
     monkeypatch.setattr(fake_site.runtime, "start", start)
     assert client.StartBox(box).status == pb.BOX_STATUS_RUNNING  # queued behind the first call
     assert stops == []
+
+
+def test_a_snapshot_of_a_former_generation_can_be_removed(fake_site: Site, client: Client, box: pb.BoxRef) -> None:
+    kept = ids.new_id()
+    snapshot = pb.SnapshotRef(box=box, snapshot_id=kept)
+    client.CreateSnapshot(snapshot)
+    client.StopBox(pb.StopBoxRequest(box=box))
+    spec = create_request(fake_site, box).spec
+    client.RestoreSnapshot(pb.RestoreSnapshotRequest(snapshot=snapshot, new_generation=3, spec=spec))
+    later = pb.BoxRef(box_id=box.box_id, generation=3)
+    client.StartBox(later)
+    assert refusal(client.StartBox, box)[1] == "invalid_state"
+    client.RemoveSnapshot(snapshot)
+    assert (box.box_id, kept) not in fake_site.runtime.disks.list_snapshots()
+    client.RemoveBox(pb.RemoveBoxRequest(box=later, force=True))
+    box.generation = 3
