@@ -201,6 +201,11 @@ _FORMER: dict[str, tuple[int, int, list[Step]]] = {
             ("wait", 0.008),
         ],
     ),
+    "a restoration whose answer is lost is taken for not done while its worker is unreachable": (
+        1,
+        1,
+        [*_KEPT, ("restore", 0, 0), ("lose_reply", 0, 0.0), ("wait", 0.008)],
+    ),
 }
 
 

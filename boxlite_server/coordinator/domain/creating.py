@@ -162,7 +162,7 @@ class Creation:
 
     async def _undo(self, box_id: str, *, refused: bool) -> None:
         """Remove what there is of a box that was not made. When its worker does not answer, the reconciler removes
-        the box later. But a box that the worker has `refused` to make is forgotten at once, like its client was told."""
+        the box later; but a box that was `refused` is forgotten, since its client was told that there is none."""
         box = await self._turns.change(box_id, status=BoxStatus.REMOVING)
         try:
             await self._observer.clean_up(box)

@@ -133,12 +133,13 @@ class Snapshots:
         for row in await self._store.unfinished_snapshots(box.id):
             log.info("box %s: snapshot %s was left %s", box.id, row.name, row.state)
             if row.state == SnapshotState.RESTORING:
-                box = await self._restore(box, row)
+                box = await self._restore(box, row, again=True)
             else:
                 await self._discard(box, row)
         return box
 
-    async def _restore(self, box: Box, row: Snapshot) -> Box:
+    async def _restore(self, box: Box, row: Snapshot, *, again: bool = False) -> Box:
+        """`again`: an earlier call may have restored the box, so a call that is not sent says nothing about it."""
         request = pb.RestoreSnapshotRequest(
             snapshot=_snapshot_ref(box, row),
             new_generation=box.generation + 1,
@@ -149,7 +150,9 @@ class Snapshots:
             state = await self._calls.restore_snapshot(worker, request)
         except UNCERTAIN:
             raise
-        except errors.BoxliteError:
+        except errors.BoxliteError as exc:
+            if again and isinstance(exc, errors.UpstreamUnavailableError):
+                raise
             async with self._turns.writing(box.id) as tx:
                 await tx.update_snapshot(row.id, state=SnapshotState.READY)
             await self._observer.observe(box)

@@ -81,8 +81,9 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         wish: int | None = None,
         any_generation: bool = False,
     ) -> AbstractContextManager[None]:
-        wanted = context.is_active
-        return self._order.turn(box, makes=makes, wish=wish, any_generation=any_generation, still_wanted=wanted)
+        return self._order.turn(
+            box, makes=makes, wish=wish, any_generation=any_generation, still_wanted=context.is_active
+        )
 
     # ---- boxes ----
 
