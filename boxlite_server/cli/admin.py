@@ -28,6 +28,13 @@ def workers(api: ApiClient, arguments: argparse.Namespace) -> int:
     for worker in found:
         if worker.get("reason"):
             print(worker["reason"], file=sys.stderr)
+        if refused := worker.get("orphans", {}).get("refused"):
+            what = "an orphan" if refused == 1 else f"{refused} orphans"
+            print(
+                f"worker {worker['name']} has {what} that it does not remove; "
+                "`boxlite-server reconcile --dry-run` says why",
+                file=sys.stderr,
+            )
     return 0
 
 

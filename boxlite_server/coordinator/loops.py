@@ -1,4 +1,4 @@
-"""Keeps background work going: a loop that survives errors, and at most one task for each key."""
+"""Keeps background work going: a loop that survives errors, at most one task for each key, and pauses between tries."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ class Loop:
                 log.exception("fault: %s, trying again", self._what)
                 pause = self._retry
             await self._sleep(pause)
+
+
+class Backoff:
+    """Pauses between the attempts at each key: `first` seconds, then twice as long each time, up to `longest`. `clock`
+    gives seconds."""
+
+    def __init__(self, first: float, longest: float, clock: Callable[[], float]) -> None:
+        self._first = first
+        self._longest = longest
+        self._clock = clock
+        self._pauses: dict[str, tuple[float, float]] = {}  # by key: the pause, and when it is over
+
+    def due_at(self, key: str) -> float:
+        """When the next attempt is due; 0 for now."""
+        return self._pauses.get(key, (0.0, 0.0))[1]
+
+    def failed(self, key: str) -> None:
+        """Note an attempt that has failed."""
+        now = self._clock()
+        pause = min(self._pauses[key][0] * 2, self._longest) if key in self._pauses else self._first
+        self._pauses = {k: known for k, known in self._pauses.items() if now < known[1] + self._longest}
+        self._pauses[key] = (pause, now + pause)
+
+    def succeeded(self, key: str) -> None:
+        """Note an attempt that has succeeded: the next one is due at once."""
+        self._pauses.pop(key, None)
 
 
 class Tasks:

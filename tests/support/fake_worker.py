@@ -49,7 +49,8 @@ class FakeWorker:
         self.engine_life = "life-1"
         # What it holds.
         self.boxes: dict[str, Container] = {}  # by box id: the latest generation
-        self.snapshots: set[str] = set()  # ids; `ListSnapshots` gives all as those of the first box
+        self.snapshots: set[str] = set()  # ids
+        self.kept_of: dict[str, str] = {}  # box ids by snapshot id; other snapshots are listed as of the first box
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
@@ -213,6 +214,7 @@ class FakeWorker:
         if found is not None and found.generation > request.box.generation:
             raise errors.InvalidStateError("a former generation")
         self.boxes.pop(request.box.box_id, None)
+        self.snapshots -= {kept for kept, box_id in self.kept_of.items() if box_id == request.box.box_id}
         return pb.Empty()
 
     def _GetBox(self, ref: pb.BoxRef) -> pb.Box:
@@ -240,8 +242,11 @@ class FakeWorker:
         return pb.Empty()
 
     def _ListSnapshots(self, request: pb.Empty) -> pb.ListSnapshotsResponse:
-        box = pb.BoxRef(box_id=next(iter(self.boxes), ""))
-        refs = [pb.SnapshotRef(box=box, snapshot_id=snapshot_id) for snapshot_id in sorted(self.snapshots)]
+        first = next(iter(self.boxes), "")
+        refs = [
+            pb.SnapshotRef(box=pb.BoxRef(box_id=self.kept_of.get(kept, first)), snapshot_id=kept)
+            for kept in sorted(self.snapshots)
+        ]
         return pb.ListSnapshotsResponse(snapshots=refs)
 
     def _RestoreSnapshot(self, request: pb.RestoreSnapshotRequest) -> pb.Box:

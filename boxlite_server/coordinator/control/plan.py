@@ -82,10 +82,10 @@ class Action(NamedTuple):
 
 
 def actions(
-    rows: Rows, inventory: Inventory, now: float, *, grace: float, since: Mapping[Subject, float]
+    rows: Rows, inventory: Inventory, now: float, *, grace: float, due: Mapping[Subject, float]
 ) -> list[Action]:
-    """All that is to be done about a worker. `since`: when each orphan was first seen, in Unix seconds; an orphan is
-    removed `grace` seconds later."""
+    """All that is to be done about a worker. `due`: when each known orphan is to be removed, in Unix seconds. One that
+    is not known is removed `grace` seconds after `now` if it is a container, and at once if it is a snapshot."""
     worker_id = inventory.worker_id
     states = {box.id: box for box in rows.boxes}
     here: dict[str, Seen] = {}
@@ -103,12 +103,11 @@ def actions(
             found.append(Action(Kind.FINISH_SNAPSHOT, worker_id, box.id, box.generation, reason))
         elif verdict := judge(box, here.get(box.id), inventory.engine_life):
             found.append(Action(verdict.kind, worker_id, box.id, box.generation, verdict.reason))
-    for box_id, snapshot_id in inventory.snapshots:
-        if snapshot_id not in rows.snapshots:
-            reason = f"snapshot {snapshot_id} has no row"
-            found.append(Action(Kind.REMOVE_ORPHAN, worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
+    found += _about_snapshots(rows, inventory, found)
     found = [
-        action._replace(due_at=since.get(action.subject, now) + grace) if action.kind is Kind.REMOVE_ORPHAN else action
+        action._replace(due_at=due.get(action.subject, now if action.snapshot_id else now + grace))
+        if action.kind is Kind.REMOVE_ORPHAN
+        else action
         for action in found
     ]
     return found + _about_volumes(rows.volumes, inventory)
@@ -123,6 +122,23 @@ def _stray(seen: Seen, here: BoxState | None, elsewhere: Box | None) -> Verdict:
     if here is None:
         return Verdict(Kind.REMOVE_ORPHAN, "the box is on another worker")
     return Verdict(Kind.REMOVE_ORPHAN, f"it is of a former generation; the box is of generation {row.generation}")
+
+
+def _about_snapshots(rows: Rows, inventory: Inventory, about_boxes: list[Action]) -> list[Action]:
+    """What becomes of snapshots without a row. Those of a box that goes as a whole go with it, and those of a box with
+    a container of a later generation are left alone, as it is."""
+    here = {box.id for box in rows.boxes}
+    going = {a.box_id for a in about_boxes if a.kind is Kind.REMOVE_ORPHAN and a.box_id not in here}
+    later = {a.box_id for a in about_boxes if a.kind is Kind.UNKNOWN}
+    found = []
+    for box_id, snapshot_id in inventory.snapshots:
+        if snapshot_id in rows.snapshots or box_id in going:
+            continue
+        kind, reason = Kind.REMOVE_ORPHAN, f"snapshot {snapshot_id} has no row"
+        if box_id in later:
+            kind, reason = Kind.UNKNOWN, f"{reason}, and its box is of a later generation there; it is left alone"
+        found.append(Action(kind, inventory.worker_id, box_id, 0, reason, snapshot_id=snapshot_id))
+    return found
 
 
 def _about_volumes(rows: list[Volume], inventory: Inventory) -> list[Action]:

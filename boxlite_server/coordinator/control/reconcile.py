@@ -22,9 +22,9 @@ from ..domain.verdict import Kind, seen_of
 from ..domain.volumes import Volumes
 from ..fleet.calls import Calls
 from ..fleet.registry import Fleet
-from ..loops import Loop, Tasks
+from ..loops import Backoff, Loop, Tasks
 from ..store import Store, Worker
-from .orphans import Orphans
+from .orphans import Count, Orphans
 from .plan import Action, Inventory, Rows
 from .plan import actions as follow_up
 from .restarts import Restarts
@@ -32,7 +32,8 @@ from .restarts import Restarts
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-SURVEY_SECONDS = 600.0  # between two looks at everything that all workers hold, snapshots and volumes included
+SURVEY_SECONDS = 60.0  # between two looks at everything that all workers hold, snapshots and volumes included
+LONGEST_PAUSE = 60.0  # seconds between two tries to finish a broken-off operation; the shortest is LOOK_SECONDS
 MAX_AT_ONCE = 32
 
 
@@ -81,8 +82,10 @@ class Reconciler:
         self._clock = clock
         self._surveyed_at = clock()
         self._to_survey: set[str] = set()  # ids of workers that have registered since the last look
+        self._reached: set[str] = set()  # ids of the workers that could be reached at the last look
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
-        self._tasks = Tasks()  # by box or volume id
+        self._tasks = Tasks()  # by box, volume or snapshot id
+        self._pauses = Backoff(LOOK_SECONDS, LONGEST_PAUSE, clock)  # by box, volume or snapshot id
         self._loop = Loop("broken-off operations cannot be looked for", self._look_again, retry=LOOK_SECONDS)
 
     def start(self) -> None:
@@ -103,21 +106,30 @@ class Reconciler:
             self._begin(action)
 
     def survey_soon(self, worker_id: str) -> None:
-        """Ask a worker at the next look for all that it holds. A worker that registers is asked, because its former
-        process may have left things half done."""
+        """Ask a worker at the next look for all that it holds, and try again what it has refused. A worker that
+        registers is asked, because its former process may have left things half done."""
         self._to_survey.add(worker_id)
+        self._orphans.reconsider({worker_id})
+
+    def orphans(self, worker_id: str) -> Count:
+        """How many orphans the worker holds, as far as this coordinator knows."""
+        return self._orphans.count(worker_id)
 
     async def look(self) -> None:
         """Begin with broken-off operations, and with what has become due."""
         reachable = {worker.id for worker in await self._store.list_workers() if self._fleet.is_reachable(worker)}
+        self._to_survey |= reachable - self._reached  # what was asked of a worker that was away may be left undone
+        self._reached = reachable
         now = self._clock()
         for box in await self._store.unsettled_boxes():
-            if box.worker_id not in reachable or now < self._restarts.due_at(box.id):
+            if box.worker_id not in reachable or now < max(self._restarts.due_at(box.id), self._pauses.due_at(box.id)):
                 continue
             if not await self._turns.is_busy(box.id):
                 self._begin(Action(Kind.ADOPT, box.worker_id, box.id, 0, "an operation on it was broken off"))
         for volume in await self._store.unsettled_volumes():
-            if volume.worker_id in reachable and not await self._volumes.is_busy(volume.id):
+            if volume.worker_id not in reachable or now < self._pauses.due_at(volume.id):
+                continue
+            if not await self._volumes.is_busy(volume.id):
                 self._begin(Action(Kind.FINISH_VOLUME, volume.worker_id, "", 0, "", volume_id=volume.id))
         for action in self._orphans.due(reachable):
             self._begin(action)
@@ -142,11 +154,10 @@ class Reconciler:
     async def _plan(self, inventory: Inventory) -> list[Action]:
         now = self._clock()
         rows = await self._rows(inventory)
-        actions = follow_up(rows, inventory, now, grace=self._orphans.grace, since=self._orphans.since)
-        self._orphans.note(inventory, actions)
+        actions = follow_up(rows, inventory, now, grace=self._orphans.grace, due=self._orphans.due_at)
         return [
             a._replace(due_at=self._restarts.due_at(a.box_id)) if a.kind is Kind.RESTART else a
-            for a in actions
+            for a in self._orphans.note(inventory, actions)
             if not (a.volume_id and await self._volumes.is_busy(a.volume_id))
         ]
 
@@ -170,23 +181,25 @@ class Reconciler:
     # ---- unasked --------------------------------------------------------------------------------------
 
     def _begin(self, action: Action) -> None:
-        """Carry out an action as the one task of its box or volume. A task that is under way may not know what was
-        reported meanwhile, so the action is carried out once more after it."""
+        """Carry out an action as the one task of its box, volume or snapshot. A task that is under way may not know
+        what was reported meanwhile, so the action is carried out once more after it."""
         if action.kind is not Kind.UNKNOWN and action.due_at <= self._clock():
-            key = action.box_id or action.volume_id
-            self._tasks.begin(key, functools.partial(self._carry_out_unasked, action), again=True)
+            self._tasks.begin(_key(action), functools.partial(self._carry_out_unasked, action), again=True)
 
     async def _carry_out_unasked(self, action: Action) -> None:
-        what = f"volume {action.volume_id}" if action.volume_id else f"box {action.box_id}"
+        what, key = _named(action), _key(action)
         try:
             await self._carry_out(action)
+            self._pauses.succeeded(key)
         except errors.ResourceExhaustedError as exc:
             log.info("%s has to wait: %s", what, exc)
         except errors.BoxliteError as exc:
             log.warning("%s could not be reconciled: %s", what, exc)
+            self._pauses.failed(key)
             self._fleet.want_inventory(action.worker_id)
         except Exception:
             log.exception("fault while reconciling %s", what)
+            self._pauses.failed(key)
 
     async def _carry_out(self, action: Action) -> None:
         """Do what an action is about. The action says only where to look; what is found there decides."""
@@ -216,6 +229,8 @@ class Reconciler:
         names = {w.id: w.name for w in workers}
         if worker is None and not dry_run:
             await self._store.accept_backup()
+        if not dry_run:
+            self._orphans.reconsider(names)
         actions, unreachable = await self._survey(workers)
         if dry_run:
             return Outcome([Done(action, False) for action in actions], names, unreachable)
@@ -256,3 +271,14 @@ class Reconciler:
         except errors.BoxliteError as exc:
             return Done(action, False, exc.message)
         return Done(action, True)
+
+
+def _key(action: Action) -> str:
+    return action.snapshot_id or action.box_id or action.volume_id
+
+
+def _named(action: Action) -> str:
+    """What the action is about, for the log."""
+    if action.volume_id:
+        return f"volume {action.volume_id}"
+    return f"snapshot {action.snapshot_id} of box {action.box_id}" if action.snapshot_id else f"box {action.box_id}"

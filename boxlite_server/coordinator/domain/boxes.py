@@ -199,6 +199,8 @@ class Boxes:
                 raise  # it may have been done; then it is finished as soon as the worker answers again
             left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.message}"
             log.warning("%s", left)
+        except errors.EngineError:
+            raise  # a part may be gone; the rest goes as soon as the engine is able to
         except errors.BoxliteError:
             async with self._turns.writing(box.id) as tx:
                 await tx.update_box(box.id, status=box.status)

@@ -156,11 +156,12 @@ def reconciled(outcome: Outcome, dry_run: bool, now: float) -> dict[str, Any]:
 
 async def worker_with_load(core: Core, row: Worker) -> dict[str, Any]:
     """A Worker, with its load read from the store."""
-    return worker(row, core.fleet, await core.store.load(row.id))
+    return worker(row, core, await core.store.load(row.id))
 
 
-def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
+def worker(row: Worker, core: Core, load: Load) -> dict[str, Any]:
     """A Worker, without its secret."""
+    fleet, orphans = core.fleet, core.reconciler.orphans(row.id)
     return {
         "id": row.id,
         "name": row.name,
@@ -179,6 +180,7 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
             "max_boxes": row.max_boxes,
         },
         "reserved": {"cpus": load.cpus, "memory_mib": load.memory_mib, "boxes": load.boxes},
+        "orphans": {"total": orphans.total, "refused": orphans.refused},
         "version": row.version,
         "engine_version": row.engine_version,
     }

@@ -118,9 +118,9 @@ def test_a_container_that_was_gone_and_is_back_counts_again() -> None:
 # ---- whole inventories -----------------------------------------------------------------------------------
 
 
-def planned(rows: Rows, *boxes: Seen, volumes: tuple[str, ...] = (), since: dict[Any, float] | None = None) -> Any:
+def planned(rows: Rows, *boxes: Seen, volumes: tuple[str, ...] = (), due: dict[Any, float] | None = None) -> Any:
     inventory = Inventory("w1", "life-2", boxes, volumes)
-    return actions(rows, inventory, NOW, grace=GRACE, since=since or {})
+    return actions(rows, inventory, NOW, grace=GRACE, due=due or {})
 
 
 def full_row(worker_id: str, generation: int) -> Box:
@@ -134,9 +134,9 @@ def test_all_in_order_is_nothing_to_do() -> None:
 def test_a_container_without_a_row_waits_for_its_grace() -> None:
     (action,) = planned(Rows([]), seen("stopped"))
     assert action == Action(Kind.REMOVE_ORPHAN, "w1", ID, 3, "no box has it", NOW + GRACE)
-    (action,) = planned(Rows([]), seen("stopped"), since={Subject("w1", ID, 3, ""): 900.0})
+    (action,) = planned(Rows([]), seen("stopped"), due={Subject("w1", ID, 3, ""): 960.0})
     assert action.due_at == 960.0
-    (action,) = planned(Rows([]), seen("stopped"), since={Subject("w1", ID, 2, ""): 900.0})
+    (action,) = planned(Rows([]), seen("stopped"), due={Subject("w1", ID, 2, ""): 960.0})
     assert action.due_at == NOW + GRACE
 
 
@@ -163,12 +163,35 @@ def test_a_box_that_is_being_put_back_has_no_orphans() -> None:
         assert [a.kind for a in planned(rows, *found)] == [Kind.FINISH_SNAPSHOT]
 
 
-def test_a_snapshot_without_a_row_waits_for_its_grace() -> None:
+def test_a_snapshot_without_a_row_is_removed_at_once() -> None:
     inventory = Inventory("w1", "life-2", (seen("stopped"),), snapshots=((ID, "s1"), (ID, "s2")))
     rows = Rows([row("stopped")], snapshots={"s1"})
-    (action,) = actions(rows, inventory, NOW, grace=GRACE, since={Subject("w1", ID, 0, "s2"): 990.0})
+    (action,) = actions(rows, inventory, NOW, grace=GRACE, due={})
     assert (action.kind, action.box_id, action.snapshot_id) == (Kind.REMOVE_ORPHAN, ID, "s2")
-    assert action.due_at == 1050.0
+    assert action.due_at == NOW
+    (action,) = actions(rows, inventory, NOW, grace=GRACE, due={action.subject: 1050.0})
+    assert action.due_at == 1050.0  # it was tried before
+
+
+def test_the_snapshots_of_a_box_that_goes_as_a_whole_go_with_it() -> None:
+    inventory = Inventory("w1", "life-2", (seen("stopped"),), snapshots=((ID, "s1"),))
+    (action,) = actions(Rows([]), inventory, NOW, grace=GRACE, due={})
+    assert (action.kind, action.generation, action.snapshot_id, action.due_at) == (
+        Kind.REMOVE_ORPHAN,
+        3,
+        "",
+        NOW + GRACE,
+    )
+
+
+def test_a_snapshot_of_a_box_with_a_later_generation_is_left_alone() -> None:
+    inventory = Inventory("w1", "life-2", (seen("stopped", generation=4),), snapshots=((ID, "s1"),))
+    found = actions(Rows([row("stopped")]), inventory, NOW, grace=GRACE, due={})
+    assert [(a.kind, a.snapshot_id) for a in found] == [
+        (Kind.UNKNOWN, ""),
+        (Kind.MARK_GONE, ""),
+        (Kind.UNKNOWN, "s1"),
+    ]
 
 
 def test_volumes() -> None:

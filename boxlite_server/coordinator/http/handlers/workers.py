@@ -41,7 +41,7 @@ async def list_workers(core: Core) -> Any:
     loads = await core.store.loads()
     return {
         "workers": [
-            views.worker(worker, core.fleet, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
+            views.worker(worker, core, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
         ]
     }
 
