@@ -124,7 +124,7 @@ def _operate(world: World, api: Api, found: Survey) -> None:
     for host in world.hosts:
         host.engine.cure()
     for box in found["boxes"]:
-        if box["status"] == "failed" and (box["error_message"] or "").endswith(REMAINS):
+        if box["status"] == "failed" and any(text in (box["error_message"] or "") for text in REMAINS):
             api.call("start", {"box": box["box_id"]}, "POST", box_path(box["box_id"], "/start"))
 
 

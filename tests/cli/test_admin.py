@@ -132,6 +132,17 @@ def test_waiting_tells_what_changes(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_workers_say_where_orphans_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    row = worker(0, status="active", capacity={"max_boxes": None, "cpu_limit": None, "memory_mib": 9})
+    row |= {"reserved": {"boxes": 0, "cpus": 0, "memory_mib": 0}, "last_heartbeat": "2026-01-01T00:00:00Z"}
+    for refused, said in ((0, ""), (1, "worker one has an orphan"), (3, "worker one has 3 orphans")):
+        row["orphans"] = {"total": 3, "refused": refused}
+        assert admin.workers(Api(row), argparse.Namespace(format="table")) == 0
+        told = capsys.readouterr().err
+        assert told.startswith(said)
+        assert bool(told) == bool(said)
+
+
 def test_waiting_outlives_a_restart_of_the_coordinator(capsys: pytest.CaptureFixture[str]) -> None:
     assert drain(worker(1), worker(1), {}, {}, worker(0)) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["one: cannot reach it", "one: no boxes hold room there"]

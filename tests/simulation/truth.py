@@ -89,7 +89,12 @@ class Truth:
                 yield f"box {box_id} runs {count} times"
 
     def not_yet_right(self) -> Iterator[str]:
-        """What is wrong once all is quiet: rows and containers are to be one for one."""
+        """What is wrong once all is quiet: rows and containers are to be one for one, and so are snapshots."""
+        known = {snapshot_id for (snapshot_id,) in self._database.execute("SELECT id FROM snapshots")}
+        for host in self._cluster.hosts:
+            for box_id, snapshot_id in host.runtime.disks.list_snapshots():
+                if snapshot_id not in known:
+                    yield f"{host.name} has a snapshot of box {box_id} that is nobody's: {snapshot_id}"
         rows = {row.id: row for row in self.rows()}
         for host in self._cluster.hosts:
             for box_id, state in host.containers().items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import socket
 import struct
 import threading
@@ -39,6 +40,13 @@ T = TypeVar("T")
 
 # ---- errors ----
 
+# What Docker Engine 20.10 says of a container after its own end cut off the start of that container.
+_CUT_OFF = re.compile("id already in use|task [0-9a-f]+: already exists")
+_CUT_OFF_HELP = (
+    "the container engine was killed while it started this container, and starts it again only after a restart of the "
+    "engine; the box's files are well: restart the engine, then start the box"
+)
+
 
 @contextmanager
 def engine_errors(what: str) -> Iterator[None]:
@@ -56,6 +64,8 @@ def engine_errors(what: str) -> Iterator[None]:
                 raise InvalidStateError(text) from exc
             case _ if is_full(text):
                 raise ResourceExhaustedError(f"{text} (the disk of the container engine is full)") from exc
+            case _ if _CUT_OFF.search(text):
+                raise EngineError(f"{text} ({_CUT_OFF_HELP})") from exc
             case _:
                 raise EngineError(text) from exc
     # The HTTP library's exceptions are OSErrors, as are the socket's own.

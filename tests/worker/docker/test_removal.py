@@ -180,3 +180,18 @@ def test_a_snapshot_is_safe_from_a_removal_at_the_same_time(
     disks.restore(box, kept, 2, site.spec())
     site.runtime.remove(other, force=True)
     site.runtime.remove(BoxRef(box.box_id, 2), force=True)
+
+
+def test_a_box_whose_start_was_cut_off_says_what_to_do(
+    site: Site, api: docker.APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, client = site.new_box(), site.runtime.disks._engine.api  # type: ignore[attr-defined]
+
+    def never(*_: Any, **__: Any) -> None:
+        raise engine_fault("failed to create shim: task 0123abcd: already exists: unknown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "start", never)
+        with pytest.raises(EngineError, match="restart the engine, then start the box"):
+            site.runtime.start(box)
+    site.runtime.remove(box, force=True)
