@@ -12,8 +12,9 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ... import ids, rpc
@@ -127,12 +128,12 @@ class DockerDisks:
         repository = {"fromSrc": "-", "repo": DISK_REPOSITORY, "tag": box.box_id, "changes": [f"LABEL {labels}"]}
         pieces = iter(tar)
         try:
-            with self._image_making(), engine_errors("the disk cannot be imported"):
+            with ExitStack() as stack, engine_errors("the disk cannot be imported"):
                 answer = self._engine.call(
                     "POST",
                     "/images/create",
                     repository,
-                    body=pieces,
+                    body=self._imported(pieces, stack),
                     content_type="application/x-tar",
                     timeout=COPY_TIMEOUT,
                 )
@@ -147,6 +148,11 @@ class DockerDisks:
         except BaseException:
             self.forget(box.box_id)
             raise
+
+    def _imported(self, pieces: Iterator[bytes], stack: ExitStack) -> Iterator[bytes]:
+        """The pieces of an archive. The engine makes the image at their end; sweeps must not wait for a slow client."""
+        yield from pieces
+        stack.enter_context(self._image_making())
 
     def _create_on(self, disk: Mapping[str, Any], box: BoxRef, spec: BoxSpec) -> BoxState:
         """Make the box on its disk, given as the engine describes it. Removes the disk if that fails."""
@@ -172,9 +178,12 @@ class DockerDisks:
             with closing(answer):
                 yield Export(_settings(container), _reading(answer, box))
         finally:
-            self._remove_helper(helper)
-            self._untag(tag)
-            self._sweep()
+            ends: list[Callable[[], object]] = [
+                partial(self._remove_helper, helper),
+                partial(self._untag, tag),
+                self._sweep,
+            ]
+            act_on_all(lambda end: end(), ends)
 
     def _remove_helper(self, container: str) -> None:
         with suppress(NotFoundError), engine_errors("cannot remove a helper"):
