@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from boxlite_server import errors
-from boxlite_server.coordinator.loops import Loop, Tasks
+from boxlite_server.coordinator.loops import Backoff, Loop, Tasks
 
 
 def test_a_loop_goes_on_after_any_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,3 +75,28 @@ def test_a_key_has_one_task_and_runs_again_when_asked() -> None:
 
     asyncio.run(run())
     assert ran == ["first", "other", "again", "first"]
+
+
+def test_pauses_grow_until_an_attempt_succeeds() -> None:
+    now = 100.0
+    pauses = Backoff(5.0, 60.0, lambda: now)
+    assert pauses.due_at("box") == 0
+    due = []
+    for _ in range(6):
+        pauses.failed("box")
+        due.append(pauses.due_at("box") - now)
+        now = pauses.due_at("box")
+    assert due == [5, 10, 20, 40, 60, 60]
+    pauses.failed("other")
+    assert pauses.due_at("other") - now == 5
+    pauses.succeeded("box")
+    assert pauses.due_at("box") == 0
+
+
+def test_pauses_that_nobody_asks_for_any_more_are_dropped() -> None:
+    now = 100.0
+    pauses = Backoff(5.0, 60.0, lambda: now)
+    pauses.failed("gone")
+    now = 1000.0
+    pauses.failed("box")
+    assert pauses.due_at("gone") == 0
