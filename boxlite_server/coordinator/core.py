@@ -109,6 +109,7 @@ class Core:
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
+        boxes.on_forgotten(orphans.forgotten)
         restarts = Restarts(boxes, observer, clock)
         return cls(
             store=store,

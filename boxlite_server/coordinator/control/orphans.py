@@ -1,6 +1,7 @@
 """Removes orphans: containers and snapshots with this cluster's labels, but without a row.
 
-A container has a grace period first, and with it the snapshots of its box, which go when it goes. A snapshot alone has
+A container has a grace period first, and with it the snapshots of its box, which go when it goes; but that of a box
+that a client removed by force while the worker was away goes as soon as the worker is back. A snapshot alone has
 none: its row is written before the snapshot is made, and deleted after it is removed, so without a row nobody can ask
 for it. A removal that fails is tried again after a growing pause, also when the container is gone by then, since disks
 of the box may be left. A removal that is refused is not tried again before something has changed: the worker has
@@ -19,7 +20,7 @@ from ..._gen import worker_pb2 as pb
 from ..domain.turns import Turns
 from ..domain.verdict import Kind
 from ..fleet.calls import Calls
-from ..store import Store
+from ..store import Box, Store
 from .plan import Action, Inventory, Subject
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0  # seconds, after a removal that has fai
 @dataclass
 class _Orphan:
     due_at: float  # Unix seconds
-    attempts: int = 0  # to remove it, none of which has succeeded
+    attempts: int = 0  # to remove it, of which none is known to have succeeded
     refusal: str = ""  # why it cannot be removed, until something changes
 
 
@@ -83,6 +84,11 @@ class Orphans:
         for subject, due_at in seen.items():
             self._found.setdefault(subject, _Orphan(due_at))
         return noted
+
+    def forgotten(self, box: Box) -> None:
+        """Remove what is left of a box as soon as its worker can be reached: somebody has asked for that, so there is
+        no grace period."""
+        self._found[Subject(box.worker_id, box.id, box.generation, "")] = _Orphan(self._clock(), attempts=1)
 
     def due(self, reachable: Collection[str]) -> Iterator[Action]:
         """The removals that are due, at the workers of these ids."""

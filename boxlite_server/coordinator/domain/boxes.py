@@ -55,6 +55,11 @@ class Boxes:
         self._turns = turns
         self._observer = observer
         self._clock = clock
+        self._on_forgotten: list[Callable[[Box], object]] = []
+
+    def on_forgotten(self, callback: Callable[[Box], object]) -> None:
+        """Have `callback(box)` run with each box that is forgotten while its worker may still hold its container."""
+        self._on_forgotten.append(callback)
 
     async def get(self, prefix: str, id_or_name: str) -> Box:
         """See `Turns.get`."""
@@ -207,4 +212,7 @@ class Boxes:
             await self._observer.observe(box)
             raise
         await self._turns.forget(box.id)
+        if left:
+            for callback in self._on_forgotten:
+                callback(box)
         return left

@@ -94,6 +94,20 @@ async def test_the_snapshots_of_an_orphan_go_with_it_after_its_grace(site: Coord
 
 
 @story
+async def test_what_is_left_of_a_forgotten_box_goes_as_soon_as_its_worker_is_back(site: CoordinatorSite) -> None:
+    box = await site.create()
+    kept(site, box.id, "first", "second")
+    site.one.lose("RemoveBox")
+    assert await site.core.boxes.remove("default", box.id, force=True)
+    await site.look(beats=False)
+    assert box.id in site.one.boxes
+    site.one.recover()
+    await site.look(2 * FIRST_PAUSE)
+    assert (site.one.boxes, site.one.snapshots) == ({}, set())
+    assert await shown(site) == {"total": 0, "refused": 0}
+
+
+@story
 async def test_an_orphan_that_cannot_be_removed_is_tried_again_soon(site: CoordinatorSite) -> None:
     orphan = ids.new_id()
     site.one.boxes[orphan] = Container(1)
