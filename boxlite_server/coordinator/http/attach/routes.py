@@ -57,12 +57,13 @@ class Attach:
                 execution = await self._executions.state(found.box, found.execution.execution_id)
                 headers = [] if found.named else [(EXECUTION_ID_HEADER, execution.execution_id.encode())]
                 session = Session(self._executions, socket, found.box, execution, found.options)
-                await socket.accept(headers=headers)
+                await _accept(socket, headers)
                 await session.run(lease.lost)
         except WebSocketDisconnect:
             return
         except Exception as exc:
-            await socket.send_denial_response(error_response(scope, exc))
+            with suppress(OSError):  # the client went away meanwhile
+                await socket.send_denial_response(error_response(scope, exc))
 
     async def _find(self, scope: Scope) -> Attachment:
         path = scope["path"]
@@ -89,6 +90,14 @@ class Attach:
         with suppress(errors.InvalidStateError):  # the command has ended; the client still gets its output and exit
             await self._executions.resize(box, execution.execution_id, cols, rows)
         return Attachment(box, execution, AttachOptions(channels=False))
+
+
+async def _accept(socket: WebSocket, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises WebSocketDisconnect when the client went away while its request was dealt with."""
+    try:
+        await socket.accept(headers=headers)
+    except OSError as exc:
+        raise WebSocketDisconnect(code=1006) from exc
 
 
 def _options(query: dict[str, list[str]]) -> AttachOptions:
