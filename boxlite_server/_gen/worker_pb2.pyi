@@ -188,7 +188,7 @@ class ExecutionRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., execution_id: _Optional[str] = ...) -> None: ...
 
 class StartExecutionRequest(_message.Message):
-    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds", "hangup_seconds", "expects_reader")
+    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds", "hangup_seconds", "expects_reader", "no_input", "cols", "rows")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,9 @@ class StartExecutionRequest(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HANGUP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXPECTS_READER_FIELD_NUMBER: _ClassVar[int]
+    NO_INPUT_FIELD_NUMBER: _ClassVar[int]
+    COLS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     execution_id: str
     command: str
@@ -218,7 +221,10 @@ class StartExecutionRequest(_message.Message):
     timeout_seconds: float
     hangup_seconds: float
     expects_reader: bool
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ...) -> None: ...
+    no_input: bool
+    cols: int
+    rows: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ..., no_input: _Optional[bool] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class AttachBoxRequest(_message.Message):
     __slots__ = ("box", "hangup_seconds")
@@ -305,20 +311,26 @@ class ConfirmOutputRequest(_message.Message):
     def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ...) -> None: ...
 
 class WriteInputRequest(_message.Message):
-    __slots__ = ("execution", "data", "close")
+    __slots__ = ("execution", "data", "close", "more", "lost")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     execution: ExecutionRef
     data: bytes
     close: bool
-    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ...) -> None: ...
+    more: bool
+    lost: bool
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ..., more: _Optional[bool] = ..., lost: _Optional[bool] = ...) -> None: ...
 
 class WriteInputResponse(_message.Message):
-    __slots__ = ("accepted",)
+    __slots__ = ("accepted", "still_open")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    STILL_OPEN_FIELD_NUMBER: _ClassVar[int]
     accepted: int
-    def __init__(self, accepted: _Optional[int] = ...) -> None: ...
+    still_open: bool
+    def __init__(self, accepted: _Optional[int] = ..., still_open: _Optional[bool] = ...) -> None: ...
 
 class SignalExecutionRequest(_message.Message):
     __slots__ = ("execution", "signal")

@@ -8,18 +8,24 @@ from typing import Protocol
 
 STDOUT = 1  # with a pseudo-terminal: all output
 STDERR = 2
+DEFAULT_COLS, DEFAULT_ROWS = 80, 24  # of a terminal
 GONE_EXIT_CODE = 137  # of a command whose real exit code was lost with its box
 
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A command to run in a box. An empty `working_dir` or `user` leaves the value to the box."""
+    """A command to run in a box. An empty `working_dir` or `user` leaves the value to the box.
+
+    `cols` and `rows`: the size that a terminal has at the start.
+    """
 
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
     user: str = ""
     tty: bool = False
+    cols: int = DEFAULT_COLS
+    rows: int = DEFAULT_ROWS
 
 
 class Process(Protocol):
@@ -35,6 +41,10 @@ class Process(Protocol):
         command, which is found by its box."""
 
     @property
+    def tty(self) -> bool:
+        """Whether the command has a pseudo-terminal."""
+
+    @property
     def lost(self) -> str:
         """Why the exit code that `wait` returned is not the command's own; empty when it is."""
 
@@ -44,8 +54,9 @@ class Process(Protocol):
     def write(self, data: bytes, timeout: float) -> int:
         """Hand input to the command for at most `timeout` seconds. Returns the number of bytes taken."""
 
-    def close_input(self) -> None:
-        """End the input: the command reads what was taken, then EOF. Repeating this is harmless."""
+    def close_input(self, timeout: float) -> bool:
+        """End the input, within `timeout` seconds: the command reads what was taken, then EOF. Returns whether that
+        was done; it may be repeated. A program that has put its terminal into raw mode gets no EOF."""
 
     def signal(self, number: int) -> None:
         """Send the POSIX signal `number` to the command."""

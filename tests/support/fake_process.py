@@ -9,6 +9,7 @@ import pwd
 import select
 import signal
 import subprocess
+import termios
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ class FakeProcess:
         slave = subprocess.PIPE
         if spec.tty:
             self._master, slave = pty.openpty()
+            self._set_size(spec.cols, spec.rows)
         try:
             self._popen = subprocess.Popen(
                 command,
@@ -67,6 +69,10 @@ class FakeProcess:
     @property
     def handle(self) -> str:
         return str(self.pid)
+
+    @property
+    def tty(self) -> bool:
+        return self._tty
 
     @property
     def lost(self) -> str:
@@ -107,11 +113,13 @@ class FakeProcess:
                 raise InvalidStateError("the command takes no more input") from exc
         return sent
 
-    def close_input(self) -> None:
+    def close_input(self, timeout: float) -> bool:
         if self._tty:
-            os.write(self._stdin, b"\x04")
+            with contextlib.suppress(InvalidStateError):
+                return self.write(b"\x04\x04", timeout) == 2
         elif self._popen.stdin:
             self._popen.stdin.close()
+        return True
 
     def signal(self, number: int) -> None:
         if not 1 <= number <= 64:
@@ -126,6 +134,11 @@ class FakeProcess:
 
     def resize(self, cols: int, rows: int) -> None:
         self._refuse_when_over()
+        self._set_size(cols, rows)
+
+    def _set_size(self, cols: int, rows: int) -> None:
+        if self._master is not None:
+            termios.tcsetwinsize(self._master, (rows, cols))
 
     def ends_within(self, timeout: float) -> bool:
         try:

@@ -74,6 +74,7 @@ class FakeMain:
         self.pieces: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
         self.code: int | None = None
         self.handle = self.lost = ""
+        self.tty = box.spec.tty
         self._early = b""
         self._early_close = False
 
@@ -82,7 +83,7 @@ class FakeMain:
         if self._early:
             process.write(self._early, 5)
         if self._early_close:
-            process.close_input()
+            process.close_input(5)
 
     def read(self) -> tuple[int, bytes] | None:
         return self.pieces.get()
@@ -93,11 +94,11 @@ class FakeMain:
             return len(data)
         return self.process.write(data, timeout)
 
-    def close_input(self) -> None:
+    def close_input(self, timeout: float) -> bool:
         if self.process is None:
             self._early_close = True
-        else:
-            self.process.close_input()
+            return True
+        return self.process.close_input(timeout)
 
     def signal(self, number: int) -> None:
         self._running().signal(number)

@@ -25,7 +25,7 @@ def run(site: Site, box: BoxRef) -> None:
     """One run of the main command, to its end."""
     main = site.runtime.attach_main(box)
     site.runtime.start(box)
-    main.close_input()
+    main.close_input(60)
     while main.read() is not None:
         pass
     assert main.wait() == 3

@@ -41,15 +41,15 @@ def test_bytes_are_not_touched(site: Site, box: BoxRef) -> None:
     data = bytes(range(256)) * 40
     process = spawn(site, box, "cat")
     assert process.write(data, 60) == len(data)
-    process.close_input()
+    process.close_input(60)
     assert collect(process) == (data, b"", 0)
 
 
 def test_end_of_input_ends_cat_and_may_be_repeated(site: Site, box: BoxRef) -> None:
     process = spawn(site, box, "cat")
     assert process.write(b"hello\n", 60) == 6
-    process.close_input()
-    process.close_input()
+    process.close_input(60)
+    process.close_input(60)
     assert collect(process) == (b"hello\n", b"", 0)
 
 
@@ -68,7 +68,7 @@ def test_a_large_input_is_taken_whole_by_a_command_that_reads(site: Site, box: B
     sent = 0
     while sent < len(data):
         sent += process.write(data[sent:], 60)
-    process.close_input()
+    process.close_input(60)
     assert int(collect(process)[0]) == len(data)
 
 
@@ -178,7 +178,7 @@ def test_terminal(site: Site, box: BoxRef) -> None:
     process = shell(site, box, "test -t 0 && test -t 1 && echo yes; cat >/dev/null; exit 4", tty=True)
     assert process.read() == (1, b"yes\r\n")
     process.resize(100, 40)
-    process.close_input()
+    process.close_input(60)
     assert collect(process)[2] == 4
 
 
@@ -199,7 +199,7 @@ class TestMain:
         site.runtime.start(box)
         assert process.read() == (1, b"early\n")
         assert process.write(b"late\n", 60) == 5
-        process.close_input()
+        process.close_input(60)
         assert collect(process) == (b"late\n", b"", 0)
         site.runtime.remove(box, force=False)
 
@@ -235,7 +235,7 @@ class TestMain:
             process = site.runtime.attach_main(box)
             site.runtime.start(box)
             assert process.write(word, 60) == len(word)
-            process.close_input()
+            process.close_input(60)
             assert collect(process) == (word, b"", 6)
             site.runtime.stop(box, 1)
         site.runtime.remove(box, force=False)

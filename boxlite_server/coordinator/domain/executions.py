@@ -83,6 +83,9 @@ class Executions:
         self, box: Box, execution_id: str, request: Mapping[str, Any], expects_reader: bool
     ) -> pb.Execution:
         tty = bool(request.get("tty"))
+        cols, rows = request.get("cols") or 0, request.get("rows") or 0
+        if (cols or rows) and not tty:
+            raise errors.InvalidArgumentError("'cols' and 'rows' are the size of a terminal: they need 'tty': true")
         message = pb.StartExecutionRequest(
             box=ref(box),
             execution_id=execution_id,
@@ -95,6 +98,9 @@ class Executions:
             timeout_seconds=request.get("timeout_seconds") or 0,
             hangup_seconds=self._grace if tty else 0,
             expects_reader=expects_reader,
+            no_input=request.get("stdin") is False,
+            cols=cols,
+            rows=rows,
         )
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
         async with self._schedule.use(box):
@@ -123,6 +129,12 @@ class Executions:
     async def state(self, box: Box, execution_id: str) -> pb.Execution:
         return await self._calls.get_execution(box.worker_id, _ref(box, execution_id))
 
+    async def is_running(self, box: Box, execution_id: str) -> bool:
+        try:
+            return (await self.state(box, execution_id)).status == pb.EXECUTION_STATUS_RUNNING
+        except errors.NotFoundError:
+            return False
+
     async def kill(self, box: Box, execution_id: str) -> None:
         await self._calls.kill_execution(box.worker_id, _ref(box, execution_id))
 
@@ -134,24 +146,41 @@ class Executions:
         request = pb.ResizeExecutionRequest(execution=_ref(box, execution_id), cols=cols, rows=rows)
         await self._calls.resize_execution(box.worker_id, request)
 
-    async def write(self, box: Box, execution_id: str, data: bytes, *, tries: int | None = None) -> None:
-        """Hand all of `data` to the command, however long the command takes to read it.
+    async def write(
+        self, box: Box, execution_id: str, data: bytes, *, more: bool = False, tries: int | None = None
+    ) -> None:
+        """Hand all of `data` to the command, however long the command takes to read it. `more`: the data belongs to a
+        message that goes on in another call.
 
-        Raises InvalidStateError once the command has ended, and TimedOutError when the command has read nothing in
-        `tries` calls in a row; the worker decides how long each of them waits.
+        Raises InvalidStateError once the command has ended or its input is closed, and TimedOutError when the command
+        has read nothing in `tries` calls in a row; the worker decides how long each of them waits.
         """
-        for chunk in rpc.chunks(data):
-            rest, idle = chunk, 0
-            while rest:
-                request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=rest)
-                answer = await self._calls.write_input(box.worker_id, request)
-                rest = rest[answer.accepted :]
-                idle = 0 if answer.accepted else idle + 1
-                if idle == tries:
-                    raise errors.TimedOutError(f"the command does not read its input; {len(rest)} bytes are left")
+        rest, idle = memoryview(data), 0
+        while True:
+            chunk = rest[: rpc.CHUNK_BYTES]
+            goes_on = more or len(chunk) < len(rest)
+            request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=bytes(chunk), more=goes_on)
+            answer = await self._calls.write_input(box.worker_id, request)
+            rest = rest[answer.accepted :]
+            if not rest:
+                return
+            idle = 0 if answer.accepted else idle + 1
+            if idle == tries:
+                raise errors.TimedOutError(f"the command does not read its input; {len(rest)} bytes are left")
 
-    async def close_input(self, box: Box, execution_id: str) -> None:
+    async def close_input(self, box: Box, execution_id: str, *, tries: int | None = None) -> None:
+        """End the input of the command, as soon as the command has taken what was written. Raises TimedOutError like
+        `write`; ignores a command that has ended."""
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)
+        idle = 0
+        while (await self._calls.write_input(box.worker_id, request)).still_open:
+            idle += 1
+            if idle == tries:
+                raise errors.TimedOutError("the command does not read its input, which cannot be ended")
+
+    async def lose_input(self, box: Box, execution_id: str) -> None:
+        """Tell the worker that input was lost on the way: it kills the command, unless that has a terminal."""
+        request = pb.WriteInputRequest(execution=_ref(box, execution_id), lost=True)
         await self._calls.write_input(box.worker_id, request)
 
     async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:

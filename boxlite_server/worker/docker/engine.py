@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -30,6 +31,7 @@ from ...errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from ..commands import ExecSpec
 
 CALL_TIMEOUT = 60.0  # seconds that an answer may be silent, unless the call says otherwise
 STREAM_TIMEOUT = 300.0  # the same, for calls that the client library would never time out: pulls and events
@@ -247,8 +249,30 @@ class Engine:
         """A connection to a container's main command."""
         return _hijacked(self.api.attach_socket(container_id, params={**params}))
 
+    def create_exec(self, container_id: str, spec: ExecSpec, detach_keys: str) -> str:
+        """Prepare a command in a container. Returns the id of the exec."""
+        body = {
+            "Cmd": list(spec.command),
+            "Env": [f"{name}={value}" for name, value in spec.env.items()],
+            "WorkingDir": spec.working_dir,
+            "User": spec.user,
+            "Tty": spec.tty,
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "DetachKeys": detach_keys,
+            **({"ConsoleSize": [spec.rows, spec.cols]} if spec.tty else {}),
+        }
+        answer = self.call("POST", f"/containers/{container_id}/exec", json=body).check()
+        return str(json.loads(answer.text)["Id"])
+
+    @property
+    def sizes_terminals(self) -> bool:
+        """Whether the engine makes terminals in the size that it is given (`ConsoleSize`, since API 1.42)."""
+        return not docker.utils.version_lt(self.api.api_version, "1.42")
+
     def start_exec(self, exec_id: str, *, tty: bool) -> Connection:
-        """Start a command that was prepared by `api.exec_create`. Returns the connection to it."""
+        """Start a command that was prepared by `create_exec`. Returns the connection to it."""
         return _hijacked(self.api.exec_start(exec_id, tty=tty, socket=True))
 
     def life(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import (
+    BoxliteError,
     EngineError,
     ExecutionError,
     InvalidArgumentError,
@@ -20,8 +21,8 @@ from ...errors import (
 from ..commands import ExecSpec
 from .engine import Engine, engine_errors
 from .holder import Holder
-from .process import DETACH_KEYS, END_OF_TRANSMISSION, FIRST_POLL, Waiter, check_signal
-from .stream import Stream
+from .process import DETACH_KEYS, FIRST_POLL, Waiter, check_signal
+from .stream import Stream, end_input
 from .watch import Watch
 
 _GIVEN_UP = 126  # the engine's exit code for a command that it gave up; without a pid, the command never started
@@ -31,10 +32,11 @@ _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine 
 class _Exec:
     """A command that is known by its exec id: what needs no connection to it."""
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str) -> None:
+    def __init__(self, engine: Engine, container_id: str, exec_id: str, tty: bool) -> None:
         self._engine = engine
         self._container_id = container_id
         self._exec_id = exec_id
+        self._tty = tty
         self._waiter = Waiter()
 
     @property
@@ -42,11 +44,18 @@ class _Exec:
         return self._exec_id
 
     @property
+    def tty(self) -> bool:
+        return self._tty
+
+    @property
     def lost(self) -> str:
         return self._waiter.lost
 
     def resize(self, cols: int, rows: int) -> None:
         self._live_pid()
+        self._set_size(cols, rows)
+
+    def _set_size(self, cols: int, rows: int) -> None:
         with engine_errors("cannot resize the terminal"):
             self._engine.api.exec_resize(self._exec_id, height=rows, width=cols)
 
@@ -138,9 +147,8 @@ class ExecProcess(_Exec):
     def __init__(
         self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool, holder: Holder | None
     ) -> None:
-        super().__init__(engine, container_id, exec_id)
+        super().__init__(engine, container_id, exec_id, tty)
         self._stream = stream
-        self._tty = tty
         self._holder = holder
         if holder is not None:
             holder.keep(exec_id, stream.fileno())
@@ -154,16 +162,7 @@ class ExecProcess(_Exec):
         """Start `spec` in the container. Returns, and raises, as `BoxRuntime.spawn` does."""
         try:
             with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
-                exec_id = engine.api.exec_create(
-                    container_id,
-                    list(spec.command),
-                    stdin=True,
-                    tty=spec.tty,
-                    environment=dict(spec.env),
-                    workdir=spec.working_dir or None,
-                    user=spec.user,
-                    detach_keys=DETACH_KEYS,
-                )["Id"]
+                exec_id = engine.create_exec(container_id, spec, DETACH_KEYS)
                 stream = Stream(engine.start_exec(exec_id, tty=spec.tty), not spec.tty)
         except InvalidStateError as exc:
             if "not running" in exc.message:
@@ -173,11 +172,19 @@ class ExecProcess(_Exec):
             raise ExecutionError(exc.message) from exc
         process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
         try:
+            if spec.tty and not engine.sizes_terminals:
+                process._set_first_size(spec)
             process._confirm(spec)
         except BaseException:
             process.close()
             raise
         return process
+
+    def _set_first_size(self, spec: ExecSpec) -> None:
+        """Set the size of the new terminal. The engine waits with it until the command has been started, or could
+        not be; a command that reads the size first of all may be faster."""
+        with suppress(BoxliteError):
+            self._set_size(spec.cols, spec.rows)
 
     def _confirm(self, spec: ExecSpec) -> None:
         """Wait until the engine has spawned the command. Raises `ExecutionError` when the engine gives up on it.
@@ -211,12 +218,8 @@ class ExecProcess(_Exec):
         except OSError as exc:
             raise InvalidStateError("the command takes no more input: it has ended") from exc
 
-    def close_input(self) -> None:
-        if self._tty:
-            with suppress(OSError):
-                self._stream.write(END_OF_TRANSMISSION, timeout=1)
-        else:
-            self._stream.close_write()
+    def close_input(self, timeout: float) -> bool:
+        return end_input(self._stream, self._tty, timeout)
 
     # ---- the end ----
 
@@ -233,8 +236,8 @@ class AdoptedExec(_Exec):
     The command runs on, but if it writes output, the engine replaces its exit code by `_GIVEN_UP`.
     """
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str, watch: Watch) -> None:
-        super().__init__(engine, container_id, exec_id)
+    def __init__(self, engine: Engine, container_id: str, exec_id: str, tty: bool, watch: Watch) -> None:
+        super().__init__(engine, container_id, exec_id, tty)
         self._watch = watch
         self._news = watch.command_end(exec_id)
         self._left = False
@@ -264,8 +267,8 @@ class AdoptedExec(_Exec):
     def write(self, data: bytes, timeout: float) -> int:
         raise UnsupportedError("the command takes no more input: its input ended when the worker was restarted")
 
-    def close_input(self) -> None:
-        pass  # the input ended with the connection
+    def close_input(self, timeout: float) -> bool:
+        return True  # the input ended with the connection
 
     def close(self) -> None:
         self._left = True
@@ -283,10 +286,10 @@ def readopt(
         known = engine.api.exec_inspect(exec_id)
     if known["ContainerID"] != container_id:
         raise NotFoundError("the command is one of another box")
+    tty = bool(known["ProcessConfig"]["tty"])
     if holder is not None and (descriptor := holder.take(exec_id)) is not None:
-        tty = bool(known["ProcessConfig"]["tty"])
         return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
-    return AdoptedExec(engine, container_id, exec_id, watch)
+    return AdoptedExec(engine, container_id, exec_id, tty, watch)
 
 
 def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import suppress
 from typing import Any
 
 from ...errors import InvalidStateError, NotFoundError
 from .engine import Engine, engine_errors
 from .holder import Holder, is_connected
 from .logs import said_before
-from .process import DETACH_KEYS, END_OF_TRANSMISSION, Waiter, check_signal
-from .stream import Stream
+from .process import DETACH_KEYS, Waiter, check_signal
+from .stream import Stream, end_input
 from .watch import Watch
 
 
@@ -38,6 +37,10 @@ class MainProcess:
         return ""
 
     @property
+    def tty(self) -> bool:
+        return self._tty
+
+    @property
     def lost(self) -> str:
         return self._waiter.lost
 
@@ -59,12 +62,8 @@ class MainProcess:
         except OSError as exc:
             raise InvalidStateError("the main command takes no more input: it has ended") from exc
 
-    def close_input(self) -> None:
-        if self._tty:
-            with suppress(OSError):
-                self._stdin().write(END_OF_TRANSMISSION, timeout=1)
-        else:
-            self._stdin().close_write()
+    def close_input(self, timeout: float) -> bool:
+        return end_input(self._stdin(), self._tty, timeout)
 
     def _stdin(self) -> Stream:
         # Attached only when needed: the command's input ends when the connection that feeds it ends.

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from ...errors import EngineError, InvalidArgumentError, NotFoundError
 from ..commands import GONE_EXIT_CODE
 
-END_OF_TRANSMISSION = b"\x04"  # what a terminal takes for the end of input
+# What a terminal takes for the end of input: the first byte ends a line that is not complete, the second one the
+# input. Where no line had begun, the second byte ends the input of whatever reads from the terminal next.
+END_OF_TRANSMISSION = b"\x04\x04"
 # The engine lets the client of a terminal detach by typing keys. The worker never detaches, so it sets keys that
 # nobody types.
 DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"

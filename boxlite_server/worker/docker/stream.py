@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from ..commands import STDERR, STDOUT
 from .engine import Connection
+from .process import END_OF_TRANSMISSION
 
 _RECEIVE = 256 * 1024  # bytes at once
 _HEADER = 8  # bytes at the beginning of a frame
@@ -146,6 +147,17 @@ class Stream:
         """
         with suppress(OSError):
             self._connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+def end_input(stream: Stream, tty: bool, timeout: float) -> bool:
+    """End a command's input, within `timeout` seconds. Returns whether that was done."""
+    if not tty:
+        stream.close_write()
+        return True
+    try:
+        return stream.write(END_OF_TRANSMISSION, timeout) == len(END_OF_TRANSMISSION)
+    except OSError:
+        return True  # the command has ended
 
 
 class _OutOfStepError(OSError):

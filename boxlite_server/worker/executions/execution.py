@@ -17,6 +17,8 @@ from ..runtime import BoxRef
 from .output_log import OutputLog
 from .tally import Tally
 
+LOST_INPUT = "the command was killed, because a part of its input was lost on the way"
+
 log = logging.getLogger(__name__)
 
 
@@ -97,6 +99,7 @@ class Execution:
         self._lock = threading.Lock()
         self._input = threading.Lock()
         self._input_closed = False
+        self.in_message = False  # whether the end of a message is still to be written
         self._ending: ExecutionStatus | None = None
         self._error = ""
         self._final: ExecutionState | None = None
@@ -116,29 +119,37 @@ class Execution:
 
     # ---- for clients ----
 
-    def write(self, data: bytes, close: bool, timeout: float) -> int:
-        """Write input to the command for at most `timeout` seconds, and return the number of bytes taken.
+    def write(self, data: bytes, close: bool, timeout: float, *, more: bool = False) -> tuple[int, bool]:
+        """Write input to the command for at most `timeout` seconds. Returns the number of bytes taken, and whether
+        there was no time left to do what `close` asks for.
 
-        `close` closes the input once all of `data` is taken. Raises `InvalidStateError` for data to a command
-        that has ended or whose input is closed.
+        `close` closes the input once all of `data` is taken. `more`: the data belongs to a message that goes on.
+        Raises `InvalidStateError` for data to a command that has ended or whose input is closed.
         """
         deadline = self._clock() + timeout
         if not self._input.acquire(timeout=max(timeout, 0)):
-            return 0
+            return 0, close
         try:
             if self.is_over or self._input_closed:
                 if data:
                     what = "has ended" if self.is_over else "has had the end of its input"
                     raise InvalidStateError(f"execution {self.execution_id} {what}")
-                return 0
+                return 0, False
             taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
             self._tally.add_input(taken)
+            self.in_message = more or taken < len(data)
             if close and taken == len(data):
-                self._input_closed = True
-                self._process.close_input()
-            return taken
+                self._input_closed = self._process.close_input(max(deadline - self._clock(), 0.0))
+            return taken, close and not self._input_closed
         finally:
             self._input.release()
+
+    def lose_input(self) -> bool:
+        """Note that input was lost on the way. Returns whether the command has to be killed, since it would take what
+        it got for the whole; on a terminal, a user sees what has arrived."""
+        if not self._process.tty:
+            self._error = self._error or LOST_INPUT
+        return not self._process.tty
 
     def signal(self, number: int) -> None:
         self._refuse_when_over()

@@ -136,6 +136,7 @@ class EndedProcess:
     """Stands in for the process of an execution that is over."""
 
     handle = lost = ""
+    tty = False
 
     def read(self) -> tuple[int, bytes] | None:
         return None
@@ -146,7 +147,8 @@ class EndedProcess:
     def write(self, data: bytes, timeout: float) -> int:
         raise InvalidStateError("the command has ended")
 
-    def close_input(self) -> None: ...
+    def close_input(self, timeout: float) -> bool:
+        return True
 
     def signal(self, number: int) -> None: ...
 

@@ -34,6 +34,7 @@ from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
+END_PATIENCE = 5.0  # seconds for the end of an input without bytes
 SWEEP_INTERVAL = 5.0  # seconds
 MAX_PER_BOX = 256  # live executions in one box, its main command not counted
 KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; no command is started when fewer are free
@@ -84,12 +85,13 @@ class Executions:
         *,
         hangup: float = 0,
         expects_reader: bool = False,
+        no_input: bool = False,
     ) -> ExecutionState:
         """Run a command in a running box. For a known id, return the state of that execution.
 
         `timeout` is in seconds, 0 means none. `hangup`: seconds without a reader after which the command gets
         SIGHUP, 0 means never; they count from the last reader's leaving and, with `expects_reader`, from the
-        start. Raises what `BoxRuntime.spawn` raises; the id is then free again.
+        start. `no_input`: the input ends at once. Raises what `BoxRuntime.spawn` raises; the id is then free again.
         """
         self._former.find(lambda record: record.execution_id == execution_id)
         with self._changed:
@@ -116,6 +118,8 @@ class Executions:
             )
             self._journal.add(record)
             self._begin(record, process, entry)
+            if no_input:
+                entry.result().write(b"", True, END_PATIENCE)
         execution = entry.result()
         if execution.box.box_id != box.box_id:
             raise InvalidStateError(f"execution {execution_id} belongs to another box")
@@ -190,6 +194,12 @@ class Executions:
     def kill(self, box_id: str, execution_id: str) -> None:
         """Send SIGKILL to the command. An execution that has ended is left as it is."""
         self._end(self.find(box_id, execution_id), ExecutionStatus.KILLED)
+
+    def lose_input(self, box_id: str, execution_id: str) -> None:
+        """Kill a command of whose input a part was lost on the way, unless it has a terminal."""
+        execution = self.find(box_id, execution_id)
+        if not execution.is_over and execution.lose_input():
+            self._end(execution, ExecutionStatus.KILLED)
 
     def confirm(self, box_id: str, execution_id: str, delivered: Delivered) -> None:
         """Note how much output the attached client has received; see `Execution.confirm`."""

@@ -16,7 +16,7 @@ from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
-from ..commands import ExecSpec
+from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..files.transfer import Files
@@ -148,6 +148,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             working_dir=request.working_dir,
             user=request.user,
             tty=request.tty,
+            cols=request.cols or DEFAULT_COLS,
+            rows=request.rows or DEFAULT_ROWS,
         )
         return messages.execution(
             self._executions.start(
@@ -157,6 +159,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                 request.timeout_seconds,
                 hangup=request.hangup_seconds,
                 expects_reader=request.expects_reader,
+                no_input=request.no_input,
             )
         )
 
@@ -196,10 +199,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
-        execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
+        box_id, execution_id = request.execution.box_id, request.execution.execution_id
+        execution = self._executions.find(box_id, execution_id)
+        if request.lost or (request.close and not request.data and execution.in_message):
+            self._executions.lose_input(box_id, execution_id)
         # Answer before the caller's deadline: the caller must learn how many bytes were taken.
         patience = min(INPUT_PATIENCE, (context.time_remaining() or INPUT_PATIENCE * 2) / 2)
-        return pb.WriteInputResponse(accepted=execution.write(request.data, request.close, patience))
+        accepted, still_open = execution.write(request.data, request.close, patience, more=request.more)
+        return pb.WriteInputResponse(accepted=accepted, still_open=still_open)
 
     @_answers
     def SignalExecution(self, request: pb.SignalExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:

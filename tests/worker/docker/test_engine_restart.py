@@ -159,7 +159,7 @@ def test_other_ends_are_no_interruptions(watched: Watched, how: str) -> None:
         case "kill":
             main.kill()
         case "itself":
-            main.close_input()
+            main.close_input(60)
     assert not watched.await_state(box, BoxStatus.STOPPED).interrupted
     main.close()
 

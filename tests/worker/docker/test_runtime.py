@@ -281,7 +281,7 @@ class TestWithoutTheConnection:
             process.close()
             with pytest.raises(UnsupportedError, match="no more input"):
                 found.write(b"x", 1)
-            found.close_input()
+            found.close_input(60)
             run(site, box, "touch", "/go")
             assert collect(found) == (b"", b"", 7)
             assert not found.lost

@@ -79,7 +79,7 @@ def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box
     assert (state.status, state.started_at_ms) == (ExecutionStatus.RUNNING, began)
     assert worker.executions.running_in(box.box_id) == 1
     worker.start(box, "touch go1")
-    assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 60) == 6
+    assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 60) == (6, False)
     lost, output, state = read(worker, box, execution)
     assert output == b"more\nin\nput"
     assert len(lost) == 1 and "restarted" in lost[0]

@@ -95,10 +95,10 @@ def test_ten_megabytes_arrive_whole_in_bounded_chunks(executions: Executions, bo
 def test_input_and_its_end(executions: Executions, box: BoxRef) -> None:
     execution = start(executions, box, "cat")
     found = executions.find(box.box_id, execution)
-    assert found.write(b"hel", False, 60) == 3
-    assert found.write(b"lo", True, 60) == 2
+    assert found.write(b"hel", False, 60) == (3, False)
+    assert found.write(b"lo", True, 60) == (2, False)
     assert read(executions, box, execution)[0] == b"hello"
-    assert found.write(b"", True, 60) == 0
+    assert found.write(b"", True, 60) == (0, False)
     with pytest.raises(InvalidStateError):
         found.write(b"more", False, 60)
 
@@ -116,8 +116,8 @@ def test_input_after_its_end_is_refused(executions: Executions, box: BoxRef) -> 
 def test_end_of_input_waits_for_all_of_the_data(executions: Executions, box: BoxRef) -> None:
     execution = start(executions, box, "sleep", "1000")
     found = executions.find(box.box_id, execution)
-    assert found.write(b"x" * 3_000_000, True, 0.1) < 3_000_000
-    assert found.write(b"", False, 0.1) == 0  # not refused: the input is open
+    assert found.write(b"x" * 3_000_000, True, 0.1)[0] < 3_000_000
+    assert found.write(b"", False, 0.1) == (0, False)  # not refused: the input is open
     executions.kill(box.box_id, execution)
     read(executions, box, execution)
 
@@ -311,7 +311,8 @@ class StuckProcess:
     def write(self, data: bytes, timeout: float) -> int:
         return 0
 
-    def close_input(self) -> None: ...
+    def close_input(self, timeout: float) -> bool:
+        return True
 
     def signal(self, number: int) -> None: ...
 

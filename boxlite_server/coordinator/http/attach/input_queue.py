@@ -4,45 +4,78 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import Enum
+from typing import NamedTuple
 
 INPUT_BYTES = 1024 * 1024  # a queue that holds this much takes no more
 INPUT_PIECE = 256 * 1024  # bytes; small pieces are joined up to this size
+_ENTRY_BYTES = 64
 
-END = None  # the end of the input, as an entry of the queue
+
+class Piece(NamedTuple):
+    """Bytes of input. `more`: they belong to a message that goes on with the next piece."""
+
+    data: bytes
+    more: bool = False
+
+
+class Mark(Enum):
+    """An entry of the queue that carries no bytes."""
+
+    END = "end"  # of the input: close it
+    GONE = "gone"  # the client: nothing follows
 
 
 class InputQueue:
-    """Pieces of input on their way to the command; `END` closes the input."""
+    """Pieces of input on their way to the command, and marks between them."""
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes | None] = deque()
+        self._entries: deque[Piece | Mark] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
 
-    async def put(self, piece: bytes | None) -> None:
-        """Append a piece or `END`; waits while the queue is full."""
+    async def put(self, entry: Piece | Mark) -> None:
+        """Append an entry; waits while the queue is full."""
         await self._has_room.wait()
-        self._pieces.append(piece)
-        self._bytes += len(piece or b"")
-        if self._bytes >= INPUT_BYTES:
-            self._has_room.clear()
+        self._entries.append(entry)
+        self._count(_size(entry))
         self._filled.set()
 
-    async def get(self) -> bytes | None:
-        """Return the next piece, with small ones joined, or `END`; waits while the queue is empty."""
+    async def get(self) -> Piece | Mark:
+        """Return the next entry, with small pieces joined; waits while the queue is empty."""
         await self._filled.wait()
-        joined = [self._pieces.popleft()]
-        size = len(joined[0] or b"")
-        while joined[0] is not END and self._pieces and (piece := self._pieces[0]) is not END:
-            if size + len(piece) > INPUT_PIECE:
-                break
-            joined.append(self._pieces.popleft())
-            size += len(piece)
-        if not self._pieces:
+        entry = self._take()
+        if isinstance(entry, Piece):
+            entry = self._joined(entry)
+        if not self._entries:
             self._filled.clear()
-        self._bytes -= size
+        return entry
+
+    def _joined(self, first: Piece) -> Piece:
+        pieces, size = [first], len(first.data)
+        while self._entries and isinstance(piece := self._entries[0], Piece):
+            size += len(piece.data)
+            if size > INPUT_PIECE:
+                break
+            self._take()
+            pieces.append(piece)
+        return Piece(b"".join(piece.data for piece in pieces), pieces[-1].more)
+
+    def _take(self) -> Piece | Mark:
+        entry = self._entries.popleft()
+        self._count(-_size(entry))
+        return entry
+
+    def _count(self, change: int) -> None:
+        self._bytes += change
         if self._bytes < INPUT_BYTES:
             self._has_room.set()
-        return END if joined[0] is END else b"".join(piece for piece in joined if piece)
+        else:
+            self._has_room.clear()
+
+
+def _size(entry: Piece | Mark) -> int:
+    """What an entry counts for: one without bytes takes memory too."""
+    return _ENTRY_BYTES + (len(entry.data) if isinstance(entry, Piece) else 0)

@@ -1,4 +1,7 @@
-"""The WebSocket protocol below the application: pings, acknowledgements, and the detection of dead peers.
+"""The WebSocket protocol below the application: input, pings, acknowledgements, and the detection of dead peers.
+
+A binary message is handed on in pieces as it comes, since it may have any size; a message of text, which controls the
+command, is handed on whole.
 
 A pong means that the client has received everything sent before the ping that it answers, whatever proxies stand
 between. So each piece of output is followed by a ping that carries the number of bytes sent so far.
@@ -13,7 +16,10 @@ from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import CloseCode, Frame, Opcode
+
+from . import frames
+from .fragments import Fragmenter
 
 PEER = "peer"  # key of the scope's state: the connection's WebSocketProtocol
 
@@ -21,6 +27,8 @@ PEER = "peer"  # key of the scope's state: the connection's WebSocketProtocol
 # end a client that is alive but does not read, and a deadline for pongs would end a client whose input the command
 # does not read.
 SILENCE_MS = 25_000
+PIECE_BYTES = 256 * 1024  # of a binary message, handed on at once
+MAX_TEXT_BYTES = 64 * 1024  # of a message of text
 _MAX_BACKLOG = 1024 * 1024  # bytes of pongs that the client does not read
 _COUNT = struct.Struct("!Q")  # the payload of a ping after output; uvicorn's own pings have another length
 
@@ -34,6 +42,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.lost = asyncio.Event()  # set at the end of the connection, for a session that is not receiving
         self.acknowledged = 0  # the highest count that the client has answered with a pong
         self.news = asyncio.Event()  # set with every change of `acknowledged`
+        self._fragmenter = Fragmenter(PIECE_BYTES)
+        self.conn.max_message_size, self.conn.max_fragment_size = None, PIECE_BYTES
+
+    @property
+    def in_message(self) -> bool:
+        """Whether the client has begun a binary message and not ended it."""
+        opcode = self._fragmenter.opcode
+        goes_on = opcode == Opcode.CONT or self.conn.current_size is not None
+        return opcode == Opcode.BINARY or (self.curr_msg_data_type == "bytes" and goes_on)
 
     def ping(self, count: int) -> None:
         """Ask the client to acknowledge the `count` bytes of output sent so far."""
@@ -42,6 +59,43 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
 
     # ---- overrides ------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(self._fragmenter.push(data) if self.handshake_initiated else data)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self.curr_msg_data_type = "bytes"
+        self._hand_on(event)
+
+    def handle_text(self, event: Frame) -> None:
+        if self._fits(len(event.data)):
+            super().handle_text(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        if self.curr_msg_data_type == "bytes":
+            self._hand_on(event)
+        elif self._fits(sum(map(len, self.frames)) + len(event.data)):
+            super().handle_cont(event)
+
+    def _hand_on(self, event: Frame) -> None:
+        """Give the application a piece of a binary message: `more` says whether the message goes on. No more is read
+        from the connection until the application has taken it."""
+        if self.close_sent:
+            return
+        piece: Any = {"type": "websocket.receive", "bytes": bytes(event.data), "more": not event.fin}
+        self.queue.put_nowait(piece)
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _fits(self, size: int) -> bool:
+        """Whether a message of text may have `size` bytes; if not, the connection is closed."""
+        if size > MAX_TEXT_BYTES and not self.close_sent:
+            text = f"a message of text has at most {MAX_TEXT_BYTES} bytes; input goes into binary messages"
+            self.conn.send_text(frames.error_frame(text).encode())
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG)
+            self.handle_parser_exception()
+        return size <= MAX_TEXT_BYTES
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()

@@ -8,7 +8,6 @@ plain HTTP answer.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -85,10 +84,8 @@ class Attach:
         if len(args) > MAX_ARGUMENTS or len(command) > MAX_ARGUMENT or any("\0" in word for word in (command, *args)):
             raise errors.InvalidArgumentError("'command' and 'args' are no command line: too long, or with NUL in it")
         cols, rows = _size(query, "cols", 80), _size(query, "rows", 24)
-        request = {"command": command, "args": args, "tty": True}
+        request = {"command": command, "args": args, "tty": True, "cols": cols, "rows": rows}
         box, execution = await self._executions.start(prefix, id_or_name, request, expects_reader=True)
-        with suppress(errors.InvalidStateError):  # the command has ended; the client still gets its output and exit
-            await self._executions.resize(box, execution.execution_id, cols, rows)
         return Attachment(box, execution, AttachOptions(channels=False))
 
 

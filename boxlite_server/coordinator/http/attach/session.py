@@ -18,7 +18,7 @@ from ...domain.executions import Executions
 from ...store import Box
 from ..utf8 import Utf8Joiner
 from . import frames
-from .input_queue import END, InputQueue
+from .input_queue import InputQueue, Mark, Piece
 from .progress import Progress
 from .protocol import PEER, WebSocketProtocol
 
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0  # between two reports of acknowledgements to the worker
 LAST_REPORT_SECONDS = 5.0  # for the report at the end of a session
+REST_SECONDS = 30.0  # for which a command may take nothing of the input that a client has left behind
+LOSS_SECONDS = 60.0  # for telling the worker that input was lost, at the end of a session
+RETRY_SECONDS = 1.0  # between two attempts to tell it
 
 CLOSE_NORMAL = 1000
 CLOSE_TRY_AGAIN = 1013
@@ -56,28 +59,38 @@ class Session:
         self._reported = execution.delivered.bytes
         self._joiner = Utf8Joiner()
         self._input = InputQueue()
+        self._undelivered = 0  # bytes of input that were received and not handed to the command
+        self._is_over = False  # whether the command has ended
 
     async def run(self, replaced: asyncio.Event) -> None:
         """Run until the output ends or the client disconnects, or until `replaced` is set because another client
-        has been attached instead."""
+        has been attached instead. What a client has sent before it disconnected still reaches the command."""
         parts = (self._send_output(), self._receive(), self._peer.lost.wait(), replaced.wait())
         ends = [asyncio.ensure_future(part) for part in parts]
-        helpers = [asyncio.ensure_future(part) for part in (self._feed(), self._report())]
+        feed, report = asyncio.ensure_future(self._feed()), asyncio.ensure_future(self._report())
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await self._deliver_rest(feed, ends[-1])
         finally:
-            for task in (*ends, *helpers):
+            for task in (*ends, feed, report):
                 task.cancel()
-            results = await asyncio.gather(*ends, *helpers, return_exceptions=True)
+            results = await asyncio.gather(*ends, feed, report, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
                 log.error("fault in an attached session", exc_info=result)
+        await self._end(replaced)
+
+    async def _end(self, replaced: asyncio.Event) -> None:
         if replaced.is_set():
             with suppress(WebSocketDisconnect, RuntimeError):  # the socket is closed already
                 await self._socket.close(CLOSE_TRY_AGAIN)
         with suppress(errors.BoxliteError, TimeoutError):
             async with asyncio.timeout(LAST_REPORT_SECONDS):
                 await self._report_once()
+        if not self._is_over and self._options.takes_input and (self._undelivered or self._peer.in_message):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOSS_SECONDS):
+                    await self._lose_input("the client went away in the middle of it")
 
     # ---- to the client --------------------------------------------------------------------------------
 
@@ -104,6 +117,7 @@ class Session:
         else:
             for stream, data in self._joiner.flush():
                 await self._send_bytes(stream, data)
+            self._is_over = True
             await self._socket.send_text(frames.exit_frame(event.ended))
             await self._socket.close(CLOSE_NORMAL)
             return
@@ -135,25 +149,62 @@ class Session:
     # ---- from the client ------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        """Receive frames. Input goes to the queue, so that control frames need not wait until the command reads it."""
-        while True:
-            message = await self._socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
+        """Receive frames until the client disconnects. Input goes to the queue, so that control frames need not wait
+        until the command reads it."""
+        while (message := await self._socket.receive())["type"] != "websocket.disconnect":
             if message.get("bytes") is None:
                 await self._or_complain(self._control(message["text"]))
             elif self._options.takes_input:
-                await self._input.put(message["bytes"])
-            else:
+                self._undelivered += len(message["bytes"])
+                await self._input.put(Piece(message["bytes"], message["more"]))
+            elif not message["more"]:
                 await self._complain("this client is attached without input (stdin=0); what it sends is not taken")
+        await self._input.put(Mark.GONE)
 
     async def _feed(self) -> None:
+        """Hand input to the command until the client has gone."""
+        while (entry := await self._input.get()) is not Mark.GONE:
+            try:
+                if isinstance(entry, Piece):
+                    await self._executions.write(self._box, self._id, entry.data, more=entry.more)
+                else:
+                    await self._executions.close_input(self._box, self._id)
+            except (errors.InvalidStateError, errors.NotFoundError) as exc:
+                await self._refused(exc)
+            except errors.BoxliteError as exc:
+                await self._lose_input(exc.message)
+            if isinstance(entry, Piece):
+                self._undelivered -= len(entry.data)
+
+    async def _refused(self, exc: errors.BoxliteError) -> None:
+        """Tell the client that the command takes no input, unless the command has ended: the exit frame tells that."""
+        with suppress(errors.BoxliteError):
+            self._is_over = not await self._executions.is_running(self._box, self._id)
+        if not self._is_over:
+            await self._complain(exc.message)
+
+    async def _deliver_rest(self, feed: asyncio.Future[None], replaced: asyncio.Future[Any]) -> None:
+        """Hand on what the client has sent before it went away, for as long as the command goes on taking it."""
+        while not (feed.done() or replaced.done() or self._is_over):
+            before = self._undelivered
+            await asyncio.wait({feed, replaced}, timeout=REST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if self._undelivered == before:
+                return
+
+    async def _lose_input(self, reason: str) -> None:
+        """Tell the client and the worker that input is lost. The worker has the command killed, because it would take
+        what it got for the whole."""
+        with suppress(WebSocketDisconnect, RuntimeError):  # the client has gone
+            await self._complain(f"input is lost: {reason}")
         while True:
-            piece = await self._input.get()
-            if piece is END:
-                await self._or_complain(self._executions.close_input(self._box, self._id))
-            else:
-                await self._or_complain(self._executions.write(self._box, self._id, piece))
+            try:
+                await self._executions.lose_input(self._box, self._id)
+                return
+            except (errors.InvalidStateError, errors.NotFoundError):
+                return  # the command has ended
+            except errors.BoxliteError as exc:
+                log.warning("execution %s lost input, and its worker cannot be told: %s", self._id, exc.message)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _control(self, text: str) -> None:
         try:
@@ -163,7 +214,7 @@ class Session:
         match frame:
             case {"type": "stdin_eof"}:
                 if self._options.takes_input:
-                    await self._input.put(END)
+                    await self._input.put(Mark.END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
             case {"type": "signal", "sig": int(number)} if 1 <= number <= 64:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import connexion
+from starlette.requests import ClientDisconnect
 
 from .... import errors
 from ...core import Core
 from .. import sse, views
+from ..bodies import drain
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
@@ -44,14 +45,23 @@ async def resize_execution(core: Core, prefix: str, box_id: str, execution_id: s
 
 async def send_execution_input(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
     """Pass input on as it arrives. Input for a command that has ended is ignored, since clients end the input of
-    a command that has exited."""
-    box, execution = await core.executions.get(prefix, box_id, execution_id)
-    request = connexion.request
-    with contextlib.suppress(errors.InvalidStateError):
-        async for chunk in request.stream():
-            await core.executions.write(box, execution.execution_id, chunk, tries=INPUT_TRIES)
+    a command that has exited. A body that breaks off is input that the command has lost."""
+    executions, request = core.executions, connexion.request
+    box, _ = await executions.get(prefix, box_id, execution_id)
+    body = request.stream()
+    try:
+        async for chunk in body:
+            await executions.write(box, execution_id, chunk, more=True, tries=INPUT_TRIES)
+        await executions.write(box, execution_id, b"")
         if request.headers.get("x-close-stdin", "").lower() == "true":
-            await core.executions.close_input(box, execution.execution_id)
+            await executions.close_input(box, execution_id, tries=INPUT_TRIES)
+    except ClientDisconnect:
+        await executions.lose_input(box, execution_id)
+        raise errors.InvalidArgumentError("the client went away in the middle of the input") from None
+    except errors.BoxliteError as exc:
+        await drain(body)
+        if not isinstance(exc, errors.InvalidStateError) or await executions.is_running(box, execution_id):
+            raise
     return None, 204
 
 

@@ -1,14 +1,12 @@
-"""What a client has, across any number of lost connections; and input on its way."""
+"""What a client has, across any number of lost connections."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
 
 from boxlite_server._gen import worker_pb2 as pb
-from boxlite_server.coordinator.http.attach.input_queue import INPUT_BYTES, InputQueue
 from boxlite_server.coordinator.http.attach.progress import MAX_PLACES, Progress
 from boxlite_server.coordinator.http.utf8 import Utf8Joiner
 
@@ -144,29 +142,6 @@ def test_places_are_bounded() -> None:
     )
     last = progress.acknowledge(3 * MAX_PLACES)
     assert (last.bytes, last.position) == (3 * MAX_PLACES - 1, last.bytes_at_position)
-
-
-async def _waits(queue: InputQueue, piece: bytes) -> bool:
-    try:
-        await asyncio.wait_for(queue.put(piece), 0.01)
-    except TimeoutError:
-        return True
-    return False
-
-
-def test_input_is_joined_bounded_and_keeps_its_end() -> None:
-    async def scenario() -> None:
-        queue = InputQueue()
-        for piece in (b"a", b"b", None, b"c"):
-            await queue.put(piece)
-        assert [await queue.get() for _ in range(3)] == [b"ab", None, b"c"]
-        for _ in range(INPUT_BYTES // 65536):
-            await queue.put(bytes(65536))
-        assert await _waits(queue, b"more")
-        assert len(await queue.get() or b"") == 4 * 65536
-        assert not await _waits(queue, b"more")
-
-    asyncio.run(scenario())
 
 
 def test_behind_a_gap_nothing_is_skipped_that_is_new() -> None:
