@@ -46,6 +46,10 @@ def execute(api: ApiClient, args: Namespace) -> int:
     if args.tty and not args.detach:
         _need_terminal()
     body: Json = {"command": args.cmd[0], "args": args.cmd[1:], "tty": args.tty}
+    if not interactive:
+        body["stdin"] = False
+    if args.tty and (size := terminal.size()):
+        body["cols"], body["rows"] = size
     optional = {"env": dict(args.env), "working_dir": args.workdir, "user": args.user}
     body |= {key: value for key, value in optional.items() if value}
     execution = str(api.post(api.path("boxes", args.box, "exec"), body)["execution_id"])

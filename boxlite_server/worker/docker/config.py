@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import EngineError, InvalidArgumentError, InvalidStateError
+from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
 
@@ -71,6 +72,7 @@ def _host_config(spec: BoxSpec) -> dict[str, Any]:
         "PortBindings": bindings(spec.ports),
         "CapAdd": list(spec.cap_add),
         "CapDrop": list(spec.cap_drop),
+        **({"ConsoleSize": [DEFAULT_ROWS, DEFAULT_COLS]} if spec.tty else {}),
     }
 
 

@@ -266,6 +266,13 @@ class Engine:
         answer = self.call("POST", f"/containers/{container_id}/exec", json=body).check()
         return str(json.loads(answer.text)["Id"])
 
+    def size_terminal(self, container: Mapping[str, Any], cols: int, rows: int) -> None:
+        """Give the terminal of a container that was just started its first size, unless the engine has done so. A
+        container that has ended already is ignored."""
+        if container["Config"]["Tty"] and not self.sizes_terminals:
+            with suppress(docker.errors.DockerException, OSError):
+                self.api.resize(container["Id"], height=rows, width=cols)
+
     @property
     def sizes_terminals(self) -> bool:
         """Whether the engine makes terminals in the size that it is given (`ConsoleSize`, since API 1.42)."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import ExecutionError, ImageError, InvalidStateError
+from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..host_access import Policy
 from ..runtime import (
     BoxFiles,
@@ -117,6 +118,7 @@ class DockerRuntime:
             self._watch.starting(container["Id"])
             with self._paths_kept(host_paths(container)), spec_errors(), port_errors(box.box_id), engine_errors(what):
                 self._engine.api.start(container_name(box))
+            self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             spawned = time.monotonic()
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)

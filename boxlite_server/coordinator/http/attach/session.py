@@ -184,8 +184,9 @@ class Session:
             await self._complain(exc.message)
 
     async def _deliver_rest(self, feed: asyncio.Future[None], replaced: asyncio.Future[Any]) -> None:
-        """Hand on what the client has sent before it went away, for as long as the command goes on taking it."""
-        while not (feed.done() or replaced.done() or self._is_over):
+        """Hand on what the client has sent before it went away, for as long as the command goes on taking it. In the
+        middle of a message that makes no sense any more."""
+        while not (feed.done() or replaced.done() or self._is_over or self._peer.in_message):
             before = self._undelivered
             await asyncio.wait({feed, replaced}, timeout=REST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if self._undelivered == before:
