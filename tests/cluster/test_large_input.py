@@ -42,7 +42,7 @@ def box(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture
 def proxy(cluster: Cluster) -> Iterator[Proxy]:
     """It loses the connection as soon as the command has read a part of its input."""
-    proxy = Proxy(cluster.port, tripwire=b"begun")
+    proxy = Proxy(cluster.port, tripwire=b"begun", resets=True)
     yield proxy
     proxy.close()
 

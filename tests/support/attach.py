@@ -136,12 +136,15 @@ def run(cluster: Cluster, box: str, script: str) -> str:
 class Proxy:
     """Stands between clients and a port. `cut` loses all connections; `limit`: the bytes from the server
     after which a connection is lost, whatever is under way; `tripwire`: what the server must say for all of
-    them to be lost, once and with what it says."""
+    them to be lost, once and with what it says; `resets`: a cut also ends a client that is sending."""
 
-    def __init__(self, target: int, limit: int | None = None, tripwire: bytes | None = None) -> None:
+    def __init__(
+        self, target: int, limit: int | None = None, tripwire: bytes | None = None, *, resets: bool = False
+    ) -> None:
         self._target = target
         self._limit = limit
         self._tripwire = tripwire
+        self._resets = resets
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -155,6 +158,8 @@ class Proxy:
         for end in self._open:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+                if self._resets:
+                    end.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
