@@ -50,6 +50,7 @@ def test_exec_sends_the_command_and_keeps_the_streams_apart(
         "command": "sh",
         "args": ["-c", "exit 3"],
         "tty": False,
+        "stdin": False,
         "env": {"A": "1"},
         "working_dir": "/tmp",
         "user": "me",
@@ -61,7 +62,8 @@ def test_exec_sends_the_command_and_keeps_the_streams_apart(
 def test_exec_passes_flags_of_the_command_on(server: FakeServer, boxlite: Boxlite) -> None:
     server.on_exec(ends_with(0))
     assert boxlite("exec", "web", "ls", "-i", "--url", "--", "x") == 0
-    assert server.requests[0].body == {"command": "ls", "args": ["-i", "--url", "--", "x"], "tty": False}
+    body = server.requests[0].body
+    assert body == {"command": "ls", "args": ["-i", "--url", "--", "x"], "tty": False, "stdin": False}
 
 
 def test_exec_detached_only_starts(server: FakeServer, boxlite: Boxlite, capfd: Capture) -> None:

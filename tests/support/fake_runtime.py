@@ -349,9 +349,7 @@ class FakeRuntime:
             if found.status is not BoxStatus.RUNNING:
                 raise StoppedError(f"box {box.box_id} is not running; start it first")
             own = found.spec
-            full = ExecSpec(
-                spec.command, spec.env, spec.working_dir or own.working_dir, spec.user or own.user, spec.tty
-            )
+            full = replace(spec, working_dir=spec.working_dir or own.working_dir, user=spec.user or own.user)
             process = self._spawn(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
             return process

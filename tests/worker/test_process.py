@@ -182,6 +182,34 @@ def test_terminal(site: Site, box: BoxRef) -> None:
     assert collect(process)[2] == 4
 
 
+@pytest.mark.parametrize("text", [b"", b"line\n", b"abc"])
+def test_end_of_input_on_a_terminal_ends_cat(site: Site, box: BoxRef, text: bytes) -> None:
+    process = shell(site, box, "stty -echo; echo ready; cat; exit 4", tty=True)
+    assert process.tty
+    assert process.read() == (1, b"ready\r\n")
+    assert process.write(text, 60) == len(text)
+    assert process.close_input(60)
+    assert collect(process) == (text.replace(b"\n", b"\r\n"), b"", 4)
+
+
+def test_end_of_input_waits_for_a_terminal_that_is_not_read(site: Site, box: BoxRef) -> None:
+    process = shell(site, box, "stty -echo; echo ready; read x; cat >/dev/null; exit 4", tty=True)
+    assert process.read() == (1, b"ready\r\n")
+    process.signal(signal.SIGSTOP)
+    while process.write(b"0123456789abcde\n" * 100_000, 1):
+        pass
+    assert not process.close_input(0.1)
+    process.signal(signal.SIGCONT)
+    assert process.close_input(60)
+    assert collect(process)[2] == 4
+
+
+def test_a_terminal_has_a_size_from_the_start_or_soon_after(site: Site, box: BoxRef) -> None:
+    wait = 'until [ -n "$(stty size 2>/dev/null | grep -v "^0")" ]; do :; done; stty size'
+    assert collect(shell(site, box, wait, tty=True))[0] == b"24 80\r\n"
+    assert collect(shell(site, box, wait, tty=True, cols=132, rows=40))[0] == b"40 132\r\n"
+
+
 class TestMain:
     """The box's main command as a process."""
 

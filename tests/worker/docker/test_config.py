@@ -38,7 +38,8 @@ OF_FULL = (
     '"Target": "/data", "ReadOnly": false}, {"Type": "bind", "Source": "/srv", "Target": "/host", '
     '"ReadOnly": true}], "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}, {"HostIp": "0.0.0.0", '
     '"HostPort": "8080"}], "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5353"}]}, "CapAdd": ["SYS_PTRACE"], '
-    '"CapDrop": ["ALL"]}, "Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", '
+    '"CapDrop": ["ALL"], "ConsoleSize": [24, 80]}, '
+    '"Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", '
     '"boxlite.box": "box1", "boxlite.generation": "2"}}'
 )
 OF_BARE = (

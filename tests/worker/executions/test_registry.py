@@ -319,6 +319,40 @@ class StuckProcess:
     def resize(self, cols: int, rows: int) -> None: ...
 
 
+class TestLostInput:
+    def test_a_command_that_lost_input_is_killed(self, executions: Executions, box: BoxRef) -> None:
+        execution = shell(executions, box, "cat; exit 0")
+        executions.lose_input(box.box_id, execution)
+        _, _, ended = read(executions, box, execution)
+        assert (ended.status, ended.exit_code) == (ExecutionStatus.KILLED, 137)
+        assert "a part of its input was lost" in ended.error_message
+
+    def test_a_command_that_has_ended_lost_nothing(self, executions: Executions, box: BoxRef) -> None:
+        execution = shell(executions, box, "exit 3")
+        ended = read(executions, box, execution)[2]
+        executions.lose_input(box.box_id, execution)
+        assert executions.get(box.box_id, execution) == ended
+
+    def test_a_command_on_a_terminal_goes_on(self, executions: Executions, box: BoxRef) -> None:
+        execution = ids.execution_id()
+        executions.start(execution, box, ExecSpec(("sh", "-c", "cat; exit 4"), tty=True))
+        executions.lose_input(box.box_id, execution)
+        assert executions.find(box.box_id, execution).write(b"", True, 60) == (0, False)
+        assert read(executions, box, execution)[2].exit_code == 4
+
+    def test_a_message_is_under_way_until_its_end_is_taken(self, executions: Executions, box: BoxRef) -> None:
+        found = executions.find(box.box_id, shell(executions, box, "sleep 1000"))
+        for data, more, expected in ((b"a", True, True), (b"b", False, False), (b"x" * 3_000_000, False, True)):
+            found.write(data, False, 0.1, more=more)
+            assert found.in_message == expected
+        executions.kill(box.box_id, found.execution_id)
+
+    def test_a_command_without_input_gets_its_end(self, executions: Executions, box: BoxRef) -> None:
+        execution = ids.execution_id()
+        executions.start(execution, box, ExecSpec(("cat",)), no_input=True)
+        assert read(executions, box, execution)[2].exit_code == 0
+
+
 class TestHostileEngine:
     @pytest.fixture
     def stuck(self, fake_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[StuckProcess]:

@@ -188,6 +188,24 @@ def test_input_that_is_not_taken_is_told_within_the_deadline(client: Client, box
     client.KillExecution(ref)
 
 
+def test_an_end_of_input_in_the_middle_of_a_message_kills_the_command(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "cat")
+    client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"begun", more=True))
+    client.WriteInput(pb.WriteInputRequest(execution=ref, close=True))
+    *_, last = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_KILLED, 137)
+    assert "input was lost" in last.ended.error_message
+
+
+def test_an_end_of_input_behind_the_end_of_a_message(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "cat")
+    client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"begun", more=True))
+    client.WriteInput(pb.WriteInputRequest(execution=ref))
+    client.WriteInput(pb.WriteInputRequest(execution=ref, close=True))
+    *_, last = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 0)
+
+
 def test_attach_box(fake_site: Site, client: Client) -> None:
     ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
     client.CreateBox(create_request(fake_site, ref, cmd=["sh", "-c", "echo hi; exit 4"]))
