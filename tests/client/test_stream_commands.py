@@ -415,6 +415,8 @@ def test_tty_is_raw_sized_and_restored(server: FakeServer, popen: Popen, ending:
     assert frames.get(timeout=WAIT) == {"type": "resize", "cols": 120, "rows": 40}
     assert process.wait(WAIT) == (0 if ending == "exit" else 125)
     assert termios.tcgetattr(slave) == before
-    assert server.requests[0].body["tty"] is True
+    body = server.requests[0].body
+    assert (body["tty"], body["cols"], body["rows"]) == (True, 101, 33)
+    assert "stdin" not in body
     os.close(master)
     os.close(slave)
