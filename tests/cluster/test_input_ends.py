@@ -77,6 +77,24 @@ class TestTerminal:
         assert client.stdout.endswith(b"abc")
         assert cluster.http("DELETE", f"/v1/boxes/{box}?force=true")[0] == 204
 
+    def test_the_sdk_ends_the_input_of_a_terminal(self, cluster: Cluster, running_box: str) -> None:
+        script = """
+import asyncio, boxlite, sys
+
+async def main():
+    runtime = boxlite.Boxlite.rest(boxlite.BoxliteRestOptions(url=sys.argv[1]))
+    box = await runtime.get(sys.argv[2])
+    execution = await box.exec("sh", ["-c", "cat; exit 6"], tty=True)
+    keys = execution.stdin()
+    await keys.send_input(b"abc")
+    await keys.close()
+    print((await execution.wait()).exit_code)
+
+asyncio.run(main())
+"""
+        done = run_sdk(NEWEST, script, cluster.url, running_box)
+        assert done.stdout == "6\n", done.stdout + done.stderr
+
     def test_a_shell_and_what_runs_in_it_end(self, cluster: Cluster, running_box: str) -> None:
         execution = execute(cluster, running_box, f"{QUIET}cat; cat; exit 6", tty=True)
         with attached(cluster, f"{running_box}/executions/{execution}/attach") as client:

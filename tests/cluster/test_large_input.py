@@ -255,3 +255,45 @@ def test_a_control_frame_has_a_bound(cluster: Cluster, box: str) -> None:
     with attached_again(cluster, box, execution) as client:
         client.say(type="stdin_eof")
         assert client.to_the_end() == 0
+
+
+class TestRestarts:
+    """Of a process in the middle of a message. They come last: the tests above measure these processes."""
+
+    @pytest.fixture
+    def halfway(self, cluster: Cluster, box: str) -> Iterator[tuple[str, Attached]]:
+        """An execution and its client, which is in the middle of a message."""
+        proxy = Proxy(cluster.port, resets=True)
+        execution = execute(
+            cluster, box, "head -c 1000000 >/dev/null; touch /tmp/$$; sleep 3; cat >/dev/null; echo whole"
+        )
+        path = f"{box}/executions/{execution}/attach"
+        try:
+            with attached(cluster, path, port=proxy.port) as client, sending(client, b"".join(blocks(100))):
+                seen = "until ls /tmp | grep -q '^[0-9]'; do sleep 0.05; done; rm /tmp/[0-9]*"
+                probe = execute(cluster, box, seen)
+                wait_until(lambda: state(cluster, box, probe)["status"] != "running", "input is on its way")
+                yield execution, client
+                proxy.cut()
+        finally:
+            proxy.close()
+
+    def test_a_command_is_killed_when_its_worker_is_restarted_in_the_middle_of_a_message(
+        self, cluster: Cluster, box: str, halfway: tuple[str, Attached]
+    ) -> None:
+        execution, _ = halfway
+        cluster.workers[0].restart()
+        told_of_the_loss(cluster, box, execution)
+
+    def test_a_command_is_killed_at_its_end_of_input_when_the_coordinator_died_in_the_middle_of_a_message(
+        self, cluster: Cluster, box: str, halfway: tuple[str, Attached]
+    ) -> None:
+        execution, _ = halfway
+        assert cluster.coordinator is not None
+        cluster.coordinator.kill()
+        cluster.coordinator.start()
+        wait_until(lambda: cluster.http("GET", "/v1/health/ready")[0] == 200, "the worker is there")
+        with attached_again(cluster, box, execution) as client:
+            client.say(type="stdin_eof")
+            assert client.to_the_end() == 137
+        told_of_the_loss(cluster, box, execution)
