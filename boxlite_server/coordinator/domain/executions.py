@@ -7,7 +7,7 @@ far that client has been served, so that a client goes on where it stopped, whic
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -147,13 +147,20 @@ class Executions:
         await self._calls.resize_execution(box.worker_id, request)
 
     async def write(
-        self, box: Box, execution_id: str, data: bytes, *, more: bool = False, tries: int | None = None
+        self,
+        box: Box,
+        execution_id: str,
+        data: bytes,
+        *,
+        more: bool = False,
+        waits: Callable[[int], bool] = lambda idle: True,
     ) -> None:
         """Hand all of `data` to the command, however long the command takes to read it. `more`: the data belongs to a
         message that goes on in another call.
 
-        Raises InvalidStateError once the command has ended or its input is closed, and TimedOutError when the command
-        has read nothing in `tries` calls in a row; the worker decides how long each of them waits.
+        Raises InvalidStateError once the command has ended or its input is closed, and TimedOutError when `waits`
+        says so: it gets the number of calls in a row in which the command has read nothing, and returns whether to
+        go on. The worker decides how long a call waits.
         """
         rest, idle = memoryview(data), 0
         while True:
@@ -165,17 +172,19 @@ class Executions:
             if not rest:
                 return
             idle = 0 if answer.accepted else idle + 1
-            if idle == tries:
+            if idle and not waits(idle):
                 raise errors.TimedOutError(f"the command does not read its input; {len(rest)} bytes are left")
 
-    async def close_input(self, box: Box, execution_id: str, *, tries: int | None = None) -> None:
+    async def close_input(
+        self, box: Box, execution_id: str, *, waits: Callable[[int], bool] = lambda idle: True
+    ) -> None:
         """End the input of the command, as soon as the command has taken what was written. Raises TimedOutError like
         `write`; ignores a command that has ended."""
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)
         idle = 0
         while (await self._calls.write_input(box.worker_id, request)).still_open:
             idle += 1
-            if idle == tries:
+            if not waits(idle):
                 raise errors.TimedOutError("the command does not read its input, which cannot be ended")
 
     async def lose_input(self, box: Box, execution_id: str) -> None:

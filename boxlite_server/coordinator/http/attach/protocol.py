@@ -52,6 +52,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         goes_on = opcode == Opcode.CONT or self.conn.current_size is not None
         return opcode == Opcode.BINARY or (self.curr_msg_data_type == "bytes" and goes_on)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the client takes no output while it is in the middle of a large message, as released SDKs do."""
+        return self.conn.current_size is not None and not self.writable.is_set()
+
     def ping(self, count: int) -> None:
         """Ask the client to acknowledge the `count` bytes of output sent so far."""
         if not self.close_sent and not self.transport.is_closing():

@@ -28,6 +28,8 @@ REPORT_SECONDS = 1.0  # between two reports of acknowledgements to the worker
 LAST_REPORT_SECONDS = 5.0  # for the report at the end of a session
 REST_SECONDS = 30.0  # for which a command may take nothing of the input that a client has left behind
 LOSS_SECONDS = 60.0  # for telling the worker that input was lost, at the end of a session
+STUCK_CALLS = 12  # in a row, 5 s each, in which a command reads nothing because its output is not taken
+COMPLAINT_SECONDS = 1.0  # for telling the client
 RETRY_SECONDS = 1.0  # between two attempts to tell it
 
 CLOSE_NORMAL = 1000
@@ -60,6 +62,7 @@ class Session:
         self._joiner = Utf8Joiner()
         self._input = InputQueue()
         self._undelivered = 0  # bytes of input that were received and not handed to the command
+        self._sent_before = 0  # bytes of output that were sent when the command stopped reading its input
         self._is_over = False  # whether the command has ended
 
     async def run(self, replaced: asyncio.Event) -> None:
@@ -166,7 +169,9 @@ class Session:
         while (entry := await self._input.get()) is not Mark.GONE:
             try:
                 if isinstance(entry, Piece):
-                    await self._executions.write(self._box, self._id, entry.data, more=entry.more)
+                    await self._executions.write(
+                        self._box, self._id, entry.data, more=entry.more, waits=self._may_go_on
+                    )
                 else:
                     await self._executions.close_input(self._box, self._id)
             except (errors.InvalidStateError, errors.NotFoundError) as exc:
@@ -175,6 +180,14 @@ class Session:
                 await self._lose_input(exc.message)
             if isinstance(entry, Piece):
                 self._undelivered -= len(entry.data)
+
+    def _may_go_on(self, idle_calls: int) -> bool:
+        """Whether a command that read nothing in so many calls may still go on. It may not if it waits for its output
+        to be taken by a client that does not read before the command has taken a large message."""
+        if idle_calls == 1:
+            self._sent_before = self._progress.sent
+        is_stuck = self._progress.sent == self._sent_before and self._peer.is_stuck
+        return idle_calls < STUCK_CALLS or not is_stuck
 
     async def _refused(self, exc: errors.BoxliteError) -> None:
         """Tell the client that the command takes no input, unless the command has ended: the exit frame tells that."""
@@ -193,19 +206,20 @@ class Session:
                 return
 
     async def _lose_input(self, reason: str) -> None:
-        """Tell the client and the worker that input is lost. The worker has the command killed, because it would take
+        """Tell the worker and the client that input is lost. The worker has the command killed, because it would take
         what it got for the whole."""
-        with suppress(WebSocketDisconnect, RuntimeError):  # the client has gone
-            await self._complain(f"input is lost: {reason}")
         while True:
             try:
                 await self._executions.lose_input(self._box, self._id)
-                return
+                break
             except (errors.InvalidStateError, errors.NotFoundError):
-                return  # the command has ended
+                break  # the command has ended
             except errors.BoxliteError as exc:
                 log.warning("execution %s lost input, and its worker cannot be told: %s", self._id, exc.message)
                 await asyncio.sleep(RETRY_SECONDS)
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # the client has gone, or does not read
+            async with asyncio.timeout(COMPLAINT_SECONDS):
+                await self._complain(f"input is lost: {reason}")
 
     async def _control(self, text: str) -> None:
         try:

@@ -14,7 +14,7 @@ from ..bodies import drain
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
-INPUT_TRIES = 10  # to write a chunk; by then, the client has given up on its request
+INPUT_CALLS = 10  # in a row in which a command may read nothing; by then, the client has given up on its request
 
 
 async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
@@ -51,10 +51,10 @@ async def send_execution_input(core: Core, prefix: str, box_id: str, execution_i
     body = request.stream()
     try:
         async for chunk in body:
-            await executions.write(box, execution_id, chunk, more=True, tries=INPUT_TRIES)
+            await executions.write(box, execution_id, chunk, more=True, waits=_waits)
         await executions.write(box, execution_id, b"")
         if request.headers.get("x-close-stdin", "").lower() == "true":
-            await executions.close_input(box, execution_id, tries=INPUT_TRIES)
+            await executions.close_input(box, execution_id, waits=_waits)
     except ClientDisconnect:
         await executions.lose_input(box, execution_id)
         raise errors.InvalidArgumentError("the client went away in the middle of the input") from None
@@ -63,6 +63,10 @@ async def send_execution_input(core: Core, prefix: str, box_id: str, execution_i
         if not isinstance(exc, errors.InvalidStateError) or await executions.is_running(box, execution_id):
             raise
     return None, 204
+
+
+def _waits(idle_calls: int) -> bool:
+    return idle_calls < INPUT_CALLS
 
 
 async def stream_execution_output(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
