@@ -8,6 +8,7 @@ plain HTTP answer.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
