@@ -62,6 +62,33 @@ class Ended:
     state: ExecutionState
 
 
+class EndedProcess:
+    """Stands in for the process of an execution that is over. It holds nothing."""
+
+    handle = lost = ""
+
+    def read(self) -> tuple[int, bytes] | None:
+        return None
+
+    def wait(self) -> int:
+        return GONE_EXIT_CODE
+
+    def write(self, data: bytes, timeout: float) -> int:
+        raise InvalidStateError("the command has ended")
+
+    def close_input(self) -> None: ...
+
+    def signal(self, number: int) -> None:
+        raise InvalidStateError("the command has ended")
+
+    def kill(self) -> None: ...
+
+    def resize(self, cols: int, rows: int) -> None:
+        raise InvalidStateError("the command has ended")
+
+    def close(self) -> None: ...
+
+
 class Execution:
     """One command, its output and its end. `clock` is monotonic, in seconds."""
 
@@ -243,6 +270,7 @@ class Execution:
                 int((self._clock() - self._started) * 1000),
                 message,
             )
+            self._process = EndedProcess()  # so that the command's connection goes
 
     def conclude(self, final: ExecutionState) -> None:
         """Set the final state of an execution that is over already. Takes the place of `run`."""

@@ -26,10 +26,10 @@ from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import Delivered, Ended, Execution, ExecutionState, ExecutionStatus
+from .execution import Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record
-from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog
-from .recovery import GAP, EndedProcess, FormerExecutions, Outcome, now_ms
+from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, remove_logs
+from .recovery import GAP, FormerExecutions, Outcome, now_ms
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
@@ -384,6 +384,7 @@ class Executions:
         Executions that cannot be found because the engine does not answer are looked for again later; until
         then, calls about them raise the engine's error.
         """
+        remove_logs(self._spool)
         self._former.load(KEEP_FINISHED)
         with suppress(BoxliteError):
             self._former.find()
@@ -425,6 +426,7 @@ class Executions:
             execution_id = self._finished.popleft()[1]
             entry = self._entries.pop(execution_id)
             execution = entry.result()
+            execution.output.discard()
             if self._mains.get(execution.box) is entry:
                 del self._mains[execution.box]
             self._journal.remove(execution_id)
