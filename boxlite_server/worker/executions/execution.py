@@ -66,6 +66,7 @@ class EndedProcess:
     """Stands in for the process of an execution that is over. It holds nothing."""
 
     handle = lost = ""
+    memory_limit_hit = 0
 
     def read(self) -> tuple[int, bytes] | None:
         return None
@@ -241,8 +242,10 @@ class Execution:
                 self._process.kill()
             except BoxliteError as failure:
                 log.warning("cannot kill execution %s: %s", self.execution_id, failure)
+        limit = 0
         try:
             exit_code = self._process.wait()
+            limit = self._process.memory_limit_hit if exit_code else 0
         except Exception as exc:
             log.exception("exit code of execution %s is lost", self.execution_id)
             self._error = self._error or f"exit code was lost: {exc}"
@@ -250,6 +253,8 @@ class Execution:
         finally:
             self._process.close()
         self._error = self._error or self._process.lost or self.gap
+        if limit and not self._error:
+            self._error = f"out of memory: the box hit its memory limit of {limit} MiB, and the kernel killed a process"
         self._finish(exit_code)
         self.output.close()
 

@@ -145,7 +145,6 @@ def test_signals_of_a_worker_without_root_go_through_the_box(site: Site, monkeyp
         raise PermissionError
 
     monkeypatch.setattr(exec.signal, "pidfd_send_signal", refuse)
-    monkeypatch.setattr(exec.os, "killpg", refuse)
     box = site.running_box(user="box")
     process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
     process.signal(signal.SIGTERM)
