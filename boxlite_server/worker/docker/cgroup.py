@@ -14,18 +14,24 @@ _COUNTERS = ("memory.events", "memory.oom_control")  # the files that count kill
 
 
 class Cgroup:
-    """The control group of the container whose init process has the pid `init`, on this host.
+    """The control group of a container. Where the host does not show it, as after the container's end, all answers are
+    None."""
 
-    Where the host does not show it, as after the container's end, all answers are None.
-    """
-
-    def __init__(self, init: int, root: Path = ROOT) -> None:
+    def __init__(self, memberships: str, root: Path = ROOT) -> None:
+        """`memberships`: the content of /proc/PID/cgroup for a process of the container."""
         self._directories: list[Path] = []
-        with suppress(OSError):
-            for line in Path(f"/proc/{init}/cgroup").read_text().splitlines():
-                _, controllers, path = line.split(":", 2)
-                below = [controllers.removeprefix("name=")] if controllers else ["", "unified"]
-                self._directories += [root / name / path.lstrip("/") for name in below if path != "/"]
+        for line in memberships.splitlines():
+            _, controllers, path = line.split(":", 2)
+            below = [controllers.removeprefix("name=")] if controllers else ["", "unified"]
+            self._directories += [root / name / path.lstrip("/") for name in below if path != "/"]
+
+    @classmethod
+    def of(cls, pid: int) -> Cgroup:
+        """The control group of the container that the process with this pid, on this host, is in."""
+        try:
+            return cls(Path(f"/proc/{pid}/cgroup").read_text())
+        except OSError:
+            return cls("")
 
     def pids(self) -> set[int] | None:
         """The pids of all processes in the container, also of those that moved themselves to groups below."""
@@ -54,7 +60,7 @@ class MemoryLimit:
 
     def __init__(self, container: Mapping[str, Any]) -> None:
         self._mib: int = container["HostConfig"]["Memory"] // MIB
-        self._cgroup = Cgroup(container["State"]["Pid"])
+        self._cgroup = Cgroup.of(container["State"]["Pid"])
         self._before = self._cgroup.kills()
 
     def hit(self) -> int:

@@ -109,7 +109,7 @@ class _Exec:
             os.close(pinned)
 
     def _family(self, pid: int, mark: str) -> set[Found]:
-        pids = Cgroup(self._init).pids()
+        pids = Cgroup.of(self._init).pids()
         return family(all_in(self._container_id) if pids is None else pids, pid, mark)
 
     def _kill_from_inside(self, pid: int, mark: str) -> None:

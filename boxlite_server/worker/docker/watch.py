@@ -78,6 +78,7 @@ class Watch:
         with self._changed:
             self._stops.discard(container_id)
             self._interrupted.discard(container_id)
+            self._kills.pop(container_id, None)
 
     def stopping(self, container_id: str) -> None:
         """Note that this worker is about to stop the container."""

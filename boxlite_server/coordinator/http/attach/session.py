@@ -55,6 +55,7 @@ class Session:
         self._progress = Progress(execution.delivered, options.received)
         self._reported = execution.delivered.bytes
         self._joiner = Utf8Joiner()
+        self._told = ""  # the reason for lost output, once the client was told
         self._input = InputQueue()
 
     async def run(self, replaced: asyncio.Event) -> None:
@@ -100,10 +101,13 @@ class Session:
                 await self._socket.send_text(frames.error_frame(text, dropped_bytes=missed))
         elif event.HasField("gap"):
             self._progress.gap(event.position)
+            self._told = event.gap  # the end repeats it
             await self._socket.send_text(frames.error_frame(event.gap))
         else:
             for stream, data in self._joiner.flush():
                 await self._send_bytes(stream, data)
+            if event.ended.error_message and event.ended.error_message != self._told:
+                await self._socket.send_text(frames.error_frame(event.ended.error_message))
             await self._socket.send_text(frames.exit_frame(event.ended))
             await self._socket.close(CLOSE_NORMAL)
             return
