@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from .config import MIB
 
@@ -56,11 +54,11 @@ class Cgroup:
 
 
 class MemoryLimit:
-    """Tells whether a container, described by the engine, hits its memory limit from now on."""
+    """Tells whether a container hits its memory limit from now on. `size`: the limit in bytes."""
 
-    def __init__(self, container: Mapping[str, Any]) -> None:
-        self._mib: int = container["HostConfig"]["Memory"] // MIB
-        self._cgroup = Cgroup.of(container["State"]["Pid"])
+    def __init__(self, cgroup: Cgroup, size: int) -> None:
+        self._mib = size // MIB
+        self._cgroup = cgroup
         self._before = self._cgroup.kills()
 
     def hit(self) -> int:

@@ -32,7 +32,7 @@ _GIVEN_UP = 126  # the engine's exit code for a command that it gave up; without
 _KILL_ATTEMPTS = 5
 # Output of a command that has ended: seconds of silence after which no more of it is expected, and more bytes than the
 # pipes and buffers between the command and this process hold.
-_SILENCE, _ON_ITS_WAY = 0.2, 1024 * 1024
+_SILENCE, _ON_ITS_WAY = 0.2, 16 * 1024 * 1024
 _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine also reports
 
 
@@ -46,7 +46,8 @@ class _Exec:
         self._init: int = container["State"]["Pid"]
         self._exec_id = exec_id
         self._mark = mark
-        self._memory = MemoryLimit(container)
+        self._cgroup = Cgroup.of(self._init)
+        self._memory = MemoryLimit(self._cgroup, container["HostConfig"]["Memory"])
         self._waiter = Waiter()
 
     @property
@@ -109,7 +110,7 @@ class _Exec:
             os.close(pinned)
 
     def _family(self, pid: int, mark: str) -> set[Found]:
-        pids = Cgroup.of(self._init).pids()
+        pids = self._cgroup.pids()
         return family(all_in(self._container_id) if pids is None else pids, pid, mark)
 
     def _kill_from_inside(self, pid: int, mark: str) -> None:

@@ -211,17 +211,30 @@ class Execution:
     def end(self, status: ExecutionStatus) -> bool:
         """Kill the command; its status becomes `status`, unless it ends by itself first.
 
-        Returns False if the execution is already over.
+        Returns False if the execution is already over. Raises what `Process.kill` raises; the status is then as it
+        was.
         """
         with self._lock:
             if self._final is not None:
                 return False
-            self._ending = self._ending or status
-        self._process.kill()
+            former = self._ending
+            self._ending = former or status
+        try:
+            self._process.kill()
+        except BaseException:
+            with self._lock:
+                self._ending = former
+            raise
         return True
 
-    def give_up(self) -> None:
-        """End the execution without waiting any longer for the command's output or for slow readers."""
+    def give_up(self, reason: str = "", status: ExecutionStatus | None = None) -> None:
+        """End the execution without waiting any longer for the command, its output or slow readers.
+
+        `reason` becomes the error message, and `status` the status, unless the execution has them already.
+        """
+        with self._lock:
+            self._error = self._error or reason
+            self._ending = self._ending or status
         self.output.release()
         self._process.close()
 
