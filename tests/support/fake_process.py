@@ -15,7 +15,7 @@ from pathlib import Path
 from boxlite_server import ids
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError
 from boxlite_server.worker.commands import STDERR, STDOUT, ExecSpec
-from boxlite_server.worker.docker.processes import MARK, family, kill_all
+from boxlite_server.worker.kernel.processes import MARK, family, kill_all
 
 
 class FakeProcess:

@@ -20,11 +20,12 @@ from ...errors import (
     UnsupportedError,
 )
 from ..commands import ExecSpec
-from .cgroup import Cgroup, MemoryLimit
+from ..kernel.cgroup import Cgroup, MemoryLimit
+from ..kernel.processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
+from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder
 from .process import DETACH_KEYS, END_OF_TRANSMISSION, FIRST_POLL, Waiter, check_signal
-from .processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
 from .stream import Stream, can_be_read
 from .watch import Watch
 
@@ -47,7 +48,7 @@ class _Exec:
         self._exec_id = exec_id
         self._mark = mark
         self._cgroup = Cgroup.of(self._init)
-        self._memory = MemoryLimit(self._cgroup, container["HostConfig"]["Memory"])
+        self._memory = MemoryLimit(self._cgroup, container["HostConfig"]["Memory"] // MIB)
         self._waiter = Waiter()
 
     @property

@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from ..kernel.cgroup import Cgroup
 from ..runtime import BootTiming, BoxRef, Usage
-from .cgroup import Cgroup
 from .engine import Engine, engine_errors
 
 SAMPLE_SECONDS = 1.0  # between two samples of a box

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from boxlite_server.worker.docker.cgroup import Cgroup
+from boxlite_server.worker.kernel.cgroup import Cgroup
 
 LAYOUTS = {
     "version 1": (

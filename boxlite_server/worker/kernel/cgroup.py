@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from .config import MIB
-
 ROOT = Path("/sys/fs/cgroup")
 _COUNTERS = ("memory.events", "memory.oom_control")  # the files that count kills: version 2, version 1
 
@@ -54,10 +52,10 @@ class Cgroup:
 
 
 class MemoryLimit:
-    """Tells whether a container hits its memory limit from now on. `size`: the limit in bytes."""
+    """Tells whether a container hits its memory limit from now on. `mib`: the limit."""
 
-    def __init__(self, cgroup: Cgroup, size: int) -> None:
-        self._mib = size // MIB
+    def __init__(self, cgroup: Cgroup, mib: int) -> None:
+        self._mib = mib
         self._cgroup = cgroup
         self._before = self._cgroup.kills()
 
