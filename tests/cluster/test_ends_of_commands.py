@@ -127,8 +127,22 @@ def test_servers_live_on_with_their_output_when_their_commands_end(cluster: Clus
     wait_until(lambda: all(now > then + 50 for then, now in zip(so_far, beats(), strict=True)), "all servers go on")
 
 
-def test_the_end_of_a_command_does_not_wait_for_what_it_leaves(cluster: Cluster, box: str) -> None:
-    execution = boxes.execute(cluster, box, "sleep 1000 & sleep 0.5; echo up")
+@pytest.mark.parametrize("tty", [False, True])
+def test_the_end_of_a_command_does_not_wait_for_what_it_leaves(cluster: Cluster, tty: bool) -> None:
+    box = boxes.create(cluster)  # the engine is late with ends in a box in which a command has just left something
+    boxes.start(cluster, box)
+    execution = boxes.execute(cluster, box, "trap '' HUP; sleep 1000 & sleep 0.5; echo up", tty=tty)
     state = finished(cluster, box, execution)
     assert state["exit_code"] == 0
     assert int(str(state["duration_ms"])) < 2_400, "the engine ends the output 2 s after the command"
+    cluster.http("DELETE", f"/v1/boxes/{box}?force=true")
+
+
+def test_all_that_a_command_says_comes_before_its_end_though_it_leaves_a_talker(cluster: Cluster, box: str) -> None:
+    script = "(while sleep 0.01; do echo noise; done) & seq 1 300000; echo last >&2"
+    execution = boxes.execute(cluster, box, script)
+    with attached(cluster, f"{box}/executions/{execution}/attach") as client:
+        assert client.to_the_end() == 0
+    said = [line for line in client.stdout.split(b"\n") if line.isdigit()]
+    assert (said[0], said[-1], client.stderr) == (b"1", b"300000", b"last\n")
+    assert len(said) > 299_000  # noise may stand in the middle of a line

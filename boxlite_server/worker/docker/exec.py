@@ -48,7 +48,7 @@ class _Exec:
         self._exec_id = exec_id
         self._mark = mark
         self._cgroup = Cgroup.of(self._init)
-        self._memory = MemoryLimit(self._cgroup, container["HostConfig"]["Memory"] // MIB)
+        self._memory = MemoryLimit(self._cgroup, container["HostConfig"].get("Memory", 0) // MIB)
         self._waiter = Waiter()
 
     @property
@@ -258,7 +258,7 @@ class ExecProcess(_Exec):
 
         The engine ends the output only when all processes that can write have ended, or 2 s after the command's end.
         What the command itself wrote comes before what its children write from then on. So the output ends here when
-        a command that has left processes running has ended and its output has been silent for a while, or more has
+        a command that has left writers running has ended and its output has been silent for a while, or more has
         come than can be on its way.
         """
         if self._life is not None:
@@ -266,7 +266,7 @@ class ExecProcess(_Exec):
             if can_be_read(self._life):
                 self._life, self._has_ended = None, True
         if self._has_ended and not self._comes_late():
-            if self._has_left_processes():
+            if self._has_left_writers():
                 return None
             self._has_ended = False  # nothing is known to write: the engine is late, and its end of output is near
         piece = self._stream.read()
@@ -296,14 +296,20 @@ class ExecProcess(_Exec):
         self._silent += time.monotonic() - began
         return comes
 
-    def _has_left_processes(self) -> bool:
-        """Whether the command has left processes running. Their output is read and dropped from now on, so that they
-        can go on writing."""
+    def _has_left_writers(self) -> bool:
+        """Whether the command has left processes running that hold its output. What they write is read and dropped
+        from now on, so that they can go on."""
         left = self._family(self._pid, self._mark)
-        if self._holder is not None:
-            for pipe in output_pipes(left, self._init):
+        try:
+            pipes = list(output_pipes(left, self._init))
+        except PermissionError:
+            return bool(left)  # a worker without root cannot see what they hold
+        for pipe in pipes:
+            if self._holder is not None:
                 self._holder.drain(pipe)
-        return bool(left)
+            else:
+                os.close(pipe)
+        return bool(pipes)
 
     def write(self, data: bytes, timeout: float) -> int:
         try:

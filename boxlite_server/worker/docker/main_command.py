@@ -26,7 +26,7 @@ class MainProcess:
         self._holder = holder
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
-        self._memory: int = container["HostConfig"]["Memory"]  # bytes; 0: no limit
+        self._memory: int = container["HostConfig"].get("Memory", 0)  # bytes; 0: no limit
         self._finished = 0.0  # Unix time
         # The log holds what a running command has said so far, after the output of former runs.
         is_running = container["State"]["Running"]

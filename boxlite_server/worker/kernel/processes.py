@@ -97,8 +97,8 @@ def pid_inside(pid: int) -> str | None:
 def output_pipes(processes: set[Found], box_pid: int) -> Iterator[int]:
     """A new descriptor, to read from, for each pipe to the engine that these processes have as their output.
 
-    `box_pid`: the pid of the container's init process, whose parent reads the pipes for the engine. Yields nothing
-    where this worker may not look.
+    `box_pid`: the pid of the container's init process, whose parent reads the pipes for the engine. Raises
+    PermissionError where this worker may not look.
     """
     init = _entry(box_pid)
     engines = _pipes(init.parent) if init else set()
@@ -116,7 +116,7 @@ def output_pipes(processes: set[Found], box_pid: int) -> Iterator[int]:
 def _pipes(pid: int) -> set[str]:
     """The pipes that the process has open."""
     found = set()
-    with suppress(OSError):
+    with suppress(FileNotFoundError, ProcessLookupError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
                 found.add(str(path.readlink()))
