@@ -17,9 +17,9 @@ COMMANDS = 200
 
 @pytest.fixture(scope="module")
 def busy(new_shared_cluster: Callable[..., Cluster], test_image: str) -> Iterator[tuple[Cluster, str]]:
-    """A cluster under a soft limit of descriptors that is lower than the commands, and a running box in it."""
+    """A cluster that was started under the usual soft limit of descriptors, and a running box in it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (COMMANDS // 2, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:
         cluster = new_shared_cluster()
         cluster.start_coordinator()
