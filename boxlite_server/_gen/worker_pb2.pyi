@@ -124,13 +124,14 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "ports", "engine_life", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_LIFE_FIELD_NUMBER: _ClassVar[int]
     LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -141,11 +142,12 @@ class Box(_message.Message):
     pid: int
     exit_code: int
     interrupted: bool
+    out_of_memory: bool
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
     engine_life: str
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -540,7 +542,7 @@ class ListVolumesResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class BoxMetrics(_message.Message):
-    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing")
+    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing", "memory_limit_kills")
     COMMANDS_EXECUTED_FIELD_NUMBER: _ClassVar[int]
     EXEC_ERRORS_FIELD_NUMBER: _ClassVar[int]
     INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -550,6 +552,7 @@ class BoxMetrics(_message.Message):
     NETWORK_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     NETWORK_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BOOT_TIMING_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_KILLS_FIELD_NUMBER: _ClassVar[int]
     commands_executed: int
     exec_errors: int
     input_bytes: int
@@ -559,7 +562,8 @@ class BoxMetrics(_message.Message):
     network_bytes_sent: int
     network_bytes_received: int
     boot_timing: BootTiming
-    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ...) -> None: ...
+    memory_limit_kills: int
+    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ..., memory_limit_kills: _Optional[int] = ...) -> None: ...
 
 class BootTiming(_message.Message):
     __slots__ = ("total_ms", "image_prepare_ms", "box_config_ms", "box_spawn_ms", "container_init_ms")

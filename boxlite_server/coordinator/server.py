@@ -15,7 +15,7 @@ from types import FrameType
 
 import uvicorn
 
-from .. import errors
+from .. import descriptors, errors
 from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
@@ -59,6 +59,7 @@ class _Server(uvicorn.Server):
 def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BoxliteError when the coordinator cannot start."""
     _refuse_open_door(config)
+    descriptors.raise_limit()
     listener = _listen(config)
     # uvicorn raises the signal that ended it once more; without these handlers an orderly end would be a failure.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -48,8 +48,16 @@ class Process(Protocol):
     def lost(self) -> str:
         """Why the exit code that `wait` returned is not the command's own; empty when it is."""
 
+    @property
+    def memory_limit_hit(self) -> int:
+        """The box's memory limit in MiB, if the kernel killed a process of the box at that limit while the command
+        ran; 0 otherwise, or where the runtime cannot tell. Known once `wait` has returned."""
+
     def read(self) -> tuple[int, bytes] | None:
-        """The next piece of output as (STDOUT or STDERR, data); blocks. None: the output has ended."""
+        """The next piece of output as (STDOUT or STDERR, data); blocks.
+
+        None: the output has ended, or the command has ended and only what it left running can still write.
+        """
 
     def write(self, data: bytes, timeout: float) -> int:
         """Hand input to the command for at most `timeout` seconds. Returns the number of bytes taken."""
@@ -62,7 +70,10 @@ class Process(Protocol):
         """Send the POSIX signal `number` to the command."""
 
     def kill(self) -> None:
-        """Send SIGKILL to the command and its process group. A command that has ended is ignored."""
+        """Kill the command and all processes that it has started. A command that has ended is ignored.
+
+        Raises `UnsupportedError` when the runtime has no means to kill them, `EngineError` when the attempt failed.
+        """
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the size of the command's pseudo-terminal."""

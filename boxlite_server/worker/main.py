@@ -7,7 +7,6 @@ import ipaddress
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 import threading
@@ -20,12 +19,13 @@ from urllib.parse import SplitResult
 
 import grpc
 
-from .. import ids, signals
+from .. import descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .docker.holder import Holder
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
+from .executions.output_log import remove_logs
 from .executions.registry import Executions
 from .files.spool import Spool
 from .files.transfer import Files
@@ -97,7 +97,7 @@ class Worker:
 
     def start(self) -> None:
         """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
-        _raise_file_limit()
+        descriptors.raise_limit()
         port = _bind(self._server, self._host, self._config.port)
         try:
             self._runtime.disks.tidy()  # before the first call: `tidy` would remove a disk that a call makes
@@ -151,6 +151,7 @@ class Worker:
         # Frees the threads of cancelled calls that still wait for a pull; they would keep the process alive.
         self._runtime.close()
         self._health.stop()
+        remove_logs(self._config.home / "spool")
 
     def _register(self) -> None:
         assert self._registration is not None
@@ -221,13 +222,6 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
 def _made(directory: Path) -> Path:
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory
-
-
-def _raise_file_limit() -> None:
-    """Raise the limit of open files to its maximum: each execution holds a connection and a file."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _thread(name: str, target: Callable[[], None]) -> None:

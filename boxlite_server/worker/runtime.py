@@ -99,7 +99,8 @@ class BoxState:
     """A box as the engine sees it at one moment.
 
     `interrupted`: the box stopped because somebody other than this worker had the engine kill it, or because the
-    engine itself ended. The runtime knows this only of a stop that happened while it watched the engine.
+    engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
+    memory limit. The runtime knows both only of a stop that happened while it watched the engine.
     """
 
     box: BoxRef
@@ -109,6 +110,7 @@ class BoxState:
     ports: tuple[PortMapping, ...] = ()  # published while the box runs, with the real host ports
     commands: int = 0  # running besides the main one; only `inspect` counts them
     interrupted: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +138,15 @@ class Usage:
     """What a box uses now; a box at rest uses nothing. None: cannot be measured.
 
     `cpu_percent` is in percent of one cpu, since the former measurement or, without one, since the box's start.
-    The network's bytes count from the box's start and are seen from the box.
+    The network's bytes count from the box's start and are seen from the box. `memory_limit_kills`: how many processes
+    the kernel has killed since the box's start because the box reached its memory limit.
     """
 
     cpu_percent: float | None = 0.0
     memory_bytes: int | None = 0
     network_bytes_sent: int | None = None
     network_bytes_received: int | None = None
+    memory_limit_kills: int | None = None
     boot: BootTiming = BootTiming()
 
 

@@ -7,22 +7,26 @@ import os
 import pty
 import pwd
 import select
-import signal
 import subprocess
 import termios
 import threading
 import time
 from pathlib import Path
 
+from boxlite_server import ids
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError
 from boxlite_server.worker.commands import STDERR, STDOUT, ExecSpec
+from boxlite_server.worker.kernel.processes import MARK, family, kill_all
 
 
 class FakeProcess:
     """A process of this host, in its own session."""
 
+    memory_limit_hit = 0
+
     def __init__(self, spec: ExecSpec, directory: Path, env: dict[str, str]) -> None:
         self._master: int | None = None
+        self._mark = ids.new_id()
         command, self._tty = list(spec.command), spec.tty
         cwd = spec.working_dir or str(directory)
         if not Path(cwd).is_dir():
@@ -40,7 +44,7 @@ class FakeProcess:
                 stdout=slave,
                 stderr=slave,
                 cwd=cwd,
-                env={"PATH": os.environ["PATH"], **env, **spec.env},
+                env={"PATH": os.environ["PATH"], **env, **spec.env, MARK: self._mark},
                 start_new_session=True,
                 user=spec.user or None,
             )
@@ -85,8 +89,9 @@ class FakeProcess:
 
     def read(self) -> tuple[int, bytes] | None:
         while self._streams:
-            ready, _, _ = select.select([*self._streams, self._wake_read], [], [])
-            if self._wake_read in ready:
+            ended = self._popen.poll() is not None
+            ready, _, _ = select.select([*self._streams, self._wake_read], [], [], 0.05)
+            if self._wake_read in ready or (ended and not ready):  # what it left running may write for ever
                 return None
             for fd in ready:
                 data = b""
@@ -129,8 +134,8 @@ class FakeProcess:
 
     def kill(self) -> None:
         if self._popen.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._popen.pid, signal.SIGKILL)
+            pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+            kill_all(lambda: family(pids, self._popen.pid, self._mark))
 
     def resize(self, cols: int, rows: int) -> None:
         self._refuse_when_over()

@@ -68,6 +68,8 @@ class FakeBox:
 class FakeMain:
     """The main command of a box, in its present or next run."""
 
+    memory_limit_hit = 0
+
     def __init__(self, box: FakeBox) -> None:
         self.box = box
         self.process = box.main

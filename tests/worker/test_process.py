@@ -111,6 +111,28 @@ def test_kill_takes_the_process_group_along(site: Site, box: BoxRef) -> None:
     assert collect(check)[0] == b""
 
 
+def test_kill_takes_sessions_and_daemons_along(site: Site, box: BoxRef) -> None:
+    orphan = "sh -c 'echo $$; exec sleep 1000'"
+    process = shell(site, box, f"setsid {orphan} & (setsid {orphan} &) ; sleep 1000")
+    said = b""
+    while said.count(b"\n") < 2:
+        piece = process.read()
+        assert piece is not None
+        said += piece[1]
+    process.kill()
+    assert collect(process)[2] == 137
+    for pid in said.split():
+        assert collect(shell(site, box, f"cat /proc/{int(pid)}/cmdline 2>/dev/null"))[0] == b""
+
+
+def test_the_output_ends_with_a_command_that_leaves_processes_running(site: Site, box: BoxRef) -> None:
+    process = shell(site, box, "(while sleep 0.02; do echo more; done) & sleep 1000 & echo $!; echo err >&2; exit 3")
+    out, err, code = collect(process)
+    assert (err, code) == (b"err\n", 3)
+    left = int(out.split(b"\n")[0])
+    assert collect(shell(site, box, f"kill {left}"))[2] == 0
+
+
 def test_signal_after_the_end_is_refused_and_kill_does_nothing(site: Site, box: BoxRef) -> None:
     process = spawn(site, box, "true")
     assert process.read() is None

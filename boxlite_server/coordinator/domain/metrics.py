@@ -31,6 +31,7 @@ class BoxMetrics(NamedTuple):
     memory_bytes: int | None
     network_bytes_sent: int | None
     network_bytes_received: int | None
+    memory_limit_kills: int | None
     boot: BootTiming
 
 
@@ -58,6 +59,7 @@ class Metrics:
             memory_bytes=_known(found, "memory_bytes"),
             network_bytes_sent=_known(found, "network_bytes_sent"),
             network_bytes_received=_known(found, "network_bytes_received"),
+            memory_limit_kills=_known(found, "memory_limit_kills"),
             boot=BootTiming(*(_known(found.boot_timing, field) for field in BootTiming._fields)),
         )
 

@@ -123,7 +123,7 @@ class Observer:
             "status": status,
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
-            "error": (box.error or _UNTOLD) if status == BoxStatus.FAILED else None,
+            "error": _error(box, state),
             "published": host_access.published(state, _host_of(worker)),
             "desired": DesiredState.RUNNING if is_up else DesiredState.STOPPED,
         }
@@ -139,6 +139,17 @@ class Observer:
         """Have the worker remove all that it has of the box, then delete the row."""
         await self._calls.remove_box(box.worker_id, pb.RemoveBoxRequest(box=ref(box), force=True))
         await self._turns.forget(box.id)
+
+
+def _error(box: Box, state: pb.Box) -> str | None:
+    """Why the box failed or stopped, where that is no end like another."""
+    if state.status == pb.BOX_STATUS_FAILED:
+        return box.error or _UNTOLD
+    if state.status != pb.BOX_STATUS_STOPPED:
+        return None
+    if state.out_of_memory:
+        return f"out of memory: the box hit its memory limit of {box.memory_mib} MiB, and the kernel killed a process"
+    return box.error if box.status == BoxStatus.STOPPED else None  # a worker that was restarted knows less
 
 
 def _host_of(worker: Worker) -> str:

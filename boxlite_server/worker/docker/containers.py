@@ -87,7 +87,11 @@ class Containers:
         if state.status is not BoxStatus.STOPPED:
             return state
         finished = unix_time(container["State"]["FinishedAt"])
-        return replace(state, interrupted=self._watch.interrupted(container["Id"], finished))
+        return replace(
+            state,
+            interrupted=self._watch.interrupted(container["Id"], finished),
+            out_of_memory=bool(state.exit_code) and self._watch.ran_out_of_memory(container["Id"], finished),
+        )
 
     def up_to(self, box: BoxRef) -> list[BoxRef]:
         """The generations of the box on this worker: `box` itself, if it is there, and older ones."""
@@ -142,7 +146,8 @@ class Containers:
 
 
 def state_of(box: BoxRef, container: Mapping[str, Any]) -> BoxState:
-    """The state in the engine's description of the box's container. It leaves `interrupted` open."""
+    """The state in the engine's description of the box's container. It leaves `interrupted` and `out_of_memory`
+    open."""
     state = container["State"]
     if state["Paused"]:
         return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))

@@ -164,7 +164,6 @@ class Connection(NamedTuple):
 
     socket: socket.socket
     received: bytes = b""  # what came together with the HTTP header
-    response: object = None  # kept because its collection would close the socket
 
 
 def _hijacked(raw_socket: Any) -> Connection:
@@ -174,7 +173,10 @@ def _hijacked(raw_socket: Any) -> Connection:
     connection.settimeout(0)
     received = reader.read(len(reader.peek())) or b""
     connection.settimeout(None)
-    return Connection(connection, received, response)
+    # The library's objects refer to each other, so a socket of theirs would stay open until a garbage collection.
+    own = connection.dup()
+    response.close()
+    return Connection(own, received)
 
 
 # ---- the engine ----

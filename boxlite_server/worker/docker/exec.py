@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import IO, Any
 
+from ... import ids
 from ...errors import (
     BoxliteError,
     EngineError,
@@ -19,24 +22,36 @@ from ...errors import (
     UnsupportedError,
 )
 from ..commands import ExecSpec
+from ..kernel.cgroup import Cgroup, MemoryLimit
+from ..kernel.processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
+from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder
 from .process import DETACH_KEYS, FIRST_POLL, Waiter, check_signal
-from .stream import Stream, end_input
+from .stream import Stream, can_be_read, end_input
 from .watch import Watch
 
 _GIVEN_UP = 126  # the engine's exit code for a command that it gave up; without a pid, the command never started
+_KILL_ATTEMPTS = 5
+# Output of a command that has ended: seconds of silence after which no more of it is expected, and more bytes than the
+# pipes and buffers between the command and this process hold.
+_SILENCE, _ON_ITS_WAY = 0.2, 16 * 1024 * 1024
 _LAST_LOOK = 5.0  # seconds between two looks at a command whose end the engine also reports
 
 
 class _Exec:
     """A command that is known by its exec id: what needs no connection to it."""
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str, tty: bool) -> None:
+    def __init__(self, engine: Engine, container: Mapping[str, Any], exec_id: str, tty: bool, mark: str = "") -> None:
+        """`container`: the engine's description. `mark`: the command's `MARK`; empty: to be read when needed."""
         self._engine = engine
-        self._container_id = container_id
+        self._container_id: str = container["Id"]
+        self._init: int = container["State"]["Pid"]
         self._exec_id = exec_id
         self._tty = tty
+        self._mark = mark
+        self._cgroup = Cgroup.of(self._init)
+        self._memory = MemoryLimit(self._cgroup, container["HostConfig"].get("Memory", 0) // MIB)
         self._waiter = Waiter()
 
     @property
@@ -51,6 +66,10 @@ class _Exec:
     def lost(self) -> str:
         return self._waiter.lost
 
+    @property
+    def memory_limit_hit(self) -> int:
+        return self._memory.hit()
+
     def resize(self, cols: int, rows: int) -> None:
         self._live_pid()
         self._set_size(cols, rows)
@@ -63,17 +82,28 @@ class _Exec:
 
     def signal(self, number: int) -> None:
         check_signal(number)
-        self._send(number, to_group=False)
+        with self._pinned() as (pid, pinned):
+            try:
+                signal.pidfd_send_signal(pinned, number)
+            except ProcessLookupError as exc:
+                raise self._ended() from exc
+            except PermissionError:
+                self._send_from_inside(number, [pid])
 
     def kill(self) -> None:
-        with suppress(InvalidStateError):
-            self._send(signal.SIGKILL, to_group=True)
+        with suppress(InvalidStateError), self._pinned() as (pid, _):
+            mark = self._mark or mark_of(pid)
+            try:
+                kill_all(lambda: self._family(pid, mark))
+            except PermissionError:
+                self._kill_from_inside(pid, mark)
 
-    def _send(self, number: int, *, to_group: bool) -> None:
-        """Signal the pid that the engine names, after making sure that it is still the command's.
+    @contextmanager
+    def _pinned(self) -> Iterator[tuple[int, int]]:
+        """The command's pid, and a pidfd of it. Raises `InvalidStateError` once the command has ended.
 
-        The pid may be stale. A pidfd pins the process that has the pid now; if the engine then still says that the
-        command runs under that pid, the pinned process is the command.
+        The pid that the engine names may be stale. A pidfd pins the process that has the pid now; if the engine then
+        still says that the command runs under that pid, the pinned process is the command.
         """
         pid = self._live_pid()
         try:
@@ -83,35 +113,43 @@ class _Exec:
         try:
             if self._live_pid() != pid:
                 raise self._ended()
-            if self._container_id not in _proc(pid, "cgroup"):
+            if not is_in(pid, self._container_id):
                 self._live_pid()  # raises if the command has ended just now
                 raise UnsupportedError("signals need the container engine on the worker's own host")
-            # No pidfd pins the command's children. So their group comes first, while its leader, the command, lives.
-            if to_group and os.getpgid(pid) == pid:
-                os.killpg(pid, number)
-            signal.pidfd_send_signal(pinned, number)
-        except ProcessLookupError as exc:
-            if not to_group:
-                raise self._ended() from exc
-        except PermissionError:
-            self._send_from_inside(pid, number, to_group)
+            yield pid, pinned
         finally:
             os.close(pinned)
 
-    def _send_from_inside(self, pid: int, number: int, to_group: bool) -> None:
-        """Run `kill` in the box, with the pid that the box knows: a worker without root cannot signal otherwise."""
-        inside = next(
-            (line.split()[-1] for line in _proc(pid, "status").splitlines() if line.startswith("NSpid:")), None
-        )
-        if inside is None:
-            raise self._ended()
+    def _family(self, pid: int, mark: str) -> set[Found]:
+        pids = self._cgroup.pids()
+        return family(all_in(self._container_id) if pids is None else pids, pid, mark)
+
+    def _kill_from_inside(self, pid: int, mark: str) -> None:
+        """Kill the command's family as a worker without root can. What it starts meanwhile is killed by a further
+        attempt."""
+        for _ in range(_KILL_ATTEMPTS):
+            self._send_from_inside(signal.SIGKILL, [found.pid for found in self._family(pid, mark)])
+            if not self._family(pid, mark):
+                return
+        raise EngineError("cannot kill the command: it starts processes faster than they can be killed")
+
+    def _send_from_inside(self, number: int, pids: list[int]) -> None:
+        """Have a shell in the box signal processes: a worker without root cannot signal them itself."""
+        inside = [known for pid in pids if (known := pid_inside(pid))]
         api = self._engine.api
-        command = ["kill", f"-{number}", f"-{inside}" if to_group else inside]
         with engine_errors("cannot signal the command"):
-            exec_id = api.exec_create(self._container_id, command, user="0")["Id"]
+            script = f'kill -{number} "$@" 2>/dev/null; true'  # processes that have ended are no failure
+            exec_id = api.exec_create(self._container_id, ["sh", "-c", script, "kill", *inside], user="0")["Id"]
             output = api.exec_start(exec_id)
-            if api.exec_inspect(exec_id)["ExitCode"] != 0 and self._inspect()["Running"]:
-                raise EngineError(f"cannot signal the command: {output.decode(errors='replace').strip()}")
+            code = api.exec_inspect(exec_id)["ExitCode"]
+        if code and self._inspect()["Running"]:
+            text = output.decode(errors="replace").strip()
+            if "not found" in text.lower() or "no such file" in text.lower():
+                raise UnsupportedError(
+                    "cannot signal the command: the worker does not run as root, and the box has no `sh` that could "
+                    f"signal it instead: {text}"
+                )
+            raise EngineError(f"cannot signal the command: {text}")
 
     def _live_pid(self) -> int:
         """The pid of the running command; raises `InvalidStateError` once the command has ended."""
@@ -145,11 +183,23 @@ class ExecProcess(_Exec):
     """The `Process` of a command whose connection this process has."""
 
     def __init__(
-        self, engine: Engine, container_id: str, exec_id: str, stream: Stream, tty: bool, holder: Holder | None
+        self,
+        engine: Engine,
+        container: Mapping[str, Any],
+        exec_id: str,
+        stream: Stream,
+        tty: bool,
+        holder: Holder | None,
+        mark: str = "",
     ) -> None:
-        super().__init__(engine, container_id, exec_id, tty)
+        super().__init__(engine, container, exec_id, tty, mark)
         self._stream = stream
         self._holder = holder
+        self._life: IO[bytes] | None = None  # a pidfd of the command, once its end is watched
+        self._pid = 0
+        self._has_ended = False
+        self._silent = 0.0  # seconds without output since the command's end
+        self._late = 0  # bytes of output since then
         if holder is not None:
             holder.keep(exec_id, stream.fileno())
 
@@ -157,12 +207,14 @@ class ExecProcess(_Exec):
 
     @classmethod
     def spawn(
-        cls, engine: Engine, container_id: str, box_id: str, spec: ExecSpec, holder: Holder | None
+        cls, engine: Engine, container: Mapping[str, Any], box_id: str, spec: ExecSpec, holder: Holder | None
     ) -> ExecProcess:
         """Start `spec` in the container. Returns, and raises, as `BoxRuntime.spawn` does."""
+        mark = ids.new_id()
         try:
             with engine_errors(f"command {spec.command[0]!r} cannot be started in box {box_id}"):
-                exec_id = engine.create_exec(container_id, spec, DETACH_KEYS)
+                marked = replace(spec, env={**spec.env, MARK: mark})
+                exec_id = engine.create_exec(container["Id"], marked, DETACH_KEYS)
                 stream = Stream(engine.start_exec(exec_id, tty=spec.tty), not spec.tty)
         except InvalidStateError as exc:
             if "not running" in exc.message:
@@ -170,7 +222,7 @@ class ExecProcess(_Exec):
             raise
         except InvalidArgumentError as exc:
             raise ExecutionError(exc.message) from exc
-        process = cls(engine, container_id, exec_id, stream, spec.tty, holder)
+        process = cls(engine, container, exec_id, stream, spec.tty, holder, mark)
         try:
             if spec.tty and not engine.sizes_terminals:
                 process._set_first_size(spec)
@@ -195,6 +247,7 @@ class ExecProcess(_Exec):
         while True:
             state = self._inspect()
             if state["Pid"]:
+                self.watch_end(state["Pid"])
                 return
             if not state["Running"] and state["ExitCode"] is not None:
                 break
@@ -210,7 +263,62 @@ class ExecProcess(_Exec):
     # ---- input and output ----
 
     def read(self) -> tuple[int, bytes] | None:
-        return self._stream.read()
+        """See `Process.read`.
+
+        The engine ends the output only when all processes that can write have ended, or 2 s after the command's end.
+        What the command itself wrote comes before what its children write from then on. So the output ends here when
+        a command that has left writers running has ended and its output has been silent for a while, or more has
+        come than can be on its way.
+        """
+        if self._life is not None:
+            self._stream.readable(None, self._life.fileno())
+            if can_be_read(self._life):
+                self._life, self._has_ended = None, True
+        if self._has_ended and not self._comes_late():
+            if self._has_left_writers():
+                return None
+            self._has_ended = False  # nothing is known to write: the engine is late, and its end of output is near
+        piece = self._stream.read()
+        self._late += len(piece[1]) if self._has_ended and piece else 0
+        return piece
+
+    def watch_end(self, pid: int) -> None:
+        """Watch for the end of the command, which had this pid when the engine was last asked."""
+        self._pid = pid
+        self._mark = self._mark or mark_of(pid)
+        try:
+            life = os.fdopen(os.pidfd_open(pid), "rb", buffering=0)
+        except OSError:
+            self._has_ended = True
+            return
+        if is_in(pid, self._container_id):
+            self._life = life
+        else:
+            self._has_ended = can_be_read(life)  # otherwise the engine is on another host
+
+    def _comes_late(self) -> bool:
+        """Whether more output of a command that has ended comes, or the end of output. Waits for it."""
+        if self._silent >= _SILENCE or self._late >= _ON_ITS_WAY:
+            return False
+        began = time.monotonic()
+        comes = self._stream.readable(_SILENCE - self._silent)
+        self._silent += time.monotonic() - began
+        return comes
+
+    def _has_left_writers(self) -> bool:
+        """Whether the command has left processes running that hold its output. What they write is read and dropped
+        from now on, so that they can go on."""
+        left = self._family(self._pid, self._mark)
+        try:
+            pipes = list(output_pipes(left, self._init))
+        except PermissionError:
+            return bool(left)  # a worker without root cannot see what they hold
+        for pipe in pipes:
+            if self._holder is not None:
+                self._holder.drain(pipe)
+            else:
+                os.close(pipe)
+        return bool(pipes)
 
     def write(self, data: bytes, timeout: float) -> int:
         try:
@@ -236,8 +344,8 @@ class AdoptedExec(_Exec):
     The command runs on, but if it writes output, the engine replaces its exit code by `_GIVEN_UP`.
     """
 
-    def __init__(self, engine: Engine, container_id: str, exec_id: str, tty: bool, watch: Watch) -> None:
-        super().__init__(engine, container_id, exec_id, tty)
+    def __init__(self, engine: Engine, container: Mapping[str, Any], exec_id: str, tty: bool, watch: Watch) -> None:
+        super().__init__(engine, container, exec_id, tty)
         self._watch = watch
         self._news = watch.command_end(exec_id)
         self._left = False
@@ -278,18 +386,21 @@ class AdoptedExec(_Exec):
 
 
 def readopt(
-    engine: Engine, container_id: str, exec_id: str, watch: Watch, holder: Holder | None
+    engine: Engine, container: Mapping[str, Any], exec_id: str, watch: Watch, holder: Holder | None
 ) -> ExecProcess | AdoptedExec:
     """The command that a former worker process started. Raises `NotFoundError` when the engine does not know it any
     more, or the command is not in the container."""
     with engine_errors("cannot inspect the command"):
         known = engine.api.exec_inspect(exec_id)
-    if known["ContainerID"] != container_id:
+    if known["ContainerID"] != container["Id"]:
         raise NotFoundError("the command is one of another box")
     tty = bool(known["ProcessConfig"]["tty"])
     if holder is not None and (descriptor := holder.take(exec_id)) is not None:
-        return ExecProcess(engine, container_id, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
-    return AdoptedExec(engine, container_id, exec_id, tty, watch)
+        process = ExecProcess(engine, container, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+        if known["Running"] and known["Pid"]:
+            process.watch_end(known["Pid"])
+        return process
+    return AdoptedExec(engine, container, exec_id, tty, watch)
 
 
 def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:
@@ -308,11 +419,3 @@ def spawn_error(spec: ExecSpec, text: str) -> ExecutionError:
     if "permission denied" in low:
         return ExecutionError(f"command {command!r} cannot be executed: permission denied: {text}")
     return ExecutionError(f"command {command!r} cannot be started: {text or 'the engine gives no reason'}")
-
-
-def _proc(pid: int, name: str) -> str:
-    """The content of a file in /proc; empty if it cannot be read."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except OSError:
-        return ""

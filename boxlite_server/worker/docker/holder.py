@@ -5,9 +5,12 @@ exit code is lost, its input ends. So each connection has a second owner: the ho
 hands it to the next worker process. The holder never reads from a connection, so a command whose output is not read
 waits, as it does for any slow reader.
 
+What a command has left running at its end loses its output too: the engine closes the pipes, and the next write kills.
+So the holder gets the pipes' ends for reading, and reads and drops what comes until the last writer has ended.
+
 Messages are packets on a Unix socket: a letter, a name and, in some, a descriptor. `K` has the holder keep the
 descriptor that comes along under the name. `D` drops the descriptor. `T` takes a copy of it; the answer is `Y` with
-the descriptor, or `N`.
+the descriptor, or `N`. `R` has the holder read and drop what comes on the descriptor that comes along.
 
 `Holder` is the worker's side; `main` is the process, which ends some time after the worker has.
 """
@@ -32,6 +35,9 @@ SOCKET_NAME = "holder.sock"
 # Seconds that the process waits for the worker to come back: while commands run, while it holds only connections of
 # ended commands, whose output may still be unread, and while it holds nothing.
 LIVE_SECONDS, ENDED_SECONDS, EMPTY_SECONDS = 900.0, 60.0, 2.0
+MAX_DRAINED = 512  # pipes whose output is dropped; more are closed at once
+_DRAIN_SECONDS = 0.1  # between two looks at these pipes
+_DRAIN_READS, _DRAIN_BYTES = 16, 65536  # of each pipe, at a look
 _TIMEOUT = 5.0  # seconds, of the worker's calls
 _MAX_PACKET = 512  # bytes
 _DESCRIPTOR = array.array("i").itemsize
@@ -49,15 +55,27 @@ class Holder:
 
     def keep(self, name: str, descriptor: int) -> None:
         """Have the process keep a copy of the descriptor, under a name that nobody else uses."""
+        if failure := self._hand_over(b"K" + name.encode(), descriptor):
+            log.warning("a command would not survive a restart of this worker: %s", failure)
+
+    def drain(self, pipe: int) -> None:
+        """Have the process read and drop what comes on the non-blocking descriptor, which this closes here."""
+        if failure := self._hand_over(b"R", pipe):
+            log.warning("what a command has left running cannot go on writing: %s", failure)
+        os.close(pipe)
+
+    def _hand_over(self, packet: bytes, descriptor: int) -> OSError | None:
+        """Send the packet and the descriptor to the process. Returns the failure."""
+        failure = None
         with self._lock:
             for _ in range(2):  # the second time with a new process, in case the old one has died
                 try:
-                    _send(self._reached(or_started=True), b"K" + name.encode(), descriptor)
-                    return
+                    _send(self._reached(or_started=True), packet, descriptor)
+                    return None
                 except OSError as exc:
                     self._forget()
                     failure = exc
-            log.warning("a command would not survive a restart of this worker: %s", failure)
+        return failure
 
     def drop(self, name: str) -> None:
         """Have the process close the descriptor kept under the name, if it can be reached."""
@@ -160,6 +178,7 @@ class _Process:
 
     def __init__(self, listener: socket.socket) -> None:
         self._held: dict[str, int] = {}
+        self._drained: set[int] = set()
         self._listener = listener
         self._workers: set[socket.socket] = set()
         self._selector = selectors.DefaultSelector()
@@ -167,14 +186,19 @@ class _Process:
 
     def run(self) -> None:
         alone_since = time.monotonic()
+        drained_at = 0.0
         while True:
-            for key, _ in self._selector.select(1.0 if not self._workers else None):
+            timeout = _DRAIN_SECONDS if self._drained else None if self._workers else 1.0
+            for key, _ in self._selector.select(timeout):
                 if key.fileobj is self._listener:
                     worker, _ = self._listener.accept()
                     self._workers.add(worker)
                     self._selector.register(worker, selectors.EVENT_READ)
                 elif isinstance(key.fileobj, socket.socket):
                     self._serve(key.fileobj)
+            if time.monotonic() - drained_at >= _DRAIN_SECONDS:
+                self._drain()
+                drained_at = time.monotonic()
             if self._workers:
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since >= self._patience():
@@ -187,6 +211,11 @@ class _Process:
             if letter == b"K" and descriptor is not None:
                 self._drop(name)
                 self._held[name] = descriptor
+            elif letter == b"R" and descriptor is not None:
+                if len(self._drained) < MAX_DRAINED:
+                    self._drained.add(descriptor)
+                else:
+                    os.close(descriptor)
             elif letter == b"D":
                 self._drop(name)
             elif letter == b"T":
@@ -201,7 +230,17 @@ class _Process:
         if (kept := self._held.pop(name, None)) is not None:
             os.close(kept)
 
+    def _drain(self) -> None:
+        """Drop what has come on the pipes, and close those without a writer."""
+        for pipe in list(self._drained):
+            with contextlib.suppress(BlockingIOError):
+                if not all(os.read(pipe, _DRAIN_BYTES) for _ in range(_DRAIN_READS)):
+                    self._drained.discard(pipe)
+                    os.close(pipe)
+
     def _patience(self) -> float:
+        if self._drained:
+            return LIVE_SECONDS
         if not self._held:
             return EMPTY_SECONDS
         return LIVE_SECONDS if any(map(is_connected, self._held.values())) else ENDED_SECONDS

@@ -7,9 +7,10 @@ import threading
 from typing import Any
 
 from ...errors import InvalidStateError, NotFoundError
+from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder, is_connected
-from .logs import said_before
+from .logs import said_before, unix_time
 from .process import DETACH_KEYS, Waiter, check_signal
 from .stream import Stream, end_input
 from .watch import Watch
@@ -24,6 +25,8 @@ class MainProcess:
         self._holder = holder
         self._container_id: str = container["Id"]
         self._tty: bool = container["Config"]["Tty"]
+        self._memory: int = container["HostConfig"].get("Memory", 0)  # bytes; 0: no limit
+        self._finished = 0.0  # Unix time
         # The log holds what a running command has said so far, after the output of former runs.
         is_running = container["State"]["Running"]
         self._former = said_before(engine, container) if is_running else {}  # bytes left to skip, by stream
@@ -43,6 +46,11 @@ class MainProcess:
     @property
     def lost(self) -> str:
         return self._waiter.lost
+
+    @property
+    def memory_limit_hit(self) -> int:
+        is_hit = self._finished and self._watch.ran_out_of_memory(self._container_id, self._finished)
+        return self._memory // MIB if is_hit else 0
 
     # ---- input and output ----
 
@@ -118,7 +126,10 @@ class MainProcess:
     def _exit_code(self) -> int | None:
         with engine_errors("cannot inspect the box"):
             state = self._engine.api.inspect_container(self._container_id)["State"]
-        return None if state["Running"] or state["Status"] == "created" else state["ExitCode"]
+        if state["Running"] or state["Status"] == "created":
+            return None
+        self._finished = unix_time(state["FinishedAt"])
+        return int(state["ExitCode"])
 
     def close(self) -> None:
         self._waiter.close()

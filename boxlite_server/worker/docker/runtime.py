@@ -195,10 +195,10 @@ class DockerRuntime:
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._containers.get(box)
-        return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec, self._holder)
+        return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
-        return readopt(self._engine, self._containers.get(box)["Id"], handle, self._watch, self._holder)
+        return readopt(self._engine, self._containers.get(box), handle, self._watch, self._holder)
 
     def attach_main(self, box: BoxRef) -> Process:
         container = self._containers.get(box)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from ..kernel.cgroup import Cgroup
 from ..runtime import BootTiming, BoxRef, Usage
 from .engine import Engine, engine_errors
 
@@ -59,14 +60,14 @@ class Meter:
         if before is None or before.started != started:
             before = _Sample(started, started, 0, Usage(), -math.inf)
         if time.monotonic() - before.taken >= SAMPLE_SECONDS:
-            before = self._sample(container["Id"], before)
+            before = self._sample(container, before)
             with self._lock:
                 self._samples[box.box_id] = before
         return replace(before.usage, boot=boot)
 
-    def _sample(self, container_id: str, before: _Sample) -> _Sample:
+    def _sample(self, container: dict[str, Any], before: _Sample) -> _Sample:
         with engine_errors("the box cannot be measured"):
-            stats = self._engine.api.stats(container_id, decode=None, stream=False, one_shot=True)
+            stats = self._engine.api.stats(container["Id"], decode=None, stream=False, one_shot=True)
         read = _time(stats["read"])
         cpu_ns = stats.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0)
         seconds = (read - before.read).total_seconds()
@@ -76,6 +77,7 @@ class Meter:
             memory_bytes=_memory(stats.get("memory_stats") or {}),
             network_bytes_sent=sum(network["tx_bytes"] for network in networks) if networks else None,
             network_bytes_received=sum(network["rx_bytes"] for network in networks) if networks else None,
+            memory_limit_kills=Cgroup.of(container["State"]["Pid"]).kills(),
         )
         return _Sample(before.started, read, cpu_ns, usage, time.monotonic())
 

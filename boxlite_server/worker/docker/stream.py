@@ -7,6 +7,7 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
+from typing import IO
 
 from ..commands import STDERR, STDOUT
 from .engine import Connection
@@ -109,13 +110,17 @@ class Stream:
             self._buffer += data
         return True
 
-    def readable(self, timeout: float) -> bool:
-        """Whether output, or its end, has come; waits at most `timeout` seconds."""
+    def readable(self, timeout: float | None, other: int | None = None) -> bool:
+        """Whether output, or its end, has come; waits at most `timeout` seconds, None: for ever, and no longer than
+        until the descriptor `other` can be read."""
         if self._buffer or self._pieces:
             return True
         poll = select.poll()
         poll.register(self._connection.socket, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
+        if other is not None:
+            poll.register(other, select.POLLIN)
+        ready = poll.poll(None if timeout is None else timeout * 1000)
+        return any(descriptor == self._connection.socket.fileno() for descriptor, _ in ready)
 
     def write(self, data: bytes, timeout: float) -> int:
         """Send for at most `timeout` seconds. Returns the number of bytes sent. Raises OSError when the other end is
@@ -158,6 +163,13 @@ def end_input(stream: Stream, tty: bool, timeout: float) -> bool:
         return stream.write(END_OF_TRANSMISSION, timeout) == len(END_OF_TRANSMISSION)
     except OSError:
         return True  # the command has ended
+
+
+def can_be_read(file: IO[bytes]) -> bool:
+    """Whether a read would not block now; of a pidfd: whether the process has ended."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _OutOfStepError(OSError):

@@ -2,13 +2,14 @@
 
 A container stops because its command ended, because this worker stopped it, or because somebody else had the engine
 kill it: dockerd kills all containers when it ends, and after a crash it kills those that it finds running. The engine
-reports each kill that it was told to make before the end that the kill leads to. It reports no kill by the kernel for
-want of memory.
+reports each kill that it was told to make before the end that the kill leads to. A kill by the kernel for want of
+memory is another event, and comes before that end too; it may have killed any process of the container.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from .labels import WORKER_LABEL
 
 NEWS_PATIENCE = 2.0  # seconds that a report of an end waits for the event that tells its reason
 _RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0  # seconds between two attempts
+
+_KILL_TO_END = 5.0  # seconds from a kill for want of memory to an end that follows from it
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Watch:
         self._killed: set[str] = set()  # by somebody else, and not ended yet
         self._interrupted: set[str] = set()
         self._ends: dict[str, float] = {}  # when the container last ended; Unix time
+        self._kills: dict[str, float] = {}  # when the kernel last killed a process at the memory limit; Unix time
         # By exec id:
         self._commands: dict[str, threading.Event] = {}  # whose end somebody waits for
 
@@ -74,6 +78,7 @@ class Watch:
         with self._changed:
             self._stops.discard(container_id)
             self._interrupted.discard(container_id)
+            self._kills.pop(container_id, None)
 
     def stopping(self, container_id: str) -> None:
         """Note that this worker is about to stop the container."""
@@ -93,6 +98,14 @@ class Watch:
                 return False
             self._changed.wait_for(lambda: not self._expects(container_id, finished), NEWS_PATIENCE)
             return container_id in self._interrupted
+
+    def ran_out_of_memory(self, container_id: str, finished: float) -> bool:
+        """Whether the container's last run, which ended at the Unix time `finished`, ended because the kernel killed
+        a process of it at the memory limit. Waits like `interrupted`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._expects(container_id, finished), NEWS_PATIENCE)
+            killed_at = self._kills.get(container_id, -math.inf)
+            return container_id not in self._stops and finished - killed_at < _KILL_TO_END
 
     def _expects(self, container_id: str, finished: float) -> bool:
         since = self._listening_since
@@ -166,6 +179,9 @@ class Watch:
                 if action == "exec_die" and (ended := self._commands.get(about.get("execID", ""))):
                     ended.set()
                 return False
+            if action == "oom":
+                self._kills[container_id] = event.get("timeNano", 0) / 1e9 or time.time()
+                return False
             self._events += 1
             self._states.pop(container_id, None)
             match action:
@@ -194,5 +210,6 @@ class Watch:
         for marked in (self._stops, self._killed, self._interrupted):
             marked.discard(container_id)
         self._ends.pop(container_id, None)
+        self._kills.pop(container_id, None)
         for key in [key for key, count in self._signals.items() if key[0] == container_id or count <= 0]:
             del self._signals[key]

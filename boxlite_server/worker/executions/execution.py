@@ -64,6 +64,36 @@ class Ended:
     state: ExecutionState
 
 
+class EndedProcess:
+    """Stands in for the process of an execution that is over. It holds nothing."""
+
+    handle = lost = ""
+    tty = False
+    memory_limit_hit = 0
+
+    def read(self) -> tuple[int, bytes] | None:
+        return None
+
+    def wait(self) -> int:
+        return GONE_EXIT_CODE
+
+    def write(self, data: bytes, timeout: float) -> int:
+        raise InvalidStateError("the command has ended")
+
+    def close_input(self, timeout: float) -> bool:
+        return True
+
+    def signal(self, number: int) -> None:
+        raise InvalidStateError("the command has ended")
+
+    def kill(self) -> None: ...
+
+    def resize(self, cols: int, rows: int) -> None:
+        raise InvalidStateError("the command has ended")
+
+    def close(self) -> None: ...
+
+
 class Execution:
     """One command, its output and its end. `clock` is monotonic, in seconds."""
 
@@ -194,17 +224,30 @@ class Execution:
     def end(self, status: ExecutionStatus) -> bool:
         """Kill the command; its status becomes `status`, unless it ends by itself first.
 
-        Returns False if the execution is already over.
+        Returns False if the execution is already over. Raises what `Process.kill` raises; the status is then as it
+        was.
         """
         with self._lock:
             if self._final is not None:
                 return False
-            self._ending = self._ending or status
-        self._process.kill()
+            former = self._ending
+            self._ending = former or status
+        try:
+            self._process.kill()
+        except BaseException:
+            with self._lock:
+                self._ending = former
+            raise
         return True
 
-    def give_up(self) -> None:
-        """End the execution without waiting any longer for the command's output or for slow readers."""
+    def give_up(self, reason: str = "", status: ExecutionStatus | None = None) -> None:
+        """End the execution without waiting any longer for the command, its output or slow readers.
+
+        `reason` becomes the error message, and `status` the status, unless the execution has them already.
+        """
+        with self._lock:
+            self._error = self._error or reason
+            self._ending = self._ending or status
         self.output.release()
         self._process.close()
 
@@ -225,8 +268,10 @@ class Execution:
                 self._process.kill()
             except BoxliteError as failure:
                 log.warning("cannot kill execution %s: %s", self.execution_id, failure)
+        limit = 0
         try:
             exit_code = self._process.wait()
+            limit = self._process.memory_limit_hit if exit_code else 0
         except Exception as exc:
             log.exception("exit code of execution %s is lost", self.execution_id)
             self._error = self._error or f"exit code was lost: {exc}"
@@ -234,6 +279,8 @@ class Execution:
         finally:
             self._process.close()
         self._error = self._error or self._process.lost or self.gap
+        if limit and not self._error:
+            self._error = f"out of memory: the box hit its memory limit of {limit} MiB, and the kernel killed a process"
         self._finish(exit_code)
         self.output.close()
 
@@ -254,6 +301,7 @@ class Execution:
                 int((self._clock() - self._started) * 1000),
                 message,
             )
+            self._process = EndedProcess()  # so that the command's connection goes
 
     def conclude(self, final: ExecutionState) -> None:
         """Set the final state of an execution that is over already. Takes the place of `run`."""

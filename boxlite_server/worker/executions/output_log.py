@@ -1,8 +1,11 @@
 """The output of one execution, kept from its first byte, in bounded space.
 
-The log is a circular buffer in an unlinked temporary file. Positions address the whole history: a position is
-the number of log bytes before it, and only the last `capacity` bytes still exist. A record is a header
-(stream: 1 byte, length: 4 bytes) and the payload. Positions handed out are always the start of a record.
+The log is a circular buffer in a temporary file. Positions address the whole history: a position is the number of
+log bytes before it, and only the last `capacity` bytes still exist. A record is a header (stream: 1 byte, length: 4
+bytes) and the payload. Positions handed out are always the start of a record.
+
+The file is open while the log is written. A log that is closed keeps only the file's path, and each read opens it, so
+that finished executions hold no descriptors.
 
 When the buffer is full and an attached reader still needs the oldest record, `append` waits for that reader, so
 that a slow reader slows the command and loses nothing. With no reader attached, the oldest records are
@@ -15,6 +18,7 @@ import os
 import struct
 import tempfile
 import threading
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +29,7 @@ from ...errors import InvalidArgumentError
 DEFAULT_CAPACITY = 64 * 1024 * 1024
 MAX_CHUNK = 256 * 1024
 _HEADER = struct.Struct("!BI")
+_PREFIX = "output-"  # of the names of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class OutputLog:
         self._capacity = capacity
         # Two records always fit, so that a reader never has to wait for half a record.
         self._max_payload = min(MAX_CHUNK, capacity // 2 - _HEADER.size)
+        self._path: Path | None = None  # None: there is no file, because nothing was written
         self._file: IO[bytes] | None = None
         self._changed = threading.Condition()
         self._start = begin
@@ -85,7 +91,19 @@ class OutputLog:
         """Mark the end of the output: readers get what is left, then the end. May be called repeatedly."""
         with self._changed:
             self._closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None
             self._changed.notify_all()
+
+    def discard(self) -> None:
+        """Close the log and remove its file. Only readers that are attached can still read."""
+        self.close()
+        with self._changed:
+            if self._path is not None:
+                if self._readers:
+                    self._file = self._path.open("rb", buffering=0)
+                self._path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Stop waiting for readers: from now on the oldest records are dropped even if a reader needs them."""
@@ -168,7 +186,8 @@ class OutputLog:
 
     def _write(self, position: int, data: bytes) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="output-", buffering=0)  # noqa: SIM115
+            descriptor, path = tempfile.mkstemp(dir=self._directory, prefix=_PREFIX)
+            self._file, self._path = os.fdopen(descriptor, "r+b", buffering=0), Path(path)
         offset = position % self._capacity
         first = min(len(data), self._capacity - offset)
         _pwrite_all(self._file.fileno(), data[:first], offset)
@@ -176,14 +195,15 @@ class OutputLog:
             _pwrite_all(self._file.fileno(), data[first:], 0)
 
     def _read(self, position: int, size: int) -> bytes:
-        if self._file is None:
+        if self._path is None:
             return b""
-        offset = position % self._capacity
-        first = min(size, self._capacity - offset)
-        data = os.pread(self._file.fileno(), first, offset)
-        if first < size:
-            data += os.pread(self._file.fileno(), size - first, 0)
-        return data
+        with nullcontext(self._file) if self._file else self._path.open("rb", buffering=0) as file:
+            offset = position % self._capacity
+            first = min(size, self._capacity - offset)
+            data = os.pread(file.fileno(), first, offset)
+            if first < size:
+                data += os.pread(file.fileno(), size - first, 0)
+            return data
 
 
 class Reader:
@@ -235,6 +255,13 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_logs(directory: Path) -> None:
+    """Remove the files that the logs of a former process have left in the directory."""
+    for path in directory.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _pwrite_all(fd: int, data: bytes, offset: int) -> None:

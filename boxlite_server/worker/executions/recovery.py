@@ -130,30 +130,3 @@ def _why_gone(runtime: BoxRuntime, box: BoxRef) -> str:
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return int(time.time() * 1000)
-
-
-class EndedProcess:
-    """Stands in for the process of an execution that is over."""
-
-    handle = lost = ""
-    tty = False
-
-    def read(self) -> tuple[int, bytes] | None:
-        return None
-
-    def wait(self) -> int:
-        return GONE_EXIT_CODE
-
-    def write(self, data: bytes, timeout: float) -> int:
-        raise InvalidStateError("the command has ended")
-
-    def close_input(self, timeout: float) -> bool:
-        return True
-
-    def signal(self, number: int) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def resize(self, cols: int, rows: int) -> None: ...
-
-    def close(self) -> None: ...

@@ -21,20 +21,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from ... import ids
-from ...errors import BoxliteError, ExecutionError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ...errors import (
+    BoxliteError,
+    ExecutionError,
+    InvalidStateError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnsupportedError,
+)
 from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import Delivered, Ended, Execution, ExecutionState, ExecutionStatus
+from .execution import Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record
-from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog
-from .recovery import GAP, EndedProcess, FormerExecutions, Outcome, now_ms
+from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, remove_logs
+from .recovery import GAP, FormerExecutions, Outcome, now_ms
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
 END_PATIENCE = 5.0  # seconds for the end of an input without bytes
+MAX_KILLS = 10  # attempts to kill a command at its time limit, before its execution ends without its end
+MAX_KILL_INTERVAL = 60.0  # seconds between two attempts; at first there is one second, then twice as many each time
 SWEEP_INTERVAL = 5.0  # seconds
 MAX_PER_BOX = 256  # live executions in one box, its main command not counted
 KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; no command is started when fewer are free
@@ -317,15 +326,20 @@ class Executions:
         with suppress(NotFoundError):
             self._end(self.find(box_id, execution_id), ExecutionStatus.TIMED_OUT)
 
-    def _end(self, execution: Execution, status: ExecutionStatus) -> None:
+    def _end(self, execution: Execution, status: ExecutionStatus, attempt: int = 1) -> None:
         try:
             if not execution.end(status):
                 return
         except BoxliteError as exc:
             if status is ExecutionStatus.KILLED:
                 raise
-            log.warning("cannot end execution %s, trying again: %s", execution.execution_id, exc)
-            self._alarms.set(1.0, lambda: self._end(execution, status))
+            log.warning("cannot end execution %s (attempt %d): %s", execution.execution_id, attempt, exc)
+            if attempt == MAX_KILLS or isinstance(exc, UnsupportedError):
+                reason = f"the command ran into its time limit, and runs on because it cannot be killed: {exc.message}"
+                execution.give_up(reason, status)
+            else:
+                delay = min(2.0 ** (attempt - 1), MAX_KILL_INTERVAL)
+                self._alarms.set(delay, lambda: self._end(execution, status, attempt + 1))
             return
         self._alarms.set(KILL_GRACE, lambda: None if execution.is_over else execution.give_up())
 
@@ -394,6 +408,7 @@ class Executions:
         Executions that cannot be found because the engine does not answer are looked for again later; until
         then, calls about them raise the engine's error.
         """
+        remove_logs(self._spool)
         self._former.load(KEEP_FINISHED)
         with suppress(BoxliteError):
             self._former.find()
@@ -435,6 +450,7 @@ class Executions:
             execution_id = self._finished.popleft()[1]
             entry = self._entries.pop(execution_id)
             execution = entry.result()
+            execution.output.discard()
             if self._mains.get(execution.box) is entry:
                 del self._mains[execution.box]
             self._journal.remove(execution_id)

@@ -80,6 +80,7 @@ def box(state: BoxState) -> pb.Box:
         pid=state.pid,
         exit_code=state.exit_code,
         interrupted=state.interrupted,
+        out_of_memory=state.out_of_memory,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports
@@ -97,6 +98,7 @@ def metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
         memory_bytes=usage.memory_bytes,
         network_bytes_sent=usage.network_bytes_sent,
         network_bytes_received=usage.network_bytes_received,
+        memory_limit_kills=usage.memory_limit_kills,
         boot_timing=pb.BootTiming(
             total_ms=usage.boot.total_ms,
             image_prepare_ms=usage.boot.image_prepare_ms,

@@ -145,14 +145,23 @@ def test_signals_of_a_worker_without_root_go_through_the_box(site: Site, monkeyp
         raise PermissionError
 
     monkeypatch.setattr(exec.signal, "pidfd_send_signal", refuse)
-    monkeypatch.setattr(exec.os, "killpg", refuse)
     box = site.running_box(user="box")
+    # As in a slim image, `kill` is a builtin of the shell alone.
+    assert collect(site.runtime.spawn(box, ExecSpec(("rm", "/bin/kill"), user="0")))[2] == 0
     process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
     process.signal(signal.SIGTERM)
     assert collect(process)[2] == 143
-    process = site.runtime.spawn(box, ExecSpec(("sh", "-c", "sleep 1000 & wait")))
+    process = site.runtime.spawn(box, ExecSpec(("sh", "-c", "setsid sleep 1000 & sleep 1000 & wait")))
     process.kill()
     assert collect(process)[2] == 137
+    sleeping = site.runtime.spawn(box, ExecSpec(("sh", "-c", "ps -o args | grep -c '[s]leep 1000'")))
+    assert collect(sleeping)[0] == b"0\n"
+    # Without a shell there are no means at all.
+    process = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
+    assert collect(site.runtime.spawn(box, ExecSpec(("rm", "/bin/sh"), user="0")))[2] == 0
+    for attempt in (process.kill, lambda: process.signal(signal.SIGTERM)):
+        with pytest.raises(UnsupportedError, match="no `sh`"):
+            attempt()
     site.runtime.remove(box, force=True)
 
 

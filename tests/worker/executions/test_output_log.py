@@ -9,7 +9,7 @@ from support.sites import in_thread
 
 from boxlite_server.errors import InvalidArgumentError
 from boxlite_server.worker.commands import STDERR, STDOUT
-from boxlite_server.worker.executions.output_log import MAX_CHUNK, Chunk, Dropped, OutputLog, Reader
+from boxlite_server.worker.executions.output_log import MAX_CHUNK, Chunk, Dropped, OutputLog, Reader, remove_logs
 
 
 def read_all(reader: Reader) -> list[Chunk | Dropped]:
@@ -186,10 +186,39 @@ def test_random_traffic_of_many_readers_arrives_whole(tmp_path: Path) -> None:
             assert b"".join(data for of, data in into if of == stream) == expected
 
 
-def test_the_file_has_no_name(tmp_path: Path) -> None:
+def descriptors_of(directory: Path) -> list[str]:
+    """The files of a directory that this process has open."""
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link.startswith(str(directory))]
+
+
+def test_a_closed_log_holds_no_descriptor_and_can_be_read(tmp_path: Path) -> None:
     log = OutputLog(tmp_path)
     log.append(STDOUT, b"x")
-    assert list(tmp_path.iterdir()) == []
+    assert len(descriptors_of(tmp_path)) == 1
+    log.close()
+    assert descriptors_of(tmp_path) == []
+    for _ in range(2):
+        with log.reader() as reader:
+            assert pieces(read_all(reader)) == [(STDOUT, b"x")]
+    assert descriptors_of(tmp_path) == []
+
+
+def test_a_discarded_log_leaves_no_file_and_its_reader_reads_on(tmp_path: Path) -> None:
+    log = OutputLog(tmp_path)
+    append_all(log, [b"x" * MAX_CHUNK, b"end"])
+    with log.reader() as reader:
+        reader.read()
+        log.discard()
+        assert list(tmp_path.iterdir()) == []
+        assert pieces(read_all(reader)) == [(STDOUT, b"end")]
+
+
+def test_logs_that_a_former_process_left_are_removed(tmp_path: Path) -> None:
+    OutputLog(tmp_path).append(STDOUT, b"x")
+    (tmp_path / "other").touch()
+    remove_logs(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_log_may_begin_late(tmp_path: Path) -> None:

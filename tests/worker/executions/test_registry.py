@@ -17,6 +17,7 @@ from boxlite_server.errors import (
     InvalidStateError,
     NotFoundError,
     ResourceExhaustedError,
+    UnsupportedError,
 )
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.executions import registry as executions_module
@@ -24,6 +25,7 @@ from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
     KEEP_FINISHED,
     KILL_GRACE,
+    MAX_KILLS,
     Ended,
     Executions,
     ExecutionState,
@@ -284,10 +286,13 @@ class StuckProcess:
 
     handle = lost = ""
 
+    memory_limit_hit = 0
+
     def __init__(self) -> None:
         self.closed = threading.Event()
         self.kills = 0
         self.kill_error: BoxliteError | None = None
+        self.fails_again = False
         self.killed = threading.Event()
 
     def read(self) -> tuple[int, bytes] | None:
@@ -298,7 +303,7 @@ class StuckProcess:
         self.kills += 1
         self.killed.set()
         if self.kill_error is not None:
-            error, self.kill_error = self.kill_error, None
+            error, self.kill_error = self.kill_error, self.kill_error if self.fails_again else None
             raise error
 
     def wait(self) -> int:
@@ -446,6 +451,38 @@ class TestHostileEngine:
             stuck.killed.wait(0.01)
         stuck.close()
         assert read(executions, box, execution)[2].status is ExecutionStatus.TIMED_OUT
+        fake_site.runtime.remove(box, force=True)
+
+    @pytest.mark.parametrize("error", [EngineError("no luck"), UnsupportedError("no means")])
+    def test_a_command_that_cannot_be_killed_ends_its_execution_all_the_same(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path, error: BoxliteError
+    ) -> None:
+        clock = Clock()
+        executions = Executions(fake_site.runtime, tmp_path, clock)
+        box = fake_site.running_box()
+        stuck.kill_error, stuck.fails_again = error, True
+        execution = start(executions, box, "anything", timeout=2)
+        while not executions.get(box.box_id, execution).exit_code:
+            clock.now += 1
+            executions.tick()
+            stuck.killed.wait(0.01)
+        state = executions.get(box.box_id, execution)
+        assert (state.status, state.exit_code) == (ExecutionStatus.TIMED_OUT, 137)
+        assert error.message in state.error_message
+        assert stuck.kills == (1 if isinstance(error, UnsupportedError) else MAX_KILLS)
+        fake_site.runtime.remove(box, force=True)
+
+    def test_a_kill_that_fails_leaves_the_execution_as_it_is(
+        self, fake_site: Site, stuck: StuckProcess, tmp_path: Path
+    ) -> None:
+        executions = Executions(fake_site.runtime, tmp_path)
+        box = fake_site.running_box()
+        stuck.kill_error = EngineError("down")
+        execution = start(executions, box, "anything")
+        with pytest.raises(EngineError):
+            executions.kill(box.box_id, execution)
+        stuck.close()
+        assert read(executions, box, execution)[2].status is ExecutionStatus.COMPLETED
         fake_site.runtime.remove(box, force=True)
 
     def test_a_log_that_cannot_be_written_ends_the_command(self, fake_site: Site, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Session:
         self._progress = Progress(execution.delivered, options.received)
         self._reported = execution.delivered.bytes
         self._joiner = Utf8Joiner()
+        self._told = ""  # the reason for lost output, once the client was told
         self._input = InputQueue()
         self._undelivered = 0  # bytes of input that were received and not handed to the command
         self._sent_before = 0  # bytes of output that were sent when the command stopped reading its input
@@ -116,10 +117,13 @@ class Session:
                 await self._socket.send_text(frames.error_frame(text, dropped_bytes=missed))
         elif event.HasField("gap"):
             self._progress.gap(event.position)
+            self._told = event.gap  # the end repeats it
             await self._socket.send_text(frames.error_frame(event.gap))
         else:
             for stream, data in self._joiner.flush():
                 await self._send_bytes(stream, data)
+            if event.ended.error_message and event.ended.error_message != self._told:
+                await self._socket.send_text(frames.error_frame(event.ended.error_message))
             self._is_over = True
             await self._socket.send_text(frames.exit_frame(event.ended))
             await self._socket.close(CLOSE_NORMAL)

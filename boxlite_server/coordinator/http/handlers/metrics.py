@@ -29,6 +29,7 @@ async def get_box_metrics(core: Core, prefix: str, box_id: str) -> Any:
         "bytes_received_total": used.output_bytes,
         "cpu_percent": used.cpu_percent,
         "memory_bytes": used.memory_bytes,
+        "memory_limit_kills_total": used.memory_limit_kills,
         "network_bytes_sent": used.network_bytes_sent,
         "network_bytes_received": used.network_bytes_received,
         "network_tcp_connections": None,

@@ -1,0 +1,1 @@
+"""What the kernel of the host shows of boxes: control groups and processes."""
