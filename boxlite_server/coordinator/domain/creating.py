@@ -187,7 +187,7 @@ class Creation:
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
         id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
-        need = Need(spec.cpus, spec.memory_mib, home)
+        need = Need(spec.cpus, spec.memory_mib, home, disk_limit=spec.disk_size_gb is not None)
         async with self._turns.writing(box_id) as tx:
             if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
                 if not self._is_past(other):

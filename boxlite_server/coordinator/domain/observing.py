@@ -123,7 +123,7 @@ class Observer:
             "status": status,
             "pid": state.pid if state.HasField("pid") else None,
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
-            "error": (box.error or _UNTOLD) if status == BoxStatus.FAILED else None,
+            "error": _error(box, status, state.reason),
             "published": host_access.published(state, _host_of(worker)),
             "desired": DesiredState.RUNNING if is_up else DesiredState.STOPPED,
         }
@@ -139,6 +139,15 @@ class Observer:
         """Have the worker remove all that it has of the box, then delete the row."""
         await self._calls.remove_box(box.worker_id, pb.RemoveBoxRequest(box=ref(box), force=True))
         await self._turns.forget(box.id)
+
+
+def _error(box: Box, status: BoxStatus, reason: str) -> str | None:
+    """Why a box that its worker says is in `status` failed or was stopped unasked; None for any other box."""
+    if status == BoxStatus.FAILED:
+        return box.error or _UNTOLD
+    if status == BoxStatus.STOPPED:
+        return reason or (box.error if box.status == status else None)
+    return None
 
 
 def _host_of(worker: Worker) -> str:

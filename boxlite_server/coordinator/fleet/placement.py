@@ -24,10 +24,12 @@ class Need(NamedTuple):
     cpus: int
     memory_mib: int
     worker_id: str | None = None  # the one worker that has the box's volumes
+    disk_limit: bool = False  # the box's disk has to be limited
     boxes: int = 1  # places among a worker's boxes; volumes and images take none
 
 
 NOTHING = Need(0, 0, boxes=0)
+DISK_LIMITS = ("enforced", "watched")  # what a worker that limits the disks of boxes says of that
 
 
 class Candidate(NamedTuple):
@@ -59,6 +61,14 @@ class Holding:
 
     def tell(self, need: Need, removed: list[Candidate]) -> str:
         return f"{_verb(removed, 'does', 'do')} not have its volumes"
+
+
+class DiskLimit:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return not need.disk_limit or candidate.worker.disk_limit in DISK_LIMITS
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return f"{_verb(removed, 'does', 'do')} not limit the disk of a box (disk_size_gb)"
 
 
 class Active:
@@ -119,7 +129,8 @@ class Memory:
 
 
 ROOM: tuple[Filter, ...] = (Places(), MachineCpus(), PromisedCpus(), Memory())
-FILTERS: tuple[Filter, ...] = (Holding(), Active(), Reachable(), *ROOM)  # the first that removes a worker tells why
+_LASTING: tuple[Filter, ...] = (Holding(), DiskLimit())  # a worker that these remove will not do later either
+FILTERS = (*_LASTING, Active(), Reachable(), *ROOM)  # the first that removes a worker tells why
 
 _TOLD = 3  # how many failures a message spells out
 
@@ -160,7 +171,10 @@ def not_placed(what: str, need: Need, placement: Placement, failed: Mapping[str,
         return errors.UpstreamUnavailableError(
             "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
         )
-    return errors.UpstreamUnavailableError(f"no worker can take the {what}: {', '.join(reasons)}")
+    text = f"no worker can take the {what}: {', '.join(reasons)}"
+    if need.disk_limit and not failed and all(test in _LASTING for test in placement.removed):
+        return errors.UnsupportedError(text)
+    return errors.UpstreamUnavailableError(text)
 
 
 def _verb(removed: list[Candidate], one: str, several: str) -> str:

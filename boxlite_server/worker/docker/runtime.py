@@ -18,12 +18,14 @@ from ..runtime import (
     BoxState,
     BoxStatus,
     Capacity,
+    DiskUse,
     ExecSpec,
     LogReader,
     Owner,
     Process,
     Usage,
 )
+from ..stop_reasons import StopReasons
 from .config import MIB, host_paths, port_errors, spec_errors, volume_ids, writable_paths
 from .containers import Containers, state_of
 from .disks import DockerDisks
@@ -32,10 +34,11 @@ from .exec import ExecProcess, readopt
 from .files import DockerFiles
 from .holder import Holder
 from .images import DockerImages
-from .labels import BOX_LABEL, container_name, image_labels
+from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
-from .stats import Meter
+from .quota import GB, Quota
+from .stats import Meter, layer_bytes
 from .volumes import DockerVolumes
 from .watch import Watch
 
@@ -48,6 +51,8 @@ class DockerRuntime:
 
     `owner` is called at every use, since a worker learns its cluster only when it registers; it may raise.
     `policy`: what boxes may have of the host. `holder`: keeps connections to commands beyond the end of this process.
+    `stop_reasons`: the file in which reasons of stops outlive this process; None: they do not. `enforce_disk_limit`:
+    refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     """
 
     def __init__(
@@ -56,6 +61,10 @@ class DockerRuntime:
         url: str | None = None,
         policy: Policy | None = None,
         holder: Holder | None = None,
+        *,
+        stop_reasons: Path | None = None,
+        enforce_disk_limit: bool = False,
+        gb: int = GB,
     ) -> None:
         self._holder = holder
         self._policy = policy or Policy()
@@ -65,7 +74,11 @@ class DockerRuntime:
         self._starting_with_paths = threading.Lock()
         self.images = DockerImages(self._engine)
         self.volumes = DockerVolumes(self._engine, owner)
-        self._containers = Containers(self._engine, owner, self._policy, self.volumes, self._watch)
+        self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
+        self._reasons = StopReasons(stop_reasons)
+        self._containers = Containers(
+            self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons
+        )
         self.disks = DockerDisks(self._containers, self._engine, owner)
 
     # ---- the engine ----
@@ -77,7 +90,12 @@ class DockerRuntime:
     def capacity(self) -> Capacity:
         with engine_errors("cannot ask the engine for its capacity"):
             info = self._engine.api.info()
-        return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
+        return Capacity(
+            cpus=info["NCPU"],
+            memory_mib=info["MemTotal"] // MIB,
+            engine_version=info["ServerVersion"],
+            disk_limit=self._quota.kind,
+        )
 
     def life(self) -> str:
         return self._engine.life()
@@ -117,6 +135,7 @@ class DockerRuntime:
             self._watch.starting(container["Id"])
             with self._paths_kept(host_paths(container)), spec_errors(), port_errors(box.box_id), engine_errors(what):
                 self._engine.api.start(container_name(box))
+            self._reasons.drop(box)
             spawned = time.monotonic()
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
@@ -159,11 +178,13 @@ class DockerRuntime:
         lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
         return lines[-1].partition("] ")[2].strip() if lines else ""
 
-    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+    def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
             self._watch.stopping(container["Id"])
+            if reason:
+                self._reasons.put(box, reason)
             with engine_errors(f"box {box.box_id} cannot be stopped"):
                 self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self._containers.inspect(box)
@@ -173,6 +194,7 @@ class DockerRuntime:
         for found in self._containers.up_to(box):
             self._containers.delete(found, force)
         self._meter.forget(box)
+        self._reasons.drop(box)
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
@@ -183,6 +205,14 @@ class DockerRuntime:
 
     def measure(self, box: BoxRef) -> Usage:
         return self._meter.measure(box, self._containers.get(box))
+
+    def watched_boxes(self) -> list[BoxRef]:
+        return list(self._containers.watched())
+
+    def disk_use(self, box: BoxRef) -> DiskUse:
+        container = self._containers.get(box)
+        limit = container["Config"]["Labels"][DISK_LIMIT_LABEL]
+        return DiskUse(layer_bytes(self._engine, container), int(limit))
 
     def files(self, box: BoxRef) -> BoxFiles:
         return DockerFiles(self._engine, self._containers.get(box))
