@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ...errors import ExecutionError, ImageError, InvalidStateError
+from ...errors import EngineError, ExecutionError, ImageError, InvalidStateError, LocalImageError
+from .. import platforms
 from ..host_access import Policy
 from ..runtime import (
     BoxFiles,
@@ -72,6 +74,7 @@ class DockerRuntime:
         self._watch = Watch(self._engine, owner)
         self._meter = Meter(self._engine)
         self._starting_with_paths = threading.Lock()
+        self._architecture: str | None = None  # of the engine; None: not asked yet
         self.images = DockerImages(self._engine)
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
@@ -115,6 +118,8 @@ class DockerRuntime:
         image = self.images.get(spec.image)
         if BOX_LABEL in image_labels(image):
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
+        if (foreign := self._foreign(image)) and platforms.has_no_emulator():
+            raise LocalImageError(f"image {spec.image!r} cannot run here: {foreign}")
         prepared = time.monotonic()
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, image, replacing=held)
@@ -122,6 +127,26 @@ class DockerRuntime:
         return state
 
     def start(self, box: BoxRef) -> BoxState:
+        try:
+            return self._start(box)
+        except (EngineError, ExecutionError) as exc:
+            if "exec format error" not in exc.message.lower():
+                raise
+            with engine_errors("cannot inspect the box's image"):
+                image = self._engine.api.inspect_image(self._containers.get(box)["Image"])
+            raise ExecutionError("; ".join(filter(None, (exc.message, self._foreign(image))))) from exc
+
+    def _foreign(self, image: Mapping[str, Any]) -> str:
+        """That the image is built for another architecture than the engine's; empty if it is not."""
+        if self._architecture is None:
+            with engine_errors("cannot ask the engine for its version"):
+                self._architecture = str(self._engine.api.version(api_version=False).get("Arch") or "")
+        built_for = image.get("Architecture") or ""
+        if not platforms.is_foreign(built_for, self._architecture):
+            return ""
+        return f"the image is built for {built_for}, and this worker's engine runs {self._architecture}"
+
+    def _start(self, box: BoxRef) -> BoxState:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status is BoxStatus.RUNNING:
@@ -139,12 +164,12 @@ class DockerRuntime:
             spawned = time.monotonic()
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
-        if state.exit_code in (126, 127):
+        if state.exit_code in (1, 126, 127):
             # Either the command ended with this code, or the init process could not execute it.
             text = self._init_failure(box, began)
             if text:
-                kind = "not found in the box: " if "No such file" in text else "cannot be executed: "
-                raise ExecutionError(f"the main command of box {box.box_id} was {kind}{text}")
+                kind = "was not found in the box" if "No such file" in text else "cannot be executed"
+                raise ExecutionError(f"the main command of box {box.box_id} {kind}: {text}")
         return state
 
     @contextmanager
