@@ -112,7 +112,7 @@ class Observer:
         if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, BoxStatus.REMOVING):
             box = await self._turns.reserve_again(box, worker)  # the box was gone, and its room was free
         now = await self.apply(box, state, worker)
-        if now.status == BoxStatus.STOPPED and now.spec.auto_remove:
+        if now.status == BoxStatus.STOPPED and now.spec.auto_remove and not now.error:
             await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
 
     async def apply(self, box: Box, state: pb.Box, worker: Worker) -> Box:

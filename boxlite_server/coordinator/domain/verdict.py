@@ -63,7 +63,7 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
         return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
     if box.desired == DesiredState.RUNNING:
         return _ended(box, seen, engine_life)
-    if box.status == BoxStatus.STOPPED and box.auto_remove:
+    if box.status == BoxStatus.STOPPED and box.auto_remove and not box.error:  # else it was stopped unasked
         return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
     if box.status == BoxStatus.FAILED and seen.status != BoxStatus.FAILED and not was_gone(box):
         return None  # its start failed, and it stays failed until it is started again
