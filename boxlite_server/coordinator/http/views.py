@@ -179,7 +179,7 @@ def worker(row: Worker, fleet: Fleet, load: Load) -> dict[str, Any]:
             "memory_mib": row.memory_mib,
             "max_boxes": row.max_boxes,
         },
-        "disk_limit": row.disk_limit,
+        "disk_limit": row.disk_limit or "unsupported",
         "reserved": {"cpus": load.cpus, "memory_mib": load.memory_mib, "boxes": load.boxes},
         "version": row.version,
         "engine_version": row.engine_version,
