@@ -86,8 +86,8 @@ class DiskWatch:
 
     def _stop(self, box: BoxRef, use: DiskUse) -> None:
         reason = (
-            f"the box had written {use.written // _MIB} MiB to its disk, more than the {use.limit // _MIB} MiB of its "
-            "disk_size_gb, and was stopped; start it and delete files soon, or it is stopped again"
+            f"it had written {use.written // _MIB} MiB to its disk, more than the {use.limit // _MIB} MiB of its "
+            "disk_size_gb; start it and delete files soon, or it is stopped again"
         )
         try:
             with self._turn(box):

@@ -16,7 +16,17 @@ from ..limits import DEFAULT_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Store, Worker
 from .turns import Turns, ref
-from .verdict import OVER, STATUS, Kind, gone, judge, seen_of, state_of
+from .verdict import (
+    OVER,
+    STATUS,
+    Kind,
+    gone,
+    judge,
+    seen_of,
+    state_of,
+    stopped_by_worker,
+    was_stopped_by_worker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +122,7 @@ class Observer:
         if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, BoxStatus.REMOVING):
             box = await self._turns.reserve_again(box, worker)  # the box was gone, and its room was free
         now = await self.apply(box, state, worker)
-        if now.status == BoxStatus.STOPPED and now.spec.auto_remove and not now.error:
+        if now.status == BoxStatus.STOPPED and now.spec.auto_remove and not was_stopped_by_worker(now.error):
             await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
 
     async def apply(self, box: Box, state: pb.Box, worker: Worker) -> Box:
@@ -146,7 +156,7 @@ def _error(box: Box, status: BoxStatus, reason: str) -> str | None:
     if status == BoxStatus.FAILED:
         return box.error or _UNTOLD
     if status == BoxStatus.STOPPED:
-        return reason or (box.error if box.status == status else None)
+        return stopped_by_worker(reason) if reason else (box.error if box.status == status else None)
     return None
 
 

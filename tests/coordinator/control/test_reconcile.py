@@ -279,13 +279,11 @@ async def test_a_box_that_its_worker_stopped_unasked_says_why_and_stays(site: Co
     for _ in range(2):
         await site.beats(site.one)
         await site.look()
-        assert (await site.state(box), (await site.row(box)).error) == (
-            ("stopped", "stopped"),
-            "its disk is over its limit",
-        )
+        assert await site.state(box) == ("stopped", "stopped")
+        assert (await site.row(box)).error == "its worker stopped it: its disk is over its limit"
     site.one.boxes[box.id].reason = ""  # the worker has forgotten it
     await site.core.observer.refresh(box.id)
-    assert (await site.row(box)).error == "its disk is over its limit"
+    assert (await site.row(box)).error == "its worker stopped it: its disk is over its limit"
     assert (await site.core.boxes.start("default", box.id)).error is None
     site.one.boxes[box.id] = Container(1, "stopped")
     await site.beats(site.one)
