@@ -13,6 +13,7 @@
     │   └── StoppedError               409 stopped
     ├── SessionReapedError             410 session_reaped
     ├── ImageError                     422 image_pull_failed
+    │   └── LocalImageError            422 image_pull_failed
     ├── ExecutionError                 422 execution_failed
     ├── ResourceExhaustedError         429 resource_exhausted
     ├── UpstreamUnavailableError       503 upstream_unavailable
@@ -101,6 +102,10 @@ class ImageError(BoxliteError):
     status, type, code = 422, "ImageError", "image_pull_failed"
 
 
+class LocalImageError(ImageError):
+    """A worker cannot have the image, for a reason that may be its host's own: another worker may have it."""
+
+
 class ExecutionError(BoxliteError):
     status, type, code = 422, "ExecutionError", "execution_failed"
 
@@ -155,7 +160,8 @@ def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:
         yield from _tree(child)
 
 
-# The first class with a code wins: a class that shares its parent's code arrives over gRPC as its parent.
+# The first class with a code wins: a class that shares its parent's code arrives over gRPC as its parent, except for
+# LocalImageError; see `rpc.py`.
 _BY_CODE: dict[str, type[BoxliteError]] = {}
 for _cls in _tree(BoxliteError):
     _BY_CODE.setdefault(_cls.code, _cls)

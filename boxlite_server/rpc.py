@@ -17,6 +17,7 @@ import grpc.aio
 from . import errors
 
 CODE_KEY = "boxlite-code"
+LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the header of a streamed call
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -59,16 +60,18 @@ def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     elif not isinstance(error, errors.BoxliteError):
         log.error("fault in a call", exc_info=error)
         error = errors.BoxliteError(f"fault in the worker: {type(error).__name__}: {error}")
-    context.set_trailing_metadata(((CODE_KEY, error.code),))
+    local = ((LOCAL_KEY, "yes"),) if isinstance(error, errors.LocalImageError) else ()
+    context.set_trailing_metadata(((CODE_KEY, error.code), *local))
     context.abort(_STATUS[error.code], error.message)
 
 
 def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.BoxliteError:
     """Translate a failed call to a worker: into the worker's own error, or into one that says why it gave none."""
     details = exc.details() or exc.code().name
-    for key, value in exc.trailing_metadata() or ():
-        if key == CODE_KEY:
-            return errors.from_code(value.decode() if isinstance(value, bytes) else value, details)
+    trailing = dict(exc.trailing_metadata() or ())
+    if code := trailing.get(CODE_KEY):
+        error = errors.from_code(code.decode() if isinstance(code, bytes) else code, details)
+        return errors.LocalImageError(details) if type(error) is errors.ImageError and LOCAL_KEY in trailing else error
     if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.TimedOutError(f"worker {worker_name} did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:

@@ -85,6 +85,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             api_key=arguments.api_key,
             policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap)),
             cpu_overcommit=arguments.cpu_overcommit,
+            enforce_disk_limit=arguments.disk_limit == "enforce",
         )
     )
 
@@ -277,6 +278,13 @@ def _add_worker(commands: _Commands) -> None:
         default=[],
         help="let boxes add this Linux capability, or ALL for any; may be repeated "
         "(default: only those that the container engine grants to every container)",
+    )
+    parser.add_argument(
+        "--disk-limit",
+        choices=("advise", "enforce"),
+        default="advise",
+        help="where the engine's storage cannot limit the disk of a box: advise measures it now and then and stops the "
+        "box once it is over, enforce refuses boxes with a limit",
     )
     _add_api_key(parser, "send this API key to the coordinator")
     _add_debug(parser)

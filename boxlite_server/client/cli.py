@@ -354,6 +354,12 @@ def _add_box_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=_positive, metavar="MIB", help="give the box this much memory, in MiB (server default: 512)"
     )
     parser.add_argument(
+        "--disk-size",
+        type=_positive,
+        metavar="GB",
+        help="let the box write at most this much to its disk, in GB (default: no limit)",
+    )
+    parser.add_argument(
         "--network",
         choices=("enabled", "disabled"),
         default="enabled",

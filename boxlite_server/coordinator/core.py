@@ -28,6 +28,7 @@ from .domain.turns import Turns
 from .domain.volumes import Volumes
 from .fleet.calls import Calls
 from .fleet.link import Connect, GrpcLink
+from .fleet.pulls import FailedPulls
 from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
@@ -105,7 +106,8 @@ class Core:
         schedule = Schedule(store, leases, clock)
         turns = Turns(store, fleet, schedule, leases, clock)
         observer = Observer(store, fleet, calls, turns, clock)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, policy, clock)
+        pulls = FailedPulls(clock)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, pulls, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
@@ -120,7 +122,7 @@ class Core:
             observer=observer,
             creation=creation,
             boxes=boxes,
-            images=Images(store, fleet, calls),
+            images=Images(store, fleet, calls, pulls),
             volumes=volumes,
             executions=Executions(store, calls, turns, observer, boxes, schedule, leases, reconnect_grace),
             files=Files(turns, calls, schedule),

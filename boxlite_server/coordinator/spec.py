@@ -18,11 +18,11 @@ DEFAULT_CPUS = 1
 DEFAULT_MEMORY_MIB = 512
 DEFAULT_SECURITY = "standard"  # the only preset
 MAX_TIMEOUT_SECONDS = 604_800  # of a command; the schema enforces it
+MAX_DISK_SIZE_GB = 65_536  # the schema enforces it
 
 # Fields of a CreateBoxRequest that this server cannot honour yet, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "rootfs_path": (None, ""),
-    "disk_size_gb": (None,),
     "secrets": (None, []),
     "security": (None, DEFAULT_SECURITY),
 }
@@ -37,6 +37,7 @@ class Spec:
     image: str = DEFAULT_IMAGE
     cpus: int = DEFAULT_CPUS
     memory_mib: int = DEFAULT_MEMORY_MIB
+    disk_size_gb: int | None = None  # None: no limit
     env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
     entrypoint: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class Spec:
             image=request.get("image") or DEFAULT_IMAGE,
             cpus=request.get("cpus") or DEFAULT_CPUS,
             memory_mib=request.get("memory_mib") or DEFAULT_MEMORY_MIB,
+            disk_size_gb=request.get("disk_size_gb"),
             env=checked_env(request.get("env")),
             working_dir=request.get("working_dir") or "",
             entrypoint=tuple(request.get("entrypoint") or ()),
@@ -127,6 +129,7 @@ class Spec:
             image=self.image,
             cpus=self.cpus,
             memory_mib=self.memory_mib,
+            disk_size_gb=self.disk_size_gb or 0,
             env=self.env,
             working_dir=self.working_dir,
             entrypoint=self.entrypoint,
@@ -159,7 +162,7 @@ class Spec:
     @property
     def depends_on_operator(self) -> bool:
         """Whether one worker may refuse what another worker allows."""
-        return bool(self.cap_add) or any(mount.host_path for mount in self.mounts)
+        return bool(self.cap_add or self.disk_size_gb) or any(mount.host_path for mount in self.mounts)
 
 
 _NAMES = tuple(each.name for each in dataclasses.fields(Spec) if each.name != "absent")  # in the order of the JSON

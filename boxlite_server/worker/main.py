@@ -22,6 +22,7 @@ import grpc
 from .. import descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
+from .disk_watch import DiskWatch
 from .docker.holder import Holder
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
@@ -58,6 +59,7 @@ class WorkerConfig:
     api_key: str | None = None
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
+    enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
 def run(config: WorkerConfig) -> int:
@@ -84,7 +86,13 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
-        self._runtime = DockerRuntime(self._identity.owner, policy=config.policy, holder=Holder(config.home))
+        self._runtime = DockerRuntime(
+            self._identity.owner,
+            policy=config.policy,
+            holder=Holder(config.home),
+            stop_reasons=config.home / "stop-reasons.json",
+            enforce_disk_limit=config.enforce_disk_limit,
+        )
         journal = Journal(_made(config.home / "executions"))
         self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
         files = Files(self._runtime, Spool(_made(config.home / "transfers")))
@@ -121,6 +129,7 @@ class Worker:
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)
+        _thread("disks", self._watch_disks)
         log.info(
             "worker %s serves at %s (health on port %d) for coordinator %s",
             self._identity.name,
@@ -160,11 +169,20 @@ class Worker:
 
     def _watch(self) -> None:
         assert self._registration is not None
-        # The owner of the boxes to watch is known only after the first registration.
+        if self._is_owner():
+            self._runtime.watch(self._registration.report_change, self._stopping)
+
+    def _watch_disks(self) -> None:
+        if self._is_owner():
+            DiskWatch(self._runtime, self._service.turn, self._rng).run(self._stopping)
+
+    def _is_owner(self) -> bool:
+        """Wait until the worker knows its cluster, and so which boxes are its own. False: it is stopping instead."""
+        assert self._registration is not None
         while not self._registration.registered.wait(1.0):
             if self._stopping.is_set():
-                return
-        self._runtime.watch(self._registration.report_change, self._stopping)
+                return False
+        return True
 
     def _advertised_url(self, port: int) -> str:
         host = self._host

@@ -82,6 +82,7 @@ class BoxSpec:
     ports: tuple[PortMapping, ...] = ()
     cap_add: tuple[str, ...] = ()  # upper case, without CAP_; or ALL
     cap_drop: tuple[str, ...] = ()
+    disk_size_gb: int = 0  # 0: no limit
 
 
 class BoxStatus(StrEnum):
@@ -101,6 +102,7 @@ class BoxState:
     `interrupted`: the box stopped because somebody other than this worker had the engine kill it, or because the
     engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
     memory limit. The runtime knows both only of a stop that happened while it watched the engine.
+    `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
     """
 
     box: BoxRef
@@ -111,6 +113,7 @@ class BoxState:
     commands: int = 0  # running besides the main one; only `inspect` counts them
     interrupted: bool = False
     out_of_memory: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +154,29 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskUse:
+    """In bytes: what a box has written to the disk that it began with, and how much it may write."""
+
+    written: int
+    limit: int
+
+
+class DiskLimit(StrEnum):
+    """What a worker makes of the `disk_size_gb` of a box. The values are those of the REST contract."""
+
+    ENFORCED = "enforced"  # the engine's storage refuses what goes beyond
+    WATCHED = "watched"  # the worker looks now and then, and stops a box that went beyond
+    UNSUPPORTED = "unsupported"  # the worker refuses the box
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
-    """The engine's host."""
+    """The engine's host, and what this worker makes of disk limits."""
 
     cpus: int
     memory_mib: int
     engine_version: str
+    disk_limit: DiskLimit = DiskLimit.UNSUPPORTED
 
 
 # ---- images and volumes ----
@@ -382,8 +402,8 @@ class BoxRuntime(Protocol):
 
         Fetches the image when it is missing. Raises `ImageError` when the image cannot be had,
         `InvalidArgumentError` when the engine refuses the spec or the operator the host path, `UnsupportedError`
-        when the operator has not allowed a capability, `InvalidStateError` when a volume is missing. What is
-        mounted outlives the box.
+        when the operator has not allowed a capability or the disk cannot be limited, `InvalidStateError` when a volume
+        is missing. What is mounted outlives the box.
         """
 
     def start(self, box: BoxRef) -> BoxState:
@@ -394,8 +414,11 @@ class BoxRuntime(Protocol):
         not allowed any more; the box can then be started again or removed.
         """
 
-    def stop(self, box: BoxRef, timeout: float) -> BoxState:
-        """Send SIGTERM, and SIGKILL after `timeout` seconds. Returns the state once the box has stopped."""
+    def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
+        """Send SIGTERM, and SIGKILL after `timeout` seconds. Returns the state once the box has stopped.
+
+        A `reason` stands in the state until the box is started again, also after a restart of the worker.
+        """
 
     def remove(self, box: BoxRef, force: bool) -> None:
         """Remove the box, its older generations and their disks. A box that is not there is ignored.
@@ -408,6 +431,12 @@ class BoxRuntime(Protocol):
 
     def measure(self, box: BoxRef) -> Usage:
         """What the box, running or at rest, uses now, and how long its start took. The answer may be a second old."""
+
+    def watched_boxes(self) -> list[BoxRef]:
+        """The running boxes of this owner whose disk limit is not enforced by the engine."""
+
+    def disk_use(self, box: BoxRef) -> DiskUse:
+        """What one of the `watched_boxes` has written. Reads the whole of it, which may take minutes."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""

@@ -93,7 +93,7 @@ def status(info):
 
 async def lifecycle():
     rt, name = runtime(), unique("web")
-    box = await rt.create(options(), name=name)
+    box = await rt.create(options(disk_size_gb=10), name=name)  # as the SDK's own SkillBox has it
     assert len(box.id) == 12, box.id
     assert (await rt.get(name)).id == box.id
     assert (await rt.get(box.id)).id == box.id

@@ -32,3 +32,9 @@ def state(cluster: Cluster, box: str, execution: str) -> dict[str, Any]:
 
 def status_of(cluster: Cluster, box: str) -> str:
     return str(cluster.http("GET", f"/v1/boxes/{box}")[2]["status"])
+
+
+def worker(cluster: Cluster, name: str) -> dict[str, Any]:
+    """What the coordinator says of the worker of that name."""
+    workers = cluster.http("GET", "/v1/admin/workers")[2]["workers"]
+    return next(found for found in workers if found["name"] == name)

@@ -24,7 +24,18 @@ from boxlite_server.errors import (
 )
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.host_access import Policy
-from boxlite_server.worker.runtime import BootTiming, BoxRef, BoxSpec, BoxState, BoxStatus, Capacity, PortMapping, Usage
+from boxlite_server.worker.runtime import (
+    BootTiming,
+    BoxRef,
+    BoxSpec,
+    BoxState,
+    BoxStatus,
+    Capacity,
+    DiskLimit,
+    DiskUse,
+    PortMapping,
+    Usage,
+)
 from support.fake_disks import FakeDisks
 from support.fake_files import FakeFiles
 from support.fake_process import FakeAdopted, FakeProcess
@@ -34,6 +45,7 @@ IMAGE = "fake:latest"
 BARE_IMAGE = "fake-bare:latest"
 PULLABLE_IMAGE = "fake-registry:5000/extra:latest"
 _KEEP_ALIVE = ("tail", "-f", "/dev/null")
+_GB = 1024**3
 
 
 @dataclass
@@ -45,6 +57,7 @@ class FakeBox:
     main: FakeProcess | None = None
     exit_code: int | None = None
     interrupted: bool = False
+    reason: str = ""  # of the last stop
     said: list[tuple[int, bytes]] = field(default_factory=list)
     logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
     attached: list[FakeMain] = field(default_factory=list)
@@ -62,7 +75,9 @@ class FakeBox:
     def state(self) -> BoxState:
         if self.status is BoxStatus.RUNNING and self.main is not None:
             return BoxState(self.ref, self.status, pid=self.main.pid, ports=self.published)
-        return BoxState(self.ref, self.status, exit_code=self.exit_code, interrupted=self.interrupted)
+        return BoxState(
+            self.ref, self.status, exit_code=self.exit_code, interrupted=self.interrupted, reason=self.reason
+        )
 
 
 class FakeMain:
@@ -151,7 +166,8 @@ class FakeLog:
 class FakeRuntime:
     """Refuses whatever an engine refuses. While `down` is set, every verb fails as if the engine did not answer."""
 
-    def __init__(self, directory: Path | None = None, policy: Policy | None = None) -> None:
+    def __init__(self, directory: Path | None = None, policy: Policy | None = None, *, gb: int = _GB) -> None:
+        self._gb = gb  # bytes in a GB of a disk limit
         self._policy = policy or Policy()
         self.images = FakeImages((IMAGE, BARE_IMAGE), (PULLABLE_IMAGE,), self._specs)
         self.volumes = FakeVolumes(self._specs)
@@ -171,7 +187,7 @@ class FakeRuntime:
 
     def capacity(self) -> Capacity:
         self.ping()
-        return Capacity(cpus=self.cpus, memory_mib=4096, engine_version="fake")
+        return Capacity(cpus=self.cpus, memory_mib=4096, engine_version="fake", disk_limit=DiskLimit.WATCHED)
 
     def life(self) -> str:
         self.ping()
@@ -253,7 +269,7 @@ class FakeRuntime:
                 raise ExecutionError(f"the main command of box {box.box_id}: {exc.message}") from exc
             found.at_rest.clear()
             found.main, found.status, found.exit_code = process, BoxStatus.RUNNING, None
-            found.interrupted = False
+            found.interrupted, found.reason = False, ""
             found.published = published
             for main in found.attached:
                 main.begin(process)
@@ -290,10 +306,12 @@ class FakeRuntime:
             box.at_rest.set()
         self._changes.put(None)
 
-    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+    def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         with self._lock:
             found = self._find(box)
             main = found.main
+            if main is not None:
+                found.reason = reason
         if main is not None:
             with contextlib.suppress(InvalidStateError):
                 main.signal(signal.SIGTERM)
@@ -338,6 +356,18 @@ class FakeRuntime:
         self.ping()
         with self._lock:
             return [box.state for box in self._boxes.values()]
+
+    def watched_boxes(self) -> list[BoxRef]:
+        self.ping()
+        with self._lock:
+            boxes = list(self._boxes.values())
+        return [box.ref for box in boxes if box.spec.disk_size_gb and box.status is BoxStatus.RUNNING]
+
+    def disk_use(self, box: BoxRef) -> DiskUse:
+        with self._lock:
+            found = self._find(box)
+        written = sum(path.lstat().st_blocks * 512 for path in found.directory.rglob("*"))
+        return DiskUse(written, found.spec.disk_size_gb * self._gb)
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
         while not stopping.is_set():

@@ -32,6 +32,7 @@ class Container:
     generation: int
     status: str = "configured"
     interrupted: bool = False
+    reason: str = ""  # why the worker stopped it unasked
 
 
 class FakeWorker:
@@ -192,6 +193,7 @@ class FakeWorker:
             pid=4242 if found.status == "running" else None,
             exit_code=0 if found.status == "stopped" else None,
             interrupted=found.interrupted,
+            reason=found.reason,
             engine_life=self.engine_life,
         )
 
@@ -201,7 +203,7 @@ class FakeWorker:
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:
         found = self._find(ref)
         ends = self.brief or self.dying
-        found.status, found.interrupted = "stopped" if ends else "running", self.dying
+        found.status, found.interrupted, found.reason = "stopped" if ends else "running", self.dying, ""
         return self._answer(ref)
 
     def _StopBox(self, request: pb.StopBoxRequest) -> pb.Box:

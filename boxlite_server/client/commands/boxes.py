@@ -21,6 +21,7 @@ def create_body(args: Namespace) -> Json:
         "name": args.name,
         "cpus": args.cpus,
         "memory_mib": args.memory,
+        "disk_size_gb": args.disk_size,
         "working_dir": args.workdir,
         "env": dict(args.env),
         "entrypoint": [args.entrypoint] if args.entrypoint is not None else None,

@@ -19,6 +19,7 @@ from ... import errors, ids
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN, Calls
 from ..fleet.placement import Need, not_placed, place
+from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
@@ -42,6 +43,7 @@ class Creation:
         volumes: Volumes,
         turns: Turns,
         observer: Observer,
+        pulls: FailedPulls,
         policy: Policy,
         clock: Callable[[], float],
     ) -> None:
@@ -51,6 +53,7 @@ class Creation:
         self._volumes = volumes
         self._turns = turns
         self._observer = observer
+        self._pulls = pulls
         self._policy = policy
         self._clock = clock
 
@@ -76,7 +79,7 @@ class Creation:
     async def _create_somewhere(
         self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
     ) -> Box:
-        tried: dict[str, str] = {}
+        tried: dict[str, errors.BoxliteError] = {}
         refused: errors.BoxliteError | None = None
         ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         for generation in itertools.count(1):
@@ -88,7 +91,7 @@ class Creation:
                 if tried:
                     await self._turns.forget(box_id)
                     await self._store.count(prefix, "boxes_failed")
-                if refused and isinstance(exc, errors.UpstreamUnavailableError):
+                if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
                     raise refused from None
                 raise
             try:
@@ -96,12 +99,14 @@ class Creation:
                 return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
             except TRY_ELSEWHERE as exc:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
-                tried[worker.name] = exc.message
+                tried[worker.name] = exc
+                if isinstance(exc, errors.LocalImageError):
+                    self._pulls.note(spec.image, worker.id)
             except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
                 if not spec.depends_on_operator:
                     await self._turns.forget(box_id)
                     raise
-                tried[worker.name], refused = exc.message, exc  # another worker's operator may allow it
+                tried[worker.name] = refused = exc  # another worker's operator may allow it
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
                 await self._turns.forget(box_id)
                 await self._store.count(prefix, "boxes_failed")
@@ -190,7 +195,7 @@ class Creation:
         prefix: str,
         spec: Spec,
         generation: int,
-        tried: Mapping[str, str],
+        tried: Mapping[str, errors.BoxliteError],
         *,
         home: str | None,
         only: str | None = None,
@@ -198,7 +203,7 @@ class Creation:
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
         id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
-        need = Need(spec.cpus, spec.memory_mib, home)
+        need = Need(spec.cpus, spec.memory_mib, home, disk_limit=spec.disk_size_gb is not None)
         async with self._turns.writing(box_id) as tx:
             if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
                 if not self._is_past(other):
@@ -206,7 +211,8 @@ class Creation:
                 await tx.update_box(other.id, request_key=None)
             await self._volumes.check_ready(tx, spec.mounts)
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
-            placement = place(need, [c for c in candidates if c.worker.name not in tried])
+            untried = [c for c in candidates if c.worker.name not in tried]
+            placement = place(need, untried, last=self._pulls.of(spec.image))
             if not placement.workers:
                 raise not_placed("box", need, placement, tried)
             worker, now = placement.workers[0], self._clock()

@@ -16,6 +16,7 @@ from ... import errors, references
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
+from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..store import Store
 
@@ -63,10 +64,11 @@ class PullProgress(NamedTuple):
 class Images:
     """The images of all workers, over the store and the fleet."""
 
-    def __init__(self, store: Store, fleet: Fleet, calls: Calls) -> None:
+    def __init__(self, store: Store, fleet: Fleet, calls: Calls, pulls: FailedPulls) -> None:
         self._store = store
         self._fleet = fleet
         self._calls = calls
+        self._pulls = pulls
 
     async def all(self) -> list[Image]:
         """All images, sorted by name; one entry for each version of a name."""
@@ -94,15 +96,15 @@ class Images:
 
     async def pull(self, reference: str) -> AsyncGenerator[PullProgress | Image, None]:
         """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
-        When a worker cannot be reached or has engine trouble, the next one is tried.
+        When a worker cannot do it, for a reason that may be its own, the next one is tried.
 
-        Raises ImageError when the image cannot be pulled.
+        Raises ImageError, UpstreamUnavailableError and ResourceExhaustedError when the image cannot be pulled.
         """
         request = pb.PullImageRequest(reference=reference)
-        tried: dict[str, str] = {}
+        tried: dict[str, errors.BoxliteError] = {}
         while True:
             untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
-            placement = place(NOTHING, untried)
+            placement = place(NOTHING, untried, last=self._pulls.of(reference))
             if not placement.workers:
                 raise not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
@@ -117,7 +119,9 @@ class Images:
                 raise errors.EngineError(f"the pull of {reference} ended without an image")
             except TRY_ELSEWHERE as exc:
                 log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
-                tried[worker.name] = exc.message
+                tried[worker.name] = exc
+                if isinstance(exc, errors.LocalImageError):
+                    self._pulls.note(reference, worker.id)
 
     async def remove(self, name: str) -> None:
         """Remove an image from every worker that has it; a name without a tag means all its tags.

@@ -16,7 +16,17 @@ from ..limits import DEFAULT_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Store, Worker
 from .turns import Turns, ref
-from .verdict import OVER, STATUS, Kind, gone, judge, seen_of, state_of
+from .verdict import (
+    OVER,
+    STATUS,
+    Kind,
+    gone,
+    judge,
+    seen_of,
+    state_of,
+    stopped_by_worker,
+    was_stopped_by_worker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +122,7 @@ class Observer:
         if state.status == pb.BOX_STATUS_CONFIGURED and box.status not in (*RESERVING, BoxStatus.REMOVING):
             box = await self._turns.reserve_again(box, worker)  # the box was gone, and its room was free
         now = await self.apply(box, state, worker)
-        if now.status == BoxStatus.STOPPED and now.spec.auto_remove:
+        if now.status == BoxStatus.STOPPED and now.spec.auto_remove and not was_stopped_by_worker(now.error):
             await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
 
     async def apply(self, box: Box, state: pb.Box, worker: Worker) -> Box:
@@ -142,11 +152,13 @@ class Observer:
 
 
 def _error(box: Box, state: pb.Box) -> str | None:
-    """Why the box failed or stopped, where that is no end like another."""
+    """Why the box failed, was stopped unasked or ran out of memory; None for any other box."""
     if state.status == pb.BOX_STATUS_FAILED:
         return box.error or _UNTOLD
     if state.status != pb.BOX_STATUS_STOPPED:
         return None
+    if state.reason:
+        return stopped_by_worker(state.reason)
     if state.out_of_memory:
         return f"out of memory: the box hit its memory limit of {box.memory_mib} MiB, and the kernel killed a process"
     return box.error if box.status == BoxStatus.STOPPED else None  # a worker that was restarted knows less

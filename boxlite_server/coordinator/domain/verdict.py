@@ -63,7 +63,7 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
         return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
     if box.desired == DesiredState.RUNNING:
         return _ended(box, seen, engine_life)
-    if box.status == BoxStatus.STOPPED and box.auto_remove:
+    if box.status == BoxStatus.STOPPED and box.auto_remove and not was_stopped_by_worker(box.error):
         return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
     if box.status == BoxStatus.FAILED and seen.status != BoxStatus.FAILED and not was_gone(box):
         return None  # its start failed, and it stays failed until it is started again
@@ -115,6 +115,19 @@ def gone(worker_name: str) -> str:
 def was_gone(box: BoxState) -> bool:
     """Whether the box's row says that its container is gone."""
     return (box.error or "").startswith(_GONE)
+
+
+_BY_WORKER = "its worker stopped it: "
+
+
+def stopped_by_worker(reason: str) -> str:
+    """The `error` of a box that its worker stopped unasked."""
+    return f"{_BY_WORKER}{reason}"
+
+
+def was_stopped_by_worker(error: str | None) -> bool:
+    """Whether that is the `error` of such a box. Nobody asked for its end, so it is not removed for having ended."""
+    return (error or "").startswith(_BY_WORKER)
 
 
 def state_of(box: Box) -> BoxState:

@@ -70,14 +70,14 @@ class Volumes:
             return await self._make_somewhere(volume_id, prefix, name)
 
     async def _make_somewhere(self, volume_id: str, prefix: str, name: str | None) -> Volume:
-        tried: dict[str, str] = {}
+        tried: dict[str, errors.BoxliteError] = {}
         while True:
             worker = await self._reserve(volume_id, prefix, name, tried)
             try:
                 return await self._make(volume_id, worker.id)
             except TRY_ELSEWHERE as exc:
                 log.warning("volume %s cannot be created on %s: %s", volume_id, worker.name, exc)
-                tried[worker.name] = exc.message
+                tried[worker.name] = exc
                 await self._forget(volume_id)
             except errors.TimedOutError:
                 raise  # the volume may have been made: its row stays, to be finished or removed
@@ -175,7 +175,9 @@ class Volumes:
 
     # ---- rows -----------------------------------------------------------------------------------------
 
-    async def _reserve(self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, str]) -> Worker:
+    async def _reserve(
+        self, volume_id: str, prefix: str, name: str | None, tried: Mapping[str, errors.BoxliteError]
+    ) -> Worker:
         """Choose a worker that was not tried yet and write the row, in one step."""
         async with self._leases.writing(_lease(volume_id)) as tx:
             untried = [c for c in await self._fleet.candidates(tx) if c.worker.name not in tried]

@@ -30,7 +30,12 @@ from .registry import Fleet
 T = TypeVar("T")
 
 # These errors are the worker's trouble and not the request's: another worker may be able to do it.
-TRY_ELSEWHERE = (errors.UpstreamUnavailableError, errors.ResourceExhaustedError, errors.EngineError)
+TRY_ELSEWHERE = (
+    errors.UpstreamUnavailableError,
+    errors.ResourceExhaustedError,
+    errors.EngineError,
+    errors.LocalImageError,
+)
 
 # After one of these nobody knows whether the worker did what it was asked for; any other error says that it did not.
 UNCERTAIN = (errors.UnreachableError, errors.TimedOutError, errors.EngineError)

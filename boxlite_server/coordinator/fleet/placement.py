@@ -10,7 +10,7 @@ again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from ... import errors
@@ -24,10 +24,12 @@ class Need(NamedTuple):
     cpus: int
     memory_mib: int
     worker_id: str | None = None  # the one worker that has the box's volumes
+    disk_limit: bool = False  # the box's disk has to be limited
     boxes: int = 1  # places among a worker's boxes; volumes and images take none
 
 
 NOTHING = Need(0, 0, boxes=0)
+DISK_LIMITS = ("enforced", "watched")  # what a worker that limits the disks of boxes says of that
 
 
 class Candidate(NamedTuple):
@@ -59,6 +61,14 @@ class Holding:
 
     def tell(self, need: Need, removed: list[Candidate]) -> str:
         return f"{_verb(removed, 'does', 'do')} not have its volumes"
+
+
+class DiskLimit:
+    def lets_pass(self, need: Need, candidate: Candidate) -> bool:
+        return not need.disk_limit or candidate.worker.disk_limit in DISK_LIMITS
+
+    def tell(self, need: Need, removed: list[Candidate]) -> str:
+        return f"{_verb(removed, 'does', 'do')} not limit the disk of a box (disk_size_gb)"
 
 
 class Active:
@@ -119,13 +129,15 @@ class Memory:
 
 
 ROOM: tuple[Filter, ...] = (Places(), MachineCpus(), PromisedCpus(), Memory())
-FILTERS: tuple[Filter, ...] = (Holding(), Active(), Reachable(), *ROOM)  # the first that removes a worker tells why
+_LASTING: tuple[Filter, ...] = (Holding(), DiskLimit())  # a worker that these remove will not do later either
+FILTERS = (*_LASTING, Active(), Reachable(), *ROOM)  # the first that removes a worker tells why
 
 _TOLD = 3  # how many failures a message spells out
 
 
-def place(need: Need, candidates: Iterable[Candidate]) -> Placement:
-    """Filter the candidates for a new box and order them: the least loaded first, equals by name."""
+def place(need: Need, candidates: Iterable[Candidate], last: Collection[str] = ()) -> Placement:
+    """Filter the candidates for a new box and order them: the least loaded first, equals by name. `last`: ids of
+    workers that come behind all others."""
     fitting: list[Candidate] = []
     removed: defaultdict[Filter, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -135,7 +147,7 @@ def place(need: Need, candidates: Iterable[Candidate]) -> Placement:
                 break
         else:
             fitting.append(candidate)
-    fitting.sort(key=lambda c: (_load_after(need, c), c.load.boxes, c.worker.name))
+    fitting.sort(key=lambda c: (c.worker.id in last, _load_after(need, c), c.load.boxes, c.worker.name))
     return Placement([c.worker for c in fitting], dict(removed))
 
 
@@ -147,20 +159,33 @@ def no_room(need: Need, candidate: Candidate) -> str | None:
     return None
 
 
-def not_placed(what: str, need: Need, placement: Placement, failed: Mapping[str, str]) -> errors.BoxliteError:
+def not_placed(
+    what: str, need: Need, placement: Placement, failed: Mapping[str, errors.BoxliteError]
+) -> errors.BoxliteError:
     """The error to raise when no worker takes `what`; its text tells the client why. `failed`: by name of a worker
-    that was asked in vain, what it said."""
+    that was asked in vain, what it said. The error is one of the image or of a full disk if the workers agree."""
     removed = ((test, placement.removed[test]) for test in FILTERS if test in placement.removed)
     reasons = [f"{len(candidates)} {test.tell(need, candidates)}" for test, candidates in removed]
     if failed:
-        told = [f"{name}: {text}" for name, text in failed.items()]
+        told = [f"{name}: {error.message}" for name, error in failed.items()]
         told[_TOLD:] = ["..."] * (len(told) > _TOLD)
         reasons.append(f"{len(failed)} failed ({'; '.join(told)})")
     if not reasons:
         return errors.UpstreamUnavailableError(
             "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
         )
-    return errors.UpstreamUnavailableError(f"no worker can take the {what}: {', '.join(reasons)}")
+    return _kind(need, placement, failed)(f"no worker can take the {what}: {', '.join(reasons)}")
+
+
+def _kind(need: Need, placement: Placement, failed: Mapping[str, errors.BoxliteError]) -> type[errors.BoxliteError]:
+    said = failed.values()
+    if said and all(isinstance(error, errors.ResourceExhaustedError) for error in said):
+        return errors.ResourceExhaustedError
+    if said and all(isinstance(error, errors.ResourceExhaustedError | errors.ImageError) for error in said):
+        return errors.ImageError
+    if need.disk_limit and not said and all(test in _LASTING for test in placement.removed):
+        return errors.UnsupportedError
+    return errors.UpstreamUnavailableError
 
 
 def _verb(removed: list[Candidate], one: str, several: str) -> str:

@@ -260,6 +260,7 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         cpu_limit=None if cpu_limit is None else int(cpu_limit),
         engine_life=request.get("engine_life"),
         started_at=request.get("started_at"),
+        disk_limit=request.get("disk_limit"),
     )
 
 

@@ -35,6 +35,7 @@ class Worker(NamedTuple):
     engine_life: str | None = None  # which life of its engine is now; None: the worker does not say
     engine_error: str | None = None  # why its engine does not answer; None: it answers
     started_at: float | None = None  # of the process `epoch`, by the worker's clock
+    disk_limit: str | None = None  # enforced, watched or unsupported; None: the worker does not say
 
 
 class Load(NamedTuple):

@@ -10,11 +10,13 @@ from typing import Any
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ..host_access import Policy
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
+from ..stop_reasons import StopReasons
 from .config import container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
-from .labels import BOX_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
+from .labels import BOX_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
+from .quota import Quota
 from .volumes import DockerVolumes
 from .watch import Watch
 
@@ -31,13 +33,22 @@ class Containers:
     """
 
     def __init__(
-        self, engine: Engine, owner: Callable[[], Owner], policy: Policy, volumes: DockerVolumes, watch: Watch
+        self,
+        engine: Engine,
+        owner: Callable[[], Owner],
+        policy: Policy,
+        volumes: DockerVolumes,
+        watch: Watch,
+        quota: Quota,
+        reasons: StopReasons,
     ) -> None:
         self._engine = engine
         self._owner = owner
         self._policy = policy
         self._volumes = volumes
         self._watch = watch
+        self._quota = quota
+        self._reasons = reasons
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
     # ---- making ----
@@ -46,6 +57,7 @@ class Containers:
         """The spec with the host's paths resolved. Raises as `BoxRuntime.create` does where the box may not have of
         the host what the spec asks for, or a volume is missing."""
         self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
+        self._quota.admit(spec)
         return self._policy.admit(spec)
 
     def create(
@@ -60,6 +72,7 @@ class Containers:
             for former in replacing:
                 self.delete(former, force=True)
             config = container_config(box, self.admit(spec), image, self._owner())
+            self._quota.apply(config, spec)
             with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"):
                 self._engine.api.create_container_from_config(config, container_name(box))
         return BoxState(box, BoxStatus.CONFIGURED)
@@ -91,6 +104,7 @@ class Containers:
             state,
             interrupted=self._watch.interrupted(container["Id"], finished),
             out_of_memory=bool(state.exit_code) and self._watch.ran_out_of_memory(container["Id"], finished),
+            reason=self._reasons.get(box),
         )
 
     def up_to(self, box: BoxRef) -> list[BoxRef]:
@@ -117,6 +131,15 @@ class Containers:
                 self._watch.remember(entry["Id"], state, marker)
             states.append(state)
         return states
+
+    def watched(self) -> dict[BoxRef, int]:
+        """The running boxes whose disks the worker has to watch, and how many bytes each may write."""
+        found = {}
+        for entry in self._list(DISK_LIMIT_LABEL):
+            limit = entry["Labels"][DISK_LIMIT_LABEL]
+            if entry["State"] == "running" and limit.isdecimal():
+                found[_ref(entry)] = int(limit)
+        return found
 
     def _list(self, *labels: str) -> list[dict[str, Any]]:
         mine = [*owned_by(self._owner()), *labels]

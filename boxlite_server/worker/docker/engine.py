@@ -75,7 +75,7 @@ def engine_errors(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: the container engine does not answer: {exc}") from exc
 
 
-def refusal(exc: Exception) -> str | None:
+def refusal(exc: BaseException | None) -> str | None:
     """The engine's reason, if the exception says that the engine answered with an error; None otherwise."""
     return _reason(exc) if isinstance(exc, docker.errors.APIError) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -19,15 +20,24 @@ from ...errors import (
     ImageError,
     InvalidArgumentError,
     InvalidStateError,
+    LocalImageError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 from ..runtime import Image, PullProgress
-from .engine import Engine, engine_errors, refusal
+from .engine import Engine, engine_errors, is_full, refusal
 from .labels import image_labels
 
 PULL_TIMEOUT = 900.0  # seconds
 _PROGRESS_PERIOD = 0.5  # seconds
 _OWN_LABELS = "boxlite."  # prefix of the labels on images that hold disks of boxes
+_MAX_REASON = 1000  # characters of what the engine or a registry says
+
+# The registry says that it has no such image, which it would tell any host.
+_NO_IMAGE = re.compile(r"manifest unknown|name unknown|: not found$|invalid reference", re.IGNORECASE)
+_NO_PLATFORM = re.compile(r"no match", re.IGNORECASE)  # ing manifest, for platform: another host has another one
+_DENIED = re.compile(r"repository does not exist", re.IGNORECASE)  # or may require a login
+_PUBLIC = "docker.io/library/"  # needs no login
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +68,7 @@ class DockerImages:
                 pass
             return self._inspect(reference)
         except NotFoundError as exc:
-            raise ImageError(f"image {reference!r} is not there after its pull") from exc
+            raise LocalImageError(f"image {reference!r} is not there after its pull") from exc
         except (InvalidArgumentError, InvalidStateError) as exc:
             raise ImageError(exc.message) from exc
 
@@ -110,7 +120,7 @@ class DockerImages:
                 break
             except FutureTimeoutError:
                 if time.monotonic() > deadline:
-                    raise ImageError(
+                    raise LocalImageError(
                         f"image '{reference}' cannot be pulled: not done in {PULL_TIMEOUT:.0f} s"
                     ) from None
                 yield pull.progress()
@@ -139,10 +149,10 @@ class DockerImages:
             for line in self._engine.api.pull(reference.repository, tag=version, stream=True, decode=True):
                 pull.note(line)
                 if "error" in line:
-                    error = ImageError(f"{what}: {line['error']}")
+                    error = _unpulled(reference, str(line["error"]))
         except Exception as exc:
             refused = refusal(exc)
-            error = EngineError(f"{what}: {exc}") if refused is None else ImageError(f"{what}: {refused}")
+            error = EngineError(f"{what}: {exc}") if refused is None else _unpulled(reference, refused)
         with self._lock:
             if self._pulls.pop(str(reference), None) is None:
                 return  # `close` has answered the callers
@@ -175,6 +185,18 @@ class _Pull:
         with self._lock:
             layers = list(self._layers.values())
         return PullProgress(sum(current for current, _ in layers), sum(total for _, total in layers))
+
+
+def _unpulled(reference: references.Reference, reason: str) -> BoxliteError:
+    """The error of a pull that the engine gave up for that reason. Only an `ImageError` that is no `LocalImageError`
+    says that no other host could do better."""
+    text = f"image '{reference}' cannot be pulled: {reason.strip()[:_MAX_REASON]}"
+    if is_full(reason):
+        return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
+    is_missing = _NO_IMAGE.search(reason.strip()) and not _NO_PLATFORM.search(reason)
+    if is_missing or (_DENIED.search(reason) and reference.repository.startswith(_PUBLIC)):
+        return ImageError(text)
+    return LocalImageError(text)
 
 
 def _parsed(reference: str) -> references.Reference:

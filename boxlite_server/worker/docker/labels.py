@@ -13,6 +13,7 @@ BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
 VOLUME_LABEL = "boxlite.volume"
 SNAPSHOT_LABEL = "boxlite.snapshot"
+DISK_LIMIT_LABEL = "boxlite.disk-limit"  # bytes that the worker lets the box write; empty: it need not watch
 EXPORT_LABEL = "boxlite.export"  # the worker id of an export's helpers, whose worker label is empty: they are no boxes
 
 SNAPSHOT_REPOSITORY = "boxlite/snapshot"  # tagged with the snapshot's id

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ...errors import ExecutionError, ImageError, InvalidStateError
+from ...errors import EngineError, ExecutionError, ImageError, InvalidStateError, LocalImageError
+from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..host_access import Policy
 from ..runtime import (
@@ -19,12 +21,14 @@ from ..runtime import (
     BoxState,
     BoxStatus,
     Capacity,
+    DiskUse,
     ExecSpec,
     LogReader,
     Owner,
     Process,
     Usage,
 )
+from ..stop_reasons import StopReasons
 from .config import MIB, host_paths, port_errors, spec_errors, volume_ids, writable_paths
 from .containers import Containers, state_of
 from .disks import DockerDisks
@@ -33,10 +37,11 @@ from .exec import ExecProcess, readopt
 from .files import DockerFiles
 from .holder import Holder
 from .images import DockerImages
-from .labels import BOX_LABEL, container_name, image_labels
+from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
-from .stats import Meter
+from .quota import GB, Quota
+from .stats import Meter, layer_bytes
 from .volumes import DockerVolumes
 from .watch import Watch
 
@@ -49,6 +54,8 @@ class DockerRuntime:
 
     `owner` is called at every use, since a worker learns its cluster only when it registers; it may raise.
     `policy`: what boxes may have of the host. `holder`: keeps connections to commands beyond the end of this process.
+    `stop_reasons`: the file in which reasons of stops outlive this process; None: they do not. `enforce_disk_limit`:
+    refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     """
 
     def __init__(
@@ -57,6 +64,10 @@ class DockerRuntime:
         url: str | None = None,
         policy: Policy | None = None,
         holder: Holder | None = None,
+        *,
+        stop_reasons: Path | None = None,
+        enforce_disk_limit: bool = False,
+        gb: int = GB,
     ) -> None:
         self._holder = holder
         self._policy = policy or Policy()
@@ -64,9 +75,14 @@ class DockerRuntime:
         self._watch = Watch(self._engine, owner)
         self._meter = Meter(self._engine)
         self._starting_with_paths = threading.Lock()
+        self._architecture: str | None = None  # of the engine; None: not asked yet
         self.images = DockerImages(self._engine)
         self.volumes = DockerVolumes(self._engine, owner)
-        self._containers = Containers(self._engine, owner, self._policy, self.volumes, self._watch)
+        self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
+        self._reasons = StopReasons(stop_reasons)
+        self._containers = Containers(
+            self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons
+        )
         self.disks = DockerDisks(self._containers, self._engine, owner)
 
     # ---- the engine ----
@@ -78,7 +94,12 @@ class DockerRuntime:
     def capacity(self) -> Capacity:
         with engine_errors("cannot ask the engine for its capacity"):
             info = self._engine.api.info()
-        return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
+        return Capacity(
+            cpus=info["NCPU"],
+            memory_mib=info["MemTotal"] // MIB,
+            engine_version=info["ServerVersion"],
+            disk_limit=self._quota.kind,
+        )
 
     def life(self) -> str:
         return self._engine.life()
@@ -98,6 +119,8 @@ class DockerRuntime:
         image = self.images.get(spec.image)
         if BOX_LABEL in image_labels(image):
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
+        if (foreign := self._foreign(image)) and platforms.has_no_emulator():
+            raise LocalImageError(f"image {spec.image!r} cannot run here: {foreign}")
         prepared = time.monotonic()
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, image, replacing=held)
@@ -105,6 +128,26 @@ class DockerRuntime:
         return state
 
     def start(self, box: BoxRef) -> BoxState:
+        try:
+            return self._start(box)
+        except (EngineError, ExecutionError) as exc:
+            if "exec format error" not in exc.message.lower():
+                raise
+            with engine_errors("cannot inspect the box's image"):
+                image = self._engine.api.inspect_image(self._containers.get(box)["Image"])
+            raise ExecutionError("; ".join(filter(None, (exc.message, self._foreign(image))))) from exc
+
+    def _foreign(self, image: Mapping[str, Any]) -> str:
+        """That the image is built for another architecture than the engine's; empty if it is not."""
+        if self._architecture is None:
+            with engine_errors("cannot ask the engine for its version"):
+                self._architecture = str(self._engine.api.version(api_version=False).get("Arch") or "")
+        built_for = image.get("Architecture") or ""
+        if not platforms.is_foreign(built_for, self._architecture):
+            return ""
+        return f"the image is built for {built_for}, and this worker's engine runs {self._architecture}"
+
+    def _start(self, box: BoxRef) -> BoxState:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status is BoxStatus.RUNNING:
@@ -119,15 +162,16 @@ class DockerRuntime:
             with self._paths_kept(host_paths(container)), spec_errors(), port_errors(box.box_id), engine_errors(what):
                 self._engine.api.start(container_name(box))
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
+            self._reasons.drop(box)
             spawned = time.monotonic()
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
-        if state.exit_code in (126, 127):
+        if state.exit_code in (1, 126, 127):
             # Either the command ended with this code, or the init process could not execute it.
             text = self._init_failure(box, began)
             if text:
-                kind = "not found in the box: " if "No such file" in text else "cannot be executed: "
-                raise ExecutionError(f"the main command of box {box.box_id} was {kind}{text}")
+                kind = "was not found in the box" if "No such file" in text else "cannot be executed"
+                raise ExecutionError(f"the main command of box {box.box_id} {kind}: {text}")
         return state
 
     @contextmanager
@@ -161,11 +205,13 @@ class DockerRuntime:
         lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
         return lines[-1].partition("] ")[2].strip() if lines else ""
 
-    def stop(self, box: BoxRef, timeout: float) -> BoxState:
+    def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
             self._watch.stopping(container["Id"])
+            if reason:
+                self._reasons.put(box, reason)
             with engine_errors(f"box {box.box_id} cannot be stopped"):
                 self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self._containers.inspect(box)
@@ -174,6 +220,7 @@ class DockerRuntime:
     def remove(self, box: BoxRef, force: bool) -> None:
         act_on_all(lambda found: self._containers.delete(found, force), self._containers.up_to(box))
         self._meter.forget(box)
+        self._reasons.drop(box)
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
@@ -184,6 +231,14 @@ class DockerRuntime:
 
     def measure(self, box: BoxRef) -> Usage:
         return self._meter.measure(box, self._containers.get(box))
+
+    def watched_boxes(self) -> list[BoxRef]:
+        return list(self._containers.watched())
+
+    def disk_use(self, box: BoxRef) -> DiskUse:
+        container = self._containers.get(box)
+        limit = container["Config"]["Labels"][DISK_LIMIT_LABEL]
+        return DiskUse(layer_bytes(self._engine, container), int(limit))
 
     def files(self, box: BoxRef) -> BoxFiles:
         return DockerFiles(self._engine, self._containers.get(box))

@@ -1,19 +1,28 @@
-"""What containers use, from the engine's statistics."""
+"""What containers use, from the engine's statistics and from their layers."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import os
+import subprocess
 import threading
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...errors import EngineError
 from ..kernel.cgroup import Cgroup
 from ..runtime import BootTiming, BoxRef, Usage
 from .engine import Engine, engine_errors
 
 SAMPLE_SECONDS = 1.0  # between two samples of a box
+LAYER_SECONDS = 120.0  # for reading the layer of a box; enough for millions of files
+
+log = logging.getLogger(__name__)
 
 
 class _Sample(NamedTuple):
@@ -93,3 +102,25 @@ def _memory(stats: dict[str, Any]) -> int | None:
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def layer_bytes(engine: Engine, container: dict[str, Any]) -> int:
+    """How much a container has written to its own layer, in bytes.
+
+    The whole layer is read: by `du` where this process can reach it, else by the engine, which counts the holes of
+    sparse files too. Raises `EngineError` when neither tells, or takes longer than `LAYER_SECONDS`.
+    """
+    path = ((container.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+    if path and os.geteuid() == 0 and Path(path).is_dir():
+        try:
+            command = ["nice", "-n", "19", "du", "-skx", path]
+            # Its exit code says only that files vanished while it counted.
+            said = subprocess.run(command, capture_output=True, timeout=LAYER_SECONDS, check=False).stdout
+            return int(said.split()[0]) * 1024
+        except subprocess.TimeoutExpired as exc:
+            raise EngineError(f"the box's disk cannot be measured within {LAYER_SECONDS:.0f} s") from exc
+        except (OSError, ValueError, IndexError) as exc:
+            log.info("du cannot measure %s: %r", path, exc)
+    with engine_errors("the box's disk cannot be measured"):
+        answer = engine.call("GET", f"/containers/{container['Id']}/json", {"size": "1"}, timeout=LAYER_SECONDS)
+        return int(json.loads(answer.check().text).get("SizeRw") or 0)

@@ -104,4 +104,5 @@ def _entry(state: BoxState) -> dict[str, Any]:
         "pid": state.pid,
         "exit_code": state.exit_code,
         "interrupted": state.interrupted,
+        **({"reason": state.reason} if state.reason else {}),
     }

@@ -218,6 +218,7 @@ class Registration:
                 "max_boxes": self.max_boxes,
                 "cpu_limit": capacity.cpus * self.cpu_overcommit,
             },
+            "disk_limit": str(capacity.disk_limit),
             "version": __version__,
             "engine_version": capacity.engine_version,
             "engine_life": held.engine_life if held else self.runtime.life(),

@@ -69,6 +69,7 @@ def spec(message: pb.BoxSpec) -> BoxSpec:
         ports=tuple(PortMapping(p.guest_port, p.host_port, p.protocol, p.host_ip) for p in message.ports),
         cap_add=tuple(message.cap_add),
         cap_drop=tuple(message.cap_drop),
+        disk_size_gb=message.disk_size_gb,
     )
 
 
@@ -81,6 +82,7 @@ def box(state: BoxState) -> pb.Box:
         exit_code=state.exit_code,
         interrupted=state.interrupted,
         out_of_memory=state.out_of_memory,
+        reason=state.reason,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports

@@ -72,6 +72,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         """End the calls that read output or logs: the worker is about to shut down."""
         self._readers.end()
 
+    def turn(self, box: BoxRef) -> AbstractContextManager[None]:
+        """The turn on a box for something that no call has asked for. Raises `InvalidStateError` when a later
+        generation of the box has begun."""
+        return self._order.turn(box)
+
     def _turn(
         self,
         box: BoxRef,

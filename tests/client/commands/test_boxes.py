@@ -22,7 +22,7 @@ def test_create_sends_every_flag_and_prints_the_id(
     monkeypatch.delenv("UNSET", raising=False)
     server.on("POST", "/v1/boxes", (201, BOX))
     flags = "--name web -e A=1=2 --env INHERITED -e UNSET -w /tmp --entrypoint sh -u 1:2 --cpus 2 --memory 512"
-    more = "--network disabled --label k=v --label empty= --rm"
+    more = "--disk-size 3 --network disabled --label k=v --label empty= --rm"
     assert boxlite("create", *flags.split(), *more.split(), "alpine:latest", "ls", "-l", "--debug") == 0
     assert capsys.readouterr().out == f"{ID}\n"
     assert server.requests[0].body == {
@@ -36,6 +36,7 @@ def test_create_sends_every_flag_and_prints_the_id(
         "user": "1:2",
         "cpus": 2,
         "memory_mib": 512,
+        "disk_size_gb": 3,
         "labels": {"k": "v", "empty": ""},
         "cmd": ["ls", "-l", "--debug"],
         "auto_remove": True,

@@ -272,6 +272,24 @@ async def test_a_short_command_that_is_run_again_ends_for_good(site: Coordinator
 
 
 @story()
+async def test_a_box_that_its_worker_stopped_unasked_says_why_and_stays(site: CoordinatorSite) -> None:
+    box = await site.running(auto_remove=True)
+    site.one.boxes[box.id] = Container(1, "stopped", reason="its disk is over its limit")
+    for _ in range(2):
+        await site.beats(site.one)
+        await site.look()
+        assert await site.state(box) == ("stopped", "stopped")
+        assert (await site.row(box)).error == "its worker stopped it: its disk is over its limit"
+    site.one.boxes[box.id].reason = ""  # the worker has forgotten it
+    await site.core.observer.refresh(box.id)
+    assert (await site.row(box)).error == "its worker stopped it: its disk is over its limit"
+    assert (await site.core.boxes.start("default", box.id)).error is None
+    site.one.boxes[box.id] = Container(1, "stopped")
+    await site.beats(site.one)
+    assert await site.state(box) is None
+
+
+@story()
 async def test_a_restart_survives_the_coordinator(site: CoordinatorSite) -> None:
     box = await site.running()
     site.one.boxes[box.id] = Container(1, "stopped", interrupted=True)

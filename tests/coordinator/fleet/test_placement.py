@@ -63,7 +63,7 @@ def test_cpus_may_be_promised_twice_but_memory_may_not() -> None:
 def why_not(need: Need, candidates: list[Candidate], **failed: str) -> str:
     placement = place(need, candidates)
     assert placement.workers == []
-    error = not_placed("box", need, placement, failed)
+    error = not_placed("box", need, placement, {name: UpstreamUnavailableError(text) for name, text in failed.items()})
     assert isinstance(error, UpstreamUnavailableError)
     return error.message
 

@@ -6,13 +6,15 @@ from typing import Any
 
 from .... import rpc
 from ...core import Core
-from ...spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_SECURITY, MAX_TIMEOUT_SECONDS
+from ...fleet.placement import DISK_LIMITS
+from ...spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_SECURITY, MAX_DISK_SIZE_GB, MAX_TIMEOUT_SECONDS
 from ...states import WorkerStatus
 from .. import idempotency
 
 
 async def get_config(core: Core) -> Any:
     workers = [c.worker for c in await core.fleet.candidates() if c.reachable]
+    disk_limits = sorted({w.disk_limit for w in workers if w.disk_limit in DISK_LIMITS})
     return {
         "defaults": {
             "cpus": DEFAULT_CPUS,
@@ -34,7 +36,8 @@ async def get_config(core: Core) -> Any:
             "export_enabled": True,
             "import_enabled": True,
             "linux_capabilities_enabled": True,
-            "max_disk_size_gb": None,
+            "max_disk_size_gb": MAX_DISK_SIZE_GB if disk_limits else None,
+            "disk_limits": disk_limits,
             "max_boxes_per_prefix": core.policy.max_boxes_per_prefix,
             "max_boxes_per_path_prefix": core.policy.max_boxes_per_prefix,
             "max_concurrent_executions": rpc.MAX_EXECUTIONS,
