@@ -59,7 +59,7 @@ class BoxRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., wish: _Optional[int] = ...) -> None: ...
 
 class BoxSpec(_message.Message):
-    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop")
+    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop", "image_entrypoint")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class BoxSpec(_message.Message):
     PORTS_FIELD_NUMBER: _ClassVar[int]
     CAP_ADD_FIELD_NUMBER: _ClassVar[int]
     CAP_DROP_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ENTRYPOINT_FIELD_NUMBER: _ClassVar[int]
     image: str
     cpus: int
     memory_mib: int
@@ -97,7 +98,8 @@ class BoxSpec(_message.Message):
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
     cap_add: _containers.RepeatedScalarFieldContainer[str]
     cap_drop: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., cap_add: _Optional[_Iterable[str]] = ..., cap_drop: _Optional[_Iterable[str]] = ...) -> None: ...
+    image_entrypoint: bool
+    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., cap_add: _Optional[_Iterable[str]] = ..., cap_drop: _Optional[_Iterable[str]] = ..., image_entrypoint: _Optional[bool] = ...) -> None: ...
 
 class Mount(_message.Message):
     __slots__ = ("volume_id", "host_path", "guest_path", "read_only")

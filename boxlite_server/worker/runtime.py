@@ -82,6 +82,7 @@ class BoxSpec:
     ports: tuple[PortMapping, ...] = ()
     cap_add: tuple[str, ...] = ()  # upper case, without CAP_; or ALL
     cap_drop: tuple[str, ...] = ()
+    image_entrypoint: bool = False  # `entrypoint` is that of an image, which stayed behind when the box was exported
 
 
 class BoxStatus(StrEnum):
@@ -391,7 +392,8 @@ class BoxRuntime(Protocol):
         """
 
     def stop(self, box: BoxRef, timeout: float) -> BoxState:
-        """Send SIGTERM, and SIGKILL after `timeout` seconds. Returns the state once the box has stopped."""
+        """Send the image's stop signal, usually SIGTERM, and SIGKILL after `timeout` seconds, or as soon as the signal
+        can have no effect any more. Returns the state once the box has stopped."""
 
     def remove(self, box: BoxRef, force: bool) -> None:
         """Remove the box, its older generations and their disks. A box that is not there is ignored.

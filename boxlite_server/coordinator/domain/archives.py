@@ -79,6 +79,7 @@ class Archives:
             return left
         async with self._creation.being_made(prefix, spec, request_key=request_key) as (box, worker):
             whole = dataclasses.replace(spec, **{key: getattr(settings, key) for key in _SETTINGS}).to_proto(box.box_id)
+            whole.image_entrypoint = not spec.entrypoint
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._calls.import_box(worker.id, first, _requests(reader))
         return await self._turns.get(prefix, box.box_id)

@@ -69,6 +69,7 @@ def spec(message: pb.BoxSpec) -> BoxSpec:
         ports=tuple(PortMapping(p.guest_port, p.host_port, p.protocol, p.host_ip) for p in message.ports),
         cap_add=tuple(message.cap_add),
         cap_drop=tuple(message.cap_drop),
+        image_entrypoint=message.image_entrypoint,
     )
 
 
