@@ -80,14 +80,27 @@ class Containers:
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
 
-    def inspect(self, box: BoxRef) -> BoxState:
-        """The state of the box, from the engine. Raises `NotFoundError` when the owner has no such container."""
+    def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
+        """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
+        when the owner has no such container."""
         container = self.get(box)
         state = state_of(box, container)
+        if counting and state.status is BoxStatus.RUNNING:
+            return replace(state, commands=sum(map(self._is_command, container["ExecIDs"] or ())))
         if state.status is not BoxStatus.STOPPED:
             return state
         finished = unix_time(container["State"]["FinishedAt"])
         return replace(state, interrupted=self._watch.interrupted(container["Id"], finished))
+
+    def _is_command(self, exec_id: str) -> bool:
+        """Whether a command of a client runs under the engine's id, and not a command that was never started, a
+        health check or another command without an input."""
+        try:
+            with engine_errors("cannot inspect a command"):
+                found = self._engine.api.exec_inspect(exec_id)
+        except NotFoundError:
+            return False  # the command has ended
+        return bool(found["Running"] and found["OpenStdin"])
 
     def up_to(self, box: BoxRef) -> list[BoxRef]:
         """The generations of the box on this worker: `box` itself, if it is there, and older ones."""
@@ -142,13 +155,12 @@ class Containers:
 
 
 def state_of(box: BoxRef, container: Mapping[str, Any]) -> BoxState:
-    """The state in the engine's description of the box's container. It leaves `interrupted` open."""
+    """The state in the engine's description of the box's container, without `interrupted` and `commands`."""
     state = container["State"]
     if state["Paused"]:
         return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))
     if state["Running"] or state["Restarting"]:
-        commands, ports = len(container["ExecIDs"] or ()), published(container)
-        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=ports, commands=commands)
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=published(container))
     if state["Status"] == "created":
         if state["Error"]:
             return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])

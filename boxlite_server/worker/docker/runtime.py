@@ -188,7 +188,7 @@ class DockerRuntime:
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
-        return self._containers.inspect(box)
+        return self._containers.inspect(box, counting=True)
 
     def list_boxes(self) -> list[BoxState]:
         return self._containers.states()

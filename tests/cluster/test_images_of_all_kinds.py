@@ -1,0 +1,93 @@
+"""Boxes of images whose configuration asks for something: an init, a health check, a command that ends at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import docker
+import pytest
+from support import boxes
+from support.cluster import Cluster, wait_until
+
+NewImage = Callable[..., str]
+
+NEEDS_PID_1 = ["sh", "-c", "[ $$ = 1 ] || exit 100; exec sleep 999"]
+SECOND = 1_000_000_000  # nanoseconds
+
+
+@pytest.fixture(scope="module")
+def api(docker_host: str) -> Iterator[docker.APIClient]:
+    """A client of the cluster's engine that bypasses the cluster."""
+    client = docker.APIClient(base_url=docker_host, version="auto")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def new_image(api: docker.APIClient, test_image: str) -> Iterator[NewImage]:
+    """Makes images of the test image, with another configuration."""
+    base = api.create_container(test_image)["Id"]
+    made: list[str] = []
+
+    def new(**config: object) -> str:
+        made.append(f"boxlite-test-kind-{len(made)}:latest")
+        api.commit(base, *made[-1].split(":"), conf=config)
+        return made[-1]
+
+    yield new
+    api.remove_container(base)
+    for name in made:
+        api.remove_image(name, force=True)
+
+
+def run(cluster: Cluster, box: str, script: str) -> dict[str, Any]:
+    """Run a command to its end."""
+    execution = boxes.execute(cluster, box, script)
+    wait_until(lambda: boxes.state(cluster, box, execution)["status"] != "running", "the command has ended")
+    return boxes.state(cluster, box, execution)
+
+
+# ---- inits ----
+
+
+def test_a_box_of_an_init_image_and_its_import_run(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage
+) -> None:
+    box = new_box(image=new_image(Entrypoint=NEEDS_PID_1))
+    assert run(cluster, box, "test $(cat /proc/1/comm) = sleep")["exit_code"] == 0
+    began = time.monotonic()
+    assert cluster.http("POST", f"/v1/boxes/{box}/stop", {"timeout_seconds": 60})[0] == 200
+    assert time.monotonic() - began < 30
+    archive = cluster.http("POST", f"/v1/boxes/{box}/export", {})[2]
+    octets = {"Content-Type": "application/octet-stream"}
+    status, _, other = cluster.http("POST", "/v1/boxes/import", archive, headers=octets)
+    assert status == 201, other
+    assert run(cluster, other["box_id"], "test $(cat /proc/1/comm) = sleep")["exit_code"] == 0
+    assert cluster.http("DELETE", f"/v1/boxes/{other['box_id']}?force=true")[0] == 204
+
+
+# ---- use ----
+
+
+def test_a_health_check_does_not_keep_a_box_awake(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage
+) -> None:
+    check = {"Test": ["CMD-SHELL", "touch /checked; sleep 9"], "Interval": SECOND, "Timeout": 600 * SECOND}
+    box = new_box(image=new_image(Cmd=["sh"], Healthcheck=check), auto_stop=2)
+    boxes.start(cluster, box)
+    wait_until(lambda: boxes.status_of(cluster, box) == "stopped", "the idle box is stopped")
+
+
+def test_commands_that_no_client_started_do_not_keep_a_box_awake(
+    cluster: Cluster, new_box: Callable[..., str], api: docker.APIClient
+) -> None:
+    box = new_box(auto_stop=2)
+    boxes.start(cluster, box)
+    container = f"boxlite-{box}-1"
+    api.exec_create(container, ["true"], stdin=True)  # and never started, as when a worker ends in between
+    check = api.exec_create(container, ["sleep", "999"])["Id"]  # as a health check of a box that was made long ago
+    api.exec_start(check, detach=True)
+    assert len(api.inspect_container(container)["ExecIDs"]) == 2
+    wait_until(lambda: boxes.status_of(cluster, box) == "stopped", "the idle box is stopped")
