@@ -420,7 +420,8 @@ class BoxRuntime(Protocol):
         """Start a command in a running box. Returns only once the command is spawned.
 
         Raises `ExecutionError` when the command cannot be spawned (with "not found" in its text when that is the
-        reason), `StoppedError` when the box does not run, `InvalidStateError` when the box is paused.
+        reason), `StoppedError` when the box does not run, with the end of its main command in the text unless it was
+        stopped, `InvalidStateError` when the box is paused.
         """
 
     def readopt(self, box: BoxRef, handle: str) -> Process:

@@ -91,3 +91,63 @@ def test_commands_that_no_client_started_do_not_keep_a_box_awake(
     api.exec_start(check, detach=True)
     assert len(api.inspect_container(container)["ExecIDs"]) == 2
     wait_until(lambda: boxes.status_of(cluster, box) == "stopped", "the idle box is stopped")
+
+
+# ---- commands that end ----
+
+
+@pytest.mark.parametrize("script", ["echo hello; exit 4", "sleep 1; exit 4"], ids=["at once", "a moment later"])
+@pytest.mark.parametrize("kind", ["Entrypoint", "Cmd"])
+def test_a_command_in_a_box_whose_main_command_ends_is_told_why(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage, script: str, kind: str
+) -> None:
+    box = new_box(image=new_image(**{kind: ["sh", "-c", f"echo run >>/runs; {script}"]}))
+    boxes.start(cluster, box)
+    wait_until(lambda: boxes.status_of(cluster, box) == "stopped", "the main command has ended")
+    body = {"command": "sleep", "args": ["60"]}
+    status, _, answer = cluster.http("POST", f"/v1/boxes/{box}/exec", body)
+    if status == 201:  # the box was started again and has not ended yet
+        path = f"/v1/boxes/{box}/executions/{answer['execution_id']}"
+        wait_until(lambda: cluster.http("GET", path)[2]["status"] != "running", "the command ends with its box")
+        assert "exit code 4" in cluster.http("GET", path)[2]["error_message"]
+        return
+    assert (status, answer["error"]["code"]) == (409, "stopped")
+    assert "exit 4" in answer["error"]["message"]
+    assert "exit code 4" in answer["error"]["message"]
+    assert 'entrypoint that goes on, such as ["tail", "-f", "/dev/null"]' in answer["error"]["message"]
+
+
+def test_what_the_error_advises_works(cluster: Cluster, new_box: Callable[..., str], new_image: NewImage) -> None:
+    for kind in ("Entrypoint", "Cmd"):
+        box = new_box(image=new_image(**{kind: ["true"]}), entrypoint=["tail", "-f", "/dev/null"])
+        assert run(cluster, box, "exit 5")["exit_code"] == 5
+
+
+def test_a_main_command_that_ends_at_once_runs_once_for_each_command(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage, api: docker.APIClient
+) -> None:
+    box = new_box(image=new_image(Cmd=["echo", "hello"]))
+    for number in (1, 2):
+        assert cluster.http("POST", f"/v1/boxes/{box}/exec", {"command": "true"})[0] == 409
+        assert api.logs(f"boxlite-{box}-1") == b"hello\n" * number
+
+
+def test_a_box_that_does_not_resume_is_told_the_same(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage
+) -> None:
+    box = new_box(image=new_image(Cmd=["false"]), auto_resume=False)
+    boxes.start(cluster, box)
+    wait_until(lambda: boxes.status_of(cluster, box) == "stopped", "the main command has ended")
+    status, _, answer = cluster.http("POST", f"/v1/boxes/{box}/exec", {"command": "true"})
+    assert (status, answer["error"]["code"]) == (409, "stopped")
+    assert "exit code 1" in answer["error"]["message"]
+    assert "entrypoint that goes on" in answer["error"]["message"]
+
+
+def test_a_box_with_auto_remove_that_ended_is_told_the_same(
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage
+) -> None:
+    box = new_box(image=new_image(Cmd=["true"]), auto_remove=True)
+    status, _, answer = cluster.http("POST", f"/v1/boxes/{box}/exec", {"command": "true"})
+    assert (status, answer["error"]["code"]) == (409, "stopped")
+    assert "(true) ended with exit code 0" in answer["error"]["message"]

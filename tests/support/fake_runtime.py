@@ -346,7 +346,9 @@ class FakeRuntime:
         with self._lock:
             found = self._find(box)
             if found.status is not BoxStatus.RUNNING:
-                raise StoppedError(f"box {box.box_id} is not running; start it first")
+                command = " ".join((*found.spec.entrypoint, *found.cmd))
+                end = f"its main command ({command}) ended with exit code {found.exit_code}"
+                raise StoppedError(f"box {box.box_id} is not running: {end}")
             own = found.spec
             full = ExecSpec(
                 spec.command, spec.env, spec.working_dir or own.working_dir, spec.user or own.user, spec.tty

@@ -17,9 +17,10 @@ from ...errors import (
     StoppedError,
     UnsupportedError,
 )
-from ..commands import ExecSpec
+from ..commands import GONE_EXIT_CODE, ExecSpec
 from .engine import Engine, engine_errors
 from .holder import Holder
+from .main_command import ending_with
 from .process import DETACH_KEYS, END_OF_TRANSMISSION, FIRST_POLL, Waiter, check_signal
 from .stream import Stream
 from .watch import Watch
@@ -121,7 +122,10 @@ class _Exec:
     # ---- the end ----
 
     def wait(self) -> int:
-        return self._waiter.until(self._exit_code)
+        code = self._waiter.until(self._exit_code)
+        if code == GONE_EXIT_CODE and not self.lost and (end := ending_with(self._engine, self._container_id)):
+            self._waiter.lost = f"the command ended with its box: {end}"
+        return code
 
     def _exit_code(self) -> int | None:
         state = self._inspect()

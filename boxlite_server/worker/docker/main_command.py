@@ -7,7 +7,9 @@ What a signal should end is killed here instead.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidStateError, NotFoundError
 from .engine import Engine, engine_errors
 from .holder import Holder, is_connected
 from .logs import said_before
@@ -32,6 +34,8 @@ _NOT_EXECUTED = re.compile(
 )
 # Signals that end no process by default, and SIGKILL, which ends process 1 like any other.
 _NEVER_DROPPED = frozenset(signal.Signals[f"SIG{n}"] for n in "CHLD CONT KILL STOP TSTP TTIN TTOU URG WINCH".split())
+_SHOWN = 200  # characters of a command in an error text
+_ENDING_PATIENCE = 2.0  # seconds for the engine to see that process 1 has ended
 _LOOK = 0.02  # seconds between two looks at a process
 
 
@@ -201,6 +205,25 @@ def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) ->
     while time.monotonic() < deadline and container["Id"] in _proc(pid, "cgroup") and not is_dropped(container, number):
         time.sleep(_LOOK)
     return 0.0
+
+
+def ending(container: Mapping[str, Any]) -> str:
+    """How the main command of a container that has ended did so; for error texts."""
+    command = textwrap.shorten(shlex.join([container["Path"], *container["Args"]]), _SHOWN)
+    return f"its main command ({command}) ended with exit code {container['State']['ExitCode']}"
+
+
+def ending_with(engine: Engine, container_id: str) -> str:
+    """`ending` of a container whose other commands were just killed; empty if it runs on and they ended otherwise."""
+    deadline = time.monotonic() + _ENDING_PATIENCE
+    with suppress(EngineError, NotFoundError), engine_errors("cannot inspect the box"):
+        while (container := engine.api.inspect_container(container_id))["State"]["Running"]:
+            # The kernel kills all commands before process 1 is gone, which has no memory any more by then.
+            if _proc(container["State"]["Pid"], "cmdline") or time.monotonic() > deadline:
+                return ""
+            time.sleep(_LOOK)
+        return ending(container)
+    return ""
 
 
 def stop_signal(container: Mapping[str, Any]) -> int:

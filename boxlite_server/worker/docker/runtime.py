@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ...errors import ImageError, InvalidStateError
+from ...errors import GO_ON, EngineError, ExecutionError, ImageError, InvalidStateError, StoppedError
 from ..host_access import Policy
 from ..runtime import (
     BoxFiles,
@@ -206,7 +206,15 @@ class DockerRuntime:
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._containers.get(box)
-        return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec, self._holder)
+        try:
+            return ExecProcess.spawn(self._engine, container["Id"], box.box_id, spec, self._holder)
+        except (StoppedError, ExecutionError, EngineError) as exc:
+            # When the box ends meanwhile, the engine says so in many ways.
+            container = self._containers.get(box)
+            if container["State"]["Status"] != "exited" or self._watch.was_stopped(container["Id"]):
+                raise
+            end = main_command.ending(container)
+            raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
         return readopt(self._engine, self._containers.get(box)["Id"], handle, self._watch, self._holder)
