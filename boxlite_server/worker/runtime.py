@@ -149,7 +149,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The engine's host."""
+    """What the engine's host has for boxes."""
 
     cpus: int
     memory_mib: int
@@ -368,7 +368,7 @@ class BoxRuntime(Protocol):
         """Return when the engine answers; raise `EngineError` otherwise."""
 
     def capacity(self) -> Capacity:
-        """What the engine's host has, whoever uses it."""
+        """What the engine's host has for boxes, whoever uses it."""
 
     def life(self) -> str:
         """An identifier of the engine's present life. It changes with each restart of the engine or of its host, and

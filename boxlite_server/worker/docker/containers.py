@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +16,7 @@ from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from .config import container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
-from .labels import BOX_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
+from .labels import BOX_LABEL, CPUS_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
 from .volumes import DockerVolumes
 from .watch import Watch
@@ -38,6 +41,7 @@ class Containers:
         self._policy = policy
         self._volumes = volumes
         self._watch = watch
+        self._pinning = threading.Lock()
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
     # ---- making ----
@@ -60,9 +64,23 @@ class Containers:
             for former in replacing:
                 self.delete(former, force=True)
             config = container_config(box, self.admit(spec), image, self._owner())
-            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"):
+            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
                 self._engine.api.create_container_from_config(config, container_name(box))
         return BoxState(box, BoxStatus.CONFIGURED)
+
+    @contextmanager
+    def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
+        """Pin the container that is made in the `with` block to so many cpus of those that the operator gives, the
+        ones that fewest boxes are pinned to."""
+        if not self._policy.cpus:
+            yield
+            return
+        with self._pinning:  # so that the next box sees this one
+            pinned = self._engine.api.containers(all=True, filters={"label": CPUS_LABEL})
+            taken = Counter(cpu for entry in pinned for cpu in entry["Labels"][CPUS_LABEL].split(","))
+            chosen = sorted(map(str, self._policy.cpus), key=lambda cpu: taken[cpu])[:cpus]
+            config["HostConfig"]["CpusetCpus"] = config["Labels"][CPUS_LABEL] = ",".join(chosen)
+            yield
 
     # ---- finding ----
 

@@ -86,7 +86,8 @@ class DockerRuntime:
     def capacity(self) -> Capacity:
         with engine_errors("cannot ask the engine for its capacity"):
             info = self._engine.api.info()
-        return Capacity(cpus=info["NCPU"], memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
+        cpus = len(self._policy.cpus) or info["NCPU"]
+        return Capacity(cpus=cpus, memory_mib=info["MemTotal"] // MIB, engine_version=info["ServerVersion"])
 
     def life(self) -> str:
         return self._engine.life()
