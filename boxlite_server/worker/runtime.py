@@ -83,6 +83,7 @@ class BoxSpec:
     cap_add: tuple[str, ...] = ()  # upper case, without CAP_; or ALL
     cap_drop: tuple[str, ...] = ()
     image_entrypoint: bool = False  # `entrypoint` is that of an image, which stayed behind when the box was exported
+    stop_signal: str = ""
 
 
 class BoxStatus(StrEnum):
@@ -298,6 +299,7 @@ class Settings:
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     user: str
+    stop_signal: str = ""  # empty: SIGTERM
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,9 @@ def run(cluster: Cluster, box: str, script: str) -> dict[str, Any]:
 
 
 def test_a_box_of_an_init_image_and_its_import_run(
-    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage
+    cluster: Cluster, new_box: Callable[..., str], new_image: NewImage, api: docker.APIClient
 ) -> None:
-    box = new_box(image=new_image(Entrypoint=NEEDS_PID_1))
+    box = new_box(image=new_image(Entrypoint=NEEDS_PID_1, StopSignal="SIGQUIT"))
     assert run(cluster, box, "test $(cat /proc/1/comm) = sleep")["exit_code"] == 0
     began = time.monotonic()
     assert cluster.http("POST", f"/v1/boxes/{box}/stop", {"timeout_seconds": 60})[0] == 200
@@ -65,6 +65,7 @@ def test_a_box_of_an_init_image_and_its_import_run(
     status, _, other = cluster.http("POST", "/v1/boxes/import", archive, headers=octets)
     assert status == 201, other
     assert run(cluster, other["box_id"], "test $(cat /proc/1/comm) = sleep")["exit_code"] == 0
+    assert api.inspect_container(f"boxlite-{other['box_id']}-1")["Config"]["StopSignal"] == "SIGQUIT"
     assert cluster.http("DELETE", f"/v1/boxes/{other['box_id']}?force=true")[0] == 204
 
 

@@ -56,6 +56,7 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
         "NetworkDisabled": False,
         "Entrypoint": list(spec.entrypoint) or None,
         "WorkingDir": spec.working_dir or None,
+        "StopSignal": spec.stop_signal or None,
         "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
         "HostConfig": _host_config(spec, _needs_init(spec, defaults)),
         "Labels": {**owner_labels(owner), BOX_LABEL: box.box_id, GENERATION_LABEL: str(box.generation)},

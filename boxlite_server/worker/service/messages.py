@@ -70,6 +70,7 @@ def spec(message: pb.BoxSpec) -> BoxSpec:
         cap_add=tuple(message.cap_add),
         cap_drop=tuple(message.cap_drop),
         image_entrypoint=message.image_entrypoint,
+        stop_signal=message.stop_signal,
     )
 
 
@@ -115,6 +116,7 @@ def settings(settings: Settings) -> pb.BoxSettings:
         entrypoint=settings.entrypoint,
         cmd=settings.cmd,
         user=settings.user,
+        stop_signal=settings.stop_signal,
     )
 
 

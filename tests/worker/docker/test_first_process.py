@@ -94,6 +94,7 @@ def test_an_import_of_such_a_box_runs_too(docker_alone: Site, init_image: str) -
                 cmd=export.settings.cmd,
                 env=export.settings.env,
                 image_entrypoint=image_entrypoint,
+                stop_signal=export.settings.stop_signal,
             )
             docker_alone.runtime.disks.load(other, spec, export.tar)
         process = docker_alone.runtime.attach_main(other)
