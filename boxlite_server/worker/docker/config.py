@@ -92,6 +92,8 @@ def _needs_init(spec: BoxSpec, image: Mapping[str, Any]) -> bool:
     command = [*entrypoint, *(spec.cmd or (not spec.entrypoint and image.get("Cmd")) or ())]
     if entrypoint and (spec.image_entrypoint or not spec.entrypoint):
         return False
+    if command[1:2] == ["-c"]:  # a Dockerfile's `CMD /sbin/init` becomes `/bin/sh -c /sbin/init`
+        command = " ".join(command[2:]).removeprefix("exec ").split()
     return not command or PurePosixPath(command[0]).name not in _INITS
 
 

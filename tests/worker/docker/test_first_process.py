@@ -122,6 +122,9 @@ def test_an_import_of_such_a_box_runs_too(docker_alone: Site, init_image: str) -
         ({"Cmd": ["sh"]}, {"entrypoint": ("/init",)}, False),
         ({"Cmd": ["sh"]}, {"entrypoint": ("/run.sh",), "image_entrypoint": True}, False),
         ({"Cmd": ["sh"]}, {"cmd": ("initdb",)}, True),
+        ({"Cmd": ["/bin/sh", "-c", "exec /sbin/init --log"]}, {}, False),
+        ({"Cmd": ["/bin/sh", "-c", "echo init"]}, {}, True),
+        ({"Cmd": ["/bin/sh", "-c"]}, {}, True),
     ],
 )
 def test_what_runs_under_the_engines_init(image: dict[str, object], fields: dict[str, object], init: bool) -> None:
