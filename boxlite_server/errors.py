@@ -35,6 +35,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+# What to do about a box whose main command always ends at once.
+GO_ON = 'make the box with an entrypoint that goes on, such as ["tail", "-f", "/dev/null"]'
+
 
 class BoxliteError(Exception):
     """The root of the hierarchy; raised itself only for internal errors that have no class of their own."""

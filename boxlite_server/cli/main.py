@@ -83,7 +83,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
-            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap)),
+            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
             cpu_overcommit=arguments.cpu_overcommit,
             enforce_disk_limit=arguments.disk_limit == "enforce",
         )
@@ -261,6 +261,14 @@ def _add_worker(commands: _Commands) -> None:
         type=types.factor,
         default=16.0,
         help="let boxes reserve up to FACTOR cpus for each cpu of the machine, 1 to 1000",
+    )
+    parser.add_argument(
+        "--cpuset",
+        metavar="CPUS",
+        type=types.cpus,
+        default=(),
+        help="pin each box to as many of these cpus as it asks for, such as 2-7,9, so that programs in it see that "
+        "number of cpus (default: a box may run on all cpus, for its share of the time)",
     )
     parser.add_argument(
         "--allow-host-path",

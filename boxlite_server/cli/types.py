@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +41,19 @@ def factor(text: str) -> float:
         if 1 <= (factor := float(text)) <= 1000:
             return factor
     raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 1000")
+
+
+def cpus(text: str) -> tuple[int, ...]:
+    """Numbers and ranges of cpus of this machine, such as 0-3,6."""
+    count = os.sysconf("SC_NPROCESSORS_CONF")
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < count:
+            raise argparse.ArgumentTypeError(f"'{text}' does not name cpus of this machine; an example is 0-3,6")
+        chosen |= set(range(first, last + 1))
+    return tuple(sorted(chosen))
 
 
 def seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The access to the host that a worker's operator allows to boxes: paths and capabilities."""
+"""The access to the host that a worker's operator allows to boxes: paths, capabilities and cpus."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ CAPABILITIES = DEFAULT_CAPABILITIES | frozenset(
 @dataclass(frozen=True)
 class Policy:
     """What boxes may have. `host_paths`: the directories that boxes may mount from. `capabilities`: the
-    capabilities that boxes may add; ALL allows any."""
+    capabilities that boxes may add; ALL allows any. `cpus`: the cpus that boxes are pinned to; none: they may run on
+    all."""
 
     host_paths: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()
+    cpus: tuple[int, ...] = ()
 
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """The spec with its host paths resolved.
 
         Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability
         that is not allowed; both errors name the flag that allows it. Raises `UnsupportedError` for an unknown
-        capability.
+        capability, and `InvalidArgumentError` for more cpus than boxes can be pinned to.
         """
+        if self.cpus and spec.cpus > len(self.cpus):
+            raise InvalidArgumentError(f"{spec.cpus} cpus: this worker has {len(self.cpus)} for boxes")
         self._check_capabilities(spec)
         return replace(
             spec,

@@ -83,6 +83,8 @@ class BoxSpec:
     cap_add: tuple[str, ...] = ()  # upper case, without CAP_; or ALL
     cap_drop: tuple[str, ...] = ()
     disk_size_gb: int = 0  # 0: no limit
+    image_entrypoint: bool = False  # `entrypoint` is that of an image, which stayed behind when the box was exported
+    stop_signal: str = ""
 
 
 class BoxStatus(StrEnum):
@@ -171,7 +173,7 @@ class DiskLimit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The engine's host, and what this worker makes of disk limits."""
+    """What the engine's host has for boxes, and what this worker makes of disk limits."""
 
     cpus: int
     memory_mib: int
@@ -321,6 +323,7 @@ class Settings:
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     user: str
+    stop_signal: str = ""  # empty: SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +394,7 @@ class BoxRuntime(Protocol):
         """Return when the engine answers; raise `EngineError` otherwise."""
 
     def capacity(self) -> Capacity:
-        """What the engine's host has, whoever uses it."""
+        """What the engine's host has for boxes, whoever uses it."""
 
     def life(self) -> str:
         """An identifier of the engine's present life. It changes with each restart of the engine or of its host, and
@@ -415,7 +418,8 @@ class BoxRuntime(Protocol):
         """
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
-        """Send SIGTERM, and SIGKILL after `timeout` seconds. Returns the state once the box has stopped.
+        """Send the image's stop signal, usually SIGTERM, and SIGKILL after `timeout` seconds, or as soon as the signal
+        can have no effect any more. Returns the state once the box has stopped.
 
         A `reason` stands in the state until the box is started again, also after a restart of the worker.
         """
@@ -451,7 +455,8 @@ class BoxRuntime(Protocol):
         """Start a command in a running box. Returns only once the command is spawned.
 
         Raises `ExecutionError` when the command cannot be spawned (with "not found" in its text when that is the
-        reason), `StoppedError` when the box does not run, `InvalidStateError` when the box is paused.
+        reason), `StoppedError` when the box does not run, with the end of its main command in the text unless it was
+        stopped, `InvalidStateError` when the box is paused.
         """
 
     def readopt(self, box: BoxRef, handle: str) -> Process:

@@ -390,6 +390,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
     "bad image": lambda a: spec_with(a, image=""),
     "bad environment": lambda a: spec_with(a, env={"A=B": "c"}),
     "bad settings": lambda a: manifest_with(a, settings={"cmd": "sh"}),
+    "bad stop signal": lambda a: manifest_with(a, settings={"cmd": ["sh"], "stop_signal": 15}),
     "bad user": lambda a: manifest_with(a, settings={"cmd": ["sh"], "user": "x\0"}),
 }
 

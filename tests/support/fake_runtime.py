@@ -379,7 +379,9 @@ class FakeRuntime:
         with self._lock:
             found = self._find(box)
             if found.status is not BoxStatus.RUNNING:
-                raise StoppedError(f"box {box.box_id} is not running; start it first")
+                command = " ".join((*found.spec.entrypoint, *found.cmd))
+                end = f"its main command ({command}) ended with exit code {found.exit_code}"
+                raise StoppedError(f"box {box.box_id} is not running: {end}")
             own = found.spec
             full = replace(spec, working_dir=spec.working_dir or own.working_dir, user=spec.user or own.user)
             process = self._spawn(full, found.directory, dict(own.env))

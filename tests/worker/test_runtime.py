@@ -16,6 +16,7 @@ from boxlite_server.errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
+    StoppedError,
 )
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.runtime import BoxRef, BoxStatus
@@ -140,6 +141,17 @@ def test_a_main_command_may_say_127_itself(site: Site) -> None:
     site.runtime.start(box)
     assert collect(process)[2] == 127
     assert site.runtime.stop(box, 1).exit_code == 127
+    site.runtime.remove(box, force=False)
+
+
+@pytest.mark.parametrize("script", ["exit 3", "sleep 0.2; exit 3"])
+def test_a_command_in_a_box_that_has_ended_is_told_how(site: Site, script: str) -> None:
+    box = site.new_box(cmd=("sh", "-c", script))
+    process = site.runtime.attach_main(box)
+    site.runtime.start(box)
+    assert collect(process)[2] == 3
+    with pytest.raises(StoppedError, match=r"its main command \(sh -c .*exit 3'?\) ended with exit code 3"):
+        site.runtime.spawn(box, ExecSpec(("true",)))
     site.runtime.remove(box, force=False)
 
 

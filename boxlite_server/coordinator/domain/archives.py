@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -75,10 +76,14 @@ class Archives:
         manifest = await reader.manifest()
         spec = dataclasses.replace(self._checked(manifest.get("spec"), "spec"), name=name)
         settings = self._checked(manifest.get("settings"), "settings")
+        stop_signal = _stop_signal(manifest["settings"])
         if left := await self._creation.made_before(request_key, spec):
             return left
         async with self._creation.being_made(prefix, spec, request_key=request_key) as (box, worker):
             whole = dataclasses.replace(spec, **{key: getattr(settings, key) for key in _SETTINGS}).to_proto(box.box_id)
+            # What no request can ask for comes from the image that stayed behind.
+            whole.image_entrypoint = not spec.entrypoint
+            whole.stop_signal = stop_signal
             first = pb.ImportBoxRequest(box=pb.CreateBoxRequest(box=box, spec=whole))
             await self._calls.import_box(worker.id, first, _requests(reader))
         return await self._turns.get(prefix, box.box_id)
@@ -105,7 +110,16 @@ def _settings(message: pb.BoxSettings) -> dict[str, Any]:
         "entrypoint": list(message.entrypoint),
         "cmd": list(message.cmd),
         "user": message.user or None,
+        "stop_signal": message.stop_signal or None,
     }
+
+
+def _stop_signal(settings: Mapping[str, Any]) -> str:
+    """The checked stop signal; empty: that of the engine."""
+    value = settings.get("stop_signal")
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[A-Z0-9+-]{1,16}", value)):
+        raise errors.InvalidArgumentError("the archive's settings: stop_signal is not the name of a signal")
+    return value or ""
 
 
 @functools.cache

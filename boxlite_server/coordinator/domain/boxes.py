@@ -87,7 +87,10 @@ class Boxes:
                 return box
             # A box that is about to be started again has the status configured, not stopped.
             if box.status == BoxStatus.STOPPED and not box.spec.auto_resume:
-                raise errors.StoppedError(f"box '{id_or_name}' is stopped and does not resume by itself; start it")
+                raise errors.StoppedError(
+                    f"box '{id_or_name}' is stopped and does not resume by itself; start it. "
+                    f"Its main command ended with exit code {box.exit_code}; if it always does, {errors.GO_ON}"
+                )
             return await self._start(box, worker)
 
     async def restart(self, seen: Box, number: int) -> Box | None:

@@ -16,6 +16,7 @@ from ..._gen import worker_pb2 as pb
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
+from ..states import BoxStatus
 from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
@@ -73,10 +74,15 @@ class Executions:
         execution_id = ids.execution_id(same)
         try:
             return box, await self._start_in(box, execution_id, request, expects_reader)
-        except (errors.StoppedError, errors.NotFoundError):
+        except (errors.StoppedError, errors.NotFoundError) as exc:
+            if box.status == BoxStatus.STOPPED:
+                raise  # its main command ended as soon as it was started
             # The box ended since it was last seen; its row decides whether it is started again.
             await self._observer.refresh(box.id)
-            box = await self._boxes.ensure_running(prefix, box.id)
+            try:
+                box = await self._boxes.ensure_running(prefix, box.id)
+            except errors.NotFoundError:
+                raise exc from None  # the box had auto_remove
             return box, await self._start_in(box, execution_id, request, expects_reader)
 
     async def _start_in(

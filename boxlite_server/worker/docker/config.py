@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
-from ...errors import EngineError, InvalidArgumentError, InvalidStateError
+from ...errors import EngineError, ExecutionError, InvalidArgumentError, InvalidStateError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
@@ -16,10 +17,16 @@ from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
 MIB = 1024 * 1024
 _PIDS_LIMIT = 4096
 _KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
+# Programs that have to be process 1, or complain when they are not.
+_INITS = frozenset(
+    "catatonit dinit docker-init dumb-init finit init my_init openrc-init runit runit-init runsvinit s6-svscan "
+    "systemd tini tini-static".split()
+)
 
 _SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_ADDRESS = re.compile(r"cannot assign requested address", re.IGNORECASE)
+_NO_COMMAND = re.compile(r'exec: ".*|executable file .*')
 _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 
 
@@ -50,13 +57,15 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
         "NetworkDisabled": False,
         "Entrypoint": list(spec.entrypoint) or None,
         "WorkingDir": spec.working_dir or None,
-        "HostConfig": _host_config(spec),
+        "StopSignal": spec.stop_signal or None,
+        "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
+        "HostConfig": _host_config(spec, _needs_init(spec, defaults)),
         "Labels": {**owner_labels(owner), BOX_LABEL: box.box_id, GENERATION_LABEL: str(box.generation)},
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _host_config(spec: BoxSpec) -> dict[str, Any]:
+def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
     memory = {}
     if size := spec.memory_mib * MIB:
         # /dev/shm as Linux sizes it, half of the memory; the engine would give every box 64 MiB.
@@ -66,7 +75,7 @@ def _host_config(spec: BoxSpec) -> dict[str, Any]:
         "NetworkMode": "bridge" if spec.network_enabled else "none",
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
         "PidsLimit": _PIDS_LIMIT,
-        "Init": True,
+        "Init": init,
         **({"NanoCpus": spec.cpus * 1_000_000_000} if spec.cpus else {}),
         "Mounts": engine_mounts(spec.mounts),
         "PortBindings": bindings(spec.ports),
@@ -74,6 +83,20 @@ def _host_config(spec: BoxSpec) -> dict[str, Any]:
         "CapDrop": list(spec.cap_drop),
         **({"ConsoleSize": [DEFAULT_ROWS, DEFAULT_COLS]} if spec.tty else {}),
     }
+
+
+def _needs_init(spec: BoxSpec, image: Mapping[str, Any]) -> bool:
+    """Whether the main command runs under the engine's init process, which reaps orphans and passes signals on.
+
+    It does not if the command is the entrypoint of the image, which may have to be process 1 itself, or a known init.
+    """
+    entrypoint = spec.entrypoint or image.get("Entrypoint") or ()
+    command = [*entrypoint, *(spec.cmd or (not spec.entrypoint and image.get("Cmd")) or ())]
+    if entrypoint and (spec.image_entrypoint or not spec.entrypoint):
+        return False
+    if command[1:2] == ["-c"]:  # a Dockerfile's `CMD /sbin/init` becomes `/bin/sh -c /sbin/init`
+        command = " ".join(command[2:]).removeprefix("exec ").split()
+    return not command or PurePosixPath(command[0]).name not in _INITS
 
 
 def engine_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
@@ -142,6 +165,24 @@ def spec_errors() -> Iterator[None]:
         if any(text in exc.message.lower() for text in _SPEC_REFUSALS):
             raise InvalidArgumentError(exc.message) from exc
         raise
+
+
+@contextmanager
+def command_errors(box_id: str) -> Iterator[None]:
+    """Raise `ExecutionError` for a main command that the engine cannot execute as process 1."""
+    try:
+        yield
+    except (EngineError, InvalidArgumentError) as exc:
+        if match := _NO_COMMAND.search(exc.message):
+            raise not_executed(box_id, match[0]) from exc
+        raise
+
+
+def not_executed(box_id: str, reason: str) -> ExecutionError:
+    """The error of a start whose main command could not be executed."""
+    missing = any(text in reason.lower() for text in ("not found", "no such file"))
+    kind = "not found in the box" if missing else "cannot be executed"
+    return ExecutionError(f"the main command of box {box_id} was {kind}: {reason}")
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +17,7 @@ from ..stop_reasons import StopReasons
 from .config import container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
-from .labels import BOX_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
+from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
 from .quota import Quota
 from .volumes import DockerVolumes
@@ -49,6 +52,7 @@ class Containers:
         self._watch = watch
         self._quota = quota
         self._reasons = reasons
+        self._pinning = threading.Lock()
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
     # ---- making ----
@@ -73,9 +77,23 @@ class Containers:
                 self.delete(former, force=True)
             config = container_config(box, self.admit(spec), image, self._owner())
             self._quota.apply(config, spec)
-            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"):
+            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
                 self._engine.api.create_container_from_config(config, container_name(box))
         return BoxState(box, BoxStatus.CONFIGURED)
+
+    @contextmanager
+    def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
+        """Pin the container that is made in the `with` block to so many cpus of those that the operator gives, the
+        ones that fewest boxes are pinned to."""
+        if not self._policy.cpus:
+            yield
+            return
+        with self._pinning:  # so that the next box sees this one
+            pinned = self._engine.api.containers(all=True, filters={"label": CPUS_LABEL})
+            taken = Counter(cpu for entry in pinned for cpu in entry["Labels"][CPUS_LABEL].split(","))
+            chosen = sorted(map(str, self._policy.cpus), key=lambda cpu: taken[cpu])[:cpus]
+            config["HostConfig"]["CpusetCpus"] = config["Labels"][CPUS_LABEL] = ",".join(chosen)
+            yield
 
     # ---- finding ----
 
@@ -93,10 +111,13 @@ class Containers:
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
 
-    def inspect(self, box: BoxRef) -> BoxState:
-        """The state of the box, from the engine. Raises `NotFoundError` when the owner has no such container."""
+    def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
+        """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
+        when the owner has no such container."""
         container = self.get(box)
         state = state_of(box, container)
+        if counting and state.status is BoxStatus.RUNNING:
+            return replace(state, commands=sum(map(self._is_command, container["ExecIDs"] or ())))
         if state.status is not BoxStatus.STOPPED:
             return state
         finished = unix_time(container["State"]["FinishedAt"])
@@ -106,6 +127,16 @@ class Containers:
             out_of_memory=bool(state.exit_code) and self._watch.ran_out_of_memory(container["Id"], finished),
             reason=self._reasons.get(box),
         )
+
+    def _is_command(self, exec_id: str) -> bool:
+        """Whether a command of a client runs under the engine's id, and not a command that was never started, a
+        health check or another command without an input."""
+        try:
+            with engine_errors("cannot inspect a command"):
+                found = self._engine.api.exec_inspect(exec_id)
+        except NotFoundError:
+            return False  # the command has ended
+        return bool(found["Running"] and found["OpenStdin"])
 
     def up_to(self, box: BoxRef) -> list[BoxRef]:
         """The generations of the box on this worker: `box` itself, if it is there, and older ones."""
@@ -169,14 +200,13 @@ class Containers:
 
 
 def state_of(box: BoxRef, container: Mapping[str, Any]) -> BoxState:
-    """The state in the engine's description of the box's container. It leaves `interrupted` and `out_of_memory`
-    open."""
+    """The state in the engine's description of the box's container, without `interrupted`, `out_of_memory` and
+    `commands`."""
     state = container["State"]
     if state["Paused"]:
         return BoxState(box, BoxStatus.PAUSED, pid=state["Pid"] or None, ports=published(container))
     if state["Running"] or state["Restarting"]:
-        commands, ports = len(container["ExecIDs"] or ()), published(container)
-        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=ports, commands=commands)
+        return BoxState(box, BoxStatus.RUNNING, pid=state["Pid"] or None, ports=published(container))
     if state["Status"] == "created":
         if state["Error"]:
             return BoxState(box, BoxStatus.FAILED, exit_code=state["ExitCode"])

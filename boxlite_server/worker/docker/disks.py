@@ -340,6 +340,7 @@ def _settings(container: Mapping[str, Any]) -> Settings:
         entrypoint=tuple(config["Entrypoint"] or ()),
         cmd=tuple(config["Cmd"] or ()),
         user=config["User"] or "",
+        stop_signal=config.get("StopSignal") or "",
     )
 
 

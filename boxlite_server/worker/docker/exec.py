@@ -21,12 +21,13 @@ from ...errors import (
     StoppedError,
     UnsupportedError,
 )
-from ..commands import ExecSpec
+from ..commands import GONE_EXIT_CODE, ExecSpec
 from ..kernel.cgroup import Cgroup, MemoryLimit
 from ..kernel.processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
 from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder
+from .main_command import ending_with
 from .process import DETACH_KEYS, FIRST_POLL, Waiter, check_signal
 from .stream import Stream, can_be_read, end_input
 from .watch import Watch
@@ -168,7 +169,10 @@ class _Exec:
     # ---- the end ----
 
     def wait(self) -> int:
-        return self._waiter.until(self._exit_code)
+        code = self._waiter.until(self._exit_code)
+        if code == GONE_EXIT_CODE and not self.lost and (end := ending_with(self._engine, self._container_id)):
+            self._waiter.lost = f"the command ended with its box: {end}"
+        return code
 
     def _exit_code(self) -> int | None:
         state = self._inspect()

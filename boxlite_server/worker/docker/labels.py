@@ -12,6 +12,7 @@ WORKER_LABEL = "boxlite.worker"
 BOX_LABEL = "boxlite.box"
 GENERATION_LABEL = "boxlite.generation"
 VOLUME_LABEL = "boxlite.volume"
+CPUS_LABEL = "boxlite.cpus"  # numbers with commas between them: the cpus that a box is pinned to
 SNAPSHOT_LABEL = "boxlite.snapshot"
 DISK_LIMIT_LABEL = "boxlite.disk-limit"  # bytes that the worker lets the box write; empty: it need not watch
 EXPORT_LABEL = "boxlite.export"  # the worker id of an export's helpers, whose worker label is empty: they are no boxes

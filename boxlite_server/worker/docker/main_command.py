@@ -1,12 +1,23 @@
-"""The main command of a Docker container."""
+"""The main command of a Docker container: a child of the engine's init process, or process 1 itself.
+
+The kernel drops a signal to process 1 that has no handler for it, where the same signal would end any other process.
+What a signal should end is killed here instead.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
+import textwrap
 import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidStateError, NotFoundError
 from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder, is_connected
@@ -14,6 +25,19 @@ from .logs import said_before, unix_time
 from .process import DETACH_KEYS, Waiter, check_signal
 from .stream import Stream, end_input
 from .watch import Watch
+
+_INIT_NAMES = ("docker-init", "tini")
+_RUNTIME_NAME = "runc"  # of process 1 until it executes the main command
+_NOT_EXECUTED = re.compile(
+    r"\[FATAL tini[^]]*\] (?P<init>.*)"
+    r"|(?P<itself>exec \S+: (?:no such file or directory|exec format error|permission denied))"
+    r"|.*exec user process caused: (?P<older>.*)"
+)
+# Signals that end no process by default, and SIGKILL, which ends process 1 like any other.
+_NEVER_DROPPED = frozenset(signal.Signals[f"SIG{n}"] for n in "CHLD CONT KILL STOP TSTP TTIN TTOU URG WINCH".split())
+_SHOWN = 200  # characters of a command in an error text
+_ENDING_PATIENCE = 2.0  # seconds for the engine to see that process 1 has ended
+_LOOK = 0.02  # seconds between two looks at a process
 
 
 class MainProcess:
@@ -104,8 +128,10 @@ class MainProcess:
 
     def signal(self, number: int) -> None:
         check_signal(number)
-        self._watch.signalling(self._container_id, number)
         with engine_errors("cannot signal the main command"):
+            if is_dropped(self._engine.api.inspect_container(self._container_id), number):
+                number = signal.SIGKILL
+            self._watch.signalling(self._container_id, number)
             self._engine.api.kill(self._container_id, signal=number)
 
     def kill(self) -> None:
@@ -139,3 +165,92 @@ class MainProcess:
                 if self._holder is not None:
                     self._holder.drop(self._input_name)
                 self._input.close()
+
+
+# ---- the first process of a container, as the engine describes the container ----
+
+
+def has_init(container: Mapping[str, Any]) -> bool:
+    """Whether the main command runs under the engine's init process."""
+    return bool(container["HostConfig"].get("Init"))
+
+
+def has_executed(container: Mapping[str, Any]) -> bool:
+    """Whether the process of the main command runs the command already. False where that cannot be seen."""
+    pid = container["State"]["Pid"]
+    if not has_init(container):
+        name = _proc(pid, "comm")
+        return bool(name) and not name.startswith(_RUNTIME_NAME)
+    names = [_proc(child, "comm") for child in _proc(pid, f"task/{pid}/children").split()]
+    return bool(names) and names[0] not in ("", *_INIT_NAMES)
+
+
+def not_executed(said: str) -> str:
+    """What the first process said against the main command, in the last lines of its log; empty: nothing."""
+    found = [match for line in said.splitlines() if (match := _NOT_EXECUTED.fullmatch(line.strip()))]
+    return (found[-1].group(found[-1].lastgroup or 0)).strip() if found else ""
+
+
+def is_dropped(container: Mapping[str, Any], number: int) -> bool:
+    """Whether the main command is process 1 and has no handler for a signal that would end any other process. False
+    where that cannot be seen."""
+    pid = container["State"]["Pid"]
+    if has_init(container) or number in _NEVER_DROPPED or container["Id"] not in _proc(pid, "cgroup"):
+        return False
+    masks = dict(line.split(":", 1) for line in _proc(pid, "status").splitlines() if line.startswith("Sig"))
+    # A blocked signal waits until the process asks for it.
+    return bool(masks) and not any(int(masks[name], 16) >> number - 1 & 1 for name in ("SigBlk", "SigIgn", "SigCgt"))
+
+
+def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) -> float:
+    """Send its stop signal to a main command that is process 1, and return once the command has ended or drops the
+    signal, after at most `timeout` seconds. Returns how long the engine should still wait before it kills the command:
+    not at all, or `timeout` where the command cannot be seen or is not process 1."""
+    pid, number, deadline = container["State"]["Pid"], stop_signal(container), time.monotonic() + timeout
+    if has_init(container) or container["Id"] not in _proc(pid, "cgroup"):
+        return timeout
+    if not is_dropped(container, number):
+        with suppress(InvalidStateError, NotFoundError), engine_errors("cannot signal the main command"):
+            engine.api.kill(container["Id"], signal=number)
+    # A handler may put the default action back and send the signal again, to end the process by it.
+    while time.monotonic() < deadline and container["Id"] in _proc(pid, "cgroup") and not is_dropped(container, number):
+        time.sleep(_LOOK)
+    return 0.0
+
+
+def ending(container: Mapping[str, Any]) -> str:
+    """How the main command of a container that has ended did so; for error texts."""
+    command = textwrap.shorten(shlex.join([container["Path"], *container["Args"]]), _SHOWN)
+    return f"its main command ({command}) ended with exit code {container['State']['ExitCode']}"
+
+
+def ending_with(engine: Engine, container_id: str) -> str:
+    """`ending` of a container whose other commands were just killed; empty if it runs on and they ended otherwise."""
+    deadline = time.monotonic() + _ENDING_PATIENCE
+    with suppress(EngineError, NotFoundError), engine_errors("cannot inspect the box"):
+        while (container := engine.api.inspect_container(container_id))["State"]["Running"]:
+            # The kernel kills all commands before process 1 is gone, which has no memory any more by then.
+            if _proc(container["State"]["Pid"], "cmdline") or time.monotonic() > deadline:
+                return ""
+            time.sleep(_LOOK)
+        return ending(container)
+    return ""
+
+
+def stop_signal(container: Mapping[str, Any]) -> int:
+    """The number of the signal that asks the main command to end. Like the engine, takes SIGTERM for what is none."""
+    text = str(container["Config"].get("StopSignal") or "SIGTERM").upper().removeprefix("SIG")
+    if text.isdecimal():
+        return int(text)
+    name, sign, offset = re.split(r"([+-])", f"{text}+0")[:3]  # as in RTMIN+3
+    with suppress(KeyError, ValueError):
+        return int(signal.Signals[f"SIG{name}"]) + int(sign + offset)
+    return signal.SIGTERM
+
+
+def _proc(pid: object, name: str) -> str:
+    """The content of a file in /proc; empty if it cannot be read."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text().strip()
+    except OSError:
+        return ""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError, ExecutionError, ImageError, InvalidStateError, LocalImageError
+from ...errors import GO_ON, EngineError, ExecutionError, ImageError, InvalidStateError, LocalImageError, StoppedError
 from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..host_access import Policy
@@ -29,7 +29,17 @@ from ..runtime import (
     Usage,
 )
 from ..stop_reasons import StopReasons
-from .config import MIB, host_paths, port_errors, spec_errors, volume_ids, writable_paths
+from . import main_command
+from .config import (
+    MIB,
+    command_errors,
+    host_paths,
+    not_executed,
+    port_errors,
+    spec_errors,
+    volume_ids,
+    writable_paths,
+)
 from .containers import Containers, state_of
 from .disks import DockerDisks
 from .engine import Engine, act_on_all, engine_errors
@@ -45,8 +55,8 @@ from .stats import Meter, layer_bytes
 from .volumes import DockerVolumes
 from .watch import Watch
 
-_SPAWN_PATIENCE = 0.5  # seconds; the init process needs milliseconds
-_INIT_NAMES = ("docker-init", "tini")
+_SPAWN_PATIENCE = 0.5  # seconds; the first process needs milliseconds
+_NOT_EXECUTED_CODES = (1, 126, 127, 255)  # exit codes of a first process that could not execute the main command
 
 
 class DockerRuntime:
@@ -95,7 +105,7 @@ class DockerRuntime:
         with engine_errors("cannot ask the engine for its capacity"):
             info = self._engine.api.info()
         return Capacity(
-            cpus=info["NCPU"],
+            cpus=len(self._policy.cpus) or info["NCPU"],
             memory_mib=info["MemTotal"] // MIB,
             engine_version=info["ServerVersion"],
             disk_limit=self._quota.kind,
@@ -159,19 +169,25 @@ class DockerRuntime:
         with self._containers.starts.place():
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
-            with self._paths_kept(host_paths(container)), spec_errors(), port_errors(box.box_id), engine_errors(what):
+            with (
+                self._paths_kept(host_paths(container)),
+                spec_errors(),
+                port_errors(box.box_id),
+                command_errors(box.box_id),
+                engine_errors(what),
+            ):
                 self._engine.api.start(container_name(box))
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
-        if state.exit_code in (1, 126, 127):
-            # Either the command ended with this code, or the init process could not execute it.
-            text = self._init_failure(box, began)
-            if text:
-                kind = "was not found in the box" if "No such file" in text else "cannot be executed"
-                raise ExecutionError(f"the main command of box {box.box_id} {kind}: {text}")
+        if state.exit_code in _NOT_EXECUTED_CODES:
+            # Either the command ended with this code, or the first process could not execute it.
+            with engine_errors("cannot read the log"):
+                said = self._engine.api.logs(container_name(box), tail=5, since=began)
+            if reason := main_command.not_executed(said.decode(errors="replace")):
+                raise not_executed(box.box_id, reason)
         return state
 
     @contextmanager
@@ -190,20 +206,15 @@ class DockerRuntime:
             yield
 
     def _settled(self, box: BoxRef) -> BoxState:
-        """The state once the init process has executed the main command, or could not."""
+        """The state once the first process has executed the main command, or could not."""
         deadline = time.monotonic() + _SPAWN_PATIENCE
         while True:
-            state = self._containers.inspect(box)
-            if state.pid is None or _has_executed(state.pid) or time.monotonic() > deadline:
-                return state
+            container = self._containers.get(box)
+            if not container["State"]["Running"]:
+                return self._containers.inspect(box)
+            if main_command.has_executed(container) or time.monotonic() > deadline:
+                return state_of(box, container)
             time.sleep(0.01)
-
-    def _init_failure(self, box: BoxRef, since: int) -> str:
-        """What the init process said against the main command from the Unix time `since` on; empty: nothing."""
-        with engine_errors("cannot read the log"):
-            said = self._engine.api.logs(container_name(box), tail=5, since=since)
-        lines = [line for line in said.decode(errors="replace").splitlines() if line.startswith("[FATAL tini")]
-        return lines[-1].partition("] ")[2].strip() if lines else ""
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         container = self._containers.get(box)
@@ -213,6 +224,8 @@ class DockerRuntime:
             if reason:
                 self._reasons.put(box, reason)
             with engine_errors(f"box {box.box_id} cannot be stopped"):
+                if state.status is BoxStatus.RUNNING:
+                    timeout = main_command.ask_to_stop(self._engine, container, timeout)
                 self._engine.api.stop(container_name(box), timeout=math.ceil(max(timeout, 0)))
             state = self._containers.inspect(box)
         return state
@@ -224,7 +237,7 @@ class DockerRuntime:
         self.disks.forget(box.box_id)
 
     def inspect(self, box: BoxRef) -> BoxState:
-        return self._containers.inspect(box)
+        return self._containers.inspect(box, counting=True)
 
     def list_boxes(self) -> list[BoxState]:
         return self._containers.states()
@@ -250,7 +263,15 @@ class DockerRuntime:
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._containers.get(box)
-        return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+        try:
+            return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+        except (StoppedError, ExecutionError, EngineError) as exc:
+            # When the box ends meanwhile, the engine says so in many ways.
+            container = self._containers.get(box)
+            if container["State"]["Status"] != "exited" or self._watch.was_stopped(container["Id"]):
+                raise
+            end = main_command.ending(container)
+            raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
         return readopt(self._engine, self._containers.get(box), handle, self._watch, self._holder)
@@ -263,13 +284,3 @@ class DockerRuntime:
 
     def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
         return DockerLog(self._engine, self._containers.get(box), tail, follow)
-
-
-def _has_executed(init_pid: int) -> bool:
-    """Whether the child of a container's init process runs the command, and no longer the program of init."""
-    try:
-        children = Path(f"/proc/{init_pid}/task/{init_pid}/children").read_text().split()
-        names = [Path(f"/proc/{child}/comm").read_text().strip() for child in children]
-    except OSError:
-        return False  # the files cannot be read here, or the process has ended: the next look at the state tells
-    return bool(names) and names[0] not in _INIT_NAMES

@@ -85,6 +85,11 @@ class Watch:
         with self._changed:
             self._stops.add(container_id)
 
+    def was_stopped(self, container_id: str) -> bool:
+        """Whether this worker has stopped the container since its last start."""
+        with self._changed:
+            return container_id in self._stops
+
     def signalling(self, container_id: str, number: int) -> None:
         """Note that this worker is about to have the engine signal the container."""
         with self._changed:

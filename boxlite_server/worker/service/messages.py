@@ -70,6 +70,8 @@ def spec(message: pb.BoxSpec) -> BoxSpec:
         cap_add=tuple(message.cap_add),
         cap_drop=tuple(message.cap_drop),
         disk_size_gb=message.disk_size_gb,
+        image_entrypoint=message.image_entrypoint,
+        stop_signal=message.stop_signal,
     )
 
 
@@ -118,6 +120,7 @@ def settings(settings: Settings) -> pb.BoxSettings:
         entrypoint=settings.entrypoint,
         cmd=settings.cmd,
         user=settings.user,
+        stop_signal=settings.stop_signal,
     )
 
 
