@@ -10,11 +10,11 @@ from typing import Any
 
 from ...errors import EngineError, InvalidArgumentError, InvalidStateError
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
-from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
+from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
 _PIDS_LIMIT = 4096
-_KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
+KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
 
 _SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
@@ -26,11 +26,12 @@ _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 
 
 def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner) -> dict[str, Any]:
-    """What the engine makes the box's container from. `image`: the engine's description of the spec's image."""
+    """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
+    image."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
-        command = _KEEP_ALIVE
+        command = KEEP_ALIVE
     config: dict[str, Any] = {
         "Hostname": spec.hostname or None,
         "ExposedPorts": {key: {} for key in bindings(spec.ports)},
@@ -45,12 +46,17 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
         "AttachStderr": True,
         "Env": [f"{name}={value}" for name, value in spec.env.items()],
         "Cmd": command or None,
-        "Image": spec.image,
+        "Image": base_tag(image) or spec.image,
         "NetworkDisabled": False,
         "Entrypoint": list(spec.entrypoint) or None,
         "WorkingDir": spec.working_dir or None,
         "HostConfig": _host_config(spec),
-        "Labels": {**owner_labels(owner), BOX_LABEL: box.box_id, GENERATION_LABEL: str(box.generation)},
+        "Labels": {
+            **owner_labels(owner),
+            BOX_LABEL: box.box_id,
+            GENERATION_LABEL: str(box.generation),
+            IMAGE_LABEL: spec.image,
+        },
     }
     return {key: value for key, value in config.items() if value is not None}
 

@@ -7,41 +7,34 @@ on it. Nothing is removed by force, and no image of somebody else is touched.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ... import ids, rpc
+from ... import rpc
 from ...errors import (
     BoxliteError,
     EngineError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
-    ResourceExhaustedError,
 )
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, Owner, Settings, SnapshotSize
+from .bases import Bases, commit, full, import_disk, remove_helper, scratch
 from .containers import Containers
 from .engine import Answer, Engine, engine_errors, is_full
 from .labels import (
     BOX_LABEL,
-    CLUSTER_LABEL,
     DISK_REPOSITORY,
-    EXPORT_LABEL,
-    EXPORT_REPOSITORY,
-    GENERATION_LABEL,
     SNAPSHOT_LABEL,
     SNAPSHOT_REPOSITORY,
-    WORKER_LABEL,
+    helpers_of,
     image_labels,
     owned_by,
     owner_labels,
 )
-
-COPY_TIMEOUT = 900.0  # seconds, of a call that copies a disk
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +42,9 @@ log = logging.getLogger(__name__)
 class DockerDisks:
     """The `Disks` of Docker Engine."""
 
-    def __init__(self, containers: Containers, engine: Engine, owner: Callable[[], Owner]) -> None:
+    def __init__(self, containers: Containers, bases: Bases, engine: Engine, owner: Callable[[], Owner]) -> None:
         self._containers = containers
+        self._bases = bases
         self._engine = engine
         self._owner = owner
 
@@ -95,8 +89,9 @@ class DockerDisks:
             for found in older:
                 if self._containers.inspect(found).status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
                     raise InvalidStateError(f"box {box.box_id} is running; stop it first")
+            base = self._bases.of_disk(image, _snapshot(snapshot_id))
             # The new container comes first: if it cannot be made, the box is unchanged.
-            state = self._containers.create(new, replace(spec, image=_snapshot(snapshot_id)), image)
+            state = self._containers.create(new, replace(spec, image=_snapshot(snapshot_id)), base)
         for found in older:
             self._containers.delete(found, force=True)
         self._untag(_disk(box.box_id))
@@ -120,20 +115,13 @@ class DockerDisks:
 
     def _import(self, box: BoxRef, tar: Iterable[bytes]) -> dict[str, Any]:
         """Make the box's disk from the archive. Returns the engine's description of it."""
-        labels = " ".join(f"{key}={value}" for key, value in self._labels(box.box_id).items())
-        repository = {"fromSrc": "-", "repo": DISK_REPOSITORY, "tag": box.box_id, "changes": [f"LABEL {labels}"]}
         pieces = iter(tar)
         try:
-            with engine_errors("the disk cannot be imported"):
-                answer = self._engine.call(
-                    "POST",
-                    "/images/create",
-                    repository,
-                    body=pieces,
-                    content_type="application/x-tar",
-                    timeout=COPY_TIMEOUT,
-                )
-            _raise_refusal(answer)
+            labels, what = self._labels(box.box_id), "the disk cannot be imported"
+            if refusal := import_disk(self._engine, pieces, _disk(box.box_id), labels, what):
+                if is_full(refusal):
+                    raise full(f"{what}: {refusal}")
+                raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {refusal}")
             # The engine stops at the end of the tar archive, but `tar` may still raise before its own end.
             for _ in pieces:
                 pass
@@ -148,7 +136,11 @@ class DockerDisks:
     def _create_on(self, disk: Mapping[str, Any], box: BoxRef, spec: BoxSpec) -> BoxState:
         """Make the box on its disk, given as the engine describes it. Removes the disk if that fails."""
         try:
-            return self._containers.create(box, replace(spec, image=_disk(box.box_id)), disk)
+            base = self._bases.of_disk(disk, _disk(box.box_id))
+            state = self._containers.create(box, replace(spec, image=_disk(box.box_id)), base)
+            if base is not disk:
+                self._sweep()
+            return state
         except BaseException:
             self.forget(box.box_id)
             raise
@@ -156,26 +148,16 @@ class DockerDisks:
     @contextmanager
     def export(self, box: BoxRef) -> Iterator[Export]:
         container = self._containers.get(box)
-        owner, name = self._owner(), ids.new_id()
-        # The labels of the helpers differ from those of boxes, so that a search for boxes does not find them.
-        labels = {CLUSTER_LABEL: owner.cluster_id, WORKER_LABEL: "", BOX_LABEL: "", GENERATION_LABEL: ""}
-        labels |= {SNAPSHOT_LABEL: "", EXPORT_LABEL: owner.worker_id}
-        tag, helper = f"{EXPORT_REPOSITORY}:{name}", f"boxlite-export-{name}"
         try:
-            self._commit(container, tag, labels)
-            with engine_errors(f"box {box.box_id} cannot be exported"):
-                self._engine.api.create_container(tag, ["none"], entrypoint=[], name=helper, labels=labels)
-                answer = self._engine.call("GET", f"/containers/{helper}/export", stream=True).check()
-            with closing(answer):
-                yield Export(_settings(container), _reading(answer, box))
+            with scratch(self._engine, self._owner()) as made:
+                self._commit(container, made.tag, made.labels)
+                helper = made.container(made.tag)
+                with engine_errors(f"box {box.box_id} cannot be exported"):
+                    answer = self._engine.call("GET", f"/containers/{helper['Id']}/export", stream=True).check()
+                with closing(answer):
+                    yield Export(_settings(container), _reading(answer, box))
         finally:
-            self._remove_helper(helper)
-            self._untag(tag)
             self._sweep()
-
-    def _remove_helper(self, container: str) -> None:
-        with suppress(NotFoundError), engine_errors("cannot remove a helper"):
-            self._engine.api.remove_container(container, v=True, force=True)
 
     # ---- removing ----
 
@@ -188,14 +170,15 @@ class DockerDisks:
                     self._untag(tag)
         if images:
             self._sweep()
+        self._bases.sweep()
 
     def tidy(self) -> None:
         owner = self._owner()
-        helpers = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{EXPORT_LABEL}={owner.worker_id}"]
-        with engine_errors("cannot list the helpers of exports"):
+        helpers = helpers_of(owner)
+        with engine_errors("cannot list the helpers"):
             containers = self._engine.api.containers(all=True, filters={"label": helpers})
         for container in containers:
-            self._remove_helper(container["Id"])
+            remove_helper(self._engine, container["Id"])
         # Only the coordinator removes a snapshot. Any other disk goes, unless a container is based on it: its box was
         # never made.
         for image in [*self._images(helpers), *self._images(owned_by(owner))]:
@@ -245,13 +228,10 @@ class DockerDisks:
 
     def _commit(self, container: Mapping[str, Any], tag: str, labels: Mapping[str, str]) -> None:
         """Copy a container's disk to a tagged image. The container is paused meanwhile."""
-        repository, _, name = tag.partition(":")
-        source = {"container": container["Id"], "repo": repository, "tag": name, "pause": True}
-        changes: dict[str, object] = {"Labels": dict(labels)}
+        settings: dict[str, object] = {"Labels": dict(labels)}
         if stop_signal := container["Config"].get("StopSignal"):
-            changes["StopSignal"] = stop_signal
-        with engine_errors("the disk cannot be copied"):
-            self._engine.call("POST", "/commit", source, json=changes, timeout=COPY_TIMEOUT).check()
+            settings["StopSignal"] = stop_signal
+        commit(self._engine, container["Id"], tag, settings, "the disk cannot be copied")
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -300,17 +280,3 @@ def _settings(container: Mapping[str, Any]) -> Settings:
 def _reading(answer: Answer, box: BoxRef) -> Iterator[bytes]:
     with engine_errors(f"box {box.box_id} cannot be exported"):
         yield from answer.pieces(rpc.CHUNK_BYTES)
-
-
-def _raise_refusal(answer: Answer) -> None:
-    """Raise if the engine has refused an archive, which it says late and in several ways."""
-    try:
-        last = json.loads(answer.text.strip().rpartition("\n")[2])
-    except ValueError:
-        last = {}
-    text = last.get("error") or last.get("message") or (answer.text if answer.status >= 300 else "")
-    if not text:
-        return
-    if is_full(text):
-        raise ResourceExhaustedError(f"the disk cannot be imported: {text} (the disk of the container engine is full)")
-    raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {text}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import socket
 import struct
@@ -106,6 +107,15 @@ class Answer:
         except requests.HTTPError as exc:
             docker.errors.create_api_error_from_http_exception(exc)
         return self
+
+    def refusal(self) -> str:
+        """The engine's reason, if the answer is an error or its body, which comes late, ends in one; else empty."""
+        try:
+            last = json.loads(self.text.strip().rpartition("\n")[2])
+        except ValueError:
+            last = {}
+        told = last.get("error") or last.get("message") if isinstance(last, dict) else ""
+        return str(told or (self.text if self.status >= 300 else ""))
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """The body, in pieces of at most `size` bytes. Raises OSError when it is broken off."""

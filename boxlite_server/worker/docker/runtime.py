@@ -24,6 +24,7 @@ from ..runtime import (
     Process,
     Usage,
 )
+from .bases import MAX_LAYERS, Bases
 from .config import MIB, host_paths, port_errors, spec_errors, volume_ids, writable_paths
 from .containers import Containers, state_of
 from .disks import DockerDisks
@@ -48,6 +49,7 @@ class DockerRuntime:
 
     `owner` is called at every use, since a worker learns its cluster only when it registers; it may raise.
     `policy`: what boxes may have of the host. `holder`: keeps connections to commands beyond the end of this process.
+    `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class DockerRuntime:
         url: str | None = None,
         policy: Policy | None = None,
         holder: Holder | None = None,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
         self._holder = holder
         self._policy = policy or Policy()
@@ -63,10 +66,11 @@ class DockerRuntime:
         self._watch = Watch(self._engine, owner)
         self._meter = Meter(self._engine)
         self._starting_with_paths = threading.Lock()
-        self.images = DockerImages(self._engine)
+        self._bases = Bases(self._engine, owner, max_layers)
+        self.images = DockerImages(self._engine, self._bases)
         self.volumes = DockerVolumes(self._engine, owner)
         self._containers = Containers(self._engine, owner, self._policy, self.volumes, self._watch)
-        self.disks = DockerDisks(self._containers, self._engine, owner)
+        self.disks = DockerDisks(self._containers, self._bases, self._engine, owner)
 
     # ---- the engine ----
 
@@ -97,9 +101,10 @@ class DockerRuntime:
         image = self.images.get(spec.image)
         if BOX_LABEL in image_labels(image):
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
+        base = self._bases.of_image(image)
         prepared = time.monotonic()
         # The older generations go only now, so that a pull that fails costs the box nothing.
-        state = self._containers.create(box, spec, image, replacing=held)
+        state = self._containers.create(box, spec, base, replacing=held)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return state
 

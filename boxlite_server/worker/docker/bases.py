@@ -1,0 +1,318 @@
+"""Bases: the images that containers of boxes are made of.
+
+What a box writes goes to the container's own layer, which commits and exports hold. There are two exceptions. Where an
+image declares volumes (`VOLUME`), the engine mounts an anonymous volume at each of these paths, and no commit holds
+what is written there. And an engine stacks only so many layers: a disk with more of them can be neither committed nor
+made a container of.
+
+So a base declares no volumes and has at most `max_layers` layers. An image that is not like that is made over into a
+base with the same files and settings:
+
+- Without its volumes, an image still has layers that the engine holds. The engine loads an image from its
+  configuration alone then, and no file is copied.
+- Too many layers are merged into one: a container's export is streamed into an import.
+
+An engine that keeps images in containerd does not load an image without its layers. There, layers are always merged,
+and the settings come with a commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import posixpath
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+from ... import ids
+from ...errors import EngineError, ImageError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ..runtime import FileKind, Owner
+from .config import KEEP_ALIVE
+from .engine import Engine, engine_errors, is_full
+from .files import DockerArchive, DockerFiles
+from .labels import BASE_REPOSITORY, EXPORT_REPOSITORY, helper_labels, is_base
+
+COPY_TIMEOUT = 900.0  # seconds, of a call that copies a disk
+MAX_LAYERS = 100  # of a base; the engine's own limit is 125, and each snapshot that is restored adds a layer
+MAX_VOLUMES = 256  # that an image may declare
+
+log = logging.getLogger(__name__)
+
+
+class Bases:
+    """Makes, finds and removes bases. All workers of an engine share those of images that are nobody's disk."""
+
+    def __init__(self, engine: Engine, owner: Callable[[], Owner], max_layers: int = MAX_LAYERS) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._max_layers = max_layers
+        self._lock = threading.Lock()
+        self._making: dict[str, tuple[threading.Lock, int]] = {}  # (lock, how many threads want it) by tag
+
+    # ---- making ----
+
+    def of_image(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The base for boxes of an image; both are given as the engine describes them. The base of an image is made
+        once. Raises `ImageError` where that is impossible."""
+        return self._base(image, _tag(image["Id"]))
+
+    def of_disk(self, image: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
+        """The base for a box on a disk with a tag. A disk that has to be made over loses its tag to its base."""
+        return self._base(image, tag)
+
+    def _base(self, image: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
+        if self._is_base(image):
+            return image
+        with self._alone(tag):
+            made = self._inspect(tag)
+            if made is None or not self._is_base(made):
+                log.info("making %s of image %s", tag, image["Id"])
+                self._make(image, tag)
+                made = self._inspect(tag)
+        if made is None:
+            raise EngineError(f"the image {tag}, which has just been made, is not there")
+        return made
+
+    def _is_base(self, image: Mapping[str, Any]) -> bool:
+        return not _volumes(image) and len(_layers(image)) <= self._max_layers
+
+    @contextmanager
+    def _alone(self, tag: str) -> Iterator[None]:
+        """Keep other threads from making the same base for the duration of the `with` block."""
+        with self._lock:
+            lock, wanted = self._making.get(tag, (threading.Lock(), 0))
+            self._making[tag] = (lock, wanted + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, wanted = self._making.pop(tag)
+                if wanted > 1:
+                    self._making[tag] = (lock, wanted - 1)
+
+    def _make(self, image: Mapping[str, Any], tag: str) -> None:
+        volumes = _volumes(image)
+        if len(volumes) > MAX_VOLUMES:
+            raise ImageError(f"image {image['Id']} declares {len(volumes)} volumes; at most {MAX_VOLUMES} are possible")
+        settings = {key: value for key, value in (image["Config"] or {}).items() if key != "Volumes"}
+        with scratch(self._engine, self._owner()) as made:
+            bare = None
+            if len(_layers(image)) < self._max_layers:  # there may be one more
+                bare = self._loaded(image, _layers(image), {"Labels": made.labels}, made.tag)
+            bare = bare or self._merged(image, made)
+            helper = made.container(bare["Id"])
+            files = DockerFiles(self._engine, helper)
+            added = _directories(absent for path in volumes for absent in _absent(files, path))
+            if self._loaded(image, _layers(bare), settings, tag, added) is None:
+                if added:
+                    files.put("/", [added])
+                # The engine adds the helper's labels, except those that the settings have.
+                labels = {**dict.fromkeys(made.labels, ""), **(settings.get("Labels") or {})}
+                commit(self._engine, helper["Id"], tag, {**settings, "Labels": labels}, "an image cannot be made over")
+
+    def _loaded(
+        self, image: Mapping[str, Any], layers: list[str], settings: object, tag: str, added: bytes = b""
+    ) -> dict[str, Any] | None:
+        """Load an image of layers that the engine holds, and of another one in the tar archive `added`, if that is
+        not empty. Returns the engine's description of it; None if the engine loads no image without its layers.
+
+        `image`: the engine's description of the image whose platform it has. `settings`: its `Config`.
+        """
+        diffs = [*layers, *([f"sha256:{hashlib.sha256(added).hexdigest()}"] if added else [])]
+        names = [f"{number}.tar" for number in range(len(diffs))]
+        config = {**_platform(image), "config": settings, "rootfs": {"type": "layers", "diff_ids": diffs}}
+        files = {
+            "config.json": json.dumps(config).encode(),
+            "manifest.json": json.dumps([{"Config": "config.json", "RepoTags": [tag], "Layers": names}]).encode(),
+            **({names[-1]: added} if added else {}),
+        }
+        with engine_errors("an image cannot be loaded"):
+            answer = self._engine.call(
+                "POST",
+                "/images/load",
+                {"quiet": "1"},
+                body=iter([_archive(files)]),
+                content_type="application/x-tar",
+                timeout=COPY_TIMEOUT,
+            )
+        if refusal := answer.refusal():
+            if is_full(refusal):
+                raise full(f"an image cannot be loaded: {refusal}")
+            log.debug("the engine loads no image without its layers: %s", refusal)
+            return None
+        found = self._inspect(tag)
+        return found if found and _layers(found) == diffs else None
+
+    def _merged(self, image: Mapping[str, Any], made: Scratch) -> dict[str, Any]:
+        """An image of one layer with all files of `image`, and without settings."""
+        what = "the layers of an image cannot be merged"
+        container = made.container(image["Id"])
+        with engine_errors(what):
+            answer = self._engine.call("GET", f"/containers/{container['Id']}/export", stream=True).check()
+        with closing(DockerArchive(answer)) as disk:
+            if refusal := import_disk(self._engine, disk, made.tag, made.labels, what):
+                raise full(f"{what}: {refusal}") if is_full(refusal) else EngineError(f"{what}: {refusal}")
+        merged = self._inspect(made.tag)
+        if merged is None:
+            raise EngineError(f"{what}: the new image is not there")
+        return merged
+
+    # ---- finding and removing ----
+
+    def made_of(self, image_id: str) -> list[str]:
+        """The ids of the images that boxes of an image are made of: its own, and that of its base."""
+        base = self._inspect(_tag(image_id))
+        return [image_id, base["Id"]] if base else [image_id]
+
+    def sweep(self) -> None:
+        """Remove the bases of images that are gone, unless a box is made of them."""
+        with engine_errors("cannot list the bases"):
+            found = self._engine.api.images(name=BASE_REPOSITORY)
+        for tag in [tag for image in found for tag in image["RepoTags"] or () if is_base(tag)]:
+            if self._inspect(f"sha256:{tag.rpartition(':')[2]}") is None:
+                with suppress(NotFoundError, InvalidStateError), engine_errors(f"cannot remove {tag}"):
+                    self._engine.api.remove_image(tag)
+
+    def _inspect(self, reference: str) -> dict[str, Any] | None:
+        with suppress(NotFoundError), engine_errors(f"image {reference}"):
+            return dict(self._engine.api.inspect_image(reference))
+        return None
+
+
+# ---- copies of disks ----
+
+
+class Scratch:
+    """What a piece of work needs for a while: containers, and an image tagged `tag`. They carry `labels`, by which
+    nobody takes them for boxes and disks, and by which `tidy` finds what a killed process left."""
+
+    def __init__(self, engine: Engine, owner: Owner) -> None:
+        self._engine = engine
+        self._name = ids.new_id()
+        self._containers: list[str] = []
+        self.labels = helper_labels(owner)
+        self.tag = f"{EXPORT_REPOSITORY}:{self._name}"
+
+    def container(self, image: str) -> dict[str, Any]:
+        """The engine's description of a new container, which is never started."""
+        name = f"boxlite-export-{self._name}-{len(self._containers)}"
+        self._containers.append(name)
+        with engine_errors("cannot make a helper"):
+            self._engine.api.create_container(image, KEEP_ALIVE, entrypoint=[], name=name, labels=self.labels)
+            return dict(self._engine.api.inspect_container(name))
+
+    def remove(self) -> None:
+        for name in self._containers:
+            remove_helper(self._engine, name)
+        # The engine keeps an image that another one is based on.
+        with suppress(NotFoundError, InvalidStateError), engine_errors("cannot remove a helper's image"):
+            self._engine.api.remove_image(self.tag, noprune=True)
+
+
+@contextmanager
+def scratch(engine: Engine, owner: Owner) -> Iterator[Scratch]:
+    """Containers and an image for the duration of the `with` block."""
+    made = Scratch(engine, owner)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def remove_helper(engine: Engine, container: str) -> None:
+    with suppress(NotFoundError), engine_errors("cannot remove a helper"):
+        engine.api.remove_container(container, v=True, force=True)
+
+
+def commit(engine: Engine, container_id: str, tag: str, settings: Mapping[str, Any], what: str) -> None:
+    """Copy a container's disk to a tagged image. The container is paused meanwhile. `settings`: what the image's
+    `Config` gets before the container's; `what` names the failure."""
+    repository, _, name = tag.partition(":")
+    source = {"container": container_id, "repo": repository, "tag": name, "pause": True}
+    with engine_errors(what):
+        engine.call("POST", "/commit", source, json=settings, timeout=COPY_TIMEOUT).check()
+
+
+def import_disk(engine: Engine, tar: Iterable[bytes], tag: str, labels: Mapping[str, str], what: str) -> str:
+    """Make a tagged image of one layer from a tar archive. Returns the engine's refusal; empty: there is none."""
+    repository, _, name = tag.partition(":")
+    changes = " ".join(f'{key}="{value}"' for key, value in labels.items())
+    parameters = {"fromSrc": "-", "repo": repository, "tag": name, "changes": [f"LABEL {changes}"]}
+    with engine_errors(what):
+        answer = engine.call(
+            "POST",
+            "/images/create",
+            parameters,
+            body=iter(tar),
+            content_type="application/x-tar",
+            timeout=COPY_TIMEOUT,
+        )
+    return answer.refusal()
+
+
+def full(text: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
+
+
+# ---- images ----
+
+
+def _tag(image_id: str) -> str:
+    return f"{BASE_REPOSITORY}:{image_id.rpartition(':')[2]}"
+
+
+def _layers(image: Mapping[str, Any]) -> list[str]:
+    return (image.get("RootFS") or {}).get("Layers") or []
+
+
+def _volumes(image: Mapping[str, Any]) -> list[str]:
+    """The paths of the volumes that an image declares, clean and absolute."""
+    declared = (image.get("Config") or {}).get("Volumes") or {}
+    return sorted({posixpath.normpath(f"/{path.lstrip('/')}") for path in declared})
+
+
+def _platform(image: Mapping[str, Any]) -> dict[str, str]:
+    """What an image's configuration says besides settings and layers."""
+    names = {"architecture": "Architecture", "variant": "Variant", "os": "Os", "os.version": "OsVersion"}
+    names |= {"author": "Author", "created": "Created"}
+    return {key: image[name] for key, name in names.items() if image.get(name)}
+
+
+def _absent(files: DockerFiles, path: str) -> list[str]:
+    """The directories, outermost first, that are missing on the way to a path and at its end."""
+    parts = path.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        head = "/" + "/".join(parts[:count])
+        state = files.stat(head)
+        if state is None:
+            return ["/" + "/".join(parts[:end]) for end in range(count, len(parts) + 1)]
+        if state.kind is FileKind.LINK:
+            # The target has no links in it, so this ends.
+            return _absent(files, posixpath.join(state.target, *parts[count:]))
+    return []
+
+
+def _directories(paths: Iterable[str]) -> bytes:
+    """A tar archive of directories as the engine makes them for volumes; empty if there are none."""
+    wanted = list(dict.fromkeys(paths))
+    return _archive({f"{path.lstrip('/')}/": b"" for path in wanted}) if wanted else b""
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    """A tar archive of files, and of directories where a name ends in a slash."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name.rstrip("/"))
+            entry.size = len(data)
+            entry.mode = 0o644
+            if name.endswith("/"):
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry, io.BytesIO(data))
+    return archive.getvalue()
