@@ -188,11 +188,11 @@ class DockerDisks:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the owner's images that have no tag and that nothing is based on."""
+        """Remove the owner's images, those of helpers included, that have no tag and that nothing is based on."""
         owner = self._owner()
         progress = True
         while progress:  # a removed image may have been the last that was based on another
-            unwanted = self._images(owned_by(owner), dangling=True)
+            unwanted = self._images(owned_by(owner), dangling=True) + self._images(helpers_of(owner), dangling=True)
             progress = sum(self._remove(image["Id"]) for image in unwanted) > 0
 
     def _untag(self, tag: str) -> bool:
