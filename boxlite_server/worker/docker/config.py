@@ -124,6 +124,13 @@ def host_paths(container: Mapping[str, Any]) -> list[str]:
     return _sources(container, "bind")
 
 
+def anonymous_volumes(container: Mapping[str, Any]) -> list[str]:
+    """Where a container mounts volumes that it was not asked to mount."""
+    named = _sources(container, "volume")
+    mounted = [mount for mount in container["Mounts"] if mount["Type"] == "volume" and mount["Name"] not in named]
+    return sorted(mount["Destination"] for mount in mounted)
+
+
 def _sources(container: Mapping[str, Any], kind: str) -> list[str]:
     return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]
 

@@ -8,6 +8,7 @@ on it. Nothing is removed by force, and no image of somebody else is touched.
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -21,10 +22,12 @@ from ...errors import (
     InvalidStateError,
     NotFoundError,
 )
-from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, Owner, Settings, SnapshotSize
+from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
 from .bases import Bases, commit, full, import_disk, remove_helper, scratch
+from .config import anonymous_volumes
 from .containers import Containers
 from .engine import Answer, Engine, engine_errors, is_full
+from .files import DockerFiles
 from .labels import (
     BOX_LABEL,
     DISK_REPOSITORY,
@@ -220,18 +223,49 @@ class DockerDisks:
 
     # ---- images ----
 
-    def _committed(self, container: Mapping[str, Any], tag: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    def _committed(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> dict[str, Any]:
         """Commit a container's disk. Returns the engine's description of the image."""
         self._commit(container, tag, labels)
         with engine_errors("the disk cannot be copied"):
             return dict(self._engine.api.inspect_image(tag))
 
-    def _commit(self, container: Mapping[str, Any], tag: str, labels: Mapping[str, str]) -> None:
+    def _commit(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
         """Copy a container's disk to a tagged image. The container is paused meanwhile."""
-        settings: dict[str, object] = {"Labels": dict(labels)}
+        settings: dict[str, Any] = {"Labels": dict(labels)}
         if stop_signal := container["Config"].get("StopSignal"):
             settings["StopSignal"] = stop_signal
-        commit(self._engine, container["Id"], tag, settings, "the disk cannot be copied")
+        if paths := anonymous_volumes(container):
+            self._commit_with(paths, container, tag, labels)
+        else:
+            commit(self._engine, container["Id"], tag, settings, "the disk cannot be copied")
+
+    def _commit_with(self, paths: list[str], container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
+        """Commit a container together with what is in its anonymous volumes, which are at these paths.
+
+        Only containers have some that an earlier version made of images that declare volumes. Raises
+        `InvalidStateError` while such a container runs, since it would have to stay paused for long.
+        """
+        if container["State"]["Running"]:
+            raise InvalidStateError(
+                f"an earlier version of this worker put {', '.join(paths)} of the box in volumes, which can be copied "
+                "only while the box is stopped; stop it first"
+            )
+        with scratch(self._engine, self._owner()) as made:
+            commit(self._engine, container["Id"], made.tag, {"Labels": made.labels}, "the disk cannot be copied")
+            with engine_errors("the disk cannot be copied"):
+                base = self._bases.of_disk(self._engine.api.inspect_image(made.tag), made.tag)
+            copy = made.container(base["Id"])
+            source, target = DockerFiles(self._engine, container), DockerFiles(self._engine, copy)
+            for path in paths:
+                state = source.stat(path)
+                directory = state.target if state and state.kind is FileKind.LINK else path
+                with closing(source.get(directory)) as content:
+                    target.put(posixpath.dirname(directory), content)
+            # The engine adds the labels of the copy, except those that are given.
+            given = {**dict.fromkeys(made.labels, ""), **container["Config"]["Labels"], **labels}
+            settings = {**container["Config"], "Volumes": None, "Labels": given}
+            commit(self._engine, copy["Id"], tag, settings, "the disk cannot be copied")
+        self._sweep()
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:
         try:

@@ -19,9 +19,10 @@ from boxlite_server.errors import BoxliteError, EngineError, ImageError, Invalid
 from boxlite_server.local import busybox
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import bases
+from boxlite_server.worker.docker import disks as docker_disks
 from boxlite_server.worker.docker.engine import Engine
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus, Owner
 
 MAX_LAYERS = 3
 VOLUMES = ["VOLUME /data", "VOLUME /srv/full"]
@@ -371,3 +372,69 @@ def test_an_image_with_countless_volumes_is_refused(runtime: DockerRuntime, new_
     image = new_image(volumes=[f"VOLUME /v{number}" for number in range(bases.MAX_VOLUMES + 1)])
     with pytest.raises(ImageError, match="257 volumes"):
         new_box(runtime, image)
+
+
+# ---- boxes of earlier versions ----
+
+
+@pytest.fixture
+def former_box(
+    runtime: DockerRuntime, new_image: Callable[..., str], monkeypatch: pytest.MonkeyPatch, api: docker.APIClient
+) -> BoxRef:
+    """A box whose container an earlier version made of the image itself, so that it has anonymous volumes."""
+    image = new_image(files=odd_files())
+    with monkeypatch.context() as patch:
+        patch.setattr(bases.Bases, "of_image", lambda self, image: image)
+        box = new_box(runtime, image, hostname="former")
+    assert len(container_of(api, box)["Mounts"]) == 2
+    sh(runtime, box, "echo keep > /data/f; chown box /data /data/f; chmod 700 /data; echo keep > /srv/f")
+    return box
+
+
+def test_what_a_box_of_an_earlier_version_wrote_is_in_its_snapshot_clone_and_archive(
+    runtime: DockerRuntime, api: docker.APIClient, former_box: BoxRef
+) -> None:
+    disks, box, kept = runtime.disks, former_box, ids.new_id()
+    image, before = container_of(api, box)["Config"]["Image"], odd(files_of(api, box))
+    disks.snapshot(box, kept)
+    made = [disks.clone(box, BoxRef(ids.new_id(), 1), spec(image)).box]
+    with disks.export(box) as export:
+        assert export.settings.cmd == ("sleep 9",)
+        made.append(disks.load(BoxRef(ids.new_id(), 1), spec(image), export.tar).box)
+    made.append(disks.restore(box, kept, 2, spec(image)).box)
+    assert (box.box_id, kept) in disks.list_snapshots()
+    for copy in made:
+        assert sh(runtime, copy, "cat /data/f /srv/f; stat -c '%U %a' /data") == "keep\nkeep\nbox 700\n"
+        assert odd(files_of(api, copy)) == before
+        assert container_of(api, copy)["Mounts"] == []
+    for copy in (made[0], made[2]):
+        config = container_of(api, copy)["Config"]
+        assert {key: config[key] for key in ("User", "Entrypoint", "Cmd", "Healthcheck", "WorkingDir")} == {
+            key: SETTINGS[key] for key in ("User", "Entrypoint", "Cmd", "Healthcheck", "WorkingDir")
+        }
+    for copy in made:
+        runtime.remove(copy, force=True)
+
+
+def test_a_box_of_an_earlier_version_has_to_be_stopped_for_its_snapshot(
+    runtime: DockerRuntime, former_box: BoxRef
+) -> None:
+    runtime.start(former_box)
+    with pytest.raises(InvalidStateError, match=r"put /data, /srv/full .* stop it first"):
+        runtime.disks.snapshot(former_box, ids.new_id())
+    assert runtime.inspect(former_box).status is BoxStatus.RUNNING
+    runtime.remove(former_box, force=True)  # and its volumes
+
+
+def test_a_snapshot_of_an_earlier_version_makes_a_box_without_anonymous_volumes(
+    runtime: DockerRuntime, api: docker.APIClient, former_box: BoxRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ids.new_id()
+    with monkeypatch.context() as patch:
+        patch.setattr(docker_disks, "anonymous_volumes", lambda container: [])
+        runtime.disks.snapshot(former_box, kept)
+    box = runtime.disks.restore(former_box, kept, 2, spec("any")).box
+    assert container_of(api, box)["Mounts"] == []
+    assert sh(runtime, box, "cat /srv/f; echo later > /data/f; cat /data/f") == "keep\nlater\n"
+    runtime.disks.remove_snapshot(box, kept)
+    runtime.remove(box, force=True)
