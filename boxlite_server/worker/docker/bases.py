@@ -105,7 +105,7 @@ class Bases:
             bare = None
             if len(_layers(image)) < self._max_layers:  # there may be one more
                 bare = self._loaded(image, _layers(image), {"Labels": made.labels}, made.tag)
-            bare = bare or self._merged(image, made)
+            bare = bare or self.merged(made.container(image["Id"])["Id"], made)
             helper = made.container(bare["Id"])
             files = DockerFiles(self._engine, helper)
             added = _directories(absent for path in volumes for absent in _absent(files, path))
@@ -149,12 +149,11 @@ class Bases:
         found = self._inspect(tag)
         return found if found and _layers(found) == diffs else None
 
-    def _merged(self, image: Mapping[str, Any], made: Scratch) -> dict[str, Any]:
-        """An image of one layer with all files of `image`, and without settings."""
+    def merged(self, container_id: str, made: Scratch) -> dict[str, Any]:
+        """An image of one layer with all files of a container, and without settings."""
         what = "the layers of an image cannot be merged"
-        container = made.container(image["Id"])
         with engine_errors(what):
-            answer = self._engine.call("GET", f"/containers/{container['Id']}/export", stream=True).check()
+            answer = self._engine.call("GET", f"/containers/{container_id}/export", stream=True).check()
         with closing(DockerArchive(answer)) as disk:
             if refusal := import_disk(self._engine, disk, made.tag, made.labels, what):
                 raise full(f"{what}: {refusal}") if is_full(refusal) else EngineError(f"{what}: {refusal}")

@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ... import rpc
 from ...errors import (
     BoxliteError,
     EngineError,
@@ -23,11 +22,11 @@ from ...errors import (
     NotFoundError,
 )
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
-from .bases import Bases, commit, full, import_disk, remove_helper, scratch
+from .bases import Bases, Scratch, commit, full, import_disk, remove_helper, scratch
 from .config import anonymous_volumes
 from .containers import Containers
-from .engine import Answer, Engine, engine_errors, is_full
-from .files import DockerFiles
+from .engine import Engine, engine_errors, is_full
+from .files import DockerArchive, DockerFiles
 from .labels import (
     BOX_LABEL,
     DISK_REPOSITORY,
@@ -38,6 +37,8 @@ from .labels import (
     owned_by,
     owner_labels,
 )
+
+_TOO_DEEP = "max depth exceeded"  # what the engine says where a disk would get too many layers
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ class DockerDisks:
                 helper = made.container(made.tag)
                 with engine_errors(f"box {box.box_id} cannot be exported"):
                     answer = self._engine.call("GET", f"/containers/{helper['Id']}/export", stream=True).check()
-                with closing(answer):
-                    yield Export(_settings(container), _reading(answer, box))
+                with closing(DockerArchive(answer)) as disk:
+                    yield Export(_settings(container), iter(disk))
         finally:
             self._sweep()
 
@@ -234,29 +235,30 @@ class DockerDisks:
         settings: dict[str, Any] = {"Labels": dict(labels)}
         if stop_signal := container["Config"].get("StopSignal"):
             settings["StopSignal"] = stop_signal
-        if paths := anonymous_volumes(container):
-            self._commit_with(paths, container, tag, labels)
-        else:
-            commit(self._engine, container["Id"], tag, settings, "the disk cannot be copied")
+        if not anonymous_volumes(container):
+            try:
+                commit(self._engine, container["Id"], tag, settings, "the disk cannot be copied")
+                return
+            except EngineError as exc:
+                if _TOO_DEEP not in exc.message:
+                    raise
+        self._commit_copy(container, tag, labels)
 
-    def _commit_with(self, paths: list[str], container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
-        """Commit a container together with what is in its anonymous volumes, which are at these paths.
+    def _commit_copy(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
+        """Copy to a tagged image what no commit of the container holds.
 
-        Only containers have some that an earlier version made of images that declare volumes. Raises
-        `InvalidStateError` while such a container runs, since it would have to stay paused for long.
+        The container was made by an earlier version: it has anonymous volumes, or so many layers that the engine adds
+        no other. Raises `InvalidStateError` while it runs, since it would have to stay paused for long.
         """
         if container["State"]["Running"]:
             raise InvalidStateError(
-                f"an earlier version of this worker put {', '.join(paths)} of the box in volumes, which can be copied "
-                "only while the box is stopped; stop it first"
+                "the box was made by an earlier version of this worker, and its disk can be copied only while the box "
+                "is stopped; stop it first"
             )
         with scratch(self._engine, self._owner()) as made:
-            commit(self._engine, container["Id"], made.tag, {"Labels": made.labels}, "the disk cannot be copied")
-            with engine_errors("the disk cannot be copied"):
-                base = self._bases.of_disk(self._engine.api.inspect_image(made.tag), made.tag)
-            copy = made.container(base["Id"])
+            copy = made.container(self._base_of_copy(container, made)["Id"])
             source, target = DockerFiles(self._engine, container), DockerFiles(self._engine, copy)
-            for path in paths:
+            for path in anonymous_volumes(container):
                 state = source.stat(path)
                 directory = state.target if state and state.kind is FileKind.LINK else path
                 with closing(source.get(directory)) as content:
@@ -266,6 +268,17 @@ class DockerDisks:
             settings = {**container["Config"], "Volumes": None, "Labels": given}
             commit(self._engine, copy["Id"], tag, settings, "the disk cannot be copied")
         self._sweep()
+
+    def _base_of_copy(self, container: dict[str, Any], made: Scratch) -> Mapping[str, Any]:
+        """A base with the files of a stopped container, but for those in anonymous volumes."""
+        try:
+            commit(self._engine, container["Id"], made.tag, {"Labels": made.labels}, "the disk cannot be copied")
+        except EngineError as exc:
+            if _TOO_DEEP not in exc.message:
+                raise
+            return self._bases.merged(container["Id"], made)
+        with engine_errors("the disk cannot be copied"):
+            return self._bases.of_disk(self._engine.api.inspect_image(made.tag), made.tag)
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -309,8 +322,3 @@ def _settings(container: Mapping[str, Any]) -> Settings:
         cmd=tuple(config["Cmd"] or ()),
         user=config["User"] or "",
     )
-
-
-def _reading(answer: Answer, box: BoxRef) -> Iterator[bytes]:
-    with engine_errors(f"box {box.box_id} cannot be exported"):
-        yield from answer.pieces(rpc.CHUNK_BYTES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
@@ -159,6 +161,12 @@ def files_of(api: docker.APIClient, box: BoxRef) -> dict[str, tuple[Any, ...]]:
 def odd(files: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     """What `odd_files` made of them."""
     return {name: told for name, told in files.items() if name.startswith("odd/")}
+
+
+def content_of(api: docker.APIClient, box: BoxRef) -> dict[str, tuple[Any, ...]]:
+    """The files of a box without those that the engine puts in every container."""
+    engines = ("dev", "etc", "proc", "sys", ".dockerenv")
+    return {name: told for name, told in files_of(api, box).items() if name.split("/")[0] not in engines}
 
 
 def written(api: docker.APIClient, box: BoxRef) -> set[str]:
@@ -420,7 +428,7 @@ def test_a_box_of_an_earlier_version_has_to_be_stopped_for_its_snapshot(
     runtime: DockerRuntime, former_box: BoxRef
 ) -> None:
     runtime.start(former_box)
-    with pytest.raises(InvalidStateError, match=r"put /data, /srv/full .* stop it first"):
+    with pytest.raises(InvalidStateError, match="earlier version"):
         runtime.disks.snapshot(former_box, ids.new_id())
     assert runtime.inspect(former_box).status is BoxStatus.RUNNING
     runtime.remove(former_box, force=True)  # and its volumes
@@ -438,3 +446,43 @@ def test_a_snapshot_of_an_earlier_version_makes_a_box_without_anonymous_volumes(
     assert sh(runtime, box, "cat /srv/f; echo later > /data/f; cat /data/f") == "keep\nlater\n"
     runtime.disks.remove_snapshot(box, kept)
     runtime.remove(box, force=True)
+
+
+def test_a_box_of_an_earlier_version_with_as_many_layers_as_the_engine_takes_is_not_stuck(
+    docker_host: str, api: docker.APIClient, new_image: Callable[..., str]
+) -> None:
+    owner, image = Owner(ids.new_id(), ids.new_id()), new_image(files=odd_files())
+    api.load_image(deep_image("boxlite-test-deep:1", api.inspect_image(image)))
+    former = DockerRuntime(lambda: owner, docker_host, max_layers=1000)
+    box, kept = new_box(former, "boxlite-test-deep:1"), ids.new_id()
+    former.files(box).put("/srv", [archive("f")])
+    former.close()
+    before = content_of(api, box)
+    runtime = DockerRuntime(lambda: owner, docker_host)
+    runtime.disks.snapshot(box, kept)
+    restored = runtime.disks.restore(box, kept, 2, spec("any")).box
+    assert content_of(api, restored) == before
+    assert layers_under(api, restored) <= 2
+    runtime.remove(restored, force=True)
+    runtime.images.remove("boxlite-test-deep:1")
+    runtime.close()
+
+
+def deep_image(name: str, image: dict[str, Any]) -> bytes:
+    """An archive of an image with the layers of another one, which the engine holds, and with 125 layers in all."""
+    more = {f"{number}.tar": archive(f"deep{number}") for number in range(125 - len(image["RootFS"]["Layers"]))}
+    diffs = image["RootFS"]["Layers"] + [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in more.values()]
+    layers = ["held.tar"] * len(image["RootFS"]["Layers"]) + list(more)
+    settings = {key: value for key, value in image["Config"].items() if key != "Volumes"}
+    config = {"architecture": image["Architecture"], "os": image["Os"], "config": settings}
+    config["rootfs"] = {"type": "layers", "diff_ids": diffs}
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": layers}]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for at, told in {"config.json": config, "manifest.json": manifest}.items():
+            more[at] = json.dumps(told).encode()
+        for at, data in more.items():
+            entry = tarfile.TarInfo(at)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return packed.getvalue()
