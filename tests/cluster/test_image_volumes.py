@@ -43,7 +43,8 @@ def make_image(api: docker.APIClient, source: str, name: str) -> str:
     """An image that declares volumes: where it has files of somebody's, where it has nothing, and behind a link."""
     files = io.BytesIO()
     with tarfile.open(fileobj=files, mode="w") as tar:
-        for at in ("srv", "var", "var/lib"):
+        tar.addfile(entry("srv", 0o1710, owner=1001))
+        for at in ("var", "var/lib"):
             tar.addfile(entry(at, 0o755))
         tar.addfile(entry("var/lib/db", 0o700, owner=1000))
         tar.addfile(entry("var/lib/db/seed", 0o600, owner=1000, data=b"sown\n"), io.BytesIO(b"sown\n"))
@@ -172,7 +173,7 @@ def test_the_released_sdk_finds_it_in_all_three(cluster: Cluster, image: str) ->
 
 def test_the_paths_are_as_the_image_has_them(cluster: Cluster, box: str, api: docker.APIClient, image: str) -> None:
     script = "cd /var/lib/db; cat seed; stat -c '%a %u %g' . seed /data /srv /srv/deep/er; readlink /link"
-    expected = ["sown", "700 1000 1000", "600 1000 1000", "755 0 0", "755 0 0", "755 0 0", "srv"]
+    expected = ["sown", "700 1000 1000", "600 1000 1000", "755 0 0", "1710 1001 1001", "755 0 0", "srv"]
     assert run(cluster, box, script).splitlines() == expected
     container, ours = container_of(api, box), api.inspect_image(image)["Config"]
     assert container["Mounts"] == []

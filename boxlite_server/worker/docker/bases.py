@@ -1,19 +1,18 @@
 """Bases: the images that containers of boxes are made of.
 
-What a box writes goes to the container's own layer, which commits and exports hold. There are two exceptions. Where an
-image declares volumes (`VOLUME`), the engine mounts an anonymous volume at each of these paths, and no commit holds
-what is written there. And an engine stacks only so many layers: a disk with more of them can be neither committed nor
-made a container of.
+Most images are good as they are. A box of one of these would lose files, or be stuck:
 
-So a base declares no volumes and has at most `max_layers` layers. An image that is not like that is made over into a
-base with the same files and settings:
+- The image declares volumes (`VOLUME`). The engine would mount an anonymous volume at each of these paths, and neither
+  a commit nor an export holds what is written there.
+- The image has too many layers. The engine stacks only so many, and a snapshot adds one.
 
-- Without its volumes, an image still has layers that the engine holds. The engine loads an image from its
-  configuration alone then, and no file is copied.
-- Too many layers are merged into one: a container's export is streamed into an import.
+Such an image is made over into a base, which has the same files and settings, no declared volumes, and at most
+`max_layers` layers. To take the volumes out, the engine loads an image that consists of another configuration and of
+layers that the engine holds already; no file is copied. Too many layers are merged into one: the export of a container
+is streamed into an import.
 
-An engine that keeps images in containerd does not load an image without its layers. There, layers are always merged,
-and the settings come with a commit.
+An engine that keeps its images in containerd loads no image without its layers. There, layers are always merged, and a
+commit adds the settings.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from .labels import BASE_REPOSITORY, EXPORT_REPOSITORY, helper_labels, is_base
 COPY_TIMEOUT = 900.0  # seconds, of a call that copies a disk
 MAX_LAYERS = 100  # of a base; the engine's own limit is 125, and each snapshot that is restored adds a layer
 MAX_VOLUMES = 256  # that an image may declare
+_HEAD_BYTES = 64 * 1024  # of an archive; more than its first entry takes
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Bases:
             bare = bare or self.merged(made.container(image["Id"])["Id"], made)
             helper = made.container(bare["Id"])
             files = DockerFiles(self._engine, helper)
-            added = _directories(absent for path in volumes for absent in _absent(files, path))
+            added = _directories(files, volumes)
             if self._loaded(image, _layers(bare), settings, tag, added) is None:
                 if added:
                     files.put("/", [added])
@@ -294,24 +294,58 @@ def _absent(files: DockerFiles, path: str) -> list[str]:
         if state.kind is FileKind.LINK:
             # The target has no links in it, so this ends.
             return _absent(files, posixpath.join(state.target, *parts[count:]))
+        if state.kind is not FileKind.DIRECTORY:
+            return []
     return []
 
 
-def _directories(paths: Iterable[str]) -> bytes:
-    """A tar archive of directories as the engine makes them for volumes; empty if there are none."""
-    wanted = list(dict.fromkeys(paths))
-    return _archive({f"{path.lstrip('/')}/": b"" for path in wanted}) if wanted else b""
+def _directories(files: DockerFiles, paths: Iterable[str]) -> bytes:
+    """A tar archive of the directories that are missing at and above paths, as the engine makes them for volumes;
+    empty if there are none. The directories that they are in come along, or a layer would change these."""
+    absent = {directory for path in paths for directory in _absent(files, path)}
+    if not absent:
+        return b""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for directory in sorted(absent.union(*map(_above, absent))):
+            entry = _directory(directory) if directory in absent else _entry(files, directory)
+            entry.name = directory.lstrip("/")
+            tar.addfile(entry)
+    return archive.getvalue()
+
+
+def _directory(path: str) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+    return entry
+
+
+def _entry(files: DockerFiles, path: str) -> tarfile.TarInfo:
+    """The entry of an existing directory in a tar archive."""
+    head = b""
+    with closing(files.get(path)) as content:
+        for piece in content:
+            head += piece
+            if len(head) >= _HEAD_BYTES:
+                break
+    with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as tar:
+        entry = tar.next()
+    if entry is None or not entry.isdir():
+        raise EngineError(f"the engine's archive of {path!r} does not begin with that directory")
+    return entry
+
+
+def _above(path: str) -> list[str]:
+    """The directories that a path is in, without the root."""
+    return [path[:end] for end in range(1, len(path)) if path[end] == "/"]
 
 
 def _archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar archive of files, and of directories where a name ends in a slash."""
+    """A tar archive of files."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name, data in files.items():
-            entry = tarfile.TarInfo(name.rstrip("/"))
+            entry = tarfile.TarInfo(name)
             entry.size = len(data)
-            entry.mode = 0o644
-            if name.endswith("/"):
-                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry, io.BytesIO(data))
     return archive.getvalue()
