@@ -29,10 +29,10 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from ... import ids
-from ...errors import EngineError, ImageError, InvalidStateError, NotFoundError, ResourceExhaustedError
+from ...errors import EngineError, ImageError, InvalidStateError, NotFoundError
 from ..runtime import FileKind, Owner
 from .config import KEEP_ALIVE
-from .engine import Engine, engine_errors, is_full
+from .engine import Engine, disk_is_full, engine_errors, is_full
 from .files import DockerArchive, DockerFiles
 from .labels import BASE_REPOSITORY, EXPORT_REPOSITORY, helper_labels, is_base
 
@@ -57,8 +57,8 @@ class Bases:
     # ---- making ----
 
     def of_image(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The base for boxes of an image; both are given as the engine describes them. The base of an image is made
-        once. Raises `ImageError` where that is impossible."""
+        """The base for boxes of an image, made where it is missing; both as the engine describes them. Raises
+        `ImageError` when the image declares too many volumes."""
         return self._base(image, _tag(image["Id"]))
 
     def of_disk(self, image: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
@@ -100,8 +100,8 @@ class Bases:
         volumes = _volumes(image)
         if len(volumes) > MAX_VOLUMES:
             raise ImageError(f"image {image['Id']} declares {len(volumes)} volumes; at most {MAX_VOLUMES} are possible")
-        settings = {key: value for key, value in (image["Config"] or {}).items() if key != "Volumes"}
-        with scratch(self._engine, self._owner()) as made:
+        settings = {key: value for key, value in (image.get("Config") or {}).items() if key != "Volumes"}
+        with Scratch(self._engine, self._owner()) as made:
             bare = None
             if len(_layers(image)) < self._max_layers:  # there may be one more
                 bare = self._loaded(image, _layers(image), {"Labels": made.labels}, made.tag)
@@ -143,7 +143,7 @@ class Bases:
             )
         if refusal := answer.refusal():
             if is_full(refusal):
-                raise full(f"an image cannot be loaded: {refusal}")
+                raise disk_is_full(f"an image cannot be loaded: {refusal}")
             log.debug("the engine loads no image without its layers: %s", refusal)
             return None
         found = self._inspect(tag)
@@ -156,7 +156,8 @@ class Bases:
             answer = self._engine.call("GET", f"/containers/{container_id}/export", stream=True).check()
         with closing(DockerArchive(answer)) as disk:
             if refusal := import_disk(self._engine, disk, made.tag, made.labels, what):
-                raise full(f"{what}: {refusal}") if is_full(refusal) else EngineError(f"{what}: {refusal}")
+                text = f"{what}: {refusal}"
+                raise disk_is_full(text) if is_full(refusal) else EngineError(text)
         merged = self._inspect(made.tag)
         if merged is None:
             raise EngineError(f"{what}: the new image is not there")
@@ -188,8 +189,11 @@ class Bases:
 
 
 class Scratch:
-    """What a piece of work needs for a while: containers, and an image tagged `tag`. They carry `labels`, by which
-    nobody takes them for boxes and disks, and by which `tidy` finds what a killed process left."""
+    """Containers, and an image tagged `tag`, for the duration of a `with` block.
+
+    They carry `labels`, by which nobody takes them for boxes and disks, and by which `DockerDisks.tidy` finds what a
+    killed process left.
+    """
 
     def __init__(self, engine: Engine, owner: Owner) -> None:
         self._engine = engine
@@ -206,7 +210,10 @@ class Scratch:
             self._engine.api.create_container(image, KEEP_ALIVE, entrypoint=[], name=name, labels=self.labels)
             return dict(self._engine.api.inspect_container(name))
 
-    def remove(self) -> None:
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         for name in self._containers:
             remove_helper(self._engine, name)
         # The engine keeps an image that another one is based on.
@@ -214,17 +221,8 @@ class Scratch:
             self._engine.api.remove_image(self.tag, noprune=True)
 
 
-@contextmanager
-def scratch(engine: Engine, owner: Owner) -> Iterator[Scratch]:
-    """Containers and an image for the duration of the `with` block."""
-    made = Scratch(engine, owner)
-    try:
-        yield made
-    finally:
-        made.remove()
-
-
 def remove_helper(engine: Engine, container: str) -> None:
+    """Remove a container of a `Scratch`, if it is there."""
     with suppress(NotFoundError), engine_errors("cannot remove a helper"):
         engine.api.remove_container(container, v=True, force=True)
 
@@ -253,10 +251,6 @@ def import_disk(engine: Engine, tar: Iterable[bytes], tag: str, labels: Mapping[
             timeout=COPY_TIMEOUT,
         )
     return answer.refusal()
-
-
-def full(text: str) -> ResourceExhaustedError:
-    return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
 
 
 # ---- images ----

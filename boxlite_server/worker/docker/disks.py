@@ -22,10 +22,10 @@ from ...errors import (
     NotFoundError,
 )
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
-from .bases import Bases, Scratch, commit, full, import_disk, remove_helper, scratch
+from .bases import Bases, Scratch, commit, import_disk, remove_helper
 from .config import anonymous_volumes
 from .containers import Containers
-from .engine import Engine, engine_errors, is_full
+from .engine import Engine, disk_is_full, engine_errors, is_full
 from .files import DockerArchive, DockerFiles
 from .labels import (
     BOX_LABEL,
@@ -124,7 +124,7 @@ class DockerDisks:
             labels, what = self._labels(box.box_id), "the disk cannot be imported"
             if refusal := import_disk(self._engine, pieces, _disk(box.box_id), labels, what):
                 if is_full(refusal):
-                    raise full(f"{what}: {refusal}")
+                    raise disk_is_full(f"{what}: {refusal}")
                 raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {refusal}")
             # The engine stops at the end of the tar archive, but `tar` may still raise before its own end.
             for _ in pieces:
@@ -141,10 +141,9 @@ class DockerDisks:
         """Make the box on its disk, given as the engine describes it. Removes the disk if that fails."""
         try:
             base = self._bases.of_disk(disk, _disk(box.box_id))
-            state = self._containers.create(box, replace(spec, image=_disk(box.box_id)), base)
             if base is not disk:
-                self._sweep()
-            return state
+                self._sweep()  # the disk has lost its tag
+            return self._containers.create(box, replace(spec, image=_disk(box.box_id)), base)
         except BaseException:
             self.forget(box.box_id)
             raise
@@ -153,7 +152,7 @@ class DockerDisks:
     def export(self, box: BoxRef) -> Iterator[Export]:
         container = self._containers.get(box)
         try:
-            with scratch(self._engine, self._owner()) as made:
+            with Scratch(self._engine, self._owner()) as made:
                 self._commit(container, made.tag, made.labels)
                 helper = made.container(made.tag)
                 with engine_errors(f"box {box.box_id} cannot be exported"):
@@ -255,7 +254,7 @@ class DockerDisks:
                 "the box was made by an earlier version of this worker, and its disk can be copied only while the box "
                 "is stopped; stop it first"
             )
-        with scratch(self._engine, self._owner()) as made:
+        with Scratch(self._engine, self._owner()) as made:
             copy = made.container(self._base_of_copy(container, made)["Id"])
             source, target = DockerFiles(self._engine, container), DockerFiles(self._engine, copy)
             for path in anonymous_volumes(container):

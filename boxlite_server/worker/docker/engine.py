@@ -53,7 +53,7 @@ def engine_errors(what: str) -> Iterator[None]:
             case 409:
                 raise InvalidStateError(text) from exc
             case _ if is_full(text):
-                raise ResourceExhaustedError(f"{text} (the disk of the container engine is full)") from exc
+                raise disk_is_full(text) from exc
             case _:
                 raise EngineError(text) from exc
     # The HTTP library's exceptions are OSErrors, as are the socket's own.
@@ -69,6 +69,11 @@ def refusal(exc: Exception) -> str | None:
 def is_full(text: str) -> bool:
     """Whether an error of the engine says that its disk is full."""
     return any(part in text.lower() for part in ("no space left", "quota exceeded"))
+
+
+def disk_is_full(text: str) -> ResourceExhaustedError:
+    """The error for an engine whose disk is full. `text`: what failed."""
+    return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
 
 
 def _reason(exc: docker.errors.APIError) -> str:

@@ -350,7 +350,7 @@ def test_what_a_killed_worker_left_half_made_is_tidied(
         raise EngineError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bases.Scratch, "remove", lambda scratch: None)
+        patch.setattr(bases.Scratch, "__exit__", lambda *args: None)
         patch.setattr(bases, "_absent", killed)
         with pytest.raises(EngineError, match="killed"):
             new_box(runtime, image)
