@@ -12,11 +12,11 @@ from typing import Any
 from ...errors import EngineError, ExecutionError, InvalidArgumentError, InvalidStateError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
-from .labels import BOX_LABEL, GENERATION_LABEL, owner_labels, volume_name
+from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
 _PIDS_LIMIT = 4096
-_KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
+KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
 # Programs that have to be process 1, or complain when they are not.
 _INITS = frozenset(
     "catatonit dinit docker-init dumb-init finit init my_init openrc-init runit runit-init runsvinit s6-svscan "
@@ -34,11 +34,12 @@ _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 
 
 def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner) -> dict[str, Any]:
-    """What the engine makes the box's container from. `image`: the engine's description of the spec's image."""
+    """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
+    image."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
-        command = _KEEP_ALIVE
+        command = KEEP_ALIVE
     config: dict[str, Any] = {
         "Hostname": spec.hostname or None,
         "ExposedPorts": {key: {} for key in bindings(spec.ports)},
@@ -53,14 +54,19 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
         "AttachStderr": True,
         "Env": [f"{name}={value}" for name, value in spec.env.items()],
         "Cmd": command or None,
-        "Image": spec.image,
+        "Image": base_tag(image) or spec.image,
         "NetworkDisabled": False,
         "Entrypoint": list(spec.entrypoint) or None,
         "WorkingDir": spec.working_dir or None,
         "StopSignal": spec.stop_signal or None,
         "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
         "HostConfig": _host_config(spec, _needs_init(spec, defaults)),
-        "Labels": {**owner_labels(owner), BOX_LABEL: box.box_id, GENERATION_LABEL: str(box.generation)},
+        "Labels": {
+            **owner_labels(owner),
+            BOX_LABEL: box.box_id,
+            GENERATION_LABEL: str(box.generation),
+            IMAGE_LABEL: spec.image,
+        },
     }
     return {key: value for key, value in config.items() if value is not None}
 
@@ -141,6 +147,13 @@ def volume_ids(container: Mapping[str, Any]) -> list[str]:
 def host_paths(container: Mapping[str, Any]) -> list[str]:
     """The paths of the host that a container mounts."""
     return _sources(container, "bind")
+
+
+def anonymous_volumes(container: Mapping[str, Any]) -> list[str]:
+    """Where a container mounts volumes that it was not asked to mount."""
+    named = _sources(container, "volume")
+    mounted = [mount for mount in container["Mounts"] if mount["Type"] == "volume" and mount["Name"] not in named]
+    return sorted(mount["Destination"] for mount in mounted)
 
 
 def _sources(container: Mapping[str, Any], kind: str) -> list[str]:

@@ -69,7 +69,7 @@ class Containers:
     ) -> BoxState:
         """Make the container, not started, after removing those of `replacing`.
 
-        `image`: the engine's description of `spec.image`. Raises as `BoxRuntime.create` does, and
+        `image`: the engine's description of the base for `spec.image`. Raises as `BoxRuntime.create` does, and
         `ResourceExhaustedError` when too many boxes are being started.
         """
         with self.starts.place():

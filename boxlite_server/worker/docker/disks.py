@@ -8,44 +8,40 @@ which goes once the container is gone. Nothing is removed by force, and no image
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from ... import ids, rpc
 from ...errors import (
     BoxliteError,
     EngineError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
-    ResourceExhaustedError,
 )
-from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, Owner, Settings, SnapshotSize
+from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
+from .bases import Bases
+from .config import anonymous_volumes
 from .containers import Containers
-from .engine import Answer, Engine, act_on_all, engine_errors, is_full
+from .copies import Copies, Scratch, remove_helper
+from .engine import Engine, act_on_all, disk_is_full, engine_errors, is_full
+from .files import DockerArchive, DockerFiles
 from .labels import (
     BOX_LABEL,
-    CLUSTER_LABEL,
     DISK_REPOSITORY,
-    EXPORT_LABEL,
-    EXPORT_REPOSITORY,
     GARBAGE_REPOSITORY,
-    GENERATION_LABEL,
     SNAPSHOT_LABEL,
     SNAPSHOT_REPOSITORY,
-    WORKER_LABEL,
+    helpers_of,
     image_labels,
     owned_by,
     owner_labels,
 )
 
-COPY_TIMEOUT = 900.0  # seconds, of a call that copies a disk
+_TOO_DEEP = "max depth exceeded"  # what the engine says where a disk would get too many layers
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +49,14 @@ log = logging.getLogger(__name__)
 class DockerDisks:
     """The `Disks` of Docker Engine."""
 
-    def __init__(self, containers: Containers, engine: Engine, owner: Callable[[], Owner]) -> None:
+    def __init__(
+        self, containers: Containers, bases: Bases, copies: Copies, engine: Engine, owner: Callable[[], Owner]
+    ) -> None:
         self._containers = containers
+        self._bases = bases
+        self._copies = copies
         self._engine = engine
         self._owner = owner
-        # The engine makes an image and then tags it. In between, a sweep would take it for garbage.
-        self._sweeping = threading.Lock()
-        self._making = 0  # calls under way that make an image
-        self._is_unswept = False  # whether a sweep waits for them to end
 
     # ---- snapshots ----
 
@@ -100,8 +96,9 @@ class DockerDisks:
             for found in older:
                 if self._containers.inspect(found).status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
                     raise InvalidStateError(f"box {box.box_id} is running; stop it first")
+            base = self._bases.of_disk(image, _snapshot(snapshot_id))
             # The new container comes first: if it cannot be made, the box is unchanged.
-            state = self._containers.create(new, replace(spec, image=_snapshot(snapshot_id)), image)
+            state = self._containers.create(new, replace(spec, image=_snapshot(snapshot_id)), base)
         act_on_all(lambda found: self._containers.delete(found, force=True), older)
         self._untag(_disk(box.box_id))
         self._sweep()
@@ -124,20 +121,13 @@ class DockerDisks:
 
     def _import(self, box: BoxRef, tar: Iterable[bytes]) -> dict[str, Any]:
         """Make the box's disk from the archive. Returns the engine's description of it."""
-        labels = " ".join(f"{key}={value}" for key, value in self._labels(box.box_id).items())
-        repository = {"fromSrc": "-", "repo": DISK_REPOSITORY, "tag": box.box_id, "changes": [f"LABEL {labels}"]}
         pieces = iter(tar)
         try:
-            with ExitStack() as stack, engine_errors("the disk cannot be imported"):
-                answer = self._engine.call(
-                    "POST",
-                    "/images/create",
-                    repository,
-                    body=self._imported(pieces, stack),
-                    content_type="application/x-tar",
-                    timeout=COPY_TIMEOUT,
-                )
-            _raise_refusal(answer)
+            labels, what = self._labels(box.box_id), "the disk cannot be imported"
+            if refusal := self._copies.import_disk(pieces, _disk(box.box_id), labels, what):
+                if is_full(refusal):
+                    raise disk_is_full(f"{what}: {refusal}")
+                raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {refusal}")
             # The engine stops at the end of the tar archive, but `tar` may still raise before its own end.
             for _ in pieces:
                 pass
@@ -149,15 +139,13 @@ class DockerDisks:
             self.forget(box.box_id)
             raise
 
-    def _imported(self, pieces: Iterator[bytes], stack: ExitStack) -> Iterator[bytes]:
-        """The pieces of an archive. The engine makes the image at their end; sweeps must not wait for a slow client."""
-        yield from pieces
-        stack.enter_context(self._image_making())
-
     def _create_on(self, disk: Mapping[str, Any], box: BoxRef, spec: BoxSpec) -> BoxState:
         """Make the box on its disk, given as the engine describes it. Removes the disk if that fails."""
         try:
-            return self._containers.create(box, replace(spec, image=_disk(box.box_id)), disk)
+            base = self._bases.of_disk(disk, _disk(box.box_id))
+            if base is not disk:
+                self._sweep()  # the disk has lost its tag
+            return self._containers.create(box, replace(spec, image=_disk(box.box_id)), base)
         except BaseException:
             self.forget(box.box_id)
             raise
@@ -165,29 +153,16 @@ class DockerDisks:
     @contextmanager
     def export(self, box: BoxRef) -> Iterator[Export]:
         container = self._containers.get(box)
-        owner, name = self._owner(), ids.new_id()
-        # The labels of the helpers differ from those of boxes, so that a search for boxes does not find them.
-        labels = {CLUSTER_LABEL: owner.cluster_id, WORKER_LABEL: "", BOX_LABEL: "", GENERATION_LABEL: ""}
-        labels |= {SNAPSHOT_LABEL: "", EXPORT_LABEL: owner.worker_id}
-        tag, helper = f"{EXPORT_REPOSITORY}:{name}", f"boxlite-export-{name}"
         try:
-            self._commit(container, tag, labels)
-            with engine_errors(f"box {box.box_id} cannot be exported"):
-                self._engine.api.create_container(tag, ["none"], entrypoint=[], name=helper, labels=labels)
-                answer = self._engine.call("GET", f"/containers/{helper}/export", stream=True).check()
-            with closing(answer):
-                yield Export(_settings(container), _reading(answer, box))
+            with Scratch(self._engine, self._owner()) as made:
+                self._commit(container, made.tag, made.labels)
+                helper = made.container(made.tag)
+                with engine_errors(f"box {box.box_id} cannot be exported"):
+                    answer = self._engine.call("GET", f"/containers/{helper['Id']}/export", stream=True).check()
+                with closing(DockerArchive(answer)) as disk:
+                    yield Export(_settings(container), iter(disk))
         finally:
-            ends: list[Callable[[], object]] = [
-                partial(self._remove_helper, helper),
-                partial(self._untag, tag),
-                self._sweep,
-            ]
-            act_on_all(lambda end: end(), ends)
-
-    def _remove_helper(self, container: str) -> None:
-        with suppress(NotFoundError), engine_errors("cannot remove a helper"):
-            self._engine.api.remove_container(container, v=True, force=True)
+            self._sweep()
 
     # ---- removing ----
 
@@ -201,51 +176,36 @@ class DockerDisks:
         finally:
             if images:
                 self._sweep()
+            self._bases.sweep()
 
     def tidy(self) -> None:
         owner = self._owner()
-        helpers = [f"{CLUSTER_LABEL}={owner.cluster_id}", f"{EXPORT_LABEL}={owner.worker_id}"]
-        with engine_errors("cannot list the helpers of exports"):
+        helpers = helpers_of(owner)
+        with engine_errors("cannot list the helpers"):
             containers = self._engine.api.containers(all=True, filters={"label": helpers})
         # Only the coordinator removes a snapshot. Any other disk goes, unless a container is based on it: its box was
         # never made.
         images = [*self._images(helpers), *self._images(owned_by(owner))]
         tags = [tag for image in images for tag in _tags(image) if not tag.startswith(f"{SNAPSHOT_REPOSITORY}:")]
         try:
-            act_on_all(self._remove_helper, [container["Id"] for container in containers])
+            act_on_all(lambda container: remove_helper(self._engine, container["Id"]), containers)
             act_on_all(self._untag, tags)
         finally:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the owner's images that have no tag, or only that of garbage, and that nothing is based on. While an
-        image is being made, this is left to the end of that."""
-        with self._sweeping:
-            self._is_unswept = self._making > 0
-            if self._is_unswept:
-                return
-            mine = owned_by(self._owner())
-            garbage = self._images(mine, reference=GARBAGE_REPOSITORY)
-            act_on_all(self._untag, [tag for image in garbage for tag in _tags(image)])
-            progress = True
-            while progress:  # a removed image may have been the last that was based on another
-                unwanted = self._images(mine, dangling=True)
-                progress = sum(self._remove(image["Id"]) for image in unwanted) > 0
+        """Remove the owner's images, those of helpers included, that have no tag, or only that of garbage, and that
+        nothing is based on. While an image is being made, this is left to the end of that."""
+        self._copies.sweep(self._remove_unwanted)
 
-    @contextmanager
-    def _image_making(self) -> Iterator[None]:
-        """Keep sweeps away during the `with` block, in which the engine makes an image."""
-        with self._sweeping:
-            self._making += 1
-        try:
-            yield
-        finally:
-            with self._sweeping:
-                self._making -= 1
-                is_due = self._is_unswept and not self._making
-            if is_due:
-                with suppress(BoxliteError):
-                    self._sweep()
+    def _remove_unwanted(self) -> None:
+        mine, helpers = owned_by(self._owner()), helpers_of(self._owner())
+        garbage = self._images(mine, reference=GARBAGE_REPOSITORY)
+        act_on_all(self._untag, [tag for image in garbage for tag in _tags(image)])
+        progress = True
+        while progress:  # a removed image may have been the last that was based on another
+            unwanted = self._images(mine, dangling=True) + self._images(helpers, dangling=True)
+            progress = sum(self._remove(image["Id"]) for image in unwanted) > 0
 
     def _discard(self, tag: str) -> None:
         """Remove the tag, and the image with it as soon as nothing is based on it."""
@@ -283,21 +243,61 @@ class DockerDisks:
 
     # ---- images ----
 
-    def _committed(self, container: Mapping[str, Any], tag: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    def _committed(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> dict[str, Any]:
         """Commit a container's disk. Returns the engine's description of the image."""
         self._commit(container, tag, labels)
         with engine_errors("the disk cannot be copied"):
             return dict(self._engine.api.inspect_image(tag))
 
-    def _commit(self, container: Mapping[str, Any], tag: str, labels: Mapping[str, str]) -> None:
+    def _commit(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
         """Copy a container's disk to a tagged image. The container is paused meanwhile."""
-        repository, _, name = tag.partition(":")
-        source = {"container": container["Id"], "repo": repository, "tag": name, "pause": True}
-        changes: dict[str, object] = {"Labels": dict(labels)}
+        settings: dict[str, Any] = {"Labels": dict(labels)}
         if stop_signal := container["Config"].get("StopSignal"):
-            changes["StopSignal"] = stop_signal
-        with self._image_making(), engine_errors("the disk cannot be copied"):
-            self._engine.call("POST", "/commit", source, json=changes, timeout=COPY_TIMEOUT).check()
+            settings["StopSignal"] = stop_signal
+        if not anonymous_volumes(container):
+            try:
+                self._copies.commit(container["Id"], tag, settings, "the disk cannot be copied")
+                return
+            except EngineError as exc:
+                if _TOO_DEEP not in exc.message:
+                    raise
+        self._commit_copy(container, tag, labels)
+
+    def _commit_copy(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
+        """Copy to a tagged image what no commit of the container holds.
+
+        The container was made by an earlier version: it has anonymous volumes, or so many layers that the engine adds
+        no other. Raises `InvalidStateError` while it runs, since it would have to stay paused for long.
+        """
+        if container["State"]["Running"]:
+            raise InvalidStateError(
+                "the box was made by an earlier version of this worker, and its disk can be copied only while the box "
+                "is stopped; stop it first"
+            )
+        with Scratch(self._engine, self._owner()) as made:
+            copy = made.container(self._base_of_copy(container, made)["Id"])
+            source, target = DockerFiles(self._engine, container), DockerFiles(self._engine, copy)
+            for path in anonymous_volumes(container):
+                state = source.stat(path)
+                directory = state.target if state and state.kind is FileKind.LINK else path
+                with closing(source.get(directory)) as content:
+                    target.put(posixpath.dirname(directory), content)
+            # The engine adds the labels of the copy, except those that are given.
+            given = {**dict.fromkeys(made.labels, ""), **container["Config"]["Labels"], **labels}
+            settings = {**container["Config"], "Volumes": None, "Labels": given}
+            self._copies.commit(copy["Id"], tag, settings, "the disk cannot be copied")
+        self._sweep()
+
+    def _base_of_copy(self, container: dict[str, Any], made: Scratch) -> Mapping[str, Any]:
+        """A base with the files of a stopped container, but for those in anonymous volumes."""
+        try:
+            self._copies.commit(container["Id"], made.tag, {"Labels": made.labels}, "the disk cannot be copied")
+        except EngineError as exc:
+            if _TOO_DEEP not in exc.message:
+                raise
+            return self._bases.merged(container["Id"], made)
+        with engine_errors("the disk cannot be copied"):
+            return self._bases.of_disk(self._engine.api.inspect_image(made.tag), made.tag)
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -342,22 +342,3 @@ def _settings(container: Mapping[str, Any]) -> Settings:
         user=config["User"] or "",
         stop_signal=config.get("StopSignal") or "",
     )
-
-
-def _reading(answer: Answer, box: BoxRef) -> Iterator[bytes]:
-    with engine_errors(f"box {box.box_id} cannot be exported"):
-        yield from answer.pieces(rpc.CHUNK_BYTES)
-
-
-def _raise_refusal(answer: Answer) -> None:
-    """Raise if the engine has refused an archive, which it says late and in several ways."""
-    try:
-        last = json.loads(answer.text.strip().rpartition("\n")[2])
-    except ValueError:
-        last = {}
-    text = last.get("error") or last.get("message") or (answer.text if answer.status >= 300 else "")
-    if not text:
-        return
-    if is_full(text):
-        raise ResourceExhaustedError(f"the disk cannot be imported: {text} (the disk of the container engine is full)")
-    raise InvalidArgumentError(f"the archive's file system cannot be unpacked: {text}")

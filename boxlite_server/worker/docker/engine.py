@@ -65,7 +65,7 @@ def engine_errors(what: str) -> Iterator[None]:
             case 409:
                 raise InvalidStateError(text) from exc
             case _ if is_full(text):
-                raise ResourceExhaustedError(f"{text} (the disk of the container engine is full)") from exc
+                raise disk_is_full(text) from exc
             case _ if _CUT_OFF.search(text):
                 raise EngineError(f"{text} ({_CUT_OFF_HELP})") from exc
             case _:
@@ -95,6 +95,11 @@ def act_on_all(act: Callable[[T], object], things: Iterable[T]) -> None:
 def is_full(text: str) -> bool:
     """Whether an error of the engine says that its disk is full."""
     return any(part in text.lower() for part in ("no space left", "quota exceeded"))
+
+
+def disk_is_full(text: str) -> ResourceExhaustedError:
+    """The error for an engine whose disk is full. `text`: what failed."""
+    return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
 
 
 def _reason(exc: docker.errors.APIError) -> str:
@@ -133,6 +138,15 @@ class Answer:
         except requests.HTTPError as exc:
             docker.errors.create_api_error_from_http_exception(exc)
         return self
+
+    def refusal(self) -> str:
+        """The engine's reason, if the answer is an error or its body, which comes late, ends in one; else empty."""
+        try:
+            last = json.loads(self.text.strip().rpartition("\n")[2])
+        except ValueError:
+            last = {}
+        told = last.get("error") or last.get("message") if isinstance(last, dict) else ""
+        return str(told or (self.text if self.status >= 300 else ""))
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """The body, in pieces of at most `size` bytes. Raises OSError when it is broken off."""

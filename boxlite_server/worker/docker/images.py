@@ -25,8 +25,9 @@ from ...errors import (
     ResourceExhaustedError,
 )
 from ..runtime import Image, PullProgress
+from .bases import Bases
 from .engine import Engine, engine_errors, is_full, refusal
-from .labels import image_labels
+from .labels import IMAGE_LABEL, image_labels, is_base
 
 PULL_TIMEOUT = 900.0  # seconds
 _PROGRESS_PERIOD = 0.5  # seconds
@@ -45,8 +46,9 @@ log = logging.getLogger(__name__)
 class DockerImages:
     """The `Images` of Docker Engine. Several callers who pull the same image share one pull."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, bases: Bases) -> None:
         self._engine = engine
+        self._bases = bases
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
 
@@ -88,21 +90,23 @@ class DockerImages:
             description = self._inspect(reference)
         except NotFoundError:
             return
-        if _is_own(image_labels(description)):
-            return  # a box's disk does not count as an image
+        if _is_own(image_labels(description)) or is_base(reference):
+            return  # neither a box's disk nor a base counts as an image
         with engine_errors("cannot list the containers"):
             containers = self._engine.api.containers(all=True)
         names = {image.reference for image in _names(description)}
         wanted = str(references.parse(reference).tagged())
+        made_of = self._bases.made_of(description["Id"])
         users = [
             entry
             for entry in containers
-            if entry["ImageID"] == description["Id"] and (names <= {wanted} or _full(entry["Image"]) == wanted)
+            if entry["ImageID"] in made_of and (names <= {wanted} or _full(_asked_for(entry)) == wanted)
         ]
         if users:
             raise InvalidStateError(f"image {reference} is in use; remove the boxes made of it first")
         with suppress(NotFoundError), engine_errors(f"image {reference} cannot be removed"):
             self._engine.api.remove_image(reference)
+        self._bases.sweep()
 
     def pull(self, reference: str) -> Iterator[PullProgress | Image]:
         wanted = _parsed(reference)
@@ -208,13 +212,13 @@ def _parsed(reference: str) -> references.Reference:
 
 
 def _is_own(labels: Iterable[str]) -> bool:
-    """Whether an image with these labels holds a box's disk."""
+    """Whether an image with these labels holds a box's disk, or helps with it."""
     return any(label.startswith(_OWN_LABELS) for label in labels)
 
 
 def _names(image: dict[str, Any]) -> list[Image]:
     """An entry for each name of an image: its tags, and its digests from repositories of which it has no tag."""
-    tags = [references.parse(name) for name in image["RepoTags"] or [] if "<none>" not in name]
+    tags = [references.parse(name) for name in image["RepoTags"] or [] if "<none>" not in name and not is_base(name)]
     digests = [references.parse(name) for name in image["RepoDigests"] or [] if "<none>" not in name]
     tagged = {reference.repository for reference in tags}
     named = tags + [reference for reference in digests if reference.repository not in tagged]
@@ -231,6 +235,11 @@ def _cached_at_ms(image: dict[str, Any]) -> int:
             if at.year > 1:
                 return int(at.replace(tzinfo=at.tzinfo or UTC).timestamp() * 1000)
     return 0
+
+
+def _asked_for(entry: dict[str, Any]) -> str:
+    """The name of the image that a listed container was asked for."""
+    return str((entry["Labels"] or {}).get(IMAGE_LABEL) or entry["Image"])
 
 
 def _full(name: str) -> str:

@@ -30,6 +30,7 @@ from ..runtime import (
 )
 from ..stop_reasons import StopReasons
 from . import main_command
+from .bases import MAX_LAYERS, Bases
 from .config import (
     MIB,
     command_errors,
@@ -41,6 +42,7 @@ from .config import (
     writable_paths,
 )
 from .containers import Containers, state_of
+from .copies import Copies
 from .disks import DockerDisks
 from .engine import Engine, act_on_all, engine_errors
 from .exec import ExecProcess, readopt
@@ -66,6 +68,7 @@ class DockerRuntime:
     `policy`: what boxes may have of the host. `holder`: keeps connections to commands beyond the end of this process.
     `stop_reasons`: the file in which reasons of stops outlive this process; None: they do not. `enforce_disk_limit`:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
+    `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class DockerRuntime:
         stop_reasons: Path | None = None,
         enforce_disk_limit: bool = False,
         gb: int = GB,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
         self._holder = holder
         self._policy = policy or Policy()
@@ -86,14 +90,16 @@ class DockerRuntime:
         self._meter = Meter(self._engine)
         self._starting_with_paths = threading.Lock()
         self._architecture: str | None = None  # of the engine; None: not asked yet
-        self.images = DockerImages(self._engine)
+        copies = Copies(self._engine)
+        self._bases = Bases(self._engine, copies, owner, max_layers)
+        self.images = DockerImages(self._engine, self._bases)
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)
         self._containers = Containers(
             self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons
         )
-        self.disks = DockerDisks(self._containers, self._engine, owner)
+        self.disks = DockerDisks(self._containers, self._bases, copies, self._engine, owner)
 
     # ---- the engine ----
 
@@ -131,9 +137,10 @@ class DockerRuntime:
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         if (foreign := self._foreign(image)) and platforms.has_no_emulator():
             raise LocalImageError(f"image {spec.image!r} cannot run here: {foreign}")
+        base = self._bases.of_image(image)
         prepared = time.monotonic()
         # The older generations go only now, so that a pull that fails costs the box nothing.
-        state = self._containers.create(box, spec, image, replacing=held)
+        state = self._containers.create(box, spec, base, replacing=held)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return state
 

@@ -41,7 +41,7 @@ OF_FULL = (
     '"HostPort": "8080"}], "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "5353"}]}, "CapAdd": ["SYS_PTRACE"], '
     '"CapDrop": ["ALL"], "ConsoleSize": [24, 80]}, '
     '"Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", '
-    '"boxlite.box": "box1", "boxlite.generation": "2"}}'
+    '"boxlite.box": "box1", "boxlite.generation": "2", "boxlite.image": "some:image"}}'
 )
 OF_BARE = (
     '{"ExposedPorts": {}, "Tty": false, "OpenStdin": true, "StdinOnce": true, "AttachStdin": true, '
@@ -52,7 +52,7 @@ OF_BARE = (
     '"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}, '
     '"PidsLimit": 4096, "Init": true, "NanoCpus": 1000000000, "Mounts": [], "PortBindings": {}, "CapAdd": [], '
     '"CapDrop": []}, "Labels": {"boxlite.cluster": "cluster", "boxlite.worker": "worker", "boxlite.box": "box1", '
-    '"boxlite.generation": "2"}}'
+    '"boxlite.generation": "2", "boxlite.image": "some:image"}}'
 )
 
 

@@ -14,7 +14,7 @@ from support.sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.docker import disks, engine, files
+from boxlite_server.worker.docker import bases, engine, files
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
 
@@ -97,7 +97,7 @@ def runtime(silent: SilentEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
     for module, name in (
         (engine, "CALL_TIMEOUT"),
         (engine, "STREAM_TIMEOUT"),
-        (disks, "COPY_TIMEOUT"),
+        (bases, "COPY_TIMEOUT"),
         (files, "UNPACK_TIMEOUT"),
     ):
         monkeypatch.setattr(module, name, 0.2)

@@ -20,7 +20,6 @@ from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStat
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine, exec, stats
 from boxlite_server.worker.docker import images as docker_images
-from boxlite_server.worker.docker.images import DockerImages
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
 
@@ -198,7 +197,7 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(engine.Engine, "api", Api())
     monkeypatch.setattr(docker_images, "Future", CountedFuture)
-    images = DockerImages(engine.Engine("unix:///nowhere"))
+    images = DockerRuntime(lambda: Owner("c", "w"), "unix:///nowhere").images
     with ThreadPoolExecutor(5) as pool:
         pulls = [pool.submit(lambda: list(images.pull("some:image"))) for _ in range(5)]
         for _ in pulls:
@@ -210,7 +209,7 @@ def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = DockerImages(engine.Engine("unix:///nowhere"))
+    images = DockerRuntime(lambda: Owner("c", "w"), "unix:///nowhere").images
     began, release = threading.Event(), threading.Event()
 
     class Api:

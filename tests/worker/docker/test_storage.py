@@ -14,7 +14,7 @@ from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine
-from boxlite_server.worker.docker.images import DockerImages, _Pull
+from boxlite_server.worker.docker.images import _Pull
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, Image, Mount, Owner, PortMapping, PullProgress
 
@@ -175,7 +175,7 @@ def test_progress_is_told_while_a_pull_goes_on(monkeypatch: pytest.MonkeyPatch) 
             return {"Id": "sha256:1", "RepoTags": [reference], "RepoDigests": [], "Size": 5, "Created": ""}
 
     monkeypatch.setattr(engine.Engine, "api", Api())
-    events = DockerImages(engine.Engine("unix:///nowhere")).pull("some:image")
+    events = DockerRuntime(lambda: Owner("c", "w"), "unix:///nowhere").images.pull("some:image")
     assert next(events) == PullProgress(10, 100)
     release.set()
     *_, image = events
