@@ -22,6 +22,7 @@ from .core import Core
 from .domain.executions import RECONNECT_GRACE
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
+from .http.origins import Origins, bound_names
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import KEEPALIVE_SECONDS, Policy
 from .store.connection import shown
@@ -38,6 +39,8 @@ class CoordinatorConfig:
     port: int = 8200  # 0: any free one
     api_key: str | None = None
     no_auth: bool = False
+    allowed_origins: tuple[str, ...] = ()  # of other web sites whose pages may use the API; * for all
+    allowed_hosts: tuple[str, ...] = ()  # names of this coordinator, beside its own, without an API key; * for any
     policy: Policy = field(default_factory=Policy)
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
@@ -79,7 +82,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
     log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
     server = _Server(
         uvicorn.Config(
-            create_app(core),
+            create_app(core, _origins(config, host)),
             lifespan="on",
             http=HttpProtocol,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
@@ -106,6 +109,11 @@ def _refuse_open_door(config: CoordinatorConfig) -> None:
         f"without an API key the coordinator serves loopback addresses only, and {config.host} is none: "
         "give --api-key (or BOXLITE_API_KEY), or --no-auth to let everybody in"
     )
+
+
+def _origins(config: CoordinatorConfig, address: str) -> Origins:
+    hosts = None if config.api_key else bound_names(config.host, address, config.allowed_hosts)
+    return Origins(hosts, config.allowed_origins)
 
 
 def is_loopback(host: str) -> bool:

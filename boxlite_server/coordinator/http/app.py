@@ -25,6 +25,7 @@ from .attach.routes import Attach
 from .edge import Edge
 from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
+from .origins import Origins
 from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
@@ -47,12 +48,13 @@ _SWAGGER_PAGE = """<!doctype html>
 """
 
 
-def create_app(core: Core) -> ASGIApp:
-    """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown."""
+def create_app(core: Core, origins: Origins | None = None) -> ASGIApp:
+    """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown. `origins`: the web
+    sites whose pages may use the API; by default its own only."""
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
-    return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
+    return Edge(http, Attach(core), core.authenticator, _open_paths(spec), origins)
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:

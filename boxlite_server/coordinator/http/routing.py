@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import NotBuiltError
 from ..core import Core
-from .validation import BODY
+from .validation import BODY, check_content_type
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -106,7 +106,9 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._parameters.validate(scope)
-        body = self._body_of(*self.extract_content_type(scope["headers"]))
+        check_content_type(scope, self._operation.consumes)
+        mime_type, encoding = self.extract_content_type(scope["headers"])
+        body = self._body_of(mime_type.lower(), encoding)
         if body is not None:
             receive, scope = await body.wrap_receive(receive, scope=scope)
         await self.next_app(scope, receive, send)
