@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_coordinator(arguments: argparse.Namespace) -> int:
+    from ..coordinator.http.connections import ConnectionLimits
     from ..coordinator.limits import Policy
     from ..coordinator.server import CoordinatorConfig, run
 
@@ -57,6 +58,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             no_auth=arguments.no_auth,
             allowed_origins=tuple(arguments.allow_origin),
             allowed_hosts=tuple(arguments.allow_host),
+            limits=ConnectionLimits(count=arguments.max_connections, idle=arguments.idle_timeout),
             policy=Policy(
                 default_auto_stop=arguments.default_auto_stop,
                 default_auto_delete=arguments.default_auto_delete,
@@ -164,6 +166,20 @@ def _add_coordinator(commands: _Commands) -> None:
         help="serve without an API key on any address (default: without a key, serve on loopback only)",
     )
     _add_browsers(parser)
+    parser.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=types.positive,
+        default=10_000,
+        help="serve at most N connections at a time, and no more than three quarters of the limit of open files",
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=types.seconds,
+        default=75.0,
+        help="close a connection without a request after this long",
+    )
     parser.add_argument(
         "--reconnect-grace",
         metavar="SECONDS",

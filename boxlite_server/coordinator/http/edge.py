@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids
 from ..auth import Authenticator
+from .bodies import bounded
+from .connections import ConnectionLimits
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
 from .origins import Origins, preflight
 
@@ -28,7 +30,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 class Edge:
     """ASGI middleware around the applications `http` and `websocket`. Requests to `open_paths` need no credential.
-    `origins`: the web sites whose pages may send requests; by default those of this server only."""
+    `origins`: the web sites whose pages may send requests; by default those of this server only. `body_seconds`: the
+    longest pause in a request's body."""
 
     def __init__(
         self,
@@ -37,11 +40,13 @@ class Edge:
         authenticator: Authenticator,
         open_paths: Collection[str],
         origins: Origins | None = None,
+        body_seconds: float = ConnectionLimits.body,
     ) -> None:
         self._apps = {"http": http, "websocket": websocket}
         self._lifespan = http
         self._authenticator = authenticator
         self._origins = origins or Origins()
+        self._body_seconds = body_seconds
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +71,10 @@ class Edge:
             return
         if scope["type"] == "websocket":
             await self._apps["websocket"](scope, receive, send)
-        else:
+        elif scope["method"] == "GET":
             await self._answer(scope, receive, send)
+        else:
+            await self._answer(scope, bounded(receive, self._body_seconds), send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the HTTP application, and answer 503 if the server cancels the request before its answer has begun.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
@@ -14,11 +15,12 @@ from starlette.types import Receive, Scope
 
 from ...formats import parse_json
 from ..schemas import describe, validate
-from .errors import PayloadTooLargeError
+from .errors import PayloadTooLargeError, RequestTimeoutError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
 MAX_FORM_BYTES = 64 * 1024
 MAX_FORM_FIELDS = 100
+MAX_SECONDS = 300.0  # for a JSON body or a form to come whole; released clients give up after that
 
 BODY = "boxlite.body"  # key of the ASGI scope: a JSON body, parsed and validated
 
@@ -130,8 +132,11 @@ VALIDATORS: dict[str, Any] = {
 
 async def _limited(receive: Receive, most: int, what: str) -> AsyncIterator[bytes]:
     size, more = 0, True
+    deadline = time.monotonic() + MAX_SECONDS
     while more:
         message = await receive()
+        if time.monotonic() > deadline:
+            raise RequestTimeoutError(f"the {what} did not come whole within {MAX_SECONDS:g} s")
         if message["type"] == "http.disconnect":
             raise BadRequestProblem(detail="the client went away in the middle of the request body")
         chunk = message.get("body", b"")
