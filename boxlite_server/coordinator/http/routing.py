@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
 from connexion.decorators import StarletteDecorator
 from connexion.decorators.parameter import AsyncParameterDecorator
+from connexion.exceptions import UnsupportedMediaTypeProblem
 from connexion.lifecycle import ConnexionRequest
 from connexion.middleware import ConnexionMiddleware
 from connexion.middleware.context import ContextMiddleware
@@ -108,6 +109,8 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
         self._parameters.validate(scope)
         check_content_type(scope, self._operation.consumes)
         mime_type, encoding = self.extract_content_type(scope["headers"])
+        if not mime_type.isascii():  # Connexion cannot read it
+            raise UnsupportedMediaTypeProblem(detail="the Content-Type holds characters that no type has")
         body = self._body_of(mime_type.lower(), encoding)
         if body is not None:
             receive, scope = await body.wrap_receive(receive, scope=scope)
