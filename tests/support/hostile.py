@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from support.operations import METHODS, SPEC
 
@@ -66,6 +68,23 @@ HEADERS = {
 }
 
 
+# The same, for programs that write JSON and URLs themselves.
+HOSTILE_TEXTS = [
+    unquote(text, errors="surrogateescape") for text in URL_TEXTS if "%ED" not in text and "%FF" not in text
+]
+HOSTILE_VALUES: list[Any] = [
+    *(10**400, -(10**400), 10**4200, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, -1, 0, True, None, 1.5),
+    *("\0", "a\0b", "\ud800", "\udc00\ud800", "", "\n", "a" * 100_000, DIGITS, "💩", [], {}, [None], [[]], ["\0"]),
+    *({"\0": "\0"}, {"a": "\0"}, {"a": "\ud800"}, {"": ""}, {"a": 1}, json.loads(NESTED), ["a"] * 10_000),
+]
+
+
+def made_up_token(chance: random.Random) -> str:
+    """A page token that no server has issued, and that can be read."""
+    place = json.dumps([chance.choice(HOSTILE_VALUES), chance.choice(HOSTILE_VALUES)])
+    return base64.urlsafe_b64encode(place.encode()[:20_000]).decode()
+
+
 class Hostile(NamedTuple):
     """One request; `why` says what is wrong with it."""
 
@@ -110,7 +129,7 @@ class _Requests:
         known: Mapping[str, str],
         texts: Callable[[str], bool],
     ) -> None:
-        parameters = [_resolved(p) for p in [*item.get("parameters", []), *operation.get("parameters", [])]]
+        parameters = [resolved(p) for p in [*item.get("parameters", []), *operation.get("parameters", [])]]
         self.name, self.path, self.method = operation["operationId"], path, method
         self.url_texts = [text for text in URL_TEXTS if texts(text)]
         self.json_texts = [text for text in JSON_TEXTS if texts(text)]
@@ -121,7 +140,7 @@ class _Requests:
         kinds = operation.get("requestBody", {}).get("content", {})
         self.kind = next(iter(kinds), "")
         self.typed = {"Content-Type": self.kind} if self.kind else {}
-        self.schema = _resolved(kinds[self.kind]["schema"]) if self.kind == "application/json" else {}
+        self.schema = resolved(kinds[self.kind]["schema"]) if self.kind == "application/json" else {}
         self.whole = _smallest(self.schema) if self.schema else None
         if operation["tags"] == ["Workers"] and "example" in kinds.get(self.kind, {}):
             self.whole = kinds[self.kind]["example"]
@@ -186,7 +205,7 @@ class _Requests:
         return Hostile(f"{self.name}: {why}", self.method, target, sent, self.body if body is None else body)
 
 
-def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
     while "$ref" in schema:
         node: Any = SPEC
         for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -194,13 +213,13 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         schema = node
     for form in ("allOf", "anyOf", "oneOf"):
         for each in schema.get(form, []):
-            schema = {**_resolved(each), **schema}
+            schema = {**resolved(each), **schema}
     return schema
 
 
 def _smallest(schema: dict[str, Any]) -> Any:
     """A value that fits, as small as can be."""
-    schema = _resolved(schema)
+    schema = resolved(schema)
     if "enum" in schema:
         return schema["enum"][0]
     match schema.get("type"):
@@ -219,12 +238,12 @@ def _smallest(schema: dict[str, Any]) -> Any:
 
 def _with_holes(schema: dict[str, Any], whole: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """Yield copies of `whole` with one value replaced by a hole, at every place that the schema knows."""
-    schema = _resolved(schema)
+    schema = resolved(schema)
     if not isinstance(whole, dict):
         return
     for name, part in schema.get("properties", {}).items():
-        place, part = f"{where}{name}", _resolved(part)
+        place, part = f"{where}{name}", resolved(part)
         yield place, {**whole, name: _HOLE}
-        inner = _resolved(part["items"]) if part.get("type") == "array" else part
+        inner = resolved(part["items"]) if part.get("type") == "array" else part
         for deeper, value in _with_holes(inner, _smallest(inner), f"{place}."):
             yield deeper, {**whole, name: [value] if part.get("type") == "array" else value}
