@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from schemathesis.openapi.checks import (
     RejectedPositiveData,
     UnsupportedMethodResponse,
 )
-from support.hostile import HOSTILE_TEXTS, HOSTILE_VALUES, made_up_token, resolved
+from support.hostile import HOSTILE_TEXTS, HOSTILE_VALUES, MADE_UP_TOKENS, resolved
 
 from boxlite_server.coordinator.http.routing import find_handler
 
@@ -37,7 +38,7 @@ WORKER = os.environ["BOXLITE_FUZZ_WORKER"]
 KEY = "Idempotency-Key"
 MAX_BOXES = 24  # boxes that live at a time; the oldest is removed first
 MAX_SECONDS = 2  # of a command
-HOSTILE = 5  # one in so many requests holds a value that random generation never arrives at
+HOSTILE = 3  # one in so many requests holds a value that random generation never arrives at
 
 # What a request that fits its schema may still be refused with.
 PROMISED = {
@@ -65,6 +66,7 @@ _EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(dat
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
 _known: set[str] = set()  # ids of boxes that there are or were
+_tokens = itertools.cycle(MADE_UP_TOKENS)  # in turn, so that each of them comes soon
 _hostile: set[str] = set()  # ids of the requests into which something was put
 
 
@@ -107,8 +109,8 @@ def _make_hostile(case: Any, kwargs: dict[str, Any], chance: random.Random) -> N
         return
     _hostile.add(case.id)
     part, name = chance.choice(places)
-    if name == "pageToken":
-        case.query = {**(case.query or {}), name: made_up_token(chance)}
+    if "pageToken" in _query_names(case) and chance.random() < 0.5:
+        case.query = {**(case.query or {}), "pageToken": next(_tokens)}
     elif part == "query":
         case.query = {**(case.query or {}), name: chance.choice(HOSTILE_TEXTS)}
     elif case.media_type == "application/x-www-form-urlencoded":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -79,10 +78,16 @@ HOSTILE_VALUES: list[Any] = [
 ]
 
 
-def made_up_token(chance: random.Random) -> str:
-    """A page token that no server has issued, and that can be read."""
-    place = json.dumps([chance.choice(HOSTILE_VALUES), chance.choice(HOSTILE_VALUES)])
-    return base64.urlsafe_b64encode(place.encode()[:20_000]).decode()
+# What a page token may hold instead of the place that it names.
+_PLACES = (10**400, -(10**400), float("inf"), float("nan"), "\0", "\ud800", "9" * 400, "nan", "", None, True, [], {})
+
+
+def _token(place: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+# Page tokens that no server has issued, and that can be read.
+MADE_UP_TOKENS = [_token(place) for held in _PLACES for place in ([held, "a"], [1, held], held)]
 
 
 class Hostile(NamedTuple):
