@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_coordinator(arguments: argparse.Namespace) -> int:
+    from ..coordinator.http.connections import ConnectionLimits
     from ..coordinator.limits import Policy
     from ..coordinator.server import CoordinatorConfig, run
 
@@ -55,6 +56,9 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             database=arguments.database,
             api_key=arguments.api_key,
             no_auth=arguments.no_auth,
+            allowed_origins=tuple(arguments.allow_origin),
+            allowed_hosts=tuple(arguments.allow_host),
+            limits=ConnectionLimits(count=arguments.max_connections, idle=arguments.idle_timeout),
             policy=Policy(
                 default_auto_stop=arguments.default_auto_stop,
                 default_auto_delete=arguments.default_auto_delete,
@@ -162,6 +166,21 @@ def _add_coordinator(commands: _Commands) -> None:
         action="store_true",
         help="serve without an API key on any address (default: without a key, serve on loopback only)",
     )
+    _add_browsers(parser)
+    parser.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=types.positive,
+        default=10_000,
+        help="serve at most N connections at a time, and no more than three quarters of the limit of open files",
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=types.seconds,
+        default=75.0,
+        help="close a connection without a request after this long",
+    )
     parser.add_argument(
         "--reconnect-grace",
         metavar="SECONDS",
@@ -198,6 +217,26 @@ def _add_coordinator(commands: _Commands) -> None:
         help="allow each prefix (tenant) at most N boxes (default: no limit)",
     )
     _add_debug(parser)
+
+
+def _add_browsers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-origin",
+        metavar="ORIGIN",
+        type=types.origin,
+        action="append",
+        default=[],
+        help="let pages of this web site use the API, for example https://app.example.com, or * for all; may be "
+        "repeated (default: only pages of the coordinator itself)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="without an API key, serve requests to this host name too, or * for any; may be repeated "
+        "(default: names and addresses of loopback, and the address given with --host)",
+    )
 
 
 def _add_worker(commands: _Commands) -> None:

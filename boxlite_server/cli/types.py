@@ -79,6 +79,17 @@ def http_url(text: str) -> str:
     raise argparse.ArgumentTypeError(f"'{text}' is no URL of the form http://HOST:PORT")
 
 
+def origin(text: str) -> str:
+    from ..coordinator.http.origins import ANY, normal
+
+    with contextlib.suppress(ValueError):
+        parts, plain = urlsplit(text), text.rstrip("/")
+        is_origin = parts.scheme and parts.hostname and not parts.username and parts.port != 0
+        if text == ANY or (is_origin and plain == f"{parts.scheme}://{parts.netloc}"):
+            return normal(plain)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither * nor an origin of the form https://HOST[:PORT]")
+
+
 def database(text: str) -> Path | str:
     from ..coordinator.store.connection import is_url
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from .. import descriptors, errors
 from ..formats import in_url
@@ -22,6 +23,8 @@ from .core import Core
 from .domain.executions import RECONNECT_GRACE
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
+from .http.connections import ConnectionLimits, Connections
+from .http.origins import Origins, bound_names
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import KEEPALIVE_SECONDS, Policy
 from .store.connection import shown
@@ -38,21 +41,47 @@ class CoordinatorConfig:
     port: int = 8200  # 0: any free one
     api_key: str | None = None
     no_auth: bool = False
+    allowed_origins: tuple[str, ...] = ()  # of other web sites whose pages may use the API; * for all
+    allowed_hosts: tuple[str, ...] = ()  # names of this coordinator, beside its own, without an API key; * for any
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     policy: Policy = field(default_factory=Policy)
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
     orphan_grace: float = ORPHAN_GRACE_SECONDS  # seconds
 
 
-class _Server(uvicorn.Server):
-    """A server that tells long answers to end as soon as a signal asks the process to end."""
+class Server(uvicorn.Server):
+    """Serves an ASGI application over HTTP/1.1 and WebSocket, within `limits`. Sets `stopping` as soon as a signal asks
+    the process to end, so that long answers end."""
 
-    def __init__(self, config: uvicorn.Config, core: Core) -> None:
-        super().__init__(config)
-        self._core = core
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, stopping: asyncio.Event, *, debug: bool = False) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                http=HttpProtocol,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                ws=WebSocketProtocol,
+                ws_ping_interval=KEEPALIVE_SECONDS,
+                ws_ping_timeout=None,
+                ws_per_message_deflate=False,
+                timeout_keep_alive=limits.idle,  # type: ignore[arg-type]  # fractions of a second are fine
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                log_config=None,
+                access_log=debug,
+                server_header=False,
+            )
+        )
+        self.server_state = self._connections = Connections(limits)
+        self._stopping = stopping
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once in a second
+            self._connections.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._core.stopping.set()
+        self._stopping.set()
         super().handle_exit(sig, frame)
 
 
@@ -78,23 +107,8 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
     )
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
-    server = _Server(
-        uvicorn.Config(
-            create_app(core),
-            lifespan="on",
-            http=HttpProtocol,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            ws=WebSocketProtocol,
-            ws_ping_interval=KEEPALIVE_SECONDS,
-            ws_ping_timeout=None,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            log_config=None,
-            access_log=config.debug,
-            server_header=False,
-        ),
-        core,
-    )
+    app = create_app(core, _origins(config, host), config.limits.body)
+    server = Server(app, config.limits, core.stopping, debug=config.debug)
     gc.collect()
     gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])
@@ -107,6 +121,11 @@ def _refuse_open_door(config: CoordinatorConfig) -> None:
         f"without an API key the coordinator serves loopback addresses only, and {config.host} is none: "
         "give --api-key (or BOXLITE_API_KEY), or --no-auth to let everybody in"
     )
+
+
+def _origins(config: CoordinatorConfig, address: str) -> Origins:
+    hosts = None if config.api_key else bound_names(config.host, address, config.allowed_hosts)
+    return Origins(hosts, config.allowed_origins)
 
 
 def is_loopback(host: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from ..errors import BoxliteError
 
@@ -43,20 +46,48 @@ class HealthServer:
         self._server.server_close()
 
 
+MAX_CONNECTIONS = 32  # at a time; further ones are closed
+MAX_SECONDS = 10.0  # for a request and its answer
+
+
 def _server_class(host: str) -> type[ThreadingHTTPServer]:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if not self.room.acquire(blocking=False):
+                self.shutdown_request(request)
+                return
+            super().process_request(request, client_address)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            # A client that sends byte by byte is never silent, so the whole connection is bounded.
+            cut = threading.Timer(MAX_SECONDS, _cut, [request])
+            cut.daemon = True
+            cut.start()
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                cut.cancel()
+                self.room.release()
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            log.debug("a client of the health port went away", exc_info=True)
 
     if ":" in host:
-        import socket
-
         Server.address_family = socket.AF_INET6
     return Server
 
 
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds that a client may be silent
     server_version = "boxlite-worker"
+    sys_version = ""  # the version of Python is nobody's business
 
     @staticmethod
     def reason() -> str | None:

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import atexit
 import io
+import itertools
 import json
 import os
+import random
 import re
 import tarfile
 import zlib
 from collections import OrderedDict
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import requests
 import schemathesis
-from schemathesis.core.failures import Failure, ServerError
+from schemathesis.core.failures import AcceptedNegativeData, Failure, ServerError
 from schemathesis.openapi.checks import (
     AllowHeaderMismatch,
     JsonSchemaError,
     RejectedPositiveData,
     UnsupportedMethodResponse,
 )
+from support.hostile import HOSTILE_TEXTS, HOSTILE_VALUES, MADE_UP_TOKENS, resolved
 
 from boxlite_server.coordinator.http.routing import find_handler
 
@@ -35,6 +38,7 @@ WORKER = os.environ["BOXLITE_FUZZ_WORKER"]
 KEY = "Idempotency-Key"
 MAX_BOXES = 24  # boxes that live at a time; the oldest is removed first
 MAX_SECONDS = 2  # of a command
+HOSTILE = 3  # one in so many requests holds a value that random generation never arrives at
 
 # What a request that fits its schema may still be refused with.
 PROMISED = {
@@ -62,11 +66,14 @@ _EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(dat
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
 _known: set[str] = set()  # ids of boxes that there are or were
+_tokens = itertools.cycle(MADE_UP_TOKENS)  # in turn, so that each of them comes soon
+_hostile: set[str] = set()  # ids of the requests into which something was put
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Keep what is asked for cheap, local, and off the one worker that matters."""
+    """Put what no schema describes into some requests, and keep what is asked for cheap, local, and off the one worker
+    that matters."""
     body, operation_id = case.body, _operation_id(case)
     key = case.headers.get(KEY)
     if isinstance(key, str) and 0 < len(key) < 200 and zlib.crc32(key.encode()) % 8 and not _is_about(case, "header"):
@@ -88,6 +95,38 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _nowhere(body)
     elif operation_id in ("removeWorker", "setWorkerStatus") and case.path_parameters.get("worker_id") == WORKER:
         case.path_parameters = {**case.path_parameters, "worker_id": "W0rk3r000001"}
+    if zlib.crc32(case.id.encode()) % HOSTILE == 0:
+        _make_hostile(case, kwargs, random.Random(case.id))
+
+
+def _make_hostile(case: Any, kwargs: dict[str, Any], chance: random.Random) -> None:
+    """Replace one value of the request as it is sent. Random texts are never page tokens, random forms are never long,
+    and the fuzzer itself cannot read all of these values."""
+    places = [("query", name) for name in _query_names(case)]
+    if isinstance(case.body, dict):
+        places += [("body", name) for name in (*_body_names(case), "unknown")]
+    if not places:
+        return
+    _hostile.add(case.id)
+    part, name = chance.choice(places)
+    if "pageToken" in _query_names(case) and chance.random() < 0.5:
+        case.query = {**(case.query or {}), "pageToken": next(_tokens)}
+    elif part == "query":
+        case.query = {**(case.query or {}), name: chance.choice(HOSTILE_TEXTS)}
+    elif case.media_type == "application/x-www-form-urlencoded":
+        fields = {f"f{n}": 1 for n in range(chance.choice((0, 99, 1100, 10_000)))}
+        kwargs["data"] = urlencode({**case.body, name: chance.choice(HOSTILE_TEXTS), **fields}, errors="surrogatepass")
+    else:
+        kwargs["data"] = json.dumps({**case.body, name: chance.choice(HOSTILE_VALUES)}).encode()
+
+
+def _query_names(case: Any) -> list[str]:
+    return [parameter.name for parameter in case.operation.query]
+
+
+def _body_names(case: Any) -> list[str]:
+    schema = case.operation.definition.raw.get("requestBody", {}).get("content", {}).get(case.media_type, {})
+    return list(resolved(schema.get("schema", {})).get("properties", {}))
 
 
 @schemathesis.hook
@@ -109,6 +148,8 @@ def after_call(context: Any, case: Any, response: Any) -> None:
 @schemathesis.hook
 def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> bool:
     """False for what is no failure: an operation that is not built says 501, and refusals that are promised."""
+    if case.id in _hostile and isinstance(failure, RejectedPositiveData | AcceptedNegativeData):
+        return False  # what was put into it may be right or wrong
     if response.status_code == 501 and isinstance(failure, ServerError):
         return _is_built(case)
     if response.status_code == 503 and isinstance(failure, ServerError | RejectedPositiveData):

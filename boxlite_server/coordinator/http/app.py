@@ -22,9 +22,11 @@ from swagger_ui_bundle import swagger_ui_path
 from ... import errors, specs
 from ..core import Core
 from .attach.routes import Attach
+from .connections import ConnectionLimits
 from .edge import Edge
 from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
+from .origins import Origins
 from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
@@ -47,12 +49,16 @@ _SWAGGER_PAGE = """<!doctype html>
 """
 
 
-def create_app(core: Core) -> ASGIApp:
-    """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown."""
+def create_app(core: Core, origins: Origins | None = None, body_seconds: float = ConnectionLimits.body) -> ASGIApp:
+    """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown.
+
+    `origins`: the web sites whose pages may use the API; by default its own only. `body_seconds`: the longest pause in
+    a request's body.
+    """
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
-    return Edge(http, Attach(core), core.authenticator, _open_paths(spec))
+    return Edge(http, Attach(core), core.authenticator, _open_paths(spec), origins, body_seconds)
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:

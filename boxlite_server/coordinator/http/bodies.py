@@ -9,34 +9,44 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ... import errors
-from .errors import REQUEST_ID
+from .errors import REQUEST_ID, RequestTimeoutError
 
 log = logging.getLogger(__name__)
-
-SILENCE_SECONDS = 120.0  # a client that sends nothing for this long counts as gone
 
 # Limits for reading on after a refusal: a client that is interrupted in the middle of its body loses the answer.
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 * 1024 * 1024
 
 
-async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """Yield the chunks of an archive that a client sends.
+def bounded(receive: Receive, seconds: float) -> Receive:
+    """Bound the time between two pieces of a request's body. The `receive` that is returned raises RequestTimeoutError
+    after `seconds` without the next piece; how long a whole body takes is not bounded."""
+    ended = False
 
-    Raises TimedOutError when the client falls silent, and InvalidArgumentError when it disconnects before the end.
-    """
+    async def receive_in_time() -> Message:
+        nonlocal ended
+        if ended:  # what comes next is the end of the connection
+            return await receive()
+        try:
+            async with asyncio.timeout(seconds):
+                message = await receive()
+        except TimeoutError:
+            raise RequestTimeoutError(f"the request's body did not go on for {seconds:g} s") from None
+        ended = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Yield the chunks of an archive that a client sends. Raises InvalidArgumentError when the client disconnects
+    before the end."""
     try:
-        while True:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                chunk = await anext(body)
+        async for chunk in body:
             yield chunk
-    except StopAsyncIteration:
-        return
-    except TimeoutError:
-        raise errors.TimedOutError(f"the archive did not go on for {SILENCE_SECONDS:.0f} s") from None
     except ClientDisconnect:
         raise errors.InvalidArgumentError("the client went away in the middle of the archive") from None
 
@@ -44,7 +54,7 @@ async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
 async def drain(body: AsyncGenerator[bytes, None]) -> None:
     """Read on for a while after a refusal, and discard it, so that the client gets to read the refusal."""
     size = 0
-    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError, RequestTimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             async for chunk in body:
                 size += len(chunk)

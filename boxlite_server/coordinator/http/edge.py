@@ -1,4 +1,5 @@
-"""The first step of every HTTP and WebSocket request: give it an id, authenticate it, write out its prefix.
+"""The first step of every HTTP and WebSocket request: give it an id, refuse it to pages of other web sites,
+authenticate it, write out its prefix.
 
 Released clients write the box paths in three ways: without a prefix, under ``default``, and under a prefix of
 their own. The edge turns all three into ``/v1/{prefix}/…``.
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids
 from ..auth import Authenticator
+from .bodies import bounded
+from .connections import ConnectionLimits
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
+from .origins import Origins, preflight
 
 # A path that begins with one of these names a resource and has no prefix; it gets the caller's own.
 _PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
@@ -25,14 +29,24 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Edge:
-    """ASGI middleware around the applications `http` and `websocket`. Requests to `open_paths` need no credential."""
+    """ASGI middleware around the applications `http` and `websocket`. Requests to `open_paths` need no credential.
+    `origins`: the web sites whose pages may send requests; by default those of this server only. `body_seconds`: the
+    longest pause in a request's body."""
 
     def __init__(
-        self, http: ASGIApp, websocket: ASGIApp, authenticator: Authenticator, open_paths: Collection[str]
+        self,
+        http: ASGIApp,
+        websocket: ASGIApp,
+        authenticator: Authenticator,
+        open_paths: Collection[str],
+        origins: Origins | None = None,
+        body_seconds: float = ConnectionLimits.body,
     ) -> None:
         self._apps = {"http": http, "websocket": websocket}
         self._lifespan = http
         self._authenticator = authenticator
+        self._origins = origins or Origins()
+        self._body_seconds = body_seconds
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,16 +58,23 @@ class Edge:
         scope = dict(scope)
         scope[REQUEST_ID] = request_id if _REQUEST_ID.fullmatch(request_id) else ids.request_id()
         scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
-        send = _with_headers(send, scope[REQUEST_ID])
+        more: dict[str, str] = {}
+        send = _with_headers(send, scope[REQUEST_ID], more)
         try:
+            more.update(self._origins.check(scope, headers))
+            if answer := preflight(scope, headers):  # which carries no credential
+                await answer(scope, receive, send)
+                return
             self._admit(scope, headers)
         except errors.BoxliteError as exc:
             await error_response(scope, exc)(scope, receive, send)
             return
         if scope["type"] == "websocket":
             await self._apps["websocket"](scope, receive, send)
-        else:
+        elif scope["method"] == "GET":
             await self._answer(scope, receive, send)
+        else:
+            await self._answer(scope, bounded(receive, self._body_seconds), send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the HTTP application, and answer 503 if the server cancels the request before its answer has begun.
@@ -102,7 +123,7 @@ def canonical(path: str, own_prefix: str) -> str:
     return path
 
 
-def _with_headers(send: Send, request_id: str) -> Send:
+def _with_headers(send: Send, request_id: str, more: Mapping[str, str]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             message.setdefault("headers", [])
@@ -111,6 +132,7 @@ def _with_headers(send: Send, request_id: str) -> Send:
             headers.setdefault("X-Request-Id", request_id)
             if seconds := RETRY_AFTER.get(message.get("status", 0)):
                 headers.setdefault("Retry-After", str(seconds))
+            headers.update(more)
         await send(message)
 
     return send_with_headers

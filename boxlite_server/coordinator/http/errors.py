@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import connexion.exceptions
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ... import errors
+from ... import errors, ids
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,12 @@ _METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"}
 
 class MethodNotAllowedError(errors.UnsupportedError):
     status = 405
+
+
+class RequestTimeoutError(errors.TimedOutError):
+    """The client did not go on with its request in time; its connection is closed."""
+
+    status = 408
 
 
 class PayloadTooLargeError(errors.InvalidArgumentError):
@@ -78,6 +85,8 @@ def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None 
     """Build the answer to a failed request; `methods` gives a 405 its `Allow` header."""
     error = _translate(scope, exc)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 408:
+        headers = {"Connection": "close"}
     if error.status == 426:
         headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     if isinstance(exc, HTTPException) and exc.headers:
@@ -87,6 +96,16 @@ def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None 
     return Response(
         json.dumps(error_body(scope, error)), status_code=error.status, media_type="application/json", headers=headers
     )
+
+
+def raw_response(error: errors.BoxliteError) -> bytes:
+    """Build the bytes of the answer to what is not a request; the connection has to be closed after them."""
+    request_id = ids.request_id()
+    response = error_response({REQUEST_ID: request_id}, error)
+    response.headers.update({"X-Request-Id": request_id, "Connection": "close"})
+    lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())]
+    lines += [b"%s: %s" % (name, value) for name, value in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
 
 
 def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:

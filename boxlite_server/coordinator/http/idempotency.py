@@ -21,7 +21,7 @@ from ... import errors
 from ..leases import Leases
 from ..limits import REQUEST_SECONDS
 from ..store import Answer, Store
-from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, error_response
+from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RequestTimeoutError, error_response
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Idempotency:
         scope[REQUEST_KEY] = "/".join(claim)
 
         async def keep(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+            if body.cut_off:
+                return
             names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
             answer = Answer(
                 request=_line(scope),
@@ -104,10 +106,17 @@ class _Body:
         self.hash = hashlib.sha256()
         self.size = 0
         self.ended = False
+        self.cut_off = False  # the client went away, or fell silent, before the end
 
     async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request" and not self.ended:
+        try:
+            message = await self._receive()
+        except RequestTimeoutError:
+            self.cut_off = True
+            raise
+        if message["type"] == "http.disconnect":
+            self.cut_off |= not self.ended
+        elif not self.ended:
             chunk = message.get("body", b"")
             self.hash.update(chunk)
             self.size += len(chunk)
@@ -119,7 +128,8 @@ class _Recorder:
     """Keeps the answer on its way to the client, just before its end is sent: a client that has the whole answer
     can rely on its replay.
 
-    An answer that only says "try again" (429, 5xx) is not kept, nor is one that is too large.
+    An answer that only says "try again" (429, 5xx) is not kept, nor is one that is too large, nor the answer to a
+    request whose body was cut off.
     """
 
     def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]) -> None:

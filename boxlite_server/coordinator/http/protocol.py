@@ -1,35 +1,118 @@
-"""HTTP below the application: answers to bytes that are not a request, which no ASGI application gets to see."""
+"""HTTP below the application: answers to bytes that are not a request, which no ASGI application gets to see, and the
+bounds of a connection's time."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+from typing import Any
 
 import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import errors, ids
-from .errors import REQUEST_ID, HeadTooLargeError, error_body
+from .connections import Connections, is_silent
+from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response, raw_response
 
 MAX_HEAD_BYTES = 64 * 1024
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP/1.1 whose refusals carry the API's error body."""
+    """HTTP/1.1 whose refusals carry the API's error body, and whose connections are bounded by `server_state`."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: Connections,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._registry = server_state
+        self._is_refused = False
+        self.idle_since = self.unread_since = self.loop.time()
+        self.head_since: float | None = None
+        self.unread = 0
 
     def send_400_response(self, msg: str) -> None:
         """Answer and close. Uvicorn says only that h11 refused the request; the size of the buffer tells why."""
-        scope = {REQUEST_ID: ids.request_id()}
         error: errors.BoxliteError = errors.InvalidArgumentError("this is not an HTTP/1.1 request")
         if len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
             error = HeadTooLargeError(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
-        body = json.dumps(error_body(scope, error)).encode()
-        headers = [
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))),
-            ("X-Request-Id", scope[REQUEST_ID]),
-            ("Connection", "close"),
-        ]
-        head = h11.Response(status_code=error.status, headers=headers)
-        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        self._refuse(error)
+
+    def time_out(self) -> None:
+        """Answer a client that does not finish the head of its request, or the rest of a body that was refused."""
+        self._refuse(RequestTimeoutError(f"the request was not complete within {self._registry.limits.head:g} s"))
+
+    def is_gone(self) -> bool:
+        """Whether the client of a long answer has vanished."""
+        return self._is_answering() and is_silent(self.transport.get_extra_info("socket"))
+
+    def _refuse(self, error: errors.BoxliteError) -> None:
+        self._registry.idle.pop(self, None)
+        if self._is_answering():
+            self.transport.abort()
+            return
+        if self._is_busy():  # the application is told that the client is gone
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.cycle is None or not self.cycle.response_complete or self.conn.their_state is h11.IDLE:
+            self.transport.write(raw_response(error))
         self.transport.close()
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_answering(self) -> bool:
+        return self._is_busy() and self.cycle.response_started
+
+    # ---- overrides ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._registry.has_room():
+            self._registry.idle[self] = None
+        elif self._registry.is_overrun():
+            transport.abort()
+        else:
+            self._is_refused = True
+            self.app = _answer_that_it_is_full
+            self._registry.idle[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._registry.idle.pop(self, None)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self._is_busy():
+            self._registry.idle.pop(self, None)
+            self.head_since = None
+        elif self.head_since is None and (self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]):
+            self.head_since = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        self.head_since = None
+        super().on_response_complete()
+        if not self._is_busy() and not self.transport.is_closing():
+            self.idle_since = self.loop.time()
+            self._registry.idle[self] = None
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        if self._is_refused:
+            self._refuse(_full())
+            return
+        self._registry.idle.pop(self, None)
+        super().handle_websocket_upgrade(event)
+
+
+def _full() -> errors.BoxliteError:
+    return errors.BusyError("this coordinator has as many connections as it can serve; try again")
+
+
+async def _answer_that_it_is_full(scope: Scope, receive: Receive, send: Send) -> None:
+    response = error_response({**scope, REQUEST_ID: ids.request_id()}, _full())
+    response.headers.update({"Connection": "close", "Retry-After": "5"})
+    await response(scope, receive, send)

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
 from connexion.decorators import StarletteDecorator
 from connexion.decorators.parameter import AsyncParameterDecorator
+from connexion.exceptions import UnsupportedMediaTypeProblem
 from connexion.lifecycle import ConnexionRequest
 from connexion.middleware import ConnexionMiddleware
 from connexion.middleware.context import ContextMiddleware
@@ -36,7 +37,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import NotBuiltError
 from ..core import Core
-from .validation import BODY
+from .validation import BODY, check_content_type
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -106,7 +107,11 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._parameters.validate(scope)
-        body = self._body_of(*self.extract_content_type(scope["headers"]))
+        check_content_type(scope, self._operation.consumes)
+        mime_type, encoding = self.extract_content_type(scope["headers"])
+        if not mime_type.isascii():  # Connexion cannot read it
+            raise UnsupportedMediaTypeProblem(detail="the Content-Type holds characters that no type has")
+        body = self._body_of(mime_type.lower(), encoding)
         if body is not None:
             receive, scope = await body.wrap_receive(receive, scope=scope)
         await self.next_app(scope, receive, send)

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from connexion.exceptions import BadRequestProblem
+from connexion.exceptions import BadRequestProblem, UnsupportedMediaTypeProblem
 from connexion.uri_parsing import OpenAPIURIParser
 from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, FormDataValidator, ParameterValidator
 from jsonschema import ValidationError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Receive, Scope
 
 from ...formats import parse_json
 from ..schemas import describe, validate
-from .errors import PayloadTooLargeError
+from .errors import PayloadTooLargeError, RequestTimeoutError
 
 MAX_JSON_BYTES = 2 * 1024 * 1024
 MAX_FORM_BYTES = 64 * 1024
 MAX_FORM_FIELDS = 100
+MAX_SECONDS = 300.0  # for a JSON body or a form to come whole; released clients give up after that
 
 BODY = "boxlite.body"  # key of the ASGI scope: a JSON body, parsed and validated
+
+
+def check_content_type(scope: Scope, accepted: Collection[str]) -> None:
+    """Raise UnsupportedMediaTypeProblem for a POST whose body is of another type than its operation takes.
+
+    A page of another web site can send bodies of some types, or without a type, and does not have to ask first.
+    A body without a type is an octet stream.
+    """
+    headers = Headers(scope=scope)
+    if scope["method"] != "POST" or not ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
+        return
+    accepted = accepted or ("application/json",)
+    given = headers.get("content-type", "").partition(";")[0].strip() or "application/octet-stream"
+    if given.lower() not in accepted:
+        raise UnsupportedMediaTypeProblem(
+            detail=f"a body of type '{given}' is not taken here; its Content-Type has to be {' or '.join(accepted)}"
+        )
 
 
 class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
@@ -113,8 +132,11 @@ VALIDATORS: dict[str, Any] = {
 
 async def _limited(receive: Receive, most: int, what: str) -> AsyncIterator[bytes]:
     size, more = 0, True
+    deadline = time.monotonic() + MAX_SECONDS
     while more:
         message = await receive()
+        if time.monotonic() > deadline:
+            raise RequestTimeoutError(f"the {what} did not come whole within {MAX_SECONDS:g} s")
         if message["type"] == "http.disconnect":
             raise BadRequestProblem(detail="the client went away in the middle of the request body")
         chunk = message.get("body", b"")

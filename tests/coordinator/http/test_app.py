@@ -262,9 +262,37 @@ def test_what_is_no_request_gets_the_contracts_body_too(lonely: Cluster, request
     assert error_of(answer) == (expected, "InvalidArgumentError", "invalid_argument")
 
 
-def test_a_json_body_needs_neither_content_type_nor_content_length(lonely: Cluster) -> None:
-    status, _, body = lonely.http("POST", "/v1/boxes", iter([b'{"ima', b'ge": 3}']))
+def test_a_json_body_needs_no_content_length(lonely: Cluster) -> None:
+    status, _, body = lonely.http("POST", "/v1/boxes", iter([b'{"ima', b'ge": 3}']), headers=JSON)
     assert (status, body["error"]["message"]) == (400, "body: 'image': 3 is not of type 'string'")
+
+
+SIMPLE = ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "x"]
+
+
+@pytest.mark.parametrize("path", ["/v1/boxes", "/v1/boxes/x/exec", "/v1/boxes/x/stop", "/v1/boxes/x/start",
+                                  "/v1/boxes/x/clone", "/v1/volumes", "/v1/boxes/x/executions/y/input",
+                                  "/v1/boxes/import", "/v1/admin/workers"])  # fmt: skip
+@pytest.mark.parametrize("kind", SIMPLE)
+def test_a_body_is_taken_only_with_its_type(lonely: Cluster, path: str, kind: str) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    untyped_stream = not kind and path.endswith(("input", "import"))
+    for body in (b'{"image": "alpine", "command": "id"}', iter([b'{"image": ', b'"alpine"}'])):
+        status, _, code = error_of(lonely.http("POST", path, body, headers=headers))
+        assert (status != 415, code == "invalid_argument") == (untyped_stream, status != 404)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/json;q=1"])
+def test_a_type_may_be_written_in_several_ways(lonely: Cluster, kind: str) -> None:
+    answer = lonely.http("POST", "/v1/boxes", b'{"image": 3}', headers={"Content-Type": kind})
+    assert (answer[0], answer[2]["error"]["message"]) == (400, "body: 'image': 3 is not of type 'string'")
+
+
+def test_no_body_needs_no_type(lonely: Cluster) -> None:
+    """As clients start and stop boxes."""
+    for path in ("start", "stop", "clone", "snapshots/s/restore", "executions/y/input"):
+        for headers in ({}, {"Content-Length": "0"}):
+            assert error_of(lonely.http("POST", f"/v1/boxes/x/{path}", headers=headers))[0] == 404
 
 
 def test_a_repeated_parameter_may_hold_commas(lonely: Cluster) -> None:

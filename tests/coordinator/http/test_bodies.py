@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -39,10 +40,35 @@ def test_a_body_is_handed_on() -> None:
     assert asyncio.run(collected(body())) == [b"one", b"two"]
 
 
-def test_a_client_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SILENCE_SECONDS", 0.01)
-    with pytest.raises(TimedOutError, match="did not go on"):
-        asyncio.run(collected(silent()))
+def test_a_client_that_falls_silent_in_the_middle_of_a_body_is_given_up() -> None:
+    async def story() -> None:
+        pieces = iter([{"type": "http.request", "body": b"one", "more_body": True}])
+
+        async def receive() -> Any:
+            return next(pieces, None) or await asyncio.Event().wait()
+
+        in_time = bodies.bounded(receive, 0.01)
+        assert (await in_time())["body"] == b"one"
+        with pytest.raises(TimedOutError, match="did not go on"):
+            await in_time()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_waits_for_its_answer_is_not_given_up() -> None:
+    async def story() -> None:
+        goes = asyncio.Event()
+        pieces = iter([{"type": "http.request", "body": b"all", "more_body": False}])
+
+        async def receive() -> Any:
+            return next(pieces, None) or (await goes.wait() and {"type": "http.disconnect"})
+
+        in_time = bodies.bounded(receive, 0.01)
+        await in_time()
+        asyncio.get_running_loop().call_later(0.05, goes.set)
+        assert (await in_time())["type"] == "http.disconnect"
+
+    asyncio.run(story())
 
 
 def test_a_client_that_goes_away_is_no_end() -> None:

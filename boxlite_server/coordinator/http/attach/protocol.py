@@ -10,23 +10,22 @@ between. So each piece of output is followed by a ping that carries the number o
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request
 
+from .... import errors
+from ..connections import is_silent
+from ..errors import raw_response
 from . import frames
 from .fragments import Fragmenter
 
 PEER = "peer"  # key of the scope's state: the connection's WebSocketProtocol
 
-# A client whose host acknowledges no segment for this long is gone. The kernel's own TCP_USER_TIMEOUT would also
-# end a client that is alive but does not read, and a deadline for pongs would end a client whose input the command
-# does not read.
-SILENCE_MS = 25_000
 PIECE_BYTES = 256 * 1024  # of a binary message, handed on at once
 MAX_TEXT_BYTES = 64 * 1024  # of a message of text
 _MAX_BACKLOG = 1024 * 1024  # bytes of pongs that the client does not read
@@ -39,6 +38,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, PEER: self}
+        self.unread, self.unread_since = 0, self.loop.time()  # see Connections
         self.lost = asyncio.Event()  # set at the end of the connection, for a session that is not receiving
         self.acknowledged = 0  # the highest count that the client has answered with a pong
         self.news = asyncio.Event()  # set with every change of `acknowledged`
@@ -63,10 +63,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.conn.send_ping(_COUNT.pack(count))
             self.transport.write(b"".join(self.conn.data_to_send()))
 
-    # ---- overrides ------------------------------------------------------------------------------------
+    def is_gone(self) -> bool:
+        return False  # `send_keepalive_ping` looks after that
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(self._fragmenter.push(data) if self.handshake_initiated else data)
+    # ---- overrides ------------------------------------------------------------------------------------
 
     def handle_bytes(self, event: Frame) -> None:
         self.curr_msg_data_type = "bytes"
@@ -80,7 +80,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.curr_msg_data_type == "bytes":
             self._hand_on(event)
         elif self._fits(sum(map(len, self.frames)) + len(event.data)):
-            super().handle_cont(event)
+            self._join(event)
 
     def _hand_on(self, event: Frame) -> None:
         """Give the application a piece of a binary message: `more` says whether the message goes on. No more is read
@@ -105,6 +105,39 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
         super().connection_lost(exc)
+
+    def handle_connect(self, event: Request) -> None:
+        if self.conn.accept(event).status_code == 101:
+            super().handle_connect(event)
+        else:
+            self._refuse(self.conn.handshake_exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(self._fragmenter.push(data) if self.handshake_initiated else data)
+        if not self.handshake_initiated:  # the first bytes are a whole head, which HttpProtocol has read already
+            self._refuse(self.conn.handshake_exc)
+
+    def _refuse(self, reason: Exception | None) -> None:
+        self.handshake_complete = self.close_sent = True
+        error = errors.InvalidArgumentError(f"this is not a WebSocket handshake: {reason}")
+        self.transport.write(raw_response(error))
+        self.transport.close()
+
+    def _join(self, event: Frame) -> None:
+        """Join the pieces of a message of text as they come: small ones would cost many times their size."""
+        if not isinstance(self.frames[0], bytearray):
+            self.frames = [bytearray(b"".join(self.frames))]  # type: ignore[list-item]
+        self.frames[0] += event.data
+        if event.fin:
+            self.frames = [bytes(self.frames[0])]
+            self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.conn.send_close(1007)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
     def start_keepalive(self) -> None:
         self.send_keepalive_ping()
@@ -136,12 +169,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().handle_ping()
 
 
-def is_silent(connection: Any) -> bool:
-    """Whether the peer has left several segments, or probes of its closed window, unanswered for SILENCE_MS."""
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
         return False
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-    # Fields of struct tcp_info in linux/tcp.h.
-    retransmits, probes = info[2], info[3]
-    (last_ack_ms,) = struct.unpack_from("=I", info, 56)
-    return bool(max(retransmits, probes) >= 2 and last_ack_ms > SILENCE_MS)
+    return True

@@ -236,7 +236,7 @@ class Session:
                     await self._input.put(Mark.END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
-            case {"type": "signal", "sig": int(number)} if 1 <= number <= 64:
+            case {"type": "signal", "sig": int(number)} if 1 <= number <= 64 and number is not True:
                 await self._executions.signal(self._box, self._id, number)
             case _:
                 raise errors.InvalidArgumentError(
@@ -259,5 +259,5 @@ class Session:
 
 
 def is_size(number: int) -> bool:
-    """Whether a terminal can have this many columns or rows."""
-    return 1 <= number <= 65535
+    """Whether a terminal can have this many columns or rows. JSON's `true` is a number to Python, and is none here."""
+    return 1 <= number <= 65535 and number is not True

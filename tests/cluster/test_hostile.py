@@ -1,0 +1,77 @@
+"""Requests that no honest client sends: each is answered, and none of them is a fault of the server's."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from typing import Any
+
+import pytest
+from support.cluster import Cluster
+from support.hostile import Hostile, hostile_requests
+
+EXPENSIVE = frozenset({"cloneBox", "exportBox", "createSnapshot"})
+# What would reach out to other machines, or take away what the other requests need.
+SKIPPED = frozenset({"pullImage", "removeBox", "removeImage"})
+
+
+def is_hard_for_a_database(text: str) -> bool:
+    return any(part in text for part in ("u0000", "%00", "ud8", "99999", "1e999", "1e308", "922337203"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_no_request_is_a_fault_of_the_server(
+    new_cluster: Any, test_image: str, database: str, request: pytest.FixtureRequest
+) -> None:
+    is_sqlite = database == "sqlite"
+    site = new_cluster(database=None if is_sqlite else request.getfixturevalue("postgresql").new_database())
+    site.start_coordinator()
+    site.start_worker()
+    box = made(site, "/v1/acme/boxes", {"image": test_image, "memory_mib": 128})["box_id"]
+
+    def known(operation_id: str) -> dict[str, str]:
+        """A box that exists and an execution that runs, whatever has happened to the last one."""
+        execution = made(site, f"/v1/acme/boxes/{box}/exec", {"command": "sleep", "args": ["1000"]})["execution_id"]
+        return {
+            "prefix": "acme",
+            "box_id": "nosuch" if operation_id in EXPENSIVE else box,
+            "execution_id": execution,
+            "worker_id": "W0rk3r000001",  # that of the examples in the spec
+        }
+
+    texts = (lambda _: True) if is_sqlite else is_hard_for_a_database
+    faults = []
+    for hostile in hostile_requests(known, SKIPPED, texts):
+        status, body = answer(site, hostile)
+        if status >= 500 and status != 501:
+            faults.append((status, hostile.why, hostile.target[:200], hostile.body[:200], body[:300]))
+        if status == 201 and b'"box_id"' in body and b'"snapshot' not in body:
+            site.http("DELETE", f"/v1/acme/boxes/{json.loads(body)['box_id']}?force=true")
+    assert not faults
+    for process in site.processes:
+        assert "Traceback" not in process.log.read_text(errors="replace"), process.tail()
+    assert site.http("DELETE", f"/v1/acme/boxes/{box}?force=true")[0] == 204
+
+
+def made(cluster: Cluster, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    status, _, answered = cluster.http("POST", path, body)
+    assert status == 201, answered
+    return dict(answered)
+
+
+def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:
+    """The status and body of the answer to a request that is sent as it is; of a stream, only the status."""
+    lines = [f"{request.method} {request.target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    if request.body or request.method in ("POST", "PUT", "PATCH"):
+        lines.append(f"Content-Length: {len(request.body)}")
+    with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):  # the answer may come before the end of the body
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
+        response = http.client.HTTPResponse(connection, method=request.method)
+        response.begin()
+        is_stream = response.getheader("content-type", "").startswith("text/event-stream")
+        return response.status, b"" if is_stream else response.read()

@@ -1,0 +1,254 @@
+"""Requests that no honest client sends, made for every operation of openapi.yaml."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from support.operations import METHODS, SPEC
+
+DIGITS = "9" * 5000  # more than Python turns into a number
+NESTED = "[" * 960 + "]" * 960  # can just be read
+TOO_NESTED = "[" * 100_000
+
+_HOLE = "<hole>"
+
+# Texts as they stand in a URL.
+URL_TEXTS = [
+    *("%00", "a%00b", "%FF%FE", "%ED%A0%80", "%F0%9F%92%A9", "%0D%0AX-Evil:%201", "%", "%zz", "..%2F..%2Fetc", "%2F"),
+    *("-1", "0", "1e999", "nan", "inf", "true", "null", "[]", "{}", "%5B%5D", "", "%20", "%0A", "'%22;--", "%D9%A3"),
+    *("9" * 19, "9" * 20, "9" * 400, DIGITS, "-" + DIGITS, "a" * 10_000, "%C3%A9" * 3000, "1_0", "0x10", "1.5"),
+]
+
+# Values as they stand in JSON.
+JSON_TEXTS = [
+    *("null", "true", "0", "-1", "1.5", "1e308", "1e999", "-1e999", "NaN", "Infinity", "9223372036854775808"),
+    *("18446744073709551616", "9" * 400, DIGITS, "-" + DIGITS, "1." + DIGITS, "1e" + DIGITS, "2147483648", "1e-400"),
+    *('""', '"\\u0000"', '"a\\u0000b"', '"\\ud800"', '"\\udc00\\ud800"', '"\\u2028"', '"\\n"', '"a\\r\\nb"'),
+    *('"' + "a" * 100_000 + '"', f'"{DIGITS}"', '"-1"', '"../../etc"', '"a=b"', '"💩"', '"{}"', '"%s"', '"\u202e"'),
+    *("[]", "{}", "[null]", "[[]]", "[0]", '["\\u0000"]', '[""]', '["\\ud800"]', "[" + "1," * 9999 + "1]"),
+    *('{"": ""}', '{"\\u0000": "\\u0000"}', '{"a": "\\u0000"}', '{"a\\u0000": "b"}', '{"\\ud800": 1}', '{"a=b": "c"}'),
+    *('{"a": 1}', '{"a": null}', '{"' + "k" * 70_000 + '": "v"}', '{"A": "' + "v" * 200_000 + '"}', NESTED, TOO_NESTED),
+    *('{"a": ' * 900 + "1" + "}" * 900, "", "]", "{", '"', "nul", "\ufeff1", '{"a": 1, "a": 2}'),
+]
+
+TYPES = [
+    *("", "text/plain", "application/json; charset=nosuch", "application/json; charset=utf-16", "APPLICATION/JSON"),
+    *("application/x+json", "application/*", "*/*", "/", ";", "application/json;;;=", "multipart/form-data"),
+    *("multipart/form-data; boundary=", "application/x-www-form-urlencoded; charset=nosuch", "\xff\xfe", "a" * 5000),
+]
+
+HEADERS = {
+    "Last-Event-ID": ["", "-1", "1.5", "0x1", "9" * 18, "9" * 19, "9" * 20, DIGITS, "\xb2", "\xff", "a" * 5000],
+    "Idempotency-Key": ["\xff", "a" * 256, "a\tb", DIGITS, " ", "\xa0"],
+    "Authorization": [
+        "Bearer",
+        "Bearer  ",
+        "Bearer \xff",
+        "Basic \xff",
+        f"Bearer {DIGITS}.{DIGITS}",
+        "Bearer .",
+        "x" * 9999,
+    ],
+    "X-Request-Id": ["", "\xff", DIGITS, "a" * 129],
+    "Accept": ["\xff", ";", "*/*;q=" + DIGITS, "application/x-ndjson"],
+    "Expect": ["100-continue", "x"],
+    "Range": [f"bytes={DIGITS}-", "bytes=--1", "x"],
+    "If-Modified-Since": ["x", "Thu, 01 Jan 99999 00:00:00 GMT"],
+    "If-None-Match": ["\xff", "*"],
+    "Cookie": ["\xff=\xff"],
+    "X-Close-Stdin": ["\xff"],
+    "Upgrade": ["h2c", "\xff"],
+    "X-Forwarded-For": ["\xff", ",,,", "a" * 5000],
+    "X-Forwarded-Proto": ["\xff", "javascript"],
+}
+
+
+# The same, for programs that write JSON and URLs themselves.
+HOSTILE_TEXTS = [
+    unquote(text, errors="surrogateescape") for text in URL_TEXTS if "%ED" not in text and "%FF" not in text
+]
+HOSTILE_VALUES: list[Any] = [
+    *(10**400, -(10**400), 10**4200, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, -1, 0, True, None, 1.5),
+    *("\0", "a\0b", "\ud800", "\udc00\ud800", "", "\n", "a" * 100_000, DIGITS, "💩", [], {}, [None], [[]], ["\0"]),
+    *({"\0": "\0"}, {"a": "\0"}, {"a": "\ud800"}, {"": ""}, {"a": 1}, json.loads(NESTED), ["a"] * 10_000),
+]
+
+
+# What a page token may hold instead of the place that it names.
+_PLACES = (10**400, -(10**400), float("inf"), float("nan"), "\0", "\ud800", "9" * 400, "nan", "", None, True, [], {})
+
+
+def _token(place: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+# Page tokens that no server has issued, and that can be read.
+MADE_UP_TOKENS = [_token(place) for held in _PLACES for place in ([held, "a"], [1, held], held)]
+
+
+class Hostile(NamedTuple):
+    """One request; `why` says what is wrong with it."""
+
+    why: str
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Known = Callable[[str], Mapping[str, str]]
+
+
+def hostile_requests(known: Known, skip: Collection[str], texts: Callable[[str], bool]) -> Iterator[Hostile]:
+    """Yield hostile requests to all operations but those to `skip`, made of the texts that fulfil `texts`.
+
+    `known` tells, for the id of an operation, the path parameters that name what exists; it is asked when the turn of
+    that operation comes.
+    """
+    tags: set[str] = set()
+    for path, item in SPEC["paths"].items():
+        for method in item.keys() & set(METHODS):
+            operation = item[method]
+            if operation["operationId"] in skip:
+                continue
+            requests = _Requests(path, method.upper(), item, operation, known(operation["operationId"]), texts)
+            yield from requests.of_operation()
+            if operation["tags"][0] not in tags:  # what does not depend on the operation
+                yield from requests.of_all()
+                tags.add(operation["tags"][0])
+
+
+class _Requests:
+    """The hostile requests to one operation."""
+
+    def __init__(
+        self,
+        path: str,
+        method: str,
+        item: dict[str, Any],
+        operation: dict[str, Any],
+        known: Mapping[str, str],
+        texts: Callable[[str], bool],
+    ) -> None:
+        parameters = [resolved(p) for p in [*item.get("parameters", []), *operation.get("parameters", [])]]
+        self.name, self.path, self.method = operation["operationId"], path, method
+        self.url_texts = [text for text in URL_TEXTS if texts(text)]
+        self.json_texts = [text for text in JSON_TEXTS if texts(text)]
+        self.names = {p["name"]: known.get(p["name"], "x") for p in parameters if p["in"] == "path"}
+        self.queries = [p["name"] for p in parameters if p["in"] == "query"]
+        self.headers = [p["name"] for p in parameters if p["in"] == "header"]
+        self.query = "?" + "&".join(f"{p['name']}=1" for p in parameters if p["in"] == "query" and p.get("required"))
+        kinds = operation.get("requestBody", {}).get("content", {})
+        self.kind = next(iter(kinds), "")
+        self.typed = {"Content-Type": self.kind} if self.kind else {}
+        self.schema = resolved(kinds[self.kind]["schema"]) if self.kind == "application/json" else {}
+        self.whole = _smallest(self.schema) if self.schema else None
+        if operation["tags"] == ["Workers"] and "example" in kinds.get(self.kind, {}):
+            self.whole = kinds[self.kind]["example"]
+            self.whole = {**self.whole, "url": "http://127.0.0.1:9"} if "url" in self.whole else self.whole
+        self.body = json.dumps(self.whole).encode() if self.schema else b""
+
+    def of_operation(self) -> Iterator[Hostile]:
+        for name in self.names.keys() - {"prefix"}:
+            for text in self.url_texts:
+                yield self._request(f"path {name}", path={name: text})
+        for name in self.queries:
+            for text in self.url_texts:
+                yield self._request(f"query {name}", query=f"&{name}={text}")
+            yield self._request(f"repeated {name}", query=f"&{name}=1" * 2000)
+        for name in self.headers:
+            for value in HEADERS[name]:
+                yield self._request(name, headers={name: value})
+        if "pageToken" in self.queries:
+            for text in self.json_texts:
+                for place in (text, f"[{text}, {text}]", f'["a", {text}]', f'[{text}, "a"]'):
+                    token = base64.urlsafe_b64encode(place.encode()[:40_000]).decode()
+                    yield self._request("a made-up pageToken", query=f"&pageToken={token}")
+        if self.kind == "application/x-www-form-urlencoded":
+            for text in [*self.url_texts, "&" * 60_000, "&a=1" * 1100, "=" * 60_000, "%" * 60_000, ";" * 60_000]:
+                form = f"grant_type=client_credentials&client_id={text}&client_secret={text}"
+                yield self._request("form", body=form.encode())
+        if self.schema:
+            yield from self._of_json()
+
+    def _of_json(self) -> Iterator[Hostile]:
+        for text in self.json_texts:
+            yield self._request("body", body=text.encode())
+        for where, whole in _with_holes(self.schema, self.whole):
+            for text in self.json_texts:
+                yield self._request(where, body=json.dumps(whole).replace(f'"{_HOLE}"', text).encode())
+
+    def of_all(self) -> Iterator[Hostile]:
+        for name, values in HEADERS.items():
+            for value in values:
+                yield self._request(name, headers={name: value})
+        yield self._request("many headers", headers={f"X-{n}": "v" for n in range(3000)})
+        for value in TYPES:
+            yield self._request("Content-Type", headers={"Content-Type": value}, body=self.body or b"{}")
+        for text in self.url_texts:
+            yield self._request("path prefix", path={"prefix": text})
+            yield self._request("unknown query", query=f"&unknown={text}&{text}")
+        if self.schema:
+            for raw in (b"\xff\xfe", b"\x00", b"\xef\xbb\xbf{}", '{"a": 1}'.encode("utf-16"), b" " * 3_000_000):
+                yield self._request("raw body", body=raw)
+
+    def _request(
+        self,
+        why: str,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Hostile:
+        target = self.path.format_map({**self.names, **(path or {})}) + self.query + query
+        sent = {**self.typed, **(headers or {})}
+        return Hostile(f"{self.name}: {why}", self.method, target, sent, self.body if body is None else body)
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema:
+        node: Any = SPEC
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            node = node[part]
+        schema = node
+    for form in ("allOf", "anyOf", "oneOf"):
+        for each in schema.get(form, []):
+            schema = {**resolved(each), **schema}
+    return schema
+
+
+def _smallest(schema: dict[str, Any]) -> Any:
+    """A value that fits, as small as can be."""
+    schema = resolved(schema)
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type"):
+        case "object":
+            known = schema.get("properties", {})
+            return {each: _smallest(known[each]) for each in schema.get("required", [])}
+        case "array":
+            return [_smallest(schema["items"])] * schema.get("minItems", 0)
+        case "integer" | "number":
+            return schema.get("minimum", 1)
+        case "boolean":
+            return False
+        case _:
+            return schema.get("example", "x" * max(schema.get("minLength", 1), 1))
+
+
+def _with_holes(schema: dict[str, Any], whole: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield copies of `whole` with one value replaced by a hole, at every place that the schema knows."""
+    schema = resolved(schema)
+    if not isinstance(whole, dict):
+        return
+    for name, part in schema.get("properties", {}).items():
+        place, part = f"{where}{name}", resolved(part)
+        yield place, {**whole, name: _HOLE}
+        inner = resolved(part["items"]) if part.get("type") == "array" else part
+        for deeper, value in _with_holes(inner, _smallest(inner), f"{place}."):
+            yield deeper, {**whole, name: [value] if part.get("type") == "array" else value}
