@@ -70,6 +70,8 @@ class FakeFiles:
                     os.link(self._host(f"{directory.rstrip('/')}/{entry.linkname}"), target, follow_symlinks=False)
                     continue
                 tar.extract(_named(entry, target.name), target.parent, filter="fully_trusted", numeric_owner=True)
+                if entry.issym():
+                    os.utime(target, (entry.mtime, entry.mtime), follow_symlinks=False)
                 if entry.isdir():
                     directories.append((target, entry.mtime))
         for target, mtime in directories:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
 from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FileState
 from . import tar
+from .existing import Existing, fingerprint
 from .spool import Follower, Spool, SpooledFile
-from .tar import Entry, Summary
+from .tar import Entry, Stream, Summary
 
 MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
 
@@ -37,7 +38,7 @@ class Files:
 
     def put(
         self, box: BoxRef, path: str, chunks: Iterable[bytes], *, overwrite: bool, source_is_dir: bool | None
-    ) -> None:
+    ) -> str:
         """Unpack the tar archive `chunks` at `path`.
 
         A single file is stored as `path`, or in the directory `path` if that exists or ends with a slash;
@@ -45,6 +46,9 @@ class Files:
         that to the archive's entries. Missing directories are made, existing ones stay as they are. The files
         belong to the box's user, if the box's image names one. Raises `InvalidArgumentError` for a bad archive
         and, without `overwrite`, `AlreadyExistsError` if any of the files exists; nothing is written then.
+
+        Returns what was skipped, in the form of `Skipped.text`: named pipes, and extended attributes that are not
+        the box's to have. Sparse files are written without holes.
         """
         files = self._runtime.files(box)
         target = _clean(path)
@@ -52,9 +56,11 @@ class Files:
             for chunk in chunks:
                 file.write(chunk)
             summary = tar.check(file)
+            self._spool.check_free(max(summary.size - file.stored, 0))
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
             plan.check_existing(overwrite)
             files.put(plan.base, tar.finished(plan.pieces(files.owner())))
+            return summary.skipped.text
 
     # ---- downloads ----
 
@@ -63,51 +69,65 @@ class Files:
         """Yield whether `path` is a directory, and a tar archive of it.
 
         With `/.` at the end of `path`, the archive holds the content of the directory without the directory
-        itself. With `follow_links`, it holds the targets of links in place of the links; a link that leads
-        nowhere, or to a directory that it lies in, stays a link.
+        itself. A `path` that is a link stands for what it leads to, under the link's name; links below it stay links.
+        With `follow_links`, the archive holds the targets of those in place of the links; a link that leads
+        nowhere, or to a directory that it lies in, stays a link. Raises `NotFoundError`, `InvalidStateError` where
+        links lead in a circle, and `InvalidArgumentError` for what is neither a file nor a directory.
         """
         files = self._runtime.files(box)
-        only_content = path.endswith("/.")
-        source = _clean(path)
-        state = files.stat(source)
-        if state and state.kind is FileKind.LINK and (follow_links or only_content):
-            source, state = state.target, files.stat(state.target)
-        if state is None:
-            raise NotFoundError(f"no such file or directory in the box: {path}")
-        if state.kind is FileKind.OTHER:
-            raise InvalidArgumentError(f"{path!r} is neither a file nor a directory nor a link; it cannot be copied")
+        wanted = _clean(path)
+        source, state = self._found(files, wanted, path)
         is_dir = state.kind is FileKind.DIRECTORY
         # The root has no name, so only its content can be copied.
-        only_content = is_dir and (only_content or source == "/")
+        only_content = is_dir and (path.endswith("/.") or "/" in (source, wanted))
         inside = f"{source.rstrip('/')}/." if only_content else source
-        if follow_links:
-            top = "." if only_content else posixpath.basename(_clean(path))
-            yield is_dir, tar.finished(self._followed(files, source, top, ()))
+        name = "." if only_content else posixpath.basename(wanted)
+        if follow_links or (source != wanted and not only_content):
+            yield is_dir, tar.finished(self._renamed(files, inside, name, (), follow_links=follow_links))
             return
         stream = files.get(inside)
         with closing(Follower(self._spool, iter(stream), stream.close)) as follower:
             yield is_dir, iter(follower)
 
-    def _followed(self, files: BoxFiles, source: str, name: str, above: tuple[str, ...]) -> Iterator[bytes]:
-        """Yield the entries of `source` under `name`, with links followed. `above`: the directories on the way
-        here, by their paths in the box."""
-        with self._spool.open() as file:
-            with closing(files.get(source)) as stream:
-                for chunk in stream:
-                    file.write(chunk)
-            top = posixpath.basename(source)
-            for entry in tar.read(file, trusted=True):
+    @staticmethod
+    def _found(files: BoxFiles, path: str, asked: str) -> tuple[str, FileState]:
+        """What is to be copied: `path`, or what it leads to. Errors name it as it was `asked` for."""
+        state = files.stat(path)
+        why = ""
+        if state and state.kind is FileKind.LINK:
+            path, state = state.target, files.stat(state.target)
+            why = f": it is a link to {path}"
+            _refuse_not_on_disk(path)
+        if state is None:
+            raise NotFoundError(
+                f"no such file or directory in the box: {asked}{why and f'{why}, which does not exist'}"
+            )
+        if state.kind not in (FileKind.FILE, FileKind.DIRECTORY):
+            raise InvalidArgumentError(f"{asked!r} is neither a file nor a directory nor a link; it cannot be copied")
+        return path, state
+
+    def _renamed(
+        self, files: BoxFiles, source: str, name: str, above: tuple[str, ...], *, follow_links: bool
+    ) -> Iterator[bytes]:
+        """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
+        box."""
+        answer = files.get(source)
+        with closing(Follower(self._spool, iter(answer), answer.close)) as follower:
+            stream = Stream(follower)
+            top = "" if source.endswith("/.") else posixpath.basename(source)
+            for entry in tar.read(stream, trusted=True):
                 rest = entry.name.removeprefix(top).lstrip("/")
                 new_name = posixpath.join(name, rest) if rest else name
-                target = self._target(files, entry, posixpath.join(source, rest), (*above, source))
+                path = posixpath.join(source, rest)
+                target = self._target(files, entry, path, (*above, source)) if follow_links else None
                 if target is not None:
-                    yield from self._followed(files, target, new_name, (*above, source))
+                    yield from self._renamed(files, target, new_name, (*above, source), follow_links=True)
                     continue
                 linkname = None
                 if entry.info.type == tarfile.LNKTYPE:
                     linkname = posixpath.join(name, entry.info.linkname.removeprefix(top).lstrip("/"))
-                yield tar.header(entry.info, new_name, linkname=linkname)
-                yield from tar.data(file, entry)
+                yield tar.header(entry, new_name, linkname=linkname)
+                yield from tar.data(stream, entry)
 
     @staticmethod
     def _target(files: BoxFiles, entry: Entry, path: str, above: tuple[str, ...]) -> str | None:
@@ -157,7 +177,6 @@ class _Plan:
         if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
             directory, self._renamed = posixpath.split(path)
         self.base, self._missing = self._deepest(directory)
-        self._existing: dict[str, bool] = {"": True}  # for each directory of the archive: whether the box has it
 
     def _follow(self, path: str) -> _Target:
         state = self._files.stat(path)
@@ -184,24 +203,12 @@ class _Plan:
         """Find out what the box has already. Without `overwrite`, raises `AlreadyExistsError` for a file."""
         if self._missing:
             return
-        for entry in tar.read(self._file):
-            name = self._renamed or entry.name
-            if not all(self._exists_as_dir(parent) for parent in tar.parents(name)):
-                continue
-            if entry.is_dir:
-                self._exists_as_dir(name)
-            elif not overwrite and self._files.stat(posixpath.join(self.base, name)) is not None:
-                raise AlreadyExistsError(f"'{posixpath.join(self.base, name)}' exists in the box; nothing was written")
-
-    def _exists_as_dir(self, name: str) -> bool:
-        if name in self._existing:
-            return self._existing[name]
-        path = posixpath.join(self.base, name)
-        _, state = self._follow(path)
-        if state is not None and state.kind is not FileKind.DIRECTORY:
-            raise InvalidStateError(f"'{path}' in the box is not a directory; in the archive it is one")
-        self._existing[name] = state is not None
-        return self._existing[name]
+        if not self._renamed:
+            Existing(self._files, self._follow, self._summary.names).mark(self.base, overwrite=overwrite)
+            return
+        path = posixpath.join(self.base, self._renamed)
+        if not overwrite and self._files.stat(path) is not None:
+            raise AlreadyExistsError(f"'{path}' exists in the box; nothing was written")
 
     # ---- what is written ----
 
@@ -214,23 +221,37 @@ class _Plan:
         if made:
             top = self._summary.top
             if top is not None:
-                yield tar.header(top.info, made[-1], owner=owner)
+                yield tar.header(top, made[-1], owner=owner)
             else:
                 yield tar.directory(made[-1], mode=0o755, mtime=now, owner=owner)
         for entry in tar.read(self._file):
-            if not entry.name or (entry.is_dir and self._existing.get(entry.name)):
+            if not entry.name or entry.position in self._summary.left_out or self._is_there(entry, owner):
                 continue
             name = self._renamed or entry.name
             linkname = None
             if entry.info.type == tarfile.LNKTYPE:
                 linkname = posixpath.join(self._missing, entry.info.linkname)
-            yield tar.header(entry.info, posixpath.join(self._missing, name), owner=owner, linkname=linkname)
+            yield tar.header(entry, posixpath.join(self._missing, name), owner=owner, linkname=linkname)
             yield from tar.data(self._file, entry)
+
+    def _is_there(self, entry: Entry, owner: tuple[int, int] | None) -> bool:
+        """Whether the box has the entry: the directory, or the same file or link."""
+        node = None if self._renamed else self._summary.names.find(entry.name)
+        if node is None:
+            return False
+        if entry.is_dir:
+            return node.in_box is FileKind.DIRECTORY
+        if node.twin and node.twin == fingerprint(self._file, entry, owner):
+            return True
+        node.twin = b""  # a later entry of this name replaces what is written now
+        return False
 
 
 def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
     """Whether the archive holds a single file, or a single link that the sender says is no directory."""
     entry = summary.single
+    if entry is not None and entry.info.type == tarfile.FIFOTYPE and not source_is_dir:
+        raise InvalidArgumentError(f"the archive's entry {entry.name!r} is a named pipe, and there is nothing else")
     kinds = (tarfile.REGTYPE, tarfile.SYMTYPE) if source_is_dir is False else (tarfile.REGTYPE,)
     is_single = entry is not None and entry.info.type in kinds
     if source_is_dir is False and not is_single:
