@@ -84,7 +84,12 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
-        self._runtime = DockerRuntime(self._identity.owner, policy=config.policy, holder=Holder(config.home))
+        self._runtime = DockerRuntime(
+            self._identity.owner,
+            policy=config.policy,
+            holder=Holder(config.home),
+            records=_made(config.home / "system-files"),
+        )
         journal = Journal(_made(config.home / "executions"))
         self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
         files = Files(self._runtime, Spool(_made(config.home / "transfers")))

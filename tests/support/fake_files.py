@@ -77,6 +77,12 @@ class FakeFiles:
         for target, mtime in directories:
             os.utime(target, (mtime, mtime))
 
+    def replaceable(self) -> frozenset[str]:
+        return frozenset()
+
+    def replace(self, path: str, content: bytes) -> None:
+        raise AssertionError(f"{path} is no file of the runtime")
+
     def get(self, path: str) -> FakeArchive:
         state = self.stat(path.removesuffix("/."))
         if state is None:

@@ -36,6 +36,7 @@ from .labels import BOX_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
 from .stats import Meter
+from .system_files import SystemFiles
 from .volumes import DockerVolumes
 from .watch import Watch
 
@@ -48,6 +49,8 @@ class DockerRuntime:
 
     `owner` is called at every use, since a worker learns its cluster only when it registers; it may raise.
     `policy`: what boxes may have of the host. `holder`: keeps connections to commands beyond the end of this process.
+    `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
+    they are started again.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class DockerRuntime:
         url: str | None = None,
         policy: Policy | None = None,
         holder: Holder | None = None,
+        records: Path | None = None,
     ) -> None:
         self._holder = holder
+        self._system_files = SystemFiles(records)
         self._policy = policy or Policy()
         self._engine = Engine(url)
         self._watch = Watch(self._engine, owner)
@@ -107,17 +112,21 @@ class DockerRuntime:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status is BoxStatus.RUNNING:
+            if self._system_files.is_pending(container):
+                self._system_files.after_start(container)
             return state
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         self.volumes.check(volume_ids(container))
         what = f"box {box.box_id} cannot be started"
         with self._containers.starts.place():
+            self._system_files.before_start(container)
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
             with self._paths_kept(host_paths(container)), spec_errors(), port_errors(box.box_id), engine_errors(what):
                 self._engine.api.start(container_name(box))
             spawned = time.monotonic()
+            self._system_files.after_start(self._containers.get(box))
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in (126, 127):
@@ -170,7 +179,11 @@ class DockerRuntime:
         return state
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        act_on_all(lambda found: self._containers.delete(found, force), self._containers.up_to(box))
+        def delete(found: BoxRef) -> None:
+            self._containers.delete(found, force)
+            self._system_files.forget(container_name(found))
+
+        act_on_all(delete, self._containers.up_to(box))
         self._meter.forget(box)
         self.disks.forget(box.box_id)
 
@@ -184,7 +197,7 @@ class DockerRuntime:
         return self._meter.measure(box, self._containers.get(box))
 
     def files(self, box: BoxRef) -> BoxFiles:
-        return DockerFiles(self._engine, self._containers.get(box))
+        return DockerFiles(self._engine, self._containers.get(box), self._system_files)
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
         self._watch.run(on_change, stopping)

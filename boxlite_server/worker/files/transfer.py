@@ -21,6 +21,7 @@ from .existing import Existing, fingerprint
 from .spool import Follower, Spool, SpooledFile
 from .tar import Entry, Stream, Summary
 
+MAX_REPLACED_BYTES = 1024 * 1024  # of a file like /etc/hosts
 MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
 
 # File systems that exist only in the running box: the engine's archive calls see the directories below them.
@@ -59,7 +60,10 @@ class Files:
             self._spool.check_free(max(summary.size - file.stored, 0))
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
             plan.check_existing(overwrite)
-            files.put(plan.base, tar.finished(plan.pieces(files.owner())))
+            replaced = plan.replaced(files.replaceable())
+            files.put("/", tar.finished(plan.pieces(files.owner())))
+            for replaced_path, content in replaced.items():
+                files.replace(replaced_path, content)
             return summary.skipped.text
 
     # ---- downloads ----
@@ -176,7 +180,7 @@ class _Plan:
         directory = path
         if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
             directory, self._renamed = posixpath.split(path)
-        self.base, self._missing = self._deepest(directory)
+        self._base, self._missing = self._deepest(directory)
 
     def _follow(self, path: str) -> _Target:
         state = self._files.stat(path)
@@ -204,34 +208,55 @@ class _Plan:
         if self._missing:
             return
         if not self._renamed:
-            Existing(self._files, self._follow, self._summary.names).mark(self.base, overwrite=overwrite)
+            Existing(self._files, self._follow, self._summary.names).mark(self._base, overwrite=overwrite)
             return
-        path = posixpath.join(self.base, self._renamed)
+        path = posixpath.join(self._base, self._renamed)
         if not overwrite and self._files.stat(path) is not None:
             raise AlreadyExistsError(f"'{path}' exists in the box; nothing was written")
 
     # ---- what is written ----
 
+    def replaced(self, paths: frozenset[str]) -> dict[str, bytes]:
+        """Take the files at these paths out of what is unpacked. Returns their contents by their paths."""
+        found: dict[str, bytes] = {}
+        place = posixpath.join(self._base, self._missing)
+        if self._renamed and posixpath.join(place, self._renamed) not in paths:
+            return found
+        names = {path: posixpath.relpath(path, place) for path in paths}
+        if not self._renamed and not any(self._summary.names.find(name) for name in names.values()):
+            return found
+        for entry in tar.read(self._file):
+            path = posixpath.join(place, self._renamed or entry.name)
+            if path not in paths or entry.info.type != tarfile.REGTYPE:
+                continue
+            if entry.info.size > MAX_REPLACED_BYTES:
+                raise InvalidArgumentError(f"{path!r} can have at most {MAX_REPLACED_BYTES} bytes in a box")
+            found[path] = b"".join(tar.data(self._file, entry))[: entry.info.size]
+            self._summary.left_out.add(entry.position)
+        return found
+
     def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes]:
-        """Yield the archive to unpack at `base`: the missing directories, and the entries under their new names."""
+        """Yield the archive to unpack at the box's root: the missing directories, and the entries under their new
+        names. An engine refuses links that lead out of where it unpacks, so that is no other place."""
+        base = self._base.lstrip("/")
         made = list(tar.parents(f"{self._missing}/")) if self._missing else []
         now = int(time.time())
         for directory in made[:-1]:
-            yield tar.directory(directory, mode=0o755, mtime=now, owner=owner)
+            yield tar.directory(posixpath.join(base, directory), mode=0o755, mtime=now, owner=owner)
         if made:
-            top = self._summary.top
+            name, top = posixpath.join(base, made[-1]), self._summary.top
             if top is not None:
-                yield tar.header(top, made[-1], owner=owner)
+                yield tar.header(top, name, owner=owner)
             else:
-                yield tar.directory(made[-1], mode=0o755, mtime=now, owner=owner)
+                yield tar.directory(name, mode=0o755, mtime=now, owner=owner)
         for entry in tar.read(self._file):
             if not entry.name or entry.position in self._summary.left_out or self._is_there(entry, owner):
                 continue
-            name = self._renamed or entry.name
+            name = posixpath.join(base, self._missing, self._renamed or entry.name)
             linkname = None
             if entry.info.type == tarfile.LNKTYPE:
-                linkname = posixpath.join(self._missing, entry.info.linkname)
-            yield tar.header(entry, posixpath.join(self._missing, name), owner=owner, linkname=linkname)
+                linkname = posixpath.join(base, self._missing, entry.info.linkname)
+            yield tar.header(entry, name, owner=owner, linkname=linkname)
             yield from tar.data(self._file, entry)
 
     def _is_there(self, entry: Entry, owner: tuple[int, int] | None) -> bool:

@@ -159,6 +159,14 @@ def test_a_sparse_file_alone_is_stored_as_the_path(box: Box, tree: Path, place: 
             assert (entry.name, file.read()) == (place[1:], source.read_bytes())
 
 
+@pytest.mark.parametrize("target", ["../../out", "../../../../out", "/../out", "..", "sub/../../../out"])
+def test_a_link_may_lead_out_of_the_tree_that_it_came_with(box: Box, place: str, target: str) -> None:
+    box.put(place, tar(entry("src/l", tarfile.SYMTYPE, linkname=target)), source_is_dir=True)
+    box.put(f"{place}/src", tar(entry("m", tarfile.SYMTYPE, linkname=target)), source_is_dir=False)
+    with tarfile.open(fileobj=io.BytesIO(box.get(f"{place}/src"))) as opened:
+        assert [info.linkname for info in opened if info.issym()] == [target, target]
+
+
 # ---- attributes -----------------------------------------------------------------------------------------
 
 
