@@ -105,7 +105,7 @@ class Worker:
         _raise_file_limit()
         port = _bind(self._server, self._host, self._config.port)
         try:
-            self._runtime.disks.tidy()  # before the first call: `tidy` would remove a disk that a call makes
+            self._runtime.tidy()  # before the first call: `tidy` would remove a disk that a call makes
         except BoxliteError as exc:
             log.debug("nothing tidied: %s", exc)  # there is no engine yet, or no cluster yet
         self._executions.recover()  # before the first call

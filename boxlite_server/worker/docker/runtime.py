@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import ExecutionError, ImageError, InvalidStateError
+from ...errors import ExecutionError, ImageError, InvalidStateError, NotFoundError
 from ..host_access import Policy
 from ..runtime import (
     BoxFiles,
@@ -86,6 +86,19 @@ class DockerRuntime:
 
     def life(self) -> str:
         return self._engine.life()
+
+    def tidy(self) -> None:
+        """Finish what was left undone when a former process was killed. Called while no call is under way."""
+        self.disks.tidy()
+        for name in self._system_files.names():
+            try:
+                with engine_errors("cannot inspect a box"):
+                    container = self._engine.api.inspect_container(name)
+            except NotFoundError:
+                self._system_files.forget(name)
+                continue
+            if container["State"]["Running"] and self._system_files.is_pending(container):
+                self._system_files.after_start(container)
 
     def close(self) -> None:
         self.images.close()

@@ -87,6 +87,12 @@ class SystemFiles:
         """Whether a start was cut off before `after_start`."""
         return bool(self._load(_name(container)).kept)
 
+    def names(self) -> list[str]:
+        """The names of the containers that have records."""
+        if self._directory is None:
+            return []
+        return [path.name for path in self._directory.iterdir() if path.suffix != ".new"]
+
     def forget(self, container_name: str) -> None:
         if self._directory is not None:
             (self._directory / container_name).unlink(missing_ok=True)
