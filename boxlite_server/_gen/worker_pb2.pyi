@@ -380,6 +380,12 @@ class PutFilesHeader(_message.Message):
     source_is_dir: bool
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ...) -> None: ...
 
+class PutFilesResponse(_message.Message):
+    __slots__ = ("skipped",)
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    skipped: str
+    def __init__(self, skipped: _Optional[str] = ...) -> None: ...
+
 class GetFilesRequest(_message.Message):
     __slots__ = ("box", "path", "follow_symlinks")
     BOX_FIELD_NUMBER: _ClassVar[int]

@@ -117,7 +117,7 @@ class WorkerServiceStub:
         self.PutFiles = channel.stream_unary(
                 '/boxlite.worker.v1.WorkerService/PutFiles',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.SerializeToString,
-                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
                 _registered_method=True)
         self.GetFiles = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/GetFiles',
@@ -494,7 +494,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'PutFiles': grpc.stream_unary_rpc_method_handler(
                     servicer.PutFiles,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.FromString,
-                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.SerializeToString,
             ),
             'GetFiles': grpc.unary_stream_rpc_method_handler(
                     servicer.GetFiles,
@@ -1030,7 +1030,7 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/PutFiles',
             boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.SerializeToString,
-            boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+            boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -157,8 +157,10 @@ class ApiClient:
             return answer
         raise error_from(status, answer)
 
-    def upload(self, method: str, path: str, chunks: Iterable[bytes], content_type: str) -> bytes:
-        """Send a request whose body is streamed from `chunks`, and return the body of the 2xx answer.
+    def upload(
+        self, method: str, path: str, chunks: Iterable[bytes], content_type: str
+    ) -> tuple[bytes, http.client.HTTPMessage]:
+        """Send a request whose body is streamed from `chunks`, and return the body and the headers of the 2xx answer.
 
         Raises `BoxliteError`. If `chunks` raises, the connection is broken, so that the server does not take a
         part for the whole.
@@ -179,7 +181,7 @@ class ApiClient:
             self.close()
             raise
         if 200 <= response.status < 300:
-            return answer
+            return answer, response.headers
         self.close()  # the server may not have read the whole body: the rest must not be taken for a request
         raise error_from(response.status, answer)
 

@@ -91,6 +91,7 @@ class Worker:
             policy=config.policy,
             holder=Holder(config.home),
             stop_reasons=config.home / "stop-reasons.json",
+            records=_made(config.home / "system-files"),
             enforce_disk_limit=config.enforce_disk_limit,
         )
         journal = Journal(_made(config.home / "executions"))
@@ -108,7 +109,7 @@ class Worker:
         descriptors.raise_limit()
         port = _bind(self._server, self._host, self._config.port)
         try:
-            self._runtime.disks.tidy()  # before the first call: `tidy` would remove a disk that a call makes
+            self._runtime.tidy()  # before the first call: `tidy` would remove a disk that a call makes
         except BoxliteError as exc:
             log.debug("nothing tidied: %s", exc)  # there is no engine yet, or no cluster yet
         self._executions.recover()  # before the first call

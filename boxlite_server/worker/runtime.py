@@ -295,6 +295,12 @@ class BoxFiles(Protocol):
         and `ResourceExhaustedError` when the box's disk is full; the entries before that point are unpacked then.
         """
 
+    def replaceable(self) -> frozenset[str]:
+        """Paths of files that belong to the runtime, so that `put` cannot replace them, but `replace` can."""
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Replace the content of one of the `replaceable` files. It stays through restarts of the box."""
+
     def get(self, path: str) -> ArchiveStream:
         """The file, or the directory and all below it, under the path's last name.
 

@@ -346,14 +346,70 @@ def test_cp_does_not_overwrite_when_told(box: Box, tree: Path, tmp_path: Path) -
 
 
 def test_cp_writes_nothing_outside_the_destination(box: Box, tmp_path: Path) -> None:
-    """A box may hold hostile names."""
-    out = tmp_path / "out"
-    box.put("/evil", tar(("away", b""), type=tarfile.SYMTYPE, linkname=str(tmp_path)), "&source_is_dir=true")
-    box.put("/evil", tar(("fine", b"x")))
-    done = cp(box, f"{box.id}:/evil", str(out))
-    assert done.returncode == 1
-    assert b"skipped evil/away" in done.stderr
-    assert [path.name for path in (out / "evil").iterdir()] == ["fine"]
+    """A box may hold links to anywhere, and put something else in their place later."""
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "f").write_bytes(b"mine")
+    for name, target in (("away", str(mine)), ("f", str(mine / "f")), ("up", "../../mine")):
+        box.put("/evil", tar((name, b""), type=tarfile.SYMTYPE, linkname=target), "&source_is_dir=true")
+    copied(box, f"{box.id}:/evil", str(out))
+    links = {path.name: str(path.readlink()) for path in (out / "evil").iterdir()}
+    assert links == {"away": str(mine), "f": str(mine / "f"), "up": "../../mine"}
+
+    box.put("/other/evil", tar(("away/f", b"away"), ("f", b"evil"), ("up/f", b"up")), "&source_is_dir=true")
+    assert cp(box, "--no-overwrite", f"{box.id}:/other/evil", str(out)).returncode == 1
+    copied(box, f"{box.id}:/other/evil", str(out))
+    assert [(out / "evil" / name).read_bytes() for name in ("away/f", "f", "up/f")] == [b"away", b"evil", b"up"]
+    assert (mine / "f").read_bytes() == b"mine"
+
+
+def test_cp_of_a_link_gives_what_it_leads_to(box: Box, tree: Path, tmp_path: Path) -> None:
+    copied(box, str(tree), f"{box.id}:/srv")
+    for name, target in (("file", "/srv/src/a"), ("folder", "src/sub"), ("broken", "nowhere")):
+        box.put(f"/srv/{name}", tar((name, b""), type=tarfile.SYMTYPE, linkname=target), "&source_is_dir=false")
+    copied(box, f"{box.id}:/srv/file", f"{tmp_path}/into/")
+    assert (tmp_path / "into" / "file").read_bytes() == b"content"
+    copied(box, f"{box.id}:/srv/folder", str(tmp_path / "into"))
+    assert listing(tmp_path / "into" / "folder") == listing(tree / "sub")
+    assert box.get("/srv/folder")[1]["x-boxlite-source-is-dir"] == "true"
+    assert box.get("/srv/file")[1]["x-boxlite-source-is-dir"] == "false"
+    status, _, answer = box.get("/srv/broken")
+    assert (status, answer["error"]["code"]) == (404, "not_found")
+    assert "/srv/broken: it is a link to /srv/nowhere, which does not exist" in answer["error"]["message"]
+
+
+def test_pipes_are_skipped_and_the_answer_names_them(box: Box) -> None:
+    archive = tar(("d/a pipe", b""), type=tarfile.FIFOTYPE)
+    archive = archive[:512] + tar(("d/f", b"f"))
+    path = transfer.url(box.id, "/srv") + "&source_is_dir=true"
+    status, headers, _ = box.cluster.http("PUT", path, archive, headers={**TAR, "Idempotency-Key": "again"})
+    assert (status, headers["x-boxlite-skipped"]) == (204, "d/a%20pipe")
+    status, headers, _ = box.cluster.http("PUT", path, archive, headers={**TAR, "Idempotency-Key": "again"})
+    assert (status, headers["x-boxlite-skipped"]) == (204, "d/a%20pipe")
+    assert box.names("/srv/d") == ["d", "d/f"]
+    done = cp(box, "-", f"{box.id}:/srv", stdin=archive)
+    assert (done.returncode, done.stderr) == (0, b"Error: skipped in the box: d/a%20pipe\n")
+
+
+def test_a_file_of_holes_is_not_held_on_the_workers_disk(box: Box) -> None:
+    archive = tar(("f", b"x"), pax_headers={"GNU.sparse.size": str(1 << 30), "GNU.sparse.map": "0,1"})
+    assert box.put("/root/holes", archive)[0] == 204
+    with socket.create_connection(("127.0.0.1", box.cluster.port)) as line:
+        line.sendall(f"GET {transfer.url(box.id, '/root/holes')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert line.recv(12) == b"HTTP/1.1 200"
+
+        def held() -> list[os.stat_result]:
+            return [path.stat() for path in Path(f"/proc/{box.worker.pid}/fd").iterdir() if _is_spooled(box, path)]
+
+        wait_until(lambda: [info.st_size >> 30 for info in held()] == [1], "the worker has all of it")
+        assert sum(info.st_blocks * 512 for info in held()) < 32 * MIB
+
+
+def _is_spooled(box: Box, descriptor: Path) -> bool:
+    try:
+        return str(box.worker.home / "transfers") in str(descriptor.readlink())
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

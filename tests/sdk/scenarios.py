@@ -6,6 +6,7 @@ SDKs have.
 """
 
 import asyncio
+import hashlib
 import os
 import pathlib
 import sys
@@ -626,6 +627,49 @@ async def copy_directories():
         await box.copy_in(str(here / "src"), "/root/there")
         assert "kept" in await shell(box, f"cat /root/there/kept; ls /root/there{top}/sub/y")
         assert await shell(box, "stat -c %a /root/there") == "1777\n"
+
+
+async def copy_holes_and_pipes():
+    """Files with holes, which the client packs as sparse ones, and a pipe among files."""
+    here = source_tree()
+    with (here / "src" / "holes").open("wb") as file:
+        file.truncate(10 << 20)
+        file.seek(5 << 20)
+        file.write(b"middle")
+        file.seek(0, 2)
+        file.write(b"end\n")
+    expected = hashlib.sha256((here / "src" / "holes").read_bytes()).hexdigest()
+    top = "" if FLAT else "/src"
+    async with Running() as box:
+        await box.copy_in(str(here / "src" / "holes"), "/root/alone")
+        os.mkfifo(here / "src" / "pipe")
+        await box.copy_in(str(here / "src"), "/root/d")
+        found = await shell(box, f"sha256sum /root/alone /root/d{top}/holes; cat /root/d{top}/x; ls /root/d{top}")
+        assert found.split() == [
+            *(expected, "/root/alone", expected, f"/root/d{top}/holes"),
+            *("content", "of", "xholes", "sub", "x"),
+        ], found
+        assert hashlib.sha256(await copied_out(box, "/root/alone", here)).hexdigest() == expected
+
+
+async def copy_out_of_links():
+    """A link stands for what it leads to; links in a directory stay links."""
+    here = source_tree()
+    async with Running() as box:
+        await shell(box, "mkdir -p /root/d/sub; echo content > /root/d/f; ln -s d/f /root/hop; ln -s /root/hop /root/l")
+        await shell(
+            box, "ln -s d /root/dl; ln -s /etc/passwd /root/d/away; ln -s f /root/d/near; ln -s no /root/broken"
+        )
+        assert await copied_out(box, "/root/l", here) == b"content\n"
+        await box.copy_out("/root/dl", str(here / "back"))
+        back = here / "back" / "dl"
+        assert sorted(path.name for path in back.iterdir()) == ["away", "f", "near", "sub"], list(back.iterdir())
+        assert [str((back / name).readlink()) for name in ("away", "near")] == ["/etc/passwd", "f"]
+        message = await refused(box.copy_out("/root/broken", str(here / "out")))
+        assert "/root/broken: it is a link to /root/no, which does not exist" in message, message
+        await shell(box, "ln -s b /root/a; ln -s a /root/b")
+        message = await refused(box.copy_out("/root/a", str(here / "out")))
+        assert "circle" in message, message
 
 
 async def copy_refusals():

@@ -70,10 +70,18 @@ class FakeFiles:
                     os.link(self._host(f"{directory.rstrip('/')}/{entry.linkname}"), target, follow_symlinks=False)
                     continue
                 tar.extract(_named(entry, target.name), target.parent, filter="fully_trusted", numeric_owner=True)
+                if entry.issym():
+                    os.utime(target, (entry.mtime, entry.mtime), follow_symlinks=False)
                 if entry.isdir():
                     directories.append((target, entry.mtime))
         for target, mtime in directories:
             os.utime(target, (mtime, mtime))
+
+    def replaceable(self) -> frozenset[str]:
+        return frozenset()
+
+    def replace(self, path: str, content: bytes) -> None:
+        raise AssertionError(f"{path} is no file of the runtime")
 
     def get(self, path: str) -> FakeArchive:
         state = self.stat(path.removesuffix("/."))

@@ -1,7 +1,7 @@
 """`cp`: copies files and directories between this machine and a box, as tar archives that are never held whole.
 
 A directory is copied under its name into the destination; `SRC/.` copies its content. An archive from a box is
-not trusted: nothing is written outside of the destination.
+not trusted: nothing is written outside of the destination, and links are only made, never followed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import sys
 import tarfile
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ...errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, NotFoundError
+from ...errors import BoxliteError, InvalidArgumentError
 from .. import packing, terminal
 from ..api import ApiClient, unreachable
 from ..output import print_error
 from ..progress import Bar
+from ..unpacking import Unpack
 
 TAR = "application/x-tar"
 STREAM = "-"
@@ -68,7 +68,9 @@ def _upload(api: ApiClient, args: Namespace, box: str, path: str) -> int:
         label, total, chunks = os.path.basename(pack.source) or args.source, pack.size(), pack.chunks()  # noqa: PTH119
         query["source_is_dir"] = "true" if pack.is_dir else "false"
     with Bar(label, total) as bar:
-        api.upload("PUT", f"{api.path('boxes', box, 'files')}?{urlencode(query)}", bar.over(chunks), TAR)
+        _, headers = api.upload("PUT", f"{api.path('boxes', box, 'files')}?{urlencode(query)}", bar.over(chunks), TAR)
+    if skipped := headers["X-Boxlite-Skipped"]:
+        print_error(f"skipped in the box: {skipped}")
     return 0
 
 
@@ -89,7 +91,7 @@ def _download(api: ApiClient, args: Namespace, box: str, path: str) -> int:
                 return 0
             is_dir = response.getheader("x-boxlite-source-is-dir") == "true"
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                unpack = _Unpack(archive, overwrite=not args.no_overwrite)
+                unpack = Unpack(archive, overwrite=not args.no_overwrite, warn=print_error)
                 (unpack.directory if is_dir else unpack.file)(args.destination)
             while stream.read(_CHUNK):  # read the padding of the archive: a body that is cut off raises here
                 pass
@@ -113,57 +115,3 @@ class _Counted:
         data = self._response.read(count)
         self._bar.advance(len(data))
         return data
-
-
-class _Unpack:
-    """Unpacks an archive on this machine. `skipped` is the number of entries that were refused as unsafe."""
-
-    def __init__(self, archive: tarfile.TarFile, *, overwrite: bool) -> None:
-        if not hasattr(tarfile, "data_filter"):
-            raise BoxliteError("this Python cannot unpack archives safely; 3.11.4 and later can")
-        self._archive = archive
-        self._overwrite = overwrite
-        self.skipped = 0
-
-    def directory(self, destination: str) -> None:
-        root = Path(destination)
-        root.mkdir(parents=True, exist_ok=True)
-        made: list[tarfile.TarInfo] = []
-        for entry in self._archive:
-            target = root / entry.name
-            if entry.isdir():
-                made.append(entry)
-                # The directory is writable until it is complete; its own mode and time are set at the end.
-                entry = entry.replace(mode=0o700, deep=False)
-            elif not self._overwrite and os.path.lexists(target):
-                raise AlreadyExistsError(f"'{target}' exists")
-            self._extract(entry, root)
-        for entry in reversed(made):
-            self._set_attributes(root / entry.name, entry)
-
-    def file(self, destination: str) -> None:
-        entry = self._archive.next()
-        if entry is None:
-            raise NotFoundError("the archive from the server is empty")
-        target = Path(destination)
-        if destination.endswith("/") or target.is_dir():
-            target = target / posixpath.basename(entry.name)
-        if not self._overwrite and os.path.lexists(target):
-            raise AlreadyExistsError(f"'{target}' exists")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._extract(entry.replace(name=target.name, deep=False), target.parent)
-
-    def _extract(self, entry: tarfile.TarInfo, root: Path) -> None:
-        try:
-            self._archive.extract(entry, root, filter="data")
-        except tarfile.FilterError as error:
-            self.skipped += 1
-            print_error(f"skipped {entry.name}: {error}")
-        except OSError as error:
-            raise InvalidArgumentError(f"cannot write {root / entry.name}: {error.strerror or error}") from error
-
-    @staticmethod
-    def _set_attributes(path: Path, entry: tarfile.TarInfo) -> None:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(entry.mode & 0o777)
-            os.utime(path, (entry.mtime, entry.mtime))

@@ -132,7 +132,7 @@ def import_box(api: ApiClient, args: Namespace) -> int:
         with sys.stdin.buffer if args.file == STREAM else Path(args.file).open("rb") as file:
             total = os.fstat(file.fileno()).st_size or None
             with Bar(args.file, total) as bar:
-                answer = api.upload("POST", path, bar.over(iter(lambda: file.read(_CHUNK), b"")), OCTETS)
+                answer, _ = api.upload("POST", path, bar.over(iter(lambda: file.read(_CHUNK), b"")), OCTETS)
     except OSError as error:
         raise BoxliteError(f"cannot read {args.file}: {error.strerror or error}") from error
     print(api.parsed(answer)["box_id"])

@@ -29,8 +29,9 @@ class Files:
         *,
         overwrite: bool,
         source_is_dir: bool | None,
-    ) -> None:
-        """Unpack a tar archive in a box, running or not; see `uploadFiles` in openapi.yaml.
+    ) -> str:
+        """Unpack a tar archive in a box, running or not; see `uploadFiles` in openapi.yaml. Returns what of it was
+        skipped, as the header X-Boxlite-Skipped has it.
 
         Raises InvalidArgumentError for a bad archive, AlreadyExistsError, InvalidStateError when something is in the
         way, ResourceExhaustedError when a disk is full. When `archive` raises, nothing is written.
@@ -45,7 +46,7 @@ class Files:
 
         async with self._schedule.use(box):
             first = pb.PutFilesRequest(header=header)
-            await self._calls.put_files(box.worker_id, first, requests())
+            return (await self._calls.put_files(box.worker_id, first, requests())).skipped
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool

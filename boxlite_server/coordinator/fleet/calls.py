@@ -127,7 +127,7 @@ class Calls:
         requests: AsyncIterator[pb.PutFilesRequest],
         *,
         idle: float | None = WORK_SECONDS,
-    ) -> Awaitable[pb.Empty]:
+    ) -> Awaitable[pb.PutFilesResponse]:
         return self._send(worker, "PutFiles", header, requests, idle)
 
     def get_files(

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from ...errors import EngineError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
 from ..runtime import FileKind, FileState
 from .engine import Answer, Engine, engine_errors
+from .system_files import SystemFiles
 
 UNPACK_TIMEOUT = 600.0  # seconds that the engine may be silent while it unpacks
 _MAX_USER_FILE = 1024 * 1024  # bytes; a larger /etc/passwd or /etc/group is not looked at
@@ -32,10 +34,12 @@ _CONFLICTS = ("cannot overwrite", "not a directory", "is a directory", "resource
 
 
 class DockerFiles:
-    """The `BoxFiles` of one container."""
+    """The `BoxFiles` of one container. `system_files`: who replaces those of boxes; None: nobody does."""
 
-    def __init__(self, engine: Engine, container: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, container: dict[str, Any], system_files: SystemFiles | None = None) -> None:
         self._engine = engine
+        self._container = container
+        self._system_files = system_files or SystemFiles(None)
         self._user = container["Config"]["User"] or ""
         self._path = f"/containers/{container['Id']}/archive"
 
@@ -61,7 +65,7 @@ class DockerFiles:
         return FileState(FileKind.OTHER if mode & _IS_NO_FILE else FileKind.FILE)
 
     def put(self, directory: str, archive: Iterable[bytes]) -> None:
-        with _refusals(), engine_errors(f"cannot write to {directory!r} in the box"):
+        with _refusals(), engine_errors("cannot write to the box"):
             self._engine.call(
                 "PUT",
                 self._path,
@@ -70,6 +74,17 @@ class DockerFiles:
                 content_type="application/x-tar",
                 timeout=UNPACK_TIMEOUT,
             ).check()
+
+    def replaceable(self) -> frozenset[str]:
+        return self._system_files.managed(self._container)
+
+    def replace(self, path: str, content: bytes) -> None:
+        with engine_errors(f"cannot write to {path!r} in the box"):
+            is_there = self._system_files.replace(self._container, path, content)
+        if not is_there:  # what the engine will hide at the first start is read until then
+            info = tarfile.TarInfo(path.lstrip("/"))
+            info.size, info.mtime = len(content), int(time.time())
+            self.put("/", [info.tobuf() + content + bytes(-len(content) % 512) + _END])
 
     def get(self, path: str) -> DockerArchive:
         try:

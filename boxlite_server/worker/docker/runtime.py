@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import GO_ON, EngineError, ExecutionError, ImageError, InvalidStateError, LocalImageError, StoppedError
+from ...errors import (
+    GO_ON,
+    EngineError,
+    ExecutionError,
+    ImageError,
+    InvalidStateError,
+    LocalImageError,
+    NotFoundError,
+    StoppedError,
+)
 from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..host_access import Policy
@@ -54,6 +63,7 @@ from .logs import DockerLog
 from .main_command import MainProcess
 from .quota import GB, Quota
 from .stats import Meter, layer_bytes
+from .system_files import SystemFiles
 from .volumes import DockerVolumes
 from .watch import Watch
 
@@ -69,6 +79,8 @@ class DockerRuntime:
     `stop_reasons`: the file in which reasons of stops outlive this process; None: they do not. `enforce_disk_limit`:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
+    `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
+    they are started again.
     """
 
     def __init__(
@@ -79,11 +91,13 @@ class DockerRuntime:
         holder: Holder | None = None,
         *,
         stop_reasons: Path | None = None,
+        records: Path | None = None,
         enforce_disk_limit: bool = False,
         gb: int = GB,
         max_layers: int = MAX_LAYERS,
     ) -> None:
         self._holder = holder
+        self._system_files = SystemFiles(records)
         self._policy = policy or Policy()
         self._engine = Engine(url)
         self._watch = Watch(self._engine, owner)
@@ -119,6 +133,19 @@ class DockerRuntime:
 
     def life(self) -> str:
         return self._engine.life()
+
+    def tidy(self) -> None:
+        """Finish what was left undone when a former process was killed. Called while no call is under way."""
+        self.disks.tidy()
+        for name in self._system_files.names():
+            try:
+                with engine_errors("cannot inspect a box"):
+                    container = self._engine.api.inspect_container(name)
+            except NotFoundError:
+                self._system_files.forget(name)
+                continue
+            if container["State"]["Running"] and self._system_files.is_pending(container):
+                self._system_files.after_start(container)
 
     def close(self) -> None:
         self.images.close()
@@ -168,12 +195,15 @@ class DockerRuntime:
         container = self._containers.get(box)
         state = state_of(box, container)
         if state.status is BoxStatus.RUNNING:
+            if self._system_files.is_pending(container):
+                self._system_files.after_start(container)
             return state
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         self.volumes.check(volume_ids(container))
         what = f"box {box.box_id} cannot be started"
         with self._containers.starts.place():
+            self._system_files.before_start(container)
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
             with (
@@ -187,6 +217,7 @@ class DockerRuntime:
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
+            self._system_files.after_start(self._containers.get(box))
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in _NOT_EXECUTED_CODES:
@@ -238,7 +269,11 @@ class DockerRuntime:
         return state
 
     def remove(self, box: BoxRef, force: bool) -> None:
-        act_on_all(lambda found: self._containers.delete(found, force), self._containers.up_to(box))
+        def delete(found: BoxRef) -> None:
+            self._containers.delete(found, force)
+            self._system_files.forget(container_name(found))
+
+        act_on_all(delete, self._containers.up_to(box))
         self._meter.forget(box)
         self._reasons.drop(box)
         self.disks.forget(box.box_id)
@@ -261,7 +296,7 @@ class DockerRuntime:
         return DiskUse(layer_bytes(self._engine, container), int(limit))
 
     def files(self, box: BoxRef) -> BoxFiles:
-        return DockerFiles(self._engine, self._containers.get(box))
+        return DockerFiles(self._engine, self._containers.get(box), self._system_files)
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
         self._watch.run(on_change, stopping)

@@ -17,6 +17,8 @@ from ...errors import ResourceExhaustedError
 from ...rpc import CHUNK_BYTES
 
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
+_MIN_HOLE = 4096  # bytes of zeros that become a hole
+_ZEROS = bytes(CHUNK_BYTES)
 _CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
 
 
@@ -30,11 +32,12 @@ class Spool:
     def open(self) -> SpooledFile:
         return SpooledFile(self)
 
-    def check_free(self) -> None:
-        """Raise `ResourceExhaustedError` when less than `keep_free` bytes are free."""
+    def check_free(self, wanted: int = 0) -> None:
+        """Raise `ResourceExhaustedError` when less than `keep_free` bytes would be free without `wanted` bytes."""
         free = shutil.disk_usage(self.directory).free
-        if free < self._keep_free:
-            raise full(f"{free >> 20} MiB are free, {self._keep_free >> 20} MiB have to stay so")
+        if free - wanted < self._keep_free:
+            needs = f"{wanted >> 20} MiB are needed, " if wanted else ""
+            raise full(f"{needs}{free >> 20} MiB are free, {self._keep_free >> 20} MiB have to stay so")
 
 
 def full(why: str) -> ResourceExhaustedError:
@@ -42,13 +45,18 @@ def full(why: str) -> ResourceExhaustedError:
 
 
 class SpooledFile:
-    """A file without a name. It is written at its end and read anywhere, also by another thread."""
+    """A file without a name. It is written at its end and read anywhere, also by another thread.
+
+    Long runs of zeros become holes and take no room, so that the holes of a sparse file cost nothing here.
+    `size` counts them, `stored` does not; both in bytes.
+    """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._file = tempfile.TemporaryFile(dir=spool.directory, buffering=0)  # noqa: SIM115
         self._until_check = 0  # bytes
         self.size = 0
+        self.stored = 0
 
     def __enter__(self) -> SpooledFile:
         return self
@@ -61,20 +69,28 @@ class SpooledFile:
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises `ResourceExhaustedError` when the disk is too full."""
+        try:
+            if len(data) >= _MIN_HOLE and data == _ZEROS[: len(data)]:
+                os.ftruncate(self._file.fileno(), self.size + len(data))
+                self.size += len(data)
+            else:
+                self._store(data)
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise full(str(exc.strerror)) from exc
+            raise
+
+    def _store(self, data: bytes) -> None:
         self._until_check -= len(data)
         if self._until_check < 0:
             self._spool.check_free()
             self._until_check = _CHECK_EVERY
+        self.stored += len(data)
         rest = memoryview(data)
-        try:
-            while rest:
-                written = os.pwrite(self._file.fileno(), rest, self.size)
-                self.size += written
-                rest = rest[written:]
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise full(str(exc.strerror)) from exc
-            raise
+        while rest:
+            written = os.pwrite(self._file.fileno(), rest, self.size)
+            self.size += written
+            rest = rest[written:]
 
     def read(self, count: int, position: int) -> bytes:
         """Read `count` bytes from `position` on; fewer only at the end of the file."""

@@ -8,40 +8,39 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ...errors import InvalidArgumentError
 from ...rpc import CHUNK_BYTES
-from .spool import SpooledFile
+from . import sparse
+from .fields import Fields
+from .names import Names
+from .skipped import Skipped
+from .sparse import Source
 
 MAX_ENTRIES = 500_000
-MAX_META_BYTES = 1024 * 1024  # in one extended header
 MAX_NAME_BYTES = 255  # in each part of a path, as in file systems
 MAX_PATH_BYTES = 4000
 MAX_TIME = 2**33  # seconds: the year 2242
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
+_ZEROS = bytes(CHUNK_BYTES)
 _ENCODING = ("utf-8", "surrogateescape")
+_EXACT_TIME = re.compile(r"\d{1,10}\.\d{1,9}", re.ASCII)
 
-_LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
-_EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_META = (_LONG_NAME, _LONG_LINK, *_EXTENDED, tarfile.XGLTYPE)
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE)
 _KINDS = {
     **dict.fromkeys(_FILES, tarfile.REGTYPE),
     tarfile.DIRTYPE: tarfile.DIRTYPE,
     tarfile.SYMTYPE: tarfile.SYMTYPE,
     tarfile.LNKTYPE: tarfile.LNKTYPE,
+    tarfile.FIFOTYPE: tarfile.FIFOTYPE,
 }
-_REFUSED = {
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a named pipe",
-    tarfile.GNUTYPE_SPARSE: "a sparse file; pack it without holes",
-}
+_DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE)
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -52,11 +51,14 @@ _COMPRESSED = {
 
 class Entry(NamedTuple):
     """One entry. `name` is relative and without `.` and `..`; "" is the top. `position` is the offset of the
-    entry's data in the archive."""
+    entry's data in the archive. `info.size` counts the holes of a sparse file, which has a `map`. `attributes`: the
+    extended attributes to set, by their names."""
 
     name: str
     info: tarfile.TarInfo
     position: int
+    map: sparse.Map | None
+    attributes: Mapping[str, str]
 
     @property
     def is_dir(self) -> bool:
@@ -64,23 +66,30 @@ class Entry(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a checked archive holds: `single` is its entry if it has only one, `top` is the entry `.` if it has one."""
+    """What a checked archive holds: `single` is its entry if it has only one, `top` is the entry `.` if it has one.
+    `size`: the bytes of all its files, holes included. `skipped`: what will not be written, with the positions of the
+    entries among it in `left_out`."""
 
     single: Entry | None
     top: Entry | None
+    names: Names
+    size: int
+    skipped: Skipped
+    left_out: set[int]
 
 
-def check(file: SpooledFile) -> Summary:
+def check(file: Source) -> Summary:
     """Read the archive to its end.
 
     Raises `InvalidArgumentError` when the file is no archive, and for entries that could reach outside of the
     place it is unpacked at: absolute names, `..`, hard links out of it, names that pass through its own links,
-    devices.
+    devices. Named pipes are skipped, as are hard links to them.
     """
-    kinds: dict[str, bytes] = {}
+    names, skipped, left_out = Names(), Skipped(), set[int]()
     single: Entry | None = None
     top: Entry | None = None
-    for number, entry in enumerate(read(file), 1):
+    size = 0
+    for number, entry in enumerate(read(file, skipped=skipped), 1):
         if number > MAX_ENTRIES:
             raise InvalidArgumentError(f"the archive has more than {MAX_ENTRIES} entries; send it in parts")
         single = entry if number == 1 else None
@@ -89,25 +98,13 @@ def check(file: SpooledFile) -> Summary:
                 raise InvalidArgumentError("the archive's entry '.' is no directory")
             top = entry
             continue
-        _check_place(entry, kinds)
-    return Summary(single, top)
-
-
-def _check_place(entry: Entry, kinds: dict[str, bytes]) -> None:
-    for parent in parents(entry.name):
-        if kinds.setdefault(parent, tarfile.DIRTYPE) != tarfile.DIRTYPE:
-            raise InvalidArgumentError(
-                f"the archive's entry {entry.name!r} lies below {parent!r}, which is no directory there"
-            )
-    kind = entry.info.type
-    if kind == tarfile.LNKTYPE:
-        if kinds.get(entry.info.linkname) != tarfile.REGTYPE:
-            raise InvalidArgumentError(f"the archive's hard link {entry.name!r} leads to no earlier file in it")
-        kind = tarfile.REGTYPE
-    known = kinds.setdefault(entry.name, kind)
-    if known != kind and tarfile.DIRTYPE in (known, kind):
-        raise InvalidArgumentError(f"the archive's entry {entry.name!r} is a directory and something else")
-    kinds[entry.name] = kind
+        kind = names.add(entry.name, entry.info.type, entry.info.linkname)
+        if kind == tarfile.FIFOTYPE:
+            skipped.add(entry.name)
+            left_out.add(entry.position)
+        if entry.info.type == tarfile.REGTYPE:
+            size += entry.info.size
+    return Summary(single, top, names, size, skipped, left_out)
 
 
 def parents(name: str) -> Iterator[str]:
@@ -121,18 +118,45 @@ def parents(name: str) -> Iterator[str]:
 # ---- reading --------------------------------------------------------------------------------------------
 
 
-def read(file: SpooledFile, *, trusted: bool = False) -> Iterator[Entry]:
+class Stream:
+    """An archive that is read while it comes, once and forwards. It closes nothing."""
+
+    size = 2**62  # it is not known, and nothing is longer
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._held = b""
+        self._begin = 0  # the position of what is held
+
+    def read(self, count: int, position: int) -> bytes:
+        """Read `count` bytes from `position` on; fewer only at the end. What lies before them is dropped."""
+        while self._begin + len(self._held) < position:
+            self._begin += len(self._held)
+            self._held = next(self._chunks, b"")
+            if not self._held:
+                return b""
+        start = position - self._begin
+        if len(self._held) - start < count:
+            pieces, missing = [self._held[start:]], count - (len(self._held) - start)
+            while missing > 0 and (chunk := next(self._chunks, b"")):
+                pieces.append(chunk)
+                missing -= len(chunk)
+            self._held, self._begin, start = b"".join(pieces), position, 0
+        return self._held[start : start + count]
+
+
+def read(source: Source, *, trusted: bool = False, skipped: Skipped | None = None) -> Iterator[Entry]:
     """Yield the entries in their order.
 
     Raises `InvalidArgumentError` for a file that is no whole tar archive and, unless it is `trusted`, for entries
-    that no upload may hold.
+    that no upload may hold. `skipped` takes the extended attributes that are left out.
     """
-    if file.size == 0:
+    if source.size == 0:
         raise InvalidArgumentError("the archive is empty: even its end marker is missing")
     position = 0
-    meta: dict[str, str] = {}
+    fields = Fields()
     while True:
-        header = file.read(_BLOCK, position)
+        header = source.read(_BLOCK, position)
         if len(header) < _BLOCK:
             raise InvalidArgumentError("the archive is cut off" if position else _no_tar(header, position))
         try:
@@ -142,23 +166,48 @@ def read(file: SpooledFile, *, trusted: bool = False) -> Iterator[Entry]:
         except (tarfile.HeaderError, ValueError) as exc:
             raise InvalidArgumentError(_no_tar(header, position)) from exc
         position += _BLOCK
-        if info.type in _META:
-            meta |= _read_meta(file, info, position)
+        if Fields.are_in(info):
+            fields.read(source, info, position)
             position += _padded(info.size)
             continue
-        _apply(info, meta)
-        meta = {}
-        _check_kind(info, trusted)
-        size = info.size if info.type == tarfile.REGTYPE else 0
-        if position + _padded(size) > file.size:
-            raise InvalidArgumentError("the archive is cut off")
-        if trusted:  # engines use absolute names for entries in the root
-            info.name = info.name.lstrip("/")
-        if info.type == tarfile.LNKTYPE:
-            target = info.linkname.lstrip("/") if trusted else info.linkname
-            info.linkname = _clean(target, f"the archive's hard link {info.name!r} to")
-        yield Entry(_clean(info.name, "the archive's entry"), info, position)
-        position += _padded(size)
+        entry, stored = _entry(source, header, info, position, fields, trusted)
+        left_out = fields.end_of_entry()
+        if skipped is not None:
+            for name in left_out:
+                skipped.add(entry.name, attribute=name)
+        yield entry
+        position = entry.position + _padded(stored)
+
+
+def _entry(
+    source: Source, header: bytes, info: tarfile.TarInfo, position: int, fields: Fields, trusted: bool
+) -> tuple[Entry, int]:
+    """The entry whose header ends at `position`, and the size of its data in the archive."""
+    values = fields.of_entry()
+    _apply(info, values)
+    is_old_sparse = info.type == tarfile.GNUTYPE_SPARSE
+    _check_kind(info, trusted)
+    is_file = info.type == tarfile.REGTYPE
+    stored = info.size if is_file else 0
+    end = position + _padded(stored)
+    found: sparse.Map | None = None
+    if is_old_sparse:
+        found = sparse.of_old_entry(source, header, position, stored)
+        end += found.data - position
+    elif is_file and sparse.is_extended(values):
+        found = sparse.of_extended(source, values, position, stored)
+        stored -= found.data - position
+    if end > source.size:
+        raise InvalidArgumentError("the archive is cut off")
+    if found is not None:
+        info.size, position = found.size, found.data
+    if trusted:  # engines use absolute names for entries in the root
+        info.name = info.name.lstrip("/")
+    if info.type == tarfile.LNKTYPE:
+        target = info.linkname.lstrip("/") if trusted else info.linkname
+        info.linkname = _clean(target, f"the archive's hard link {info.name!r} to")
+    attributes = fields.attributes() if is_file or info.type == tarfile.DIRTYPE else {}
+    return Entry(_clean(info.name, "the archive's entry"), info, position, found, attributes), stored
 
 
 def _no_tar(header: bytes, position: int) -> str:
@@ -170,55 +219,26 @@ def _no_tar(header: bytes, position: int) -> str:
     return "the body is no tar archive"
 
 
-def _read_meta(file: SpooledFile, info: tarfile.TarInfo, position: int) -> dict[str, str]:
-    """The fields that an extended header sets for the next entry, by their PAX names."""
-    if not 0 <= info.size <= MAX_META_BYTES:
-        raise InvalidArgumentError(f"the archive has an extended header of more than {MAX_META_BYTES} bytes")
-    data = file.read(info.size, position)
-    if len(data) < info.size:
-        raise InvalidArgumentError("the archive is cut off")
-    if info.type in (_LONG_NAME, _LONG_LINK):
-        key = "path" if info.type == _LONG_NAME else "linkpath"
-        return {key: data.partition(b"\0")[0].decode(*_ENCODING)}
-    found = dict(_records(data))
-    if any(key.startswith("GNU.sparse.") for key in found):
-        raise InvalidArgumentError("the archive holds a sparse file; pack it without holes")
-    if info.type == tarfile.XGLTYPE:
-        if found.keys() & {"path", "linkpath", "size"}:
-            raise InvalidArgumentError("the archive has a global header that names files")
-        return {}
-    return found
-
-
-def _records(data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield key and value of PAX records: `length key=value\\n`, where the length counts the whole record."""
-    while data.strip(b"\0"):
-        length = data.partition(b" ")[0]
-        count = int(length) if length.isdigit() and len(length) < 8 else 0
-        key, equals, value = data[len(length) + 1 : count - 1].partition(b"=")
-        if count < len(length) + 3 or count > len(data) or not equals or data[count - 1 : count] != b"\n":
-            raise InvalidArgumentError("the archive has a broken extended header")
-        yield key.decode(*_ENCODING), value.decode(*_ENCODING)
-        data = data[count:]
-
-
-def _apply(info: tarfile.TarInfo, meta: dict[str, str]) -> None:
-    info.name = meta.get("path", info.name)
-    info.linkname = meta.get("linkpath", info.linkname)
+def _apply(info: tarfile.TarInfo, fields: Mapping[str, str]) -> None:
+    info.name = fields.get("GNU.sparse.name") or fields.get("path", info.name)
+    info.linkname = fields.get("linkpath", info.linkname)
     try:
-        info.size = int(meta.get("size", info.size))
-        info.mtime = float(meta.get("mtime", info.mtime))
-        info.uid = int(meta.get("uid", info.uid))
-        info.gid = int(meta.get("gid", info.gid))
+        info.size = int(fields.get("size", info.size))
+        info.mtime = float(fields.get("mtime", info.mtime))
+        info.uid = int(fields.get("uid", info.uid))
+        info.gid = int(fields.get("gid", info.gid))
     except ValueError as exc:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} has an extended header that is broken") from exc
+    # A float is too coarse for nanoseconds.
+    exact = fields.get("mtime", "")
+    info.pax_headers = {"mtime": exact} if _EXACT_TIME.fullmatch(exact) else {}
 
 
 def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
     if info.type in _KINDS:
         info.type = _KINDS[info.type]
-    elif not (trusted and info.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)):
-        what = _REFUSED.get(info.type, f"of a kind that is not known here ({info.type!r})")
+    elif not (trusted and info.type in _DEVICES):
+        what = "a device" if info.type in _DEVICES else f"of a kind that is not known here ({info.type!r})"
         raise InvalidArgumentError(f"the archive's entry {info.name!r} is {what}")
     if info.size < 0:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} has a size below zero")
@@ -247,21 +267,23 @@ def _padded(size: int) -> int:
 # ---- writing --------------------------------------------------------------------------------------------
 
 
-def header(
-    entry: tarfile.TarInfo, name: str, *, owner: tuple[int, int] | None = None, linkname: str | None = None
-) -> bytes:
-    """The header of `entry` under another name. Kind, mode, size, time, target and device numbers are kept.
+def header(entry: Entry, name: str, *, owner: tuple[int, int] | None = None, linkname: str | None = None) -> bytes:
+    """The header of `entry` under another name. Kind, mode, size, time, target, device numbers and extended
+    attributes are kept.
 
     `owner` is the (uid, gid) of the new header; None keeps those of the entry. `linkname` replaces the target.
     """
-    info = tarfile.TarInfo(name)
-    info.type = entry.type
-    info.mode = entry.mode & 0o7777
-    info.size = entry.size if entry.type == tarfile.REGTYPE else 0
-    info.linkname = entry.linkname if linkname is None else linkname
-    info.mtime = _whole(entry.mtime) if math.isfinite(entry.mtime) and 0 <= entry.mtime < MAX_TIME else 0
-    info.uid, info.gid = owner or (min(max(entry.uid, 0), 2**31 - 1), min(max(entry.gid, 0), 2**31 - 1))
-    info.devmajor, info.devminor = entry.devmajor, entry.devminor
+    old, info = entry.info, tarfile.TarInfo(name)
+    info.type = old.type
+    info.mode = old.mode & 0o7777
+    info.size = old.size if old.type == tarfile.REGTYPE else 0
+    info.linkname = old.linkname if linkname is None else linkname
+    if math.isfinite(old.mtime) and 0 <= old.mtime < MAX_TIME:
+        info.mtime = _whole(old.mtime)
+        info.pax_headers = dict(old.pax_headers)
+    info.uid, info.gid = owner or (min(max(old.uid, 0), 2**31 - 1), min(max(old.gid, 0), 2**31 - 1))
+    info.devmajor, info.devminor = old.devmajor, old.devminor
+    info.pax_headers = {**info.pax_headers, **{f"SCHILY.xattr.{key}": value for key, value in entry.attributes.items()}}
     return info.tobuf(tarfile.PAX_FORMAT, *_ENCODING)
 
 
@@ -274,21 +296,37 @@ def directory(name: str, *, mode: int, mtime: float, owner: tuple[int, int] | No
     """The header of a new directory."""
     info = tarfile.TarInfo(name)
     info.type, info.mode, info.mtime = tarfile.DIRTYPE, mode, mtime
-    return header(info, name, owner=owner or (0, 0))
+    return header(Entry(name, info, 0, None, {}), name, owner=owner or (0, 0))
 
 
-def data(file: SpooledFile, entry: Entry) -> Iterator[bytes]:
-    """Yield the data of an entry, padded to whole blocks."""
-    left = entry.info.size if entry.info.type == tarfile.REGTYPE else 0
-    padding = bytes(_padded(left) - left)
-    position = entry.position
+def data(source: Source, entry: Entry) -> Iterator[bytes]:
+    """Yield the data of an entry, holes filled with zeros, padded to whole blocks."""
+    size = entry.info.size if entry.info.type == tarfile.REGTYPE else 0
+    parts: Iterable[int] = (0, size) if entry.map is None else entry.map.parts
+    position, done = entry.position, 0
+    numbers = iter(parts)
+    for offset, length in zip(numbers, numbers, strict=True):
+        yield from _zeros(offset - done)
+        yield from _stored(source, position, length)
+        position, done = position + length, offset + length
+    yield from _zeros(_padded(size) - done)
+
+
+def _stored(source: Source, position: int, left: int) -> Iterator[bytes]:
     while left:
-        chunk = file.read(min(left, CHUNK_BYTES), position)
+        chunk = source.read(min(left, CHUNK_BYTES), position)
+        if not chunk:
+            raise InvalidArgumentError("the archive is cut off")
         position += len(chunk)
         left -= len(chunk)
         yield chunk
-    if padding:
-        yield padding
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count:
+        piece = _ZEROS[:count]
+        count -= len(piece)
+        yield piece
 
 
 def finished(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,9 +17,11 @@ from typing import NamedTuple
 from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
 from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FileState
 from . import tar
+from .existing import Existing, fingerprint
 from .spool import Follower, Spool, SpooledFile
-from .tar import Entry, Summary
+from .tar import Entry, Stream, Summary
 
+MAX_REPLACED_BYTES = 1024 * 1024  # of a file like /etc/hosts
 MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
 
 # File systems that exist only in the running box: the engine's archive calls see the directories below them.
@@ -37,7 +39,7 @@ class Files:
 
     def put(
         self, box: BoxRef, path: str, chunks: Iterable[bytes], *, overwrite: bool, source_is_dir: bool | None
-    ) -> None:
+    ) -> str:
         """Unpack the tar archive `chunks` at `path`.
 
         A single file is stored as `path`, or in the directory `path` if that exists or ends with a slash;
@@ -45,6 +47,9 @@ class Files:
         that to the archive's entries. Missing directories are made, existing ones stay as they are. The files
         belong to the box's user, if the box's image names one. Raises `InvalidArgumentError` for a bad archive
         and, without `overwrite`, `AlreadyExistsError` if any of the files exists; nothing is written then.
+
+        Returns what was skipped, in the form of `Skipped.text`: named pipes, and extended attributes that are not
+        the box's to have. Sparse files are written without holes.
         """
         files = self._runtime.files(box)
         target = _clean(path)
@@ -52,9 +57,14 @@ class Files:
             for chunk in chunks:
                 file.write(chunk)
             summary = tar.check(file)
+            self._spool.check_free(max(summary.size - file.stored, 0))
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
             plan.check_existing(overwrite)
-            files.put(plan.base, tar.finished(plan.pieces(files.owner())))
+            replaced = plan.replaced(files.replaceable())
+            files.put("/", tar.finished(plan.pieces(files.owner())))
+            for replaced_path, content in replaced.items():
+                files.replace(replaced_path, content)
+            return summary.skipped.text
 
     # ---- downloads ----
 
@@ -63,51 +73,65 @@ class Files:
         """Yield whether `path` is a directory, and a tar archive of it.
 
         With `/.` at the end of `path`, the archive holds the content of the directory without the directory
-        itself. With `follow_links`, it holds the targets of links in place of the links; a link that leads
-        nowhere, or to a directory that it lies in, stays a link.
+        itself. A `path` that is a link stands for what it leads to, under the link's name; links below it stay links.
+        With `follow_links`, the archive holds the targets of those in place of the links; a link that leads
+        nowhere, or to a directory that it lies in, stays a link. Raises `NotFoundError`, `InvalidStateError` where
+        links lead in a circle, and `InvalidArgumentError` for what is neither a file nor a directory.
         """
         files = self._runtime.files(box)
-        only_content = path.endswith("/.")
-        source = _clean(path)
-        state = files.stat(source)
-        if state and state.kind is FileKind.LINK and (follow_links or only_content):
-            source, state = state.target, files.stat(state.target)
-        if state is None:
-            raise NotFoundError(f"no such file or directory in the box: {path}")
-        if state.kind is FileKind.OTHER:
-            raise InvalidArgumentError(f"{path!r} is neither a file nor a directory nor a link; it cannot be copied")
+        wanted = _clean(path)
+        source, state = self._found(files, wanted, path)
         is_dir = state.kind is FileKind.DIRECTORY
         # The root has no name, so only its content can be copied.
-        only_content = is_dir and (only_content or source == "/")
+        only_content = is_dir and (path.endswith("/.") or "/" in (source, wanted))
         inside = f"{source.rstrip('/')}/." if only_content else source
-        if follow_links:
-            top = "." if only_content else posixpath.basename(_clean(path))
-            yield is_dir, tar.finished(self._followed(files, source, top, ()))
+        name = "." if only_content else posixpath.basename(wanted)
+        if follow_links or (source != wanted and not only_content):
+            yield is_dir, tar.finished(self._renamed(files, inside, name, (), follow_links=follow_links))
             return
         stream = files.get(inside)
         with closing(Follower(self._spool, iter(stream), stream.close)) as follower:
             yield is_dir, iter(follower)
 
-    def _followed(self, files: BoxFiles, source: str, name: str, above: tuple[str, ...]) -> Iterator[bytes]:
-        """Yield the entries of `source` under `name`, with links followed. `above`: the directories on the way
-        here, by their paths in the box."""
-        with self._spool.open() as file:
-            with closing(files.get(source)) as stream:
-                for chunk in stream:
-                    file.write(chunk)
-            top = posixpath.basename(source)
-            for entry in tar.read(file, trusted=True):
+    @staticmethod
+    def _found(files: BoxFiles, path: str, asked: str) -> tuple[str, FileState]:
+        """What is to be copied: `path`, or what it leads to. Errors name it as it was `asked` for."""
+        state = files.stat(path)
+        why = ""
+        if state and state.kind is FileKind.LINK:
+            path, state = state.target, files.stat(state.target)
+            why = f": it is a link to {path}"
+            _refuse_not_on_disk(path)
+        if state is None:
+            raise NotFoundError(
+                f"no such file or directory in the box: {asked}{why and f'{why}, which does not exist'}"
+            )
+        if state.kind not in (FileKind.FILE, FileKind.DIRECTORY):
+            raise InvalidArgumentError(f"{asked!r} is neither a file nor a directory nor a link; it cannot be copied")
+        return path, state
+
+    def _renamed(
+        self, files: BoxFiles, source: str, name: str, above: tuple[str, ...], *, follow_links: bool
+    ) -> Iterator[bytes]:
+        """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
+        box."""
+        answer = files.get(source)
+        with closing(Follower(self._spool, iter(answer), answer.close)) as follower:
+            stream = Stream(follower)
+            top = "" if source.endswith("/.") else posixpath.basename(source)
+            for entry in tar.read(stream, trusted=True):
                 rest = entry.name.removeprefix(top).lstrip("/")
                 new_name = posixpath.join(name, rest) if rest else name
-                target = self._target(files, entry, posixpath.join(source, rest), (*above, source))
+                path = posixpath.join(source, rest)
+                target = self._target(files, entry, path, (*above, source)) if follow_links else None
                 if target is not None:
-                    yield from self._followed(files, target, new_name, (*above, source))
+                    yield from self._renamed(files, target, new_name, (*above, source), follow_links=True)
                     continue
                 linkname = None
                 if entry.info.type == tarfile.LNKTYPE:
                     linkname = posixpath.join(name, entry.info.linkname.removeprefix(top).lstrip("/"))
-                yield tar.header(entry.info, new_name, linkname=linkname)
-                yield from tar.data(file, entry)
+                yield tar.header(entry, new_name, linkname=linkname)
+                yield from tar.data(stream, entry)
 
     @staticmethod
     def _target(files: BoxFiles, entry: Entry, path: str, above: tuple[str, ...]) -> str | None:
@@ -156,8 +180,7 @@ class _Plan:
         directory = path
         if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
             directory, self._renamed = posixpath.split(path)
-        self.base, self._missing = self._deepest(directory)
-        self._existing: dict[str, bool] = {"": True}  # for each directory of the archive: whether the box has it
+        self._base, self._missing = self._deepest(directory)
 
     def _follow(self, path: str) -> _Target:
         state = self._files.stat(path)
@@ -184,53 +207,76 @@ class _Plan:
         """Find out what the box has already. Without `overwrite`, raises `AlreadyExistsError` for a file."""
         if self._missing:
             return
-        for entry in tar.read(self._file):
-            name = self._renamed or entry.name
-            if not all(self._exists_as_dir(parent) for parent in tar.parents(name)):
-                continue
-            if entry.is_dir:
-                self._exists_as_dir(name)
-            elif not overwrite and self._files.stat(posixpath.join(self.base, name)) is not None:
-                raise AlreadyExistsError(f"'{posixpath.join(self.base, name)}' exists in the box; nothing was written")
-
-    def _exists_as_dir(self, name: str) -> bool:
-        if name in self._existing:
-            return self._existing[name]
-        path = posixpath.join(self.base, name)
-        _, state = self._follow(path)
-        if state is not None and state.kind is not FileKind.DIRECTORY:
-            raise InvalidStateError(f"'{path}' in the box is not a directory; in the archive it is one")
-        self._existing[name] = state is not None
-        return self._existing[name]
+        if not self._renamed:
+            Existing(self._files, self._follow, self._summary.names).mark(self._base, overwrite=overwrite)
+            return
+        path = posixpath.join(self._base, self._renamed)
+        if not overwrite and self._files.stat(path) is not None:
+            raise AlreadyExistsError(f"'{path}' exists in the box; nothing was written")
 
     # ---- what is written ----
 
+    def replaced(self, paths: frozenset[str]) -> dict[str, bytes]:
+        """Take the files at these paths out of what is unpacked. Returns their contents by their paths."""
+        found: dict[str, bytes] = {}
+        place = posixpath.join(self._base, self._missing)
+        if self._renamed and posixpath.join(place, self._renamed) not in paths:
+            return found
+        names = {path: posixpath.relpath(path, place) for path in paths}
+        if not self._renamed and not any(self._summary.names.find(name) for name in names.values()):
+            return found
+        for entry in tar.read(self._file):
+            path = posixpath.join(place, self._renamed or entry.name)
+            if path not in paths or entry.info.type != tarfile.REGTYPE:
+                continue
+            if entry.info.size > MAX_REPLACED_BYTES:
+                raise InvalidArgumentError(f"{path!r} can have at most {MAX_REPLACED_BYTES} bytes in a box")
+            found[path] = b"".join(tar.data(self._file, entry))[: entry.info.size]
+            self._summary.left_out.add(entry.position)
+        return found
+
     def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes]:
-        """Yield the archive to unpack at `base`: the missing directories, and the entries under their new names."""
+        """Yield the archive to unpack at the box's root: the missing directories, and the entries under their new
+        names. An engine refuses links that lead out of where it unpacks, so that is no other place."""
+        base = self._base.lstrip("/")
         made = list(tar.parents(f"{self._missing}/")) if self._missing else []
         now = int(time.time())
         for directory in made[:-1]:
-            yield tar.directory(directory, mode=0o755, mtime=now, owner=owner)
+            yield tar.directory(posixpath.join(base, directory), mode=0o755, mtime=now, owner=owner)
         if made:
-            top = self._summary.top
+            name, top = posixpath.join(base, made[-1]), self._summary.top
             if top is not None:
-                yield tar.header(top.info, made[-1], owner=owner)
+                yield tar.header(top, name, owner=owner)
             else:
-                yield tar.directory(made[-1], mode=0o755, mtime=now, owner=owner)
+                yield tar.directory(name, mode=0o755, mtime=now, owner=owner)
         for entry in tar.read(self._file):
-            if not entry.name or (entry.is_dir and self._existing.get(entry.name)):
+            if not entry.name or entry.position in self._summary.left_out or self._is_there(entry, owner):
                 continue
-            name = self._renamed or entry.name
+            name = posixpath.join(base, self._missing, self._renamed or entry.name)
             linkname = None
             if entry.info.type == tarfile.LNKTYPE:
-                linkname = posixpath.join(self._missing, entry.info.linkname)
-            yield tar.header(entry.info, posixpath.join(self._missing, name), owner=owner, linkname=linkname)
+                linkname = posixpath.join(base, self._missing, entry.info.linkname)
+            yield tar.header(entry, name, owner=owner, linkname=linkname)
             yield from tar.data(self._file, entry)
+
+    def _is_there(self, entry: Entry, owner: tuple[int, int] | None) -> bool:
+        """Whether the box has the entry: the directory, or the same file or link."""
+        node = None if self._renamed else self._summary.names.find(entry.name)
+        if node is None:
+            return False
+        if entry.is_dir:
+            return node.in_box is FileKind.DIRECTORY
+        if node.twin and node.twin == fingerprint(self._file, entry, owner):
+            return True
+        node.twin = b""  # a later entry of this name replaces what is written now
+        return False
 
 
 def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
     """Whether the archive holds a single file, or a single link that the sender says is no directory."""
     entry = summary.single
+    if entry is not None and entry.info.type == tarfile.FIFOTYPE and not source_is_dir:
+        raise InvalidArgumentError(f"the archive's entry {entry.name!r} is a named pipe, and there is nothing else")
     kinds = (tarfile.REGTYPE, tarfile.SYMTYPE) if source_is_dir is False else (tarfile.REGTYPE,)
     is_single = entry is not None and entry.info.type in kinds
     if source_is_dir is False and not is_single:

@@ -233,12 +233,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     # ---- files ----
 
     @_answers
-    def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.Empty:
+    def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.PutFilesResponse:
         with self._transfer():
             header = next(request, pb.PutFilesRequest()).header
             upload = Upload(request, context)
             try:
-                self._files.put(
+                skipped = self._files.put(
                     messages.ref(header.box),
                     header.path,
                     upload,
@@ -248,7 +248,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             except BoxliteError:
                 upload.drain()
                 raise
-        return pb.Empty()
+        return pb.PutFilesResponse(skipped=skipped)
 
     @_answers
     def GetFiles(self, request: pb.GetFilesRequest, context: grpc.ServicerContext) -> Iterator[pb.FilesChunk]:

@@ -36,9 +36,9 @@ class Service(worker_pb2_grpc.WorkerServiceServicer):
         yield pb.OutputChunk(data=b"first")
         await self._wait(context)
 
-    async def PutFiles(self, requests: Any, context: Any) -> pb.Empty:
+    async def PutFiles(self, requests: Any, context: Any) -> pb.PutFilesResponse:
         await self._wait(context)
-        return pb.Empty()
+        return pb.PutFilesResponse()
 
     async def _wait(self, context: Any) -> None:
         self.metadata = dict(context.invocation_metadata())

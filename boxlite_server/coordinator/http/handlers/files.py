@@ -19,11 +19,13 @@ async def upload_files(
     """Store the request's archive. There is no parameter `body`: Connexion would read the body whole for it."""
     body = connexion.request.stream()
     try:
-        await core.files.upload(prefix, box_id, path, received(body), overwrite=overwrite, source_is_dir=source_is_dir)
+        skipped = await core.files.upload(
+            prefix, box_id, path, received(body), overwrite=overwrite, source_is_dir=source_is_dir
+        )
     except errors.BoxliteError:
         await drain(body)
         raise
-    return None, 204
+    return None, 204, {"X-Boxlite-Skipped": skipped} if skipped else {}
 
 
 async def download_files(core: Core, prefix: str, box_id: str, path: str, follow_symlinks: bool = False) -> Any:
