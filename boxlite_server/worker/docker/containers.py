@@ -19,8 +19,8 @@ from .engine import Engine, engine_errors
 from .gate import Gate
 from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
-from .quota import Quota
-from .volumes import DockerVolumes
+from .storage.quota import Quota
+from .storage.volumes import DockerVolumes
 from .watch import Watch
 
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up

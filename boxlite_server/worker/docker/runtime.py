@@ -39,7 +39,6 @@ from ..runtime import (
 )
 from ..stop_reasons import StopReasons
 from . import main_command
-from .bases import MAX_LAYERS, Bases
 from .config import (
     MIB,
     command_errors,
@@ -51,20 +50,21 @@ from .config import (
     writable_paths,
 )
 from .containers import Containers, state_of
-from .copies import Copies
-from .disks import DockerDisks
 from .engine import Engine, act_on_all, engine_errors
 from .exec import ExecProcess, readopt
 from .files import DockerFiles
 from .holder import Holder
-from .images import DockerImages
 from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
-from .quota import GB, Quota
 from .stats import Meter, layer_bytes
+from .storage.bases import MAX_LAYERS, Bases
+from .storage.copies import Copies
+from .storage.disks import DockerDisks
+from .storage.images import DockerImages
+from .storage.quota import GB, Quota
+from .storage.volumes import DockerVolumes
 from .system_files import SystemFiles
-from .volumes import DockerVolumes
 from .watch import Watch
 
 _SPAWN_PATIENCE = 0.5  # seconds; the first process needs milliseconds

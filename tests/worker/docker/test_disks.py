@@ -11,9 +11,9 @@ from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError
-from boxlite_server.worker.docker import disks as docker_disks
 from boxlite_server.worker.docker.containers import Containers
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.docker.storage import disks as docker_disks
 from boxlite_server.worker.runtime import BoxRef, Owner
 
 

@@ -14,8 +14,9 @@ from support.sites import in_thread
 
 from boxlite_server.errors import BoxliteError, EngineError, ImageError
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.docker import bases, engine, files
+from boxlite_server.worker.docker import engine, files
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.docker.storage import bases
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
 
 CONTAINER = {

@@ -20,10 +20,10 @@ from boxlite_server import ids
 from boxlite_server.errors import BoxliteError, EngineError, ImageError, InvalidStateError
 from boxlite_server.local import busybox
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.docker import bases
-from boxlite_server.worker.docker import disks as docker_disks
 from boxlite_server.worker.docker.engine import Engine
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.docker.storage import bases
+from boxlite_server.worker.docker.storage import disks as docker_disks
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus, Owner
 
 MAX_LAYERS = 3

@@ -7,7 +7,7 @@ import pytest
 
 from boxlite_server import references, rpc
 from boxlite_server.errors import BoxliteError, ImageError, LocalImageError, ResourceExhaustedError
-from boxlite_server.worker.docker.images import _unpulled
+from boxlite_server.worker.docker.storage.images import _unpulled
 
 PRIVATE = "registry.example:5000/team/platform-lookup:1"
 

@@ -14,9 +14,9 @@ from boxlite_server.errors import EngineError, UnsupportedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.engine import Engine
 from boxlite_server.worker.docker.labels import DISK_LIMIT_LABEL
-from boxlite_server.worker.docker.quota import GB, Quota
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.stats import layer_bytes
+from boxlite_server.worker.docker.storage.quota import GB, Quota
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, DiskLimit, Owner
 
 OVERLAY = {"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "xfs"], ["Supports d_type", "true"]]}

@@ -16,8 +16,8 @@ from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError
-from boxlite_server.worker.docker.disks import DockerDisks
 from boxlite_server.worker.docker.engine import Engine
+from boxlite_server.worker.docker.storage.disks import DockerDisks
 from boxlite_server.worker.runtime import BoxRef
 
 

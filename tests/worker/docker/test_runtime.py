@@ -19,8 +19,8 @@ from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine, exec, stats
-from boxlite_server.worker.docker import images as docker_images
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.docker.storage import images as docker_images
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
 
 

@@ -14,8 +14,8 @@ from boxlite_server import ids
 from boxlite_server.errors import ImageError, InvalidStateError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine
-from boxlite_server.worker.docker.images import _Pull
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.docker.storage.images import _Pull
 from boxlite_server.worker.runtime import BoxRef, Image, Mount, Owner, PortMapping, PullProgress
 
 

@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from ...errors import EngineError, ImageError, InvalidStateError, NotFoundError
-from ..runtime import FileKind, Owner
+from ....errors import EngineError, ImageError, InvalidStateError, NotFoundError
+from ...runtime import FileKind, Owner
+from ..engine import Engine, disk_is_full, engine_errors, is_full
+from ..files import DockerArchive, DockerFiles
+from ..labels import BASE_REPOSITORY, is_base
 from .copies import COPY_TIMEOUT, Copies, Scratch
-from .engine import Engine, disk_is_full, engine_errors, is_full
-from .files import DockerArchive, DockerFiles
-from .labels import BASE_REPOSITORY, is_base
 
 MAX_LAYERS = 100  # of a base; the engine's own limit is 125, and each snapshot that is restored adds a layer
 MAX_VOLUMES = 256  # that an image may declare

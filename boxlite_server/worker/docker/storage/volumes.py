@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-from ...errors import InvalidStateError, NotFoundError
-from ..runtime import Owner, Volume
-from .engine import Engine, engine_errors
-from .labels import VOLUME_LABEL, owned_by, owner_labels, volume_name
+from ....errors import InvalidStateError, NotFoundError
+from ...runtime import Owner, Volume
+from ..engine import Engine, engine_errors
+from ..labels import VOLUME_LABEL, owned_by, owner_labels, volume_name
 
 
 class DockerVolumes:

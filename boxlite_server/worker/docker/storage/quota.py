@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ... import ids
-from ...errors import BoxliteError, NotFoundError, UnsupportedError
-from ..runtime import BoxSpec, DiskLimit
-from .engine import Engine, engine_errors, refusal
-from .labels import DISK_LIMIT_LABEL
+from .... import ids
+from ....errors import BoxliteError, NotFoundError, UnsupportedError
+from ...runtime import BoxSpec, DiskLimit
+from ..engine import Engine, engine_errors, refusal
+from ..labels import DISK_LIMIT_LABEL
 
 GB = 1024**3
 # Storage drivers that can honour `size`. Others refuse it, but not all: containerd's snapshotters, which carry some of

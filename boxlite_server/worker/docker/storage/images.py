@@ -13,8 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from ... import references
-from ...errors import (
+from .... import references
+from ....errors import (
     BoxliteError,
     EngineError,
     ImageError,
@@ -24,10 +24,10 @@ from ...errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from ..runtime import Image, PullProgress
+from ...runtime import Image, PullProgress
+from ..engine import Engine, engine_errors, is_full, refusal
+from ..labels import IMAGE_LABEL, image_labels, is_base
 from .bases import Bases
-from .engine import Engine, engine_errors, is_full, refusal
-from .labels import IMAGE_LABEL, image_labels, is_base
 
 PULL_TIMEOUT = 900.0  # seconds
 _PROGRESS_PERIOD = 0.5  # seconds

@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from ... import ids
-from ...errors import BoxliteError, InvalidStateError, NotFoundError
-from ..runtime import Owner
-from .config import KEEP_ALIVE
-from .engine import Engine, act_on_all, engine_errors
-from .labels import EXPORT_REPOSITORY, helper_labels
+from .... import ids
+from ....errors import BoxliteError, InvalidStateError, NotFoundError
+from ...runtime import Owner
+from ..config import KEEP_ALIVE
+from ..engine import Engine, act_on_all, engine_errors
+from ..labels import EXPORT_REPOSITORY, helper_labels
 
 COPY_TIMEOUT = 900.0  # seconds, of a call that copies a disk
 

@@ -15,21 +15,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from ...errors import (
+from ....errors import (
     BoxliteError,
     EngineError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
 )
-from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
-from .bases import Bases
-from .config import anonymous_volumes
-from .containers import Containers
-from .copies import Copies, Scratch, remove_helper
-from .engine import Engine, act_on_all, disk_is_full, engine_errors, is_full
-from .files import DockerArchive, DockerFiles
-from .labels import (
+from ...runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
+from ..config import anonymous_volumes
+from ..containers import Containers
+from ..engine import Engine, act_on_all, disk_is_full, engine_errors, is_full
+from ..files import DockerArchive, DockerFiles
+from ..labels import (
     BOX_LABEL,
     DISK_REPOSITORY,
     GARBAGE_REPOSITORY,
@@ -40,6 +38,8 @@ from .labels import (
     owned_by,
     owner_labels,
 )
+from .bases import Bases
+from .copies import Copies, Scratch, remove_helper
 
 _TOO_DEEP = "max depth exceeded"  # what the engine says where a disk would get too many layers
 
