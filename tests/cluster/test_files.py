@@ -186,7 +186,7 @@ def test_many_at_once(box: Box) -> None:
 
 def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
     archive = tar(("early", bytes(MIB)), ("late", bytes(MIB)))
-    head = f"PUT {transfer.url(box.id, '/fresh')} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-tar\r\n"
+    head = f"PUT {transfer.url(box.id, '/fresh')} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-tar\r\n"
     with socket.create_connection(("127.0.0.1", box.cluster.port)) as line:
         line.sendall(f"{head}Content-Length: {len(archive)}\r\n\r\n".encode() + archive[: 3 * MIB // 2])
         wait_until(lambda: box.spooled() == 1, "the upload has reached the worker")
@@ -197,7 +197,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
 def test_a_reader_that_does_not_read_holds_up_nobody(box: Box) -> None:
     transfer.upload(box.cluster.port, box.id, "/root/data", 64)
     with socket.create_connection(("127.0.0.1", box.cluster.port)) as line:
-        line.sendall(f"GET {transfer.url(box.id, '/root/data')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        line.sendall(f"GET {transfer.url(box.id, '/root/data')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert line.recv(12) == b"HTTP/1.1 200"
         # The engine locks a container while an archive of it is under way: the worker has to take it all.
         assert box.cluster.http("POST", f"/v1/boxes/{box.id}/start")[0] == 200
@@ -214,7 +214,7 @@ def test_a_download_that_the_worker_breaks_off_breaks_the_connection(new_cluster
     box = Box(cluster, test_image)
     transfer.upload(cluster.port, box.id, "/root/data", 64)
     with socket.create_connection(("127.0.0.1", cluster.port)) as line:
-        line.sendall(f"GET {transfer.url(box.id, '/root/data')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        line.sendall(f"GET {transfer.url(box.id, '/root/data')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         received = bytearray(line.recv(65536))
         worker.kill()
         while data := line.recv(MIB):
@@ -395,7 +395,7 @@ def test_a_file_of_holes_is_not_held_on_the_workers_disk(box: Box) -> None:
     archive = tar(("f", b"x"), pax_headers={"GNU.sparse.size": str(1 << 30), "GNU.sparse.map": "0,1"})
     assert box.put("/root/holes", archive)[0] == 204
     with socket.create_connection(("127.0.0.1", box.cluster.port)) as line:
-        line.sendall(f"GET {transfer.url(box.id, '/root/holes')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        line.sendall(f"GET {transfer.url(box.id, '/root/holes')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert line.recv(12) == b"HTTP/1.1 200"
 
         def held() -> list[os.stat_result]:

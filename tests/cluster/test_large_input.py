@@ -123,7 +123,7 @@ def test_a_message_of_200_mib_arrives_whole_in_bounded_memory(cluster: Cluster, 
 
 
 def test_a_slow_command_gets_a_large_message_whole_in_bounded_memory(cluster: Cluster, box: str) -> None:
-    slow = "{ for i in 1 2 3 4 5 6 7 8; do dd bs=65536 count=16 2>/dev/null; sleep 0.2; done; cat; } | sha256sum"
+    slow = "{ for i in 1 2 3 4 5 6 7 8; do dd bs=1048576 count=16 2>/dev/null; sleep 0.2; done; cat; } | sha256sum"
     execution = execute(cluster, box, slow)
     with attached(cluster, f"{box}/executions/{execution}/attach") as client, flat_memory(cluster):
         client.send(b"".join(blocks(50)))
@@ -248,10 +248,10 @@ def test_a_client_hears_that_a_closed_input_takes_nothing_more(cluster: Cluster,
 def test_a_control_frame_has_a_bound(cluster: Cluster, box: str) -> None:
     execution = execute(cluster, box, "cat")
     with attached(cluster, f"{box}/executions/{execution}/attach") as client:
-        client.connection.send(json.dumps({"type": "signal", "sig": 9, "more": "x" * 66_000}))
+        client.connection.send(json.dumps({"type": "signal", "sig": 9, "more": "x" * 1_100_000}))
         client.to_the_cut()
         assert client.connection.close_code == 1009
-        assert "a message of text has at most 65536 bytes" in client.complaints[0]["message"]
+        assert "a message of text has at most 1048576 bytes" in client.complaints[0]["message"]
     with attached_again(cluster, box, execution) as client:
         client.say(type="stdin_eof")
         assert client.to_the_end() == 0

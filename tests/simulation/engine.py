@@ -122,10 +122,11 @@ class SimRuntime(FakeRuntime):
 
 class SimExecutions(Executions):
     def _run(self, execution: Execution) -> None:
+        process = execution._process  # which the execution lets go of at its end
         try:
             super()._run(execution)
         finally:
-            execution._process.collected.set()  # type: ignore[attr-defined]
+            process.collected.set()  # type: ignore[attr-defined]
 
 
 class _Changes:

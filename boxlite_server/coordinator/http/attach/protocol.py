@@ -27,7 +27,7 @@ from .fragments import Fragmenter
 PEER = "peer"  # key of the scope's state: the connection's WebSocketProtocol
 
 PIECE_BYTES = 256 * 1024  # of a binary message, handed on at once
-MAX_TEXT_BYTES = 64 * 1024  # of a message of text
+MAX_TEXT_BYTES = 1024 * 1024  # of a message of text
 _MAX_BACKLOG = 1024 * 1024  # bytes of pongs that the client does not read
 _COUNT = struct.Struct("!Q")  # the payload of a ping after output; uvicorn's own pings have another length
 
