@@ -12,6 +12,7 @@ from typing import NamedTuple
 # A variable in the environment of each command, with a value of its own. What the command starts inherits the
 # variable, even if it leaves the command's session and outlives its parent.
 MARK = "BOXLITE_COMMAND"
+_MAX_LOOKS = 500  # for processes that start others faster than they can be stopped
 _MAX_ENVIRONMENT = 256 * 1024  # bytes of an environment that are searched for the mark
 
 
@@ -66,9 +67,12 @@ def family(candidates: Iterable[int], pid: int, mark: str) -> set[Found]:
 
 def kill_all(find: Callable[[], set[Found]]) -> None:
     """Kill the processes that `find` returns. They are stopped first, until no new ones appear, so that none can start
-    another one meanwhile. Raises PermissionError where this worker may not signal them."""
+    another one meanwhile; after `_MAX_LOOKS` looks, those that were found are killed in any case. Raises
+    PermissionError where this worker may not signal them."""
     stopped: set[Found] = set()
-    while more := find() - stopped:
+    for _ in range(_MAX_LOOKS):
+        if not (more := find() - stopped):
+            break
         for process in more:
             _send(process, signal.SIGSTOP)
         stopped |= more
