@@ -65,6 +65,7 @@ class FakeProcess:
         self._wake_read, self._wake_write = os.pipe()
         self._closed = threading.Event()
         self._lost = ""
+        self._silent = 0.0  # seconds in which nothing came since the command's end
 
     @property
     def pid(self) -> int:
@@ -89,8 +90,9 @@ class FakeProcess:
 
     def read(self) -> tuple[int, bytes] | None:
         while self._streams:
-            ended = self._popen.poll() is not None
-            ready, _, _ = select.select([*self._streams, self._wake_read], [], [], 0.05)
+            ended, began = self._popen.poll() is not None, time.monotonic()
+            ready, _, _ = select.select([*self._streams, self._wake_read], [], [], max(0.05 - self._silent, 0))
+            self._silent += time.monotonic() - began if ended else 0
             if self._wake_read in ready or (ended and not ready):  # what it left running may write for ever
                 return None
             for fd in ready:
