@@ -129,7 +129,9 @@ class _Exec:
         """Kill the command's family as a worker without root can. What it starts meanwhile is killed by a further
         attempt."""
         for _ in range(_KILL_ATTEMPTS):
-            self._send_from_inside(signal.SIGKILL, [found.pid for found in self._family(pid, mark)])
+            pids = [found.pid for found in self._family(pid, mark)]
+            # The command comes first: when its children are gone, it may end by itself.
+            self._send_from_inside(signal.SIGKILL, sorted(pids, key=lambda found: found != pid))
             if not self._family(pid, mark):
                 return
         raise EngineError("cannot kill the command: it starts processes faster than they can be killed")
