@@ -54,7 +54,7 @@ def test_no_call_is_made_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
         calls.append(f"{request.method} {path.partition('/')[2]}")
         return send(request, **how)
 
-    site.new_box()  # what does not change is asked once in the life of a worker
+    site.runtime.remove(site.new_box(), force=True)  # what does not change is asked once in the life of a worker
     monkeypatch.setattr(client, "send", noted)
     box = site.new_box()
     assert calls == ["GET containers/json", f"GET images/{site.image}/json", "POST containers/create"]
