@@ -19,6 +19,15 @@ from support.cluster import Cluster
 WAIT = 60.0  # seconds; far more than anything here takes
 
 
+class _Connection(ClientConnection):
+    """Keeps what came in one piece with pings that it cannot answer any more, some of which it may have answered: the
+    library would drop all of that. That the connection is lost, the next read tells."""
+
+    def send_data(self) -> None:
+        with contextlib.suppress(OSError):
+            super().send_data()
+
+
 @dataclass
 class Attached:
     """One socket, and what has come over it. `channels`: whether output frames name their stream."""
@@ -102,6 +111,7 @@ def attached(
         compression=None,
         max_size=None,
         proxy=None,
+        create_connection=_Connection,
         ping_interval=None,  # or this client, too, would close a socket that the test does not read
         **options,
     ) as connection:
