@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import docker
 import pytest
 from support.sites import Site, collect
 
 from boxlite_server import ids
-from boxlite_server.errors import ExecutionError
+from boxlite_server.errors import ExecutionError, StoppedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import runtime
 from boxlite_server.worker.docker.config import container_config
@@ -203,4 +204,27 @@ def test_a_start_does_not_wait_for_a_child_of_process_1(
 ) -> None:
     monkeypatch.setattr(runtime, "_SPAWN_PATIENCE", float("inf"))
     box = docker_alone.running_box(image=init_image)
+    docker_alone.runtime.remove(box, force=True)
+
+
+def test_how_the_main_command_ended_is_told_before_the_engine_has_seen_it(
+    docker_alone: Site, new_image: NewImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine refuses a command for some milliseconds while it still calls the box running."""
+    box = docker_alone.new_box(image=new_image(Cmd=["false"]))
+    docker_alone.runtime.start(box)
+    while runs(docker_alone, box):
+        pass
+    client: Any = docker_alone.runtime._engine.api  # type: ignore[attr-defined]
+    inspect, late = client.inspect_container, iter(range(5))
+
+    def inspect_late(container: str) -> Any:
+        found = inspect(container)
+        if next(late, None) is not None:
+            found["State"].update(Running=True, Status="running", Pid=2**30)  # no process has this pid
+        return found
+
+    monkeypatch.setattr(client, "inspect_container", inspect_late)
+    with pytest.raises(StoppedError, match=r"\(false\) ended with exit code 1"):
+        docker_alone.runtime.spawn(box, ExecSpec(("true",)))
     docker_alone.runtime.remove(box, force=True)
