@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import docker
@@ -22,23 +22,6 @@ NewImage = Callable[..., str]
 NEEDS_PID_1 = ["sh", "-c", "[ $$ = 1 ] || exit 100; echo up; exec sleep 999"]
 PATIENCE = 40  # seconds for a stop
 SOON = PATIENCE / 2  # a stop that waits for nothing takes less, on a busy machine too
-
-
-@pytest.fixture(scope="module")
-def new_image(docker_alone: Site, api: docker.APIClient) -> Iterator[NewImage]:
-    """Makes images of the test image, with another configuration."""
-    base = api.create_container(docker_alone.image)["Id"]
-    made: list[str] = []
-
-    def new(**config: object) -> str:
-        made.append(f"boxlite-test-first-{len(made)}:latest")
-        api.commit(base, *made[-1].split(":"), conf=config)
-        return made[-1]
-
-    yield new
-    api.remove_container(base)
-    for name in made:
-        api.remove_image(name, force=True)
 
 
 @pytest.fixture(scope="module")
