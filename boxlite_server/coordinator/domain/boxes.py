@@ -77,21 +77,22 @@ class Boxes:
         async with self._turns.locked(prefix, id_or_name) as (box, worker), self._schedule.use(box):
             return await self._start(box, worker)
 
-    async def ensure_running(self, prefix: str, id_or_name: str) -> Box:
-        """The box, started if it does not run. Raises StoppedError when the box does not resume by itself."""
+    async def ensure_running(self, prefix: str, id_or_name: str) -> tuple[Box, bool]:
+        """The box, started if it does not run, and whether it was started. Raises StoppedError when the box does not
+        resume by itself."""
         box = await self._turns.get(prefix, id_or_name)
         if box.status == BoxStatus.RUNNING and not await self._turns.is_busy(box.id):
-            return box
+            return box, False
         async with self._turns.locked(prefix, box.id) as (box, worker):
             if box.status == BoxStatus.RUNNING:
-                return box
+                return box, False
             # A box that is about to be started again has the status configured, not stopped.
             if box.status == BoxStatus.STOPPED and not box.spec.auto_resume:
                 raise errors.StoppedError(
                     f"box '{id_or_name}' is stopped and does not resume by itself; start it. "
                     f"Its main command ended with exit code {box.exit_code}; if it always does, {errors.GO_ON}"
                 )
-            return await self._start(box, worker)
+            return await self._start(box, worker), True
 
     async def restart(self, seen: Box, number: int) -> Box | None:
         """Start a box that should run, in its turn; returns the box, or None if it has changed since it was `seen`.

@@ -29,6 +29,8 @@ from .observing import Observer
 from .turns import Turns
 from .volumes import Volumes
 
+INTERRUPTED = (errors.DatabaseUnavailableError, errors.LeaseLostError)
+
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +77,7 @@ class Creation:
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key)
-            with _unknown_when_interrupted():
+            with _unknown_when_interrupted(request_key):
                 return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key)
 
     async def _create_somewhere(
@@ -88,6 +90,9 @@ class Creation:
         for generation in itertools.count(1):
             try:
                 await self._create_on(worker, box_id, generation, spec, ends_at)
+                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+            except INTERRUPTED:
+                raise  # the row stays: the box is finished or undone later
             except TRY_ELSEWHERE as exc:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
@@ -102,8 +107,6 @@ class Creation:
                 await self._turns.forget(box_id)
                 await self._store.count(prefix, "boxes_failed")
                 raise
-            else:
-                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
             try:
                 worker = await self._reserve(
                     box_id, prefix, spec, generation + 1, tried, home=home, request_key=request_key
@@ -158,7 +161,7 @@ class Creation:
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
-            with _unknown_when_interrupted():
+            with _unknown_when_interrupted(request_key):
                 try:
                     yield pb.BoxRef(box_id=box_id, generation=1), worker
                 except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
@@ -236,12 +239,15 @@ class Creation:
 
 
 @contextmanager
-def _unknown_when_interrupted() -> Iterator[None]:
-    """Raise TimedOutError where the `with` block, which makes a box that has a row, loses the database or its lease:
-    the box will be finished or removed later, and nobody knows which."""
+def _unknown_when_interrupted(request_key: str | None) -> Iterator[None]:
+    """Raise TimedOutError where the making of a box, which has a row, loses the database or its lease in the `with`
+    block: the box will be finished or removed later, and nobody knows which. With a `request_key`, a lost lease stays
+    what it is, since the client can send the request again."""
     try:
         yield
-    except (errors.DatabaseUnavailableError, errors.LeaseLostError) as exc:
+    except INTERRUPTED as exc:
+        if request_key and isinstance(exc, errors.LeaseLostError):
+            raise
         raise errors.TimedOutError(
             f"the box was being made when that was interrupted; look whether it is there: {exc.message}"
         ) from exc

@@ -16,7 +16,6 @@ from ..._gen import worker_pb2 as pb
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
-from ..states import BoxStatus
 from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
@@ -69,18 +68,18 @@ class Executions:
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not keep running.
         """
-        box = await self._boxes.ensure_running(prefix, id_or_name)
+        box, was_started = await self._boxes.ensure_running(prefix, id_or_name)
         same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
         execution_id = ids.execution_id(same)
         try:
             return box, await self._start_in(box, execution_id, request, expects_reader)
         except (errors.StoppedError, errors.NotFoundError) as exc:
-            if box.status == BoxStatus.STOPPED:
-                raise  # its main command ended as soon as it was started
+            if was_started:
+                raise  # its main command ended soon after it was started
             # The box ended since it was last seen; its row decides whether it is started again.
             await self._observer.refresh(box.id)
             try:
-                box = await self._boxes.ensure_running(prefix, box.id)
+                box, _ = await self._boxes.ensure_running(prefix, box.id)
             except errors.NotFoundError:
                 raise exc from None  # the box had auto_remove
             return box, await self._start_in(box, execution_id, request, expects_reader)

@@ -150,6 +150,19 @@ def test_a_command_that_comes_during_the_stop_starts_the_box_again(site: Coordin
     asyncio.run(story())
 
 
+def test_a_box_that_ends_before_its_command_is_started_once(site: CoordinatorSite) -> None:
+    async def story() -> None:
+        box = await site.running()
+        await site.core.boxes.stop("default", box.id, None)
+        site.one.refuse("StartExecution", errors.StoppedError("its main command ended"))
+        calls = len(site.one.calls)
+        with pytest.raises(errors.StoppedError):
+            await site.core.executions.start("default", box.id, {"command": "true"})
+        assert site.one.calls[calls:] == ["StartBox", "StartExecution"]
+
+    asyncio.run(story())
+
+
 def test_without_auto_resume_a_stopped_box_takes_no_command(site: CoordinatorSite) -> None:
     async def story() -> None:
         box = await site.running(auto_stop=60, auto_resume=False)
