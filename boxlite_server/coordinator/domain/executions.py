@@ -7,9 +7,9 @@ far that client has been served, so that a client goes on where it stopped, whic
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ... import errors, ids, rpc
 from ..._gen import worker_pb2 as pb
@@ -21,7 +21,10 @@ from ..store import Box, Store
 from .boxes import Boxes
 from .deadlines import Schedule
 from .observing import Observer
+from .runs import run_request
 from .turns import Turns, ref
+
+T = TypeVar("T")
 
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
 
@@ -69,11 +72,55 @@ class Executions:
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not keep running.
         """
+        return await self._in_running_box(
+            prefix,
+            id_or_name,
+            request,
+            request_key,
+            lambda box, its_id: self._start_in(box, its_id, request, expects_reader),
+        )
+
+    async def run(
+        self,
+        prefix: str,
+        id_or_name: str,
+        request: Mapping[str, Any],
+        *,
+        live: bool,
+        request_key: str | None = None,
+    ) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
+        """Run a command to its end, in one call to its worker; returns its id and its events. With `live` they come as
+        they happen, otherwise all of them come at the end.
+
+        The command is killed when the events are closed before their end, unless there is a `request_key`: then it
+        goes on, and an attempt at the same request joins it. Raises what `start` raises.
+        """
+
+        async def act(box: Box, execution_id: str) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
+            message = run_request(self._message(box, execution_id, request), request, live=live, kept=bool(request_key))
+            events = self._run_in(box, message)
+            async with self._counting(box):
+                first = await anext(events)
+            return execution_id, _all_events(first, events)
+
+        _, running = await self._in_running_box(prefix, id_or_name, request, request_key, act)
+        return running
+
+    async def _in_running_box(
+        self,
+        prefix: str,
+        id_or_name: str,
+        request: Mapping[str, Any],
+        request_key: str | None,
+        act: Callable[[Box, str], Awaitable[T]],
+    ) -> tuple[Box, T]:
+        """Start a command by `act`, which gets the running box and the execution's id. A box that has just ended gets
+        one more start."""
         box = await self._boxes.ensure_running(prefix, id_or_name)
         same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
         execution_id = ids.execution_id(same)
         try:
-            return box, await self._start_in(box, execution_id, request, expects_reader)
+            return box, await act(box, execution_id)
         except (errors.StoppedError, errors.NotFoundError) as exc:
             if box.status == BoxStatus.STOPPED:
                 raise  # its main command ended as soon as it was started
@@ -83,7 +130,20 @@ class Executions:
                 box = await self._boxes.ensure_running(prefix, box.id)
             except errors.NotFoundError:
                 raise exc from None  # the box had auto_remove
-            return box, await self._start_in(box, execution_id, request, expects_reader)
+            return box, await act(box, execution_id)
+
+    def _message(self, box: Box, execution_id: str, request: Mapping[str, Any]) -> pb.StartExecutionRequest:
+        """What `start` and `run` have in common."""
+        return pb.StartExecutionRequest(
+            box=ref(box),
+            execution_id=execution_id,
+            command=request["command"],
+            args=request.get("args") or [],
+            env=checked_env(request.get("env")),
+            working_dir=request.get("working_dir") or "",
+            user=request.get("user") or "",
+            timeout_seconds=request.get("timeout_seconds") or 0,
+        )
 
     async def _start_in(
         self, box: Box, execution_id: str, request: Mapping[str, Any], expects_reader: bool
@@ -92,31 +152,29 @@ class Executions:
         cols, rows = request.get("cols") or 0, request.get("rows") or 0
         if (cols or rows) and not tty:
             raise errors.InvalidArgumentError("'cols' and 'rows' are the size of a terminal: they need 'tty': true")
-        message = pb.StartExecutionRequest(
-            box=ref(box),
-            execution_id=execution_id,
-            command=request["command"],
-            args=request.get("args") or [],
-            env=checked_env(request.get("env")),
-            working_dir=request.get("working_dir") or "",
-            user=request.get("user") or "",
-            tty=tty,
-            timeout_seconds=request.get("timeout_seconds") or 0,
-            hangup_seconds=self._grace if tty else 0,
-            expects_reader=expects_reader,
-            no_input=request.get("stdin") is False,
-            cols=cols,
-            rows=rows,
-        )
+        message = self._message(box, execution_id, request)
+        message.tty, message.cols, message.rows = tty, cols, rows
+        message.hangup_seconds = self._grace if tty else 0
+        message.expects_reader = expects_reader
+        message.no_input = request.get("stdin") is False
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
-        async with self._schedule.use(box):
-            try:
-                execution = await self._calls.start_execution(box.worker_id, message)
-            except errors.ExecutionError:
-                await self._store.count(box.prefix, "exec_errors")
-                raise
+        async with self._schedule.use(box), self._counting(box):
+            return await self._calls.start_execution(box.worker_id, message)
+
+    async def _run_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.RunEvents, None]:
+        async with self._schedule.use(box), aclosing(self._calls.run_command(box.worker_id, message)) as events:
+            async for batch in events:
+                yield batch
+
+    @asynccontextmanager
+    async def _counting(self, box: Box) -> AsyncIterator[None]:
+        """Count the command that the `with` block starts, or that it cannot be spawned."""
+        try:
+            yield
+        except errors.ExecutionError:
+            await self._store.count(box.prefix, "exec_errors")
+            raise
         await self._store.count(box.prefix, "commands_executed")
-        return execution
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""
@@ -229,6 +287,17 @@ class Executions:
             if lease is None:
                 raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
             yield lease
+
+
+async def _all_events(
+    first: pb.RunEvents, others: AsyncGenerator[pb.RunEvents, None]
+) -> AsyncGenerator[pb.OutputEvent, None]:
+    async with aclosing(others):
+        for event in first.events:
+            yield event
+        async for batch in others:
+            for event in batch.events:
+                yield event
 
 
 def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:

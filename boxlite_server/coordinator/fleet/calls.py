@@ -91,6 +91,9 @@ class Calls:
     def start_execution(self, worker: Worker | str, request: pb.StartExecutionRequest) -> Awaitable[pb.Execution]:
         return self._unary(worker, "StartExecution", request, EXECUTION_SECONDS)
 
+    def run_command(self, worker: Worker | str, request: pb.RunCommandRequest) -> AsyncGenerator[pb.RunEvents, None]:
+        return self._stream(worker, "RunCommand", request, None)
+
     def attach_box(self, worker: Worker | str, request: pb.AttachBoxRequest) -> Awaitable[pb.Execution]:
         return self._unary(worker, "AttachBox", request, EXECUTION_SECONDS)
 

@@ -13,9 +13,11 @@ from ...formats import parse_json, timestamp
 from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
+from ..domain.runs import STDERR, STDOUT, Result
 from ..fleet.registry import Fleet
 from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Load, Snapshot, Volume, Worker
+from .utf8 import unfinished
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -94,6 +96,28 @@ def execution(message: pb.Execution) -> dict[str, Any]:
         "duration_ms": message.duration_ms if message.HasField("duration_ms") else None,
         "error_message": message.error_message or None,
     }
+
+
+def run(execution_id: str, result: Result, *, raw: bool) -> dict[str, Any]:
+    """A RunCommandResponse. `raw`: output is base64 of its bytes; otherwise it is text, in which bytes that are not
+    UTF-8 become U+FFFD, and which does not end inside a character where it was cut."""
+    ended = execution(result.ended)
+    view: dict[str, Any] = {
+        "execution_id": execution_id,
+        **{key: ended[key] for key in ("status", "exit_code", "duration_ms")},
+        "error_message": ended["error_message"] or result.loss or None,
+    }
+    for name, stream in (("stdout", STDOUT), ("stderr", STDERR)):
+        data, dropped = result.output[stream], result.dropped[stream]
+        if raw:
+            view[f"{name}_base64"] = base64.b64encode(data).decode()
+        else:
+            rest = unfinished(data) if dropped else 0
+            dropped += rest
+            view[name] = data[: len(data) - rest].decode("utf-8", "replace")
+        view[f"{name}_truncated"] = dropped > 0 or bool(result.loss)
+        view[f"{name}_dropped_bytes"] = dropped
+    return view
 
 
 def image(found: Image) -> dict[str, Any]:

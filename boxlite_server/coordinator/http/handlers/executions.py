@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import aclosing
 from typing import Any
 
 import connexion
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
+from ...domain.runs import collect
 from .. import sse, views
-from ..bodies import drain
+from ..bodies import drain, unless_gone
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
+_EVENTS = "text/event-stream"
 INPUT_CALLS = 10  # in a row in which a command may read nothing; by then, the client has given up on its request
 
 
@@ -21,6 +26,23 @@ async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, 
     box, execution = await core.executions.start(prefix, box_id, body, request_key=request_key())
     location = f"/v1/{prefix}/boxes/{box.id}/executions/{execution.execution_id}"
     return {"execution_id": execution.execution_id}, 201, {"Location": location}
+
+
+async def run_command(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    """Answer with what becomes of a command, or with a stream of its events. A command that no Idempotency-Key stands
+    for belongs to this request: it is killed when the client goes away."""
+    key, raw = request_key(), body.get("encoding") == "base64"
+    if _EVENTS in connexion.request.headers.get("accept", ""):
+        execution_id, events = await core.executions.run(prefix, box_id, body, live=True, request_key=key)
+        return sse.stream_run(core, execution_id, events, raw=raw)
+
+    async def whole() -> Response:
+        execution_id, events = await core.executions.run(prefix, box_id, body, live=False, request_key=key)
+        async with aclosing(events):
+            view = views.run(execution_id, await collect(events), raw=raw)
+        return Response(json.dumps(view, ensure_ascii=False), media_type="application/json")
+
+    return await (whole() if key else unless_gone(connexion.request.receive, whole()))
 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
