@@ -234,6 +234,19 @@ class FakeWorker:
         self._find(request.box)
         return pb.Execution(execution_id=request.execution_id)
 
+    def _RunCommand(self, request: pb.RunCommandRequest) -> pb.RunEvents:
+        """A command that says its input and its environment's `ERR`, and ends with its number of arguments."""
+        self._find(request.start.box)
+        said = ((pb.OUTPUT_STREAM_STDOUT, request.input), (pb.OUTPUT_STREAM_STDERR, request.start.env["ERR"].encode()))
+        chunks = [pb.OutputChunk(stream=stream, data=data) for stream, data in said if data]
+        ended = pb.Execution(
+            execution_id=request.start.execution_id,
+            status=pb.EXECUTION_STATUS_COMPLETED,
+            exit_code=len(request.start.args),
+            duration_ms=1,
+        )
+        return pb.RunEvents(events=[*(pb.OutputEvent(chunk=chunk) for chunk in chunks), pb.OutputEvent(ended=ended)])
+
     def _CreateSnapshot(self, request: pb.SnapshotRef) -> pb.Snapshot:
         self._find(request.box)
         self.snapshots.add(request.snapshot_id)
@@ -295,9 +308,17 @@ class FakeLink:
             raise errors.TimedOutError(f"worker {self.row.name} did not answer in time; try again") from None
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        if method not in self.worker.streams:
+            yield await self.worker.call(method, request)
+            return
         self.worker.calls.append(method)
-        async for answer in self.worker.streams[method]:
-            yield answer
+        answers = self.worker.streams[method]
+        try:
+            async for answer in answers:
+                yield answer
+        finally:
+            if isinstance(answers, AsyncGenerator):
+                await answers.aclose()
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         """All that was sent; the method's hook runs before each request is taken."""

@@ -100,8 +100,8 @@ class Executions:
             message = run_request(self._message(box, execution_id, request), request, live=live, kept=bool(request_key))
             events = self._run_in(box, message)
             async with self._counting(box):
-                first = await anext(events)
-            return execution_id, _all_events(first, events)
+                await anext(events)
+            return execution_id, events
 
         _, running = await self._in_running_box(prefix, id_or_name, request, request_key, act)
         return running
@@ -161,10 +161,16 @@ class Executions:
         async with self._schedule.use(box), self._counting(box):
             return await self._calls.start_execution(box.worker_id, message)
 
-    async def _run_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.RunEvents, None]:
-        async with self._schedule.use(box), aclosing(self._calls.run_command(box.worker_id, message)) as events:
-            async for batch in events:
-                yield batch
+    async def _run_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
+        """An empty event once the worker has answered, then the events of the command."""
+        async with self._schedule.use(box), aclosing(self._calls.run_command(box.worker_id, message)) as answers:
+            begun = False
+            async for answer in answers:
+                if not begun:
+                    yield pb.OutputEvent()
+                    begun = True
+                for event in answer.events:
+                    yield event
 
     @asynccontextmanager
     async def _counting(self, box: Box) -> AsyncIterator[None]:
@@ -287,17 +293,6 @@ class Executions:
             if lease is None:
                 raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
             yield lease
-
-
-async def _all_events(
-    first: pb.RunEvents, others: AsyncGenerator[pb.RunEvents, None]
-) -> AsyncGenerator[pb.OutputEvent, None]:
-    async with aclosing(others):
-        for event in first.events:
-            yield event
-        async for batch in others:
-            for event in batch.events:
-                yield event
 
 
 def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:

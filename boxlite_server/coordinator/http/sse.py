@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
@@ -42,14 +43,27 @@ def stream_run(
     core: Core, execution_id: str, events: AsyncGenerator[pb.OutputEvent, None], *, raw: bool
 ) -> StreamingResponse:
     """Answer with the events of a run, like those of an execution. `raw`: output is sent byte for byte."""
-    response = _response(_output(core, events, raw=raw))
-    response.headers[EXECUTION_ID] = execution_id
-    return response
+    headers = {**_HEADERS, EXECUTION_ID: execution_id}
+    return _RunResponse(events, _output(core, events, raw=raw), headers)
 
 
 def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> StreamingResponse:
     """Answer with the output of a box's main command; a stream without an `end` or `error` event was cut off."""
     return _response(_logs(core, box, tail, follow))
+
+
+class _RunResponse(StreamingResponse):
+    """Closes the `events` of a run in the end, also where the client went away before the first of them."""
+
+    def __init__(
+        self, events: AsyncGenerator[pb.OutputEvent, None], content: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 def _response(events: AsyncIterator[bytes]) -> StreamingResponse:

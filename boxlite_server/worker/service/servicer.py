@@ -178,7 +178,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                 events = follow(self._executions, *asked, request.input, on_end)
             else:
                 # It is not ended like a reader when the worker shuts down: most commands end within the grace period.
-                stack.enter_context(_slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers"))
+                stack.enter_context(_slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers already"))
                 events = run(self._executions, *asked, request.input, context.add_callback)
             events = head(events, request.max_output_bytes)
             yield from map(messages.run_events, ([event] for event in events) if request.live else in_batches(events))
