@@ -237,24 +237,32 @@ class StartExecutionRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ..., no_input: _Optional[bool] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class RunCommandRequest(_message.Message):
-    __slots__ = ("start", "input", "max_output_bytes", "live", "kept")
+    __slots__ = ("start", "input", "max_output_bytes", "kept")
     START_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    LIVE_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     start: StartExecutionRequest
     input: bytes
     max_output_bytes: int
-    live: bool
     kept: bool
-    def __init__(self, start: _Optional[_Union[StartExecutionRequest, _Mapping]] = ..., input: _Optional[bytes] = ..., max_output_bytes: _Optional[int] = ..., live: _Optional[bool] = ..., kept: _Optional[bool] = ...) -> None: ...
+    def __init__(self, start: _Optional[_Union[StartExecutionRequest, _Mapping]] = ..., input: _Optional[bytes] = ..., max_output_bytes: _Optional[int] = ..., kept: _Optional[bool] = ...) -> None: ...
 
-class RunEvents(_message.Message):
-    __slots__ = ("events",)
-    EVENTS_FIELD_NUMBER: _ClassVar[int]
-    events: _containers.RepeatedCompositeFieldContainer[OutputEvent]
-    def __init__(self, events: _Optional[_Iterable[_Union[OutputEvent, _Mapping]]] = ...) -> None: ...
+class RunResult(_message.Message):
+    __slots__ = ("ended", "stdout", "stderr", "stdout_dropped_bytes", "stderr_dropped_bytes", "loss")
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STDERR_DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    ended: Execution
+    stdout: bytes
+    stderr: bytes
+    stdout_dropped_bytes: int
+    stderr_dropped_bytes: int
+    loss: str
+    def __init__(self, ended: _Optional[_Union[Execution, _Mapping]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., stdout_dropped_bytes: _Optional[int] = ..., stderr_dropped_bytes: _Optional[int] = ..., loss: _Optional[str] = ...) -> None: ...
 
 class AttachBoxRequest(_message.Message):
     __slots__ = ("box", "hangup_seconds")

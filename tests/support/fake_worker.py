@@ -234,18 +234,29 @@ class FakeWorker:
         self._find(request.box)
         return pb.Execution(execution_id=request.execution_id)
 
-    def _RunCommand(self, request: pb.RunCommandRequest) -> pb.RunEvents:
+    def _RunCommand(self, request: pb.RunCommandRequest) -> pb.RunResult:
+        return self._run(request)
+
+    def _run(self, request: pb.RunCommandRequest) -> pb.RunResult:
         """A command that says its input and its environment's `ERR`, and ends with its number of arguments."""
         self._find(request.start.box)
-        said = ((pb.OUTPUT_STREAM_STDOUT, request.input), (pb.OUTPUT_STREAM_STDERR, request.start.env["ERR"].encode()))
-        chunks = [pb.OutputChunk(stream=stream, data=data) for stream, data in said if data]
         ended = pb.Execution(
             execution_id=request.start.execution_id,
             status=pb.EXECUTION_STATUS_COMPLETED,
             exit_code=len(request.start.args),
             duration_ms=1,
         )
-        return pb.RunEvents(events=[*(pb.OutputEvent(chunk=chunk) for chunk in chunks), pb.OutputEvent(ended=ended)])
+        return pb.RunResult(ended=ended, stdout=request.input, stderr=request.start.env["ERR"].encode())
+
+    def _StreamCommand(self, request: pb.RunCommandRequest) -> list[pb.OutputEvent]:
+        result = self._run(request)
+        said = ((pb.OUTPUT_STREAM_STDOUT, result.stdout), (pb.OUTPUT_STREAM_STDERR, result.stderr))
+        chunks = [pb.OutputChunk(stream=stream, data=data) for stream, data in said if data]
+        return [
+            pb.OutputEvent(),
+            *(pb.OutputEvent(chunk=chunk) for chunk in chunks),
+            pb.OutputEvent(ended=result.ended),
+        ]
 
     def _CreateSnapshot(self, request: pb.SnapshotRef) -> pb.Snapshot:
         self._find(request.box)
@@ -300,7 +311,7 @@ class FakeLink:
         self.row = row
         self.closed = False
 
-    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+    async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         try:
             async with asyncio.timeout(timeout):
                 return await self.worker.call(method, request)
@@ -309,7 +320,8 @@ class FakeLink:
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         if method not in self.worker.streams:
-            yield await self.worker.call(method, request)
+            for answer in await self.worker.call(method, request):
+                yield answer
             return
         self.worker.calls.append(method)
         answers = self.worker.streams[method]

@@ -81,24 +81,31 @@ class Executions:
         )
 
     async def run(
-        self,
-        prefix: str,
-        id_or_name: str,
-        request: Mapping[str, Any],
-        *,
-        live: bool,
-        request_key: str | None = None,
-    ) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
-        """Run a command to its end, in one call to its worker; returns its id and its events. With `live` they come as
-        they happen, otherwise all of them come at the end.
+        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, request_key: str | None = None
+    ) -> pb.RunResult:
+        """Run a command to its end, in one call to its worker.
 
-        The command is killed when the events are closed before their end, unless there is a `request_key`: then it
-        goes on, and an attempt at the same request joins it. Raises what `start` raises.
+        The command is killed when the caller is cancelled, unless there is a `request_key`: then it goes on, and
+        another attempt at the same request joins it. Raises what `start` raises.
         """
 
+        async def act(box: Box, execution_id: str) -> pb.RunResult:
+            message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key))
+            async with self._schedule.use(box), self._counting(box):
+                return await self._calls.run_command(box.worker_id, message)
+
+        _, result = await self._in_running_box(prefix, id_or_name, request, request_key, act)
+        return result
+
+    async def run_live(
+        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, request_key: str | None = None
+    ) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
+        """`run` with output as it comes: returns the execution's id once the command runs, and its events. The command
+        is killed as there when the events are closed before their end."""
+
         async def act(box: Box, execution_id: str) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
-            message = run_request(self._message(box, execution_id, request), request, live=live, kept=bool(request_key))
-            events = self._run_in(box, message)
+            message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key), live=True)
+            events = self._stream_in(box, message)
             async with self._counting(box):
                 await anext(events)
             return execution_id, events
@@ -161,16 +168,10 @@ class Executions:
         async with self._schedule.use(box), self._counting(box):
             return await self._calls.start_execution(box.worker_id, message)
 
-    async def _run_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
-        """An empty event once the worker has answered, then the events of the command."""
-        async with self._schedule.use(box), aclosing(self._calls.run_command(box.worker_id, message)) as answers:
-            begun = False
-            async for answer in answers:
-                if not begun:
-                    yield pb.OutputEvent()
-                    begun = True
-                for event in answer.events:
-                    yield event
+    async def _stream_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
+        async with self._schedule.use(box), aclosing(self._calls.stream_command(box.worker_id, message)) as events:
+            async for event in events:
+                yield event
 
     @asynccontextmanager
     async def _counting(self, box: Box) -> AsyncIterator[None]:

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..core import Core
-from ..domain.runs import UNREAD
 from ..limits import KEEPALIVE_SECONDS
 from ..store import Box
 from .utf8 import Utf8Joiner
@@ -27,6 +26,7 @@ T = TypeVar("T")
 
 # A proxy such as nginx would otherwise hold events back until its buffer is full.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+UNREAD = "earlier output was dropped: nobody read it in time"
 EXECUTION_ID = "X-Boxlite-Execution-Id"
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 

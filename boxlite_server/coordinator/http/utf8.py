@@ -35,7 +35,7 @@ class Utf8Joiner:
         return rest
 
 
-def unfinished(data: bytes | bytearray) -> int:
+def unfinished(data: bytes) -> int:
     """Return how many bytes at the end of `data` begin a character that is not complete: 0 to 3."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]

@@ -13,7 +13,6 @@ from ...formats import parse_json, timestamp
 from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
-from ..domain.runs import STDERR, STDOUT, Result
 from ..fleet.registry import Fleet
 from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Load, Snapshot, Volume, Worker
@@ -98,17 +97,16 @@ def execution(message: pb.Execution) -> dict[str, Any]:
     }
 
 
-def run(execution_id: str, result: Result, *, raw: bool) -> dict[str, Any]:
+def run(result: pb.RunResult, *, raw: bool) -> dict[str, Any]:
     """A RunCommandResponse. `raw`: output is base64 of its bytes; otherwise it is text, in which bytes that are not
     UTF-8 become U+FFFD, and which does not end inside a character where it was cut."""
-    ended = execution(result.ended)
-    view: dict[str, Any] = {
-        "execution_id": execution_id,
-        **{key: ended[key] for key in ("status", "exit_code", "duration_ms")},
-        "error_message": ended["error_message"] or result.loss or None,
-    }
-    for name, stream in (("stdout", STDOUT), ("stderr", STDERR)):
-        data, dropped = result.output[stream], result.dropped[stream]
+    view = execution(result.ended)
+    del view["started_at"]
+    view["error_message"] = view["error_message"] or result.loss or None
+    for name, data, dropped in (
+        ("stdout", result.stdout, result.stdout_dropped_bytes),
+        ("stderr", result.stderr, result.stderr_dropped_bytes),
+    ):
         if raw:
             view[f"{name}_base64"] = base64.b64encode(data).decode()
         else:

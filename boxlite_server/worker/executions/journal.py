@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -53,6 +53,9 @@ class Record:
         deadline_ms = now + int(timeout * 1000) if timeout > 0 else 0
         fields = {"is_main": False, "started_at_ms": now, "deadline_ms": deadline_ms, **fields}
         return cls(execution_id, box.box_id, box.generation, handle, **fields)
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
 
 
 class Journal:
@@ -118,7 +121,7 @@ class Journal:
         path = self._path(record.execution_id)
         temporary = path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(asdict(record)))
+            temporary.write_text(json.dumps({name: getattr(record, name) for name in _FIELDS}))
             temporary.replace(path)
         except OSError as exc:
             log.warning("execution %s will not outlive this process: %s", record.execution_id, exc)

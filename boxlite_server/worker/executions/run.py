@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..commands import STDERR, STDOUT, ExecSpec
 from ..runtime import BoxRef
-from .execution import Ended, Execution
-from .output_log import MAX_CHUNK, Chunk, Dropped, Gap
+from .execution import Ended, Execution, ExecutionState
+from .output_log import Chunk, Dropped, Gap
 from .registry import Executions
+
+UNREAD = "earlier output was dropped: nobody read it in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,17 @@ class Cut:
 
     stream: int
     byte_count: int
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a command. `output` and `dropped` (bytes behind the limit) are by stream, `loss` is the reason why
+    other output is missing."""
+
+    ended: ExecutionState | None = None
+    output: dict[int, bytearray] = field(default_factory=lambda: {STDOUT: bytearray(), STDERR: bytearray()})
+    dropped: dict[int, int] = field(default_factory=lambda: {STDOUT: 0, STDERR: 0})
+    loss: str = ""
 
 
 Event = Started | Chunk | Dropped | Gap | Cut | Ended
@@ -101,17 +113,19 @@ def head(events: Iterator[Event], limit: int) -> Iterator[Event]:
             yield event
 
 
-def in_batches(events: Iterator[Event]) -> Iterator[list[Event]]:
-    """Join the output of each stream into chunks, and hand out lists of at most 512 KiB of output,
-    the last one with the end."""
-    held: dict[int, bytearray] = defaultdict(bytearray)
-    others: list[Event] = []
-    for event in events:
-        if isinstance(event, Chunk):
-            held[event.stream] += event.data
-        else:
-            others.append(event)
-        if isinstance(event, Ended) or sum(map(len, held.values())) >= MAX_CHUNK:
-            yield [*(Chunk(0, stream, bytes(data)) for stream, data in held.items()), *others]
-            held.clear()
-            others.clear()
+def collect(events: Iterator[Event], limit: int) -> Result:
+    """Wait for the end, and keep the first `limit` bytes of each stream; 0: all bytes."""
+    result = Result()
+    for event in head(events, limit):
+        match event:
+            case Chunk():
+                result.output[event.stream] += event.data
+            case Cut():
+                result.dropped[event.stream] += event.byte_count
+            case Gap():
+                result.loss = event.reason
+            case Dropped():
+                result.loss = UNREAD
+            case Ended():
+                result.ended = event.state
+    return result

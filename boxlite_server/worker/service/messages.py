@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..._gen import worker_pb2 as pb
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, UpstreamUnavailableError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS, STDERR, STDOUT, ExecSpec
 from ..executions.execution import Ended, ExecutionState, ExecutionStatus
 from ..executions.output_log import Chunk, Dropped, Gap
-from ..executions.run import Cut, Event, Started
+from ..executions.run import Cut, Event, Result, Started
 from ..executions.tally import Counts
 from ..runtime import (
     BoxRef,
@@ -159,8 +157,10 @@ def exec_spec(message: pb.StartExecutionRequest) -> ExecSpec:
     )
 
 
-def output_event(event: Chunk | Dropped | Gap | Cut | Ended) -> pb.OutputEvent:
+def output_event(event: Event) -> pb.OutputEvent:
     match event:
+        case Started():
+            return pb.OutputEvent()
         case Chunk():
             chunk = pb.OutputChunk(stream=STREAM[event.stream], data=event.data)
             return pb.OutputEvent(position=event.position, chunk=chunk)
@@ -174,8 +174,18 @@ def output_event(event: Chunk | Dropped | Gap | Cut | Ended) -> pb.OutputEvent:
             return pb.OutputEvent(position=event.position, ended=execution(event.state))
 
 
-def run_events(events: Iterable[Event]) -> pb.RunEvents:
-    return pb.RunEvents(events=[output_event(event) for event in events if not isinstance(event, Started)])
+def run_result(result: Result) -> pb.RunResult:
+    """Raises `UpstreamUnavailableError` when the events broke off before the end: the worker is shutting down."""
+    if result.ended is None:
+        raise UpstreamUnavailableError("the worker is shutting down; the command goes on")
+    return pb.RunResult(
+        ended=execution(result.ended),
+        stdout=bytes(result.output[STDOUT]),
+        stderr=bytes(result.output[STDERR]),
+        stdout_dropped_bytes=result.dropped[STDOUT],
+        stderr_dropped_bytes=result.dropped[STDERR],
+        loss=result.loss,
+    )
 
 
 def pull_event(event: PullProgress | Image) -> pb.PullImageEvent:

@@ -18,7 +18,7 @@ from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
-from ..executions.run import follow, head, in_batches, run
+from ..executions.run import Event, collect, follow, head, run
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime
@@ -169,19 +169,27 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         )
 
     @_answers
-    def RunCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[pb.RunEvents]:
+    def RunCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> pb.RunResult:
+        with self._running(request, context) as events:
+            return messages.run_result(collect(events, request.max_output_bytes))
+
+    @_answers
+    def StreamCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
+        with self._running(request, context) as events:
+            yield from map(messages.output_event, head(events, request.max_output_bytes))
+
+    @contextmanager
+    def _running(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[Iterator[Event]]:
+        """Count the call of a command that is run to its end. Yields the events of the command."""
         start = request.start
         asked = (start.execution_id, messages.ref(start.box), messages.exec_spec(start), start.timeout_seconds)
-        with ExitStack() as stack:
-            if request.kept:
-                on_end = stack.enter_context(self._readers.register(context))
-                events = follow(self._executions, *asked, request.input, on_end)
-            else:
-                # It is not ended like a reader when the worker shuts down: most commands end within the grace period.
-                stack.enter_context(_slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers already"))
-                events = run(self._executions, *asked, request.input, context.add_callback)
-            events = head(events, request.max_output_bytes)
-            yield from map(messages.run_events, ([event] for event in events) if request.live else in_batches(events))
+        if request.kept:
+            with self._readers.register(context) as on_end:
+                yield follow(self._executions, *asked, request.input, on_end)
+            return
+        # Such a call is not ended when the worker begins to shut down: most commands end within the grace period.
+        with _slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers already"):
+            yield run(self._executions, *asked, request.input, context.add_callback)
 
     @_answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:

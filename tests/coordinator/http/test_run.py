@@ -39,15 +39,20 @@ class Http:
         is_json = headers["content-type"] == "application/json"
         return status, headers, json.loads(answer) if is_json else answer.decode()
 
-    def says(self, *events: pb.OutputEvent) -> None:
-        """Have the worker answer the next run with these events, and then wait for ever if no end is among them."""
+    def ends(self, exit_code: int = 0, status: int = pb.EXECUTION_STATUS_COMPLETED, why: str = "", **said: Any) -> None:
+        """Have the worker answer the next runs with this result."""
+        end = pb.Execution(execution_id="x", status=status, exit_code=exit_code, duration_ms=7, error_message=why)
+        self.site.one._RunCommand = lambda request: pb.RunResult(ended=end, **said)  # type: ignore[method-assign]
 
-        async def answers() -> AsyncIterator[pb.RunEvents]:
+    def says(self, *events: pb.OutputEvent) -> None:
+        """Have the worker stream these events of the next run, and then wait for ever if no end is among them."""
+
+        async def answers() -> AsyncIterator[pb.OutputEvent]:
             try:
                 self.asked.set()
-                yield pb.RunEvents()
+                yield pb.OutputEvent()
                 for event in events:
-                    yield pb.RunEvents(events=[event])
+                    yield event
                 if not events or not events[-1].HasField("ended"):
                     await asyncio.Event().wait()
             finally:
@@ -55,7 +60,7 @@ class Http:
 
         self.asked = asyncio.Event()
         self.broken_off = asyncio.Event()
-        self.site.one.streams["RunCommand"] = answers()
+        self.site.one.streams["StreamCommand"] = answers()
 
 
 @pytest.fixture
@@ -80,9 +85,8 @@ def cut(stream: int, count: int) -> pb.OutputEvent:
     return pb.OutputEvent(cut=pb.Cut(stream=stream, dropped_bytes=count))
 
 
-def ended(exit_code: int = 0, status: int = pb.EXECUTION_STATUS_COMPLETED, why: str = "") -> pb.OutputEvent:
-    end = pb.Execution(execution_id="x", status=status, exit_code=exit_code, duration_ms=7, error_message=why)
-    return pb.OutputEvent(ended=end)
+def ended(exit_code: int = 0) -> pb.OutputEvent:
+    return pb.OutputEvent(ended=pb.Execution(execution_id="x", exit_code=exit_code, duration_ms=7))
 
 
 def test_a_run_is_one_call_to_the_worker(over_http: Any) -> None:
@@ -98,7 +102,7 @@ def test_a_run_is_one_call_to_the_worker(over_http: Any) -> None:
         }
         assert http.site.one.calls == ["RunCommand"]
         await http.run(body, STREAM)
-        assert http.site.one.calls == ["RunCommand"] * 2
+        assert http.site.one.calls == ["RunCommand", "StreamCommand"]
         assert (await http.site.core.store.counters("default")).commands_executed == 2
 
     over_http(story)
@@ -129,7 +133,7 @@ def test_text_is_replaced_where_it_is_not_utf_8_and_base64_keeps_it(over_http: A
 
 def test_text_that_was_cut_does_not_end_inside_a_character(over_http: Any) -> None:
     async def story(http: Http) -> None:
-        http.says(said(STDOUT, "né".encode()[:2]), cut(STDOUT, 10), ended())
+        http.ends(stdout="né".encode()[:2], stdout_dropped_bytes=10)
         _, _, answer = await http.run({"command": "cat", "max_output_bytes": 2})
         assert (answer["stdout"], answer["stdout_truncated"], answer["stdout_dropped_bytes"]) == ("n", True, 11)
         assert (answer["stderr_truncated"], answer["stderr_dropped_bytes"]) == (False, 0)
@@ -139,11 +143,11 @@ def test_text_that_was_cut_does_not_end_inside_a_character(over_http: Any) -> No
 
 def test_how_a_command_ended_is_told(over_http: Any) -> None:
     async def story(http: Http) -> None:
-        http.says(ended(137, pb.EXECUTION_STATUS_TIMED_OUT, "the command ran into its time limit and was killed"))
+        http.ends(137, pb.EXECUTION_STATUS_TIMED_OUT, "the command ran into its time limit and was killed")
         status, _, answer = await http.run({"command": "sleep", "timeout_seconds": 0.5})
         assert (status, answer["status"], answer["exit_code"]) == (200, "timed_out", 137)
         assert "time limit" in answer["error_message"]
-        http.says(pb.OutputEvent(gap="the worker was restarted"), ended())
+        http.ends(loss="the worker was restarted")
         _, _, answer = await http.run({"command": "x"})
         assert answer["error_message"] == "the worker was restarted"
         assert answer["stdout_truncated"]
@@ -171,12 +175,13 @@ def test_a_stream_has_the_events_of_an_execution(over_http: Any) -> None:
     over_http(story)
 
 
-def test_the_limits_of_output_reach_the_worker(over_http: Any) -> None:
+def test_the_limits_of_output_reach_the_worker(over_http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(http: Http) -> None:
         asked: list[pb.RunCommandRequest] = []
         one = http.site.one
-        carried_out = one._RunCommand
-        one._RunCommand = lambda request: (asked.append(request), carried_out(request))[1]  # type: ignore[method-assign]
+        for method in ("_RunCommand", "_StreamCommand"):
+            carried_out = getattr(one, method)
+            monkeypatch.setattr(one, method, lambda q, act=carried_out: (asked.append(q), act(q))[1])
         for body, headers in [
             ({}, {}),
             ({"max_output_bytes": 5}, {}),
@@ -185,9 +190,8 @@ def test_the_limits_of_output_reach_the_worker(over_http: Any) -> None:
             ({}, {"idempotency-key": "k"}),
         ]:
             assert (await http.run({"command": "true", **body}, headers))[0] == 200
-        assert [(a.max_output_bytes, a.live, a.kept) for a in asked] == [
-            *((2**20, False, False), (5, False, False), (0, True, False), (5, True, False), (2**20, False, True)),
-        ]
+        expected = [(2**20, False), (5, False), (0, False), (5, False), (2**20, True)]
+        assert [(request.max_output_bytes, request.kept) for request in asked] == expected
         assert asked[0].input == b""
 
     over_http(story)
@@ -217,12 +221,33 @@ def test_what_cannot_be_honoured_is_refused(over_http: Any, body: dict[str, Any]
     over_http(story)
 
 
-@pytest.mark.parametrize("headers", [{}, STREAM], ids=["json", "stream"])
-def test_a_client_that_goes_away_takes_its_command_with_it(over_http: Any, headers: dict[str, str]) -> None:
+def test_a_client_that_goes_away_takes_its_command_with_it(over_http: Any) -> None:
+    async def story(http: Http) -> None:
+        broken_off, gone = asyncio.Event(), asyncio.Event()
+        asked = asyncio.Event()
+
+        async def wait() -> None:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                broken_off.set()
+
+        http.site.one.before["RunCommand"] = wait
+        request = asyncio.create_task(http.run({"command": "sleep"}, gone=gone))
+        await asked.wait()
+        gone.set()
+        await broken_off.wait()
+        await request
+
+    over_http(story)
+
+
+def test_a_client_that_leaves_a_stream_takes_its_command_with_it(over_http: Any) -> None:
     async def story(http: Http) -> None:
         http.says(said(STDOUT, b"begun"))
         gone = asyncio.Event()
-        request = asyncio.create_task(http.run({"command": "sleep"}, headers, gone))
+        request = asyncio.create_task(http.run({"command": "sleep"}, STREAM, gone))
         await http.asked.wait()
         gone.set()
         await http.broken_off.wait()
@@ -253,6 +278,6 @@ def test_a_repeated_stream_joins_the_command(over_http: Any) -> None:
         answers = [await http.run({"command": "cat", "stdin": "x"}, key) for _ in range(2)]
         assert answers[0][2] == answers[1][2]
         assert len({headers["x-boxlite-execution-id"] for _, headers, _ in answers}) == 1
-        assert http.site.one.calls == ["RunCommand"] * 2, "the worker knows the command by its id"
+        assert http.site.one.calls == ["StreamCommand"] * 2, "the worker knows the command by its id"
 
     over_http(story)

@@ -14,9 +14,9 @@ from boxlite_server.errors import ExecutionError, InvalidStateError, NotFoundErr
 from boxlite_server.worker.commands import STDERR, STDOUT, ExecSpec
 from boxlite_server.worker.executions.execution import Ended, ExecutionState, ExecutionStatus
 from boxlite_server.worker.executions.journal import Journal
-from boxlite_server.worker.executions.output_log import MAX_CHUNK, Chunk
+from boxlite_server.worker.executions.output_log import Chunk, Dropped, Gap
 from boxlite_server.worker.executions.registry import Executions
-from boxlite_server.worker.executions.run import Cut, Event, Started, follow, head, in_batches, run
+from boxlite_server.worker.executions.run import Cut, Event, Started, collect, follow, head, run
 from boxlite_server.worker.runtime import BoxRef
 
 
@@ -248,18 +248,11 @@ def test_the_head_of_each_stream_is_passed_and_the_rest_counted() -> None:
     assert list(head(iter([*pieces, ended]), 0)) == [*pieces, ended]
 
 
-def test_small_output_comes_in_one_batch_with_the_end() -> None:
+def test_the_whole_of_a_command_has_all_that_is_said_of_it() -> None:
     ended = Ended(9, ExecutionState("x", ExecutionStatus.COMPLETED, 0, 0, 1))
     pieces = [Chunk(1, STDOUT, b"abc"), Chunk(2, STDERR, b"x"), Chunk(3, STDOUT, b"def")]
-    (batch,) = in_batches(iter([Started(), *pieces, Cut(STDOUT, 5), ended]))
-    assert batch == [Chunk(0, STDOUT, b"abcdef"), Chunk(0, STDERR, b"x"), Started(), Cut(STDOUT, 5), ended]
-
-
-def test_large_output_comes_in_bounded_batches() -> None:
-    ended = Ended(9, ExecutionState("x", ExecutionStatus.COMPLETED, 0, 0, 1))
-    piece = bytes(100_000)
-    batches = list(in_batches(iter([*(Chunk(n, STDOUT, piece) for n in range(50)), ended])))
-    sizes = [sum(len(event.data) for event in batch if isinstance(event, Chunk)) for batch in batches]
-    assert sum(sizes) == 5_000_000
-    assert max(sizes) <= 2 * MAX_CHUNK
-    assert batches[-1][-1] == ended
+    result = collect(iter([Started(), Gap(0, "a restart"), *pieces, ended]), 4)
+    assert result.output == {STDOUT: b"abcd", STDERR: b"x"}
+    assert result.dropped == {STDOUT: 2, STDERR: 0}
+    assert (result.ended, result.loss) == (ended.state, "a restart")
+    assert collect(iter([Started(), Dropped(5, 5), ended]), 4).loss.startswith("earlier output was dropped")

@@ -31,66 +31,77 @@ def request(box: pb.BoxRef, script: str, *, execution_id: str = "", **fields: An
     return pb.RunCommandRequest(start=start, **fields)
 
 
-def events_of(answers: Any) -> list[pb.OutputEvent]:
-    return [event for answer in answers for event in answer.events]
-
-
 def live(client: Client, box: pb.BoxRef) -> int:
     return int(client.GetBox(box).live_executions)
 
 
-def test_a_small_command_is_one_message(client: Client, box: pb.BoxRef) -> None:
-    (answer,) = client.RunCommand(request(box, "cat; echo err >&2; exit 3", input=b"in"))
-    out, err, last = answer.events
-    assert (out.chunk.stream, out.chunk.data) == (pb.OUTPUT_STREAM_STDOUT, b"in")
-    assert (err.chunk.stream, err.chunk.data) == (pb.OUTPUT_STREAM_STDERR, b"err\n")
-    assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 3)
+def test_a_command_in_one_call(client: Client, box: pb.BoxRef) -> None:
+    result = client.RunCommand(request(box, "cat; echo err >&2; exit 3", input=b"in"))
+    assert (result.stdout, result.stderr) == (b"in", b"err\n")
+    assert (result.ended.status, result.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 3)
+    assert (result.stdout_dropped_bytes, result.stderr_dropped_bytes, result.loss) == (0, 0, "")
 
 
-def test_a_live_command_says_first_that_it_runs(client: Client, box: pb.BoxRef) -> None:
+def test_a_streamed_command_says_first_that_it_runs(client: Client, box: pb.BoxRef) -> None:
     execution_id = ids.execution_id()
-    answers = client.RunCommand(request(box, "cat; read x", execution_id=execution_id, live=True))
-    assert next(answers) == pb.RunEvents()
-    assert events_of(answers)[-1].ended.execution_id == execution_id
+    answers = client.StreamCommand(request(box, "cat; echo err >&2; read x", execution_id=execution_id))
+    assert next(answers) == pb.OutputEvent()
+    assert next(answers).chunk == pb.OutputChunk(stream=pb.OUTPUT_STREAM_STDERR, data=b"err\n")
+    assert [answer.ended.execution_id for answer in answers] == [execution_id]
 
 
 def test_output_behind_the_limit_is_counted(client: Client, box: pb.BoxRef) -> None:
-    (answer,) = client.RunCommand(request(box, "head -c 5000000 /dev/zero; printf abc >&2", max_output_bytes=1000))
-    out, err, cut, last = answer.events
-    assert (len(out.chunk.data), err.chunk.data) == (1000, b"abc")
+    asked = request(box, "head -c 5000000 /dev/zero; printf abc >&2", max_output_bytes=1000)
+    result = client.RunCommand(asked)
+    assert (len(result.stdout), result.stderr) == (1000, b"abc")
+    assert (result.stdout_dropped_bytes, result.stderr_dropped_bytes) == (4_999_000, 0)
+    asked.start.execution_id = ids.execution_id()
+    *_, cut, last = client.StreamCommand(asked)
     assert cut.cut == pb.Cut(stream=pb.OUTPUT_STREAM_STDOUT, dropped_bytes=4_999_000)
     assert last.ended.exit_code == 0
 
 
+def test_the_longest_output_that_can_be_asked_for_fits_an_answer(client: Client, box: pb.BoxRef) -> None:
+    most = 4 * 2**20
+    result = client.RunCommand(request(box, f"head -c {most} /dev/zero | tee /dev/stderr", max_output_bytes=most))
+    assert (len(result.stdout), len(result.stderr)) == (most, most)
+
+
 def test_a_caller_that_hangs_up_takes_its_command_with_it(client: Client, box: pb.BoxRef) -> None:
     for script in ("sleep 1000", "yes"):  # a silent command, and one that is held back by its caller
-        answers = client.RunCommand(request(box, script, live=True))
+        answers = client.StreamCommand(request(box, script))
         next(answers)
         assert live(client, box) == 1
         answers.cancel()
+        wait_until(lambda: live(client, box) == 0, f"the end of {script}")
+        waiting = client.stub.RunCommand.future(request(box, script), metadata=rpc.with_secret(SECRET))
+        wait_until(lambda: live(client, box) == 1, f"the start of {script}")
+        waiting.cancel()
         wait_until(lambda: live(client, box) == 0, f"the end of {script}")
 
 
 def test_a_kept_command_outlives_its_caller_and_can_be_joined(client: Client, box: pb.BoxRef) -> None:
     execution_id = ids.execution_id()
-    asked = request(box, "echo once >>times; cat times; sleep 1000", execution_id=execution_id, live=True, kept=True)
+    asked = request(box, "echo once >>times; cat times; sleep 1000", execution_id=execution_id, kept=True)
     for _ in range(2):
-        answers = client.RunCommand(asked)
+        answers = client.StreamCommand(asked)
         next(answers)
-        assert next(answers).events[0].chunk.data == b"once\n"
+        assert next(answers).chunk.data == b"once\n"
         answers.cancel()
     ref = pb.ExecutionRef(box_id=box.box_id, execution_id=execution_id)
     assert client.GetExecution(ref).status == pb.EXECUTION_STATUS_RUNNING
     client.KillExecution(ref)
-    assert events_of(client.RunCommand(asked))[-1].ended.status == pb.EXECUTION_STATUS_KILLED
+    result = client.RunCommand(asked)
+    assert (result.stdout, result.ended.status) == (b"once\n", pb.EXECUTION_STATUS_KILLED)
 
 
 def test_what_cannot_be_run_is_refused(client: Client, box: pb.BoxRef) -> None:
     start = pb.StartExecutionRequest(box=box, execution_id="x", command="nosuch")
-    assert refusal(client.RunCommand, pb.RunCommandRequest(start=start))[1] == "execution_failed"
-    assert refusal(client.RunCommand, pb.RunCommandRequest())[1] == "invalid_argument"
     other = pb.BoxRef(box_id=ids.new_id(), generation=1)
-    assert refusal(client.RunCommand, request(other, "true"))[1] == "not_found"
+    for call in (client.RunCommand, client.StreamCommand):
+        assert refusal(call, pb.RunCommandRequest(start=start))[1] == "execution_failed"
+        assert refusal(call, pb.RunCommandRequest())[1] == "invalid_argument"
+        assert refusal(call, request(other, "true"))[1] == "not_found"
 
 
 def test_more_commands_than_the_worker_serves_are_refused(
@@ -100,23 +111,21 @@ def test_more_commands_than_the_worker_serves_are_refused(
     server = make_server(service_of(fake_site, tmp_path), SECRET)
     narrow = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     server.start()
-    first = narrow.RunCommand(request(box, "sleep 1000", live=True))
+    first = narrow.StreamCommand(request(box, "sleep 1000"))
     next(first)
     status, code, text = refusal(narrow.RunCommand, request(box, "true"))
     assert (status, code) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "resource_exhausted")
     assert "runs 1 commands for waiting callers already" in text
     first.cancel()
     wait_until(lambda: live(narrow, box) == 0, "the end of the first command")
-    assert events_of(narrow.RunCommand(request(box, "true")))[-1].ended.exit_code == 0
+    assert narrow.RunCommand(request(box, "true")).ended.exit_code == 0
     narrow.channel.close()
     server.stop(0).wait()
 
 
 def test_a_hundred_commands_leave_no_thread_and_no_call(client: Client, box: pb.BoxRef) -> None:
-    metadata = rpc.with_secret(SECRET)
-
     def once() -> None:
-        events_of(client.stub.RunCommand(request(box, "echo x"), metadata=metadata, timeout=60))
+        assert client.RunCommand(request(box, "echo x")).stdout == b"x\n"
 
     once()
     threads = {thread.name for thread in threading.enumerate() if not thread.name.startswith("rpc")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import aclosing
 from typing import Any
 
 import connexion
@@ -12,7 +11,6 @@ from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
-from ...domain.runs import collect
 from .. import sse, views
 from ..bodies import drain, unless_gone
 from ..errors import UpgradeRequiredError
@@ -33,16 +31,11 @@ async def run_command(core: Core, prefix: str, box_id: str, body: dict[str, Any]
     for belongs to this request: it is killed when the client goes away."""
     key, raw = request_key(), body.get("encoding") == "base64"
     if _EVENTS in connexion.request.headers.get("accept", ""):
-        execution_id, events = await core.executions.run(prefix, box_id, body, live=True, request_key=key)
+        execution_id, events = await core.executions.run_live(prefix, box_id, body, request_key=key)
         return sse.stream_run(core, execution_id, events, raw=raw)
-
-    async def whole() -> Response:
-        execution_id, events = await core.executions.run(prefix, box_id, body, live=False, request_key=key)
-        async with aclosing(events):
-            view = views.run(execution_id, await collect(events), raw=raw)
-        return Response(json.dumps(view, ensure_ascii=False), media_type="application/json")
-
-    return await (whole() if key else unless_gone(connexion.request.receive, whole()))
+    running = core.executions.run(prefix, box_id, body, request_key=key)
+    result = await (running if key else unless_gone(connexion.request.receive, running))
+    return Response(json.dumps(views.run(result, raw=raw), ensure_ascii=False), media_type="application/json")
 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
