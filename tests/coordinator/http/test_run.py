@@ -101,9 +101,11 @@ def test_a_run_is_one_call_to_the_worker(over_http: Any) -> None:
             **{"stderr": "oops", "stderr_truncated": False, "stderr_dropped_bytes": 0},
         }
         assert http.site.one.calls == ["RunCommand"]
+        await http.run(body, {"accept": "application/json, text/event-stream"})
+        assert http.site.one.calls.pop() == "RunCommand"
         await http.run(body, STREAM)
         assert http.site.one.calls == ["RunCommand", "StreamCommand"]
-        assert (await http.site.core.store.counters("default")).commands_executed == 2
+        assert (await http.site.core.store.counters("default")).commands_executed == 3
 
     over_http(story)
 

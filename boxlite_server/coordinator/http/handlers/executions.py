@@ -16,7 +16,6 @@ from ..bodies import drain, unless_gone
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
-_EVENTS = "text/event-stream"
 INPUT_CALLS = 10  # in a row in which a command may read nothing; by then, the client has given up on its request
 
 
@@ -30,12 +29,14 @@ async def run_command(core: Core, prefix: str, box_id: str, body: dict[str, Any]
     """Answer with what becomes of a command, or with a stream of its events. A command that no Idempotency-Key stands
     for belongs to this request: it is killed when the client goes away."""
     key, raw = request_key(), body.get("encoding") == "base64"
-    if _EVENTS in connexion.request.headers.get("accept", ""):
+    accept = connexion.request.headers.get("accept", "")
+    if "text/event-stream" in accept and "application/json" not in accept:  # a client that takes both gets JSON
         execution_id, events = await core.executions.run_live(prefix, box_id, body, request_key=key)
         return sse.stream_run(core, execution_id, events, raw=raw)
     running = core.executions.run(prefix, box_id, body, request_key=key)
     result = await (running if key else unless_gone(connexion.request.receive, running))
-    return Response(json.dumps(views.run(result, raw=raw), ensure_ascii=False), media_type="application/json")
+    text = json.dumps(views.run(result, raw=raw), ensure_ascii=False)
+    return Response(f"{text}\n", media_type="application/json")
 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
