@@ -198,6 +198,7 @@ class Executions:
 
     def dismiss(self, execution: Execution) -> None:
         """Forget an execution that has ended and whose caller has seen all of it."""
+        self._alarms.cancel(execution.execution_id)
         with self._changed:
             self._uncount(execution.box.box_id)
             self._forget(execution.execution_id)
@@ -380,8 +381,8 @@ class Executions:
             self._hang_up_later(execution, 0)
         if record.deadline_ms:
             left = (record.deadline_ms - now_ms()) / 1000
-            # The alarm holds the id, not the execution: it would keep a forgotten execution in memory.
-            self._alarms.set(max(left, 0.0), lambda: self._time_out(record.box_id, record.execution_id))
+            box_id, execution_id = record.box_id, record.execution_id
+            self._alarms.set(max(left, 0.0), lambda: self._time_out(box_id, execution_id), execution_id)
 
     def _execution(self, record: Record, process: Process, gap: str | None) -> Execution:
         return Execution(
@@ -403,6 +404,7 @@ class Executions:
 
     def _note_end(self, execution: Execution, at_ms: int) -> None:
         """Record that the execution ended at `at_ms` (Unix time)."""
+        self._alarms.cancel(execution.execution_id)
         self._journal.record_end(
             execution.state, at_ms, has_output=bool(execution.gap) or not execution.output.is_empty
         )
