@@ -7,8 +7,8 @@ far that client has been served, so that a client goes on where it stopped, whic
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from ... import errors, ids, rpc
@@ -17,8 +17,9 @@ from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
 from ..states import BoxStatus
-from ..store import Box, Store
+from ..store import Box
 from .boxes import Boxes
+from .counting import Counting
 from .deadlines import Schedule
 from .observing import Observer
 from .runs import run_request
@@ -37,22 +38,22 @@ class Executions:
 
     def __init__(
         self,
-        store: Store,
         calls: Calls,
         turns: Turns,
         observer: Observer,
         boxes: Boxes,
         schedule: Schedule,
         leases: Leases,
+        counting: Counting,
         reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
-        self._store = store
         self._calls = calls
         self._turns = turns
         self._observer = observer
         self._boxes = boxes
         self._schedule = schedule
         self._leases = leases
+        self._counting = counting
         self._grace = reconnect_grace
 
     # ---- commands -------------------------------------------------------------------------------------
@@ -91,8 +92,9 @@ class Executions:
 
         async def act(box: Box, execution_id: str) -> pb.RunResult:
             message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key))
-            async with self._schedule.use(box), self._counting(box):
-                return await self._calls.run_command(box.worker_id, message)
+            async with self._schedule.use(box):
+                with self._counted(box):
+                    return await self._calls.run_command(box.worker_id, message)
 
         _, result = await self._in_running_box(prefix, id_or_name, request, request_key, act)
         return result
@@ -106,7 +108,7 @@ class Executions:
         async def act(box: Box, execution_id: str) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
             message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key), live=True)
             events = self._stream_in(box, message)
-            async with self._counting(box):
+            with self._counted(box):
                 await anext(events)
             return execution_id, events
 
@@ -165,23 +167,24 @@ class Executions:
         message.expects_reader = expects_reader
         message.no_input = request.get("stdin") is False
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
-        async with self._schedule.use(box), self._counting(box):
-            return await self._calls.start_execution(box.worker_id, message)
+        async with self._schedule.use(box):
+            with self._counted(box):
+                return await self._calls.start_execution(box.worker_id, message)
 
     async def _stream_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
         async with self._schedule.use(box), aclosing(self._calls.stream_command(box.worker_id, message)) as events:
             async for event in events:
                 yield event
 
-    @asynccontextmanager
-    async def _counting(self, box: Box) -> AsyncIterator[None]:
+    @contextmanager
+    def _counted(self, box: Box) -> Iterator[None]:
         """Count the command that the `with` block starts, or that it cannot be spawned."""
         try:
             yield
         except errors.ExecutionError:
-            await self._store.count(box.prefix, "exec_errors")
+            self._counting.add(box.prefix, "exec_errors")
             raise
-        await self._store.count(box.prefix, "commands_executed")
+        self._counting.add(box.prefix, "commands_executed")
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""

@@ -105,7 +105,7 @@ def test_a_run_is_one_call_to_the_worker(over_http: Any) -> None:
         assert http.site.one.calls.pop() == "RunCommand"
         await http.run(body, STREAM)
         assert http.site.one.calls == ["RunCommand", "StreamCommand"]
-        assert (await http.site.core.store.counters("default")).commands_executed == 3
+        assert (await http.site.core.counting.counters("default")).commands_executed == 3
 
     over_http(story)
 
