@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -143,33 +144,59 @@ def test_a_command_is_counted(cluster: Cluster, box: str) -> None:
     assert counts() == (1, 1)
 
 
+@pytest.fixture(scope="module")
+def own(new_shared_cluster: Any, test_image: str) -> Cluster:
+    """A cluster whose processes the tests of this module may kill."""
+    cluster: Cluster = new_shared_cluster()
+    cluster.start_coordinator()
+    cluster.start_worker()
+    return cluster
+
+
 class TestRestarts:
-    """Of the processes under a command that somebody waits for."""
+    """Of the processes under commands that somebody waits for."""
 
     @pytest.fixture
-    def own(self, new_cluster: Any, test_image: str) -> Cluster:
-        cluster: Cluster = new_cluster()
-        cluster.start_coordinator()
-        cluster.start_worker()
-        return cluster
-
-    def test_a_killed_worker_takes_the_commands_of_requests_with_it_and_keeps_the_others(self, own: Cluster) -> None:
+    def box(self, own: Cluster) -> Iterator[str]:
         box = create(own)
         start(own, box)
-        answers: list[tuple[int, Any]] = []
+        yield box
+        assert own.http("DELETE", f"/v1/boxes/{box}?force=true")[0] == 204
 
-        def ask(mark: str, **headers: str) -> None:
+    def ask(self, cluster: Cluster, box: str, mark: str, **headers: str) -> list[int]:
+        """Have a thread send a request for a command with this mark, and wait until the command runs. Returns where the
+        status of the answer will be, 0 for a connection that breaks."""
+        answers: list[int] = []
+
+        def send() -> None:
             body = {"command": "sh", "args": ["-c", f"sleep {mark} & wait"]}
-            status, _, answer = own.http("POST", f"/v1/boxes/{box}/run", body, headers=headers)
-            answers.append((status, answer))
+            try:
+                answers.append(cluster.http("POST", f"/v1/boxes/{box}/run", body, headers=headers)[0])
+            except (OSError, http.client.HTTPException):
+                answers.append(0)
 
-        for mark, headers in (("7201", {}), ("7202", {"Idempotency-Key": "k"})):
-            threading.Thread(target=ask, args=(mark,), kwargs=headers, daemon=True).start()
-            wait_until(lambda m=mark: live(own, box, f"sleep {m}"), f"{mark} runs")
+        threading.Thread(target=send, daemon=True).start()
+        wait_until(lambda: live(cluster, box, f"sleep {mark}"), f"{mark} runs")
+        return answers
+
+    def test_a_killed_worker_takes_the_commands_of_requests_with_it_and_keeps_the_others(
+        self, own: Cluster, box: str
+    ) -> None:
+        lost = self.ask(own, box, "7201")
+        kept = self.ask(own, box, "7202", **{"Idempotency-Key": "k"})
         own.workers[0].kill()
-        wait_until(lambda: len(answers) == 2, "both requests are answered")
-        assert {status for status, _ in answers} == {503}
+        wait_until(lambda: lost == kept == [503], "both requests are answered")
         own.workers[0].start()
         wait_until(lambda: own.http("GET", f"/v1/boxes/{box}")[2]["status"] == "running", "the worker is back")
         wait_until(lambda: not live(own, box, "sleep 7201"), "the command of the lost request is killed")
         assert live(own, box, "sleep 7202")
+
+    def test_so_does_a_killed_coordinator(self, own: Cluster, box: str) -> None:
+        assert own.coordinator is not None
+        lost = self.ask(own, box, "7203")
+        kept = self.ask(own, box, "7204", **{"Idempotency-Key": "l"})
+        own.coordinator.kill()
+        own.coordinator.start()
+        wait_until(lambda: lost == kept == [0], "both connections are broken")
+        wait_until(lambda: not live(own, box, "sleep 7203"), "the command of the lost request is killed")
+        assert live(own, box, "sleep 7204")
