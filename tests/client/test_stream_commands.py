@@ -123,7 +123,7 @@ def test_run_attaches_before_it_starts(server: FakeServer, boxlite: Boxlite, cap
         f"GET /v1/boxes/{ID}/attach",
         f"POST /v1/boxes/{ID}/start",
     ]
-    body = server.requests[1].body
+    body = server.requests[0].body
     assert (body["name"], body["cmd"], body["detach"]) == ("web", ["echo", "hello"], False)
     assert "tty" not in body
     assert capfd.readouterr() == ("hello\n", "")
@@ -417,7 +417,7 @@ def test_tty_is_raw_sized_and_restored(server: FakeServer, popen: Popen, ending:
     assert frames.get(timeout=WAIT) == {"type": "resize", "cols": 120, "rows": 40}
     assert process.wait(WAIT) == (0 if ending == "exit" else 125)
     assert termios.tcgetattr(slave) == before
-    body = server.requests[1].body
+    body = server.requests[0].body
     assert (body["tty"], body["cols"], body["rows"]) == (True, 101, 33)
     assert "stdin" not in body
     os.close(master)
