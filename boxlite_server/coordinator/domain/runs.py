@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
-from ..limits import RUN_OUTPUT_BYTES
+from ..limits import MAX_RUN_OUTPUT_BYTES, RUN_OUTPUT_BYTES
 
 
 def run_request(
@@ -19,9 +19,7 @@ def run_request(
     InvalidArgumentError."""
     if request.get("tty"):
         raise errors.UnsupportedError("a run has no terminal: start the command with POST …/exec and attach to it")
-    limit = request.get("max_output_bytes")
-    if limit is None:
-        limit = 0 if live else RUN_OUTPUT_BYTES
+    limit = min(request.get("max_output_bytes") or (0 if live else RUN_OUTPUT_BYTES), MAX_RUN_OUTPUT_BYTES)
     return pb.RunCommandRequest(start=start, input=_input(request), max_output_bytes=limit, kept=kept)
 
 

@@ -186,13 +186,13 @@ def test_the_limits_of_output_reach_the_worker(over_http: Any, monkeypatch: pyte
             monkeypatch.setattr(one, method, lambda q, act=carried_out: (asked.append(q), act(q))[1])
         for body, headers in [
             ({}, {}),
-            ({"max_output_bytes": 5}, {}),
+            ({"max_output_bytes": MAX_RUN_OUTPUT_BYTES}, {}),
             ({}, STREAM),
             ({"max_output_bytes": 5}, STREAM),
             ({}, {"idempotency-key": "k"}),
         ]:
             assert (await http.run({"command": "true", **body}, headers))[0] == 200
-        expected = [(2**20, False), (5, False), (0, False), (5, False), (2**20, True)]
+        expected = [(2**20, False), (MAX_RUN_OUTPUT_BYTES, False), (0, False), (5, False), (2**20, True)]
         assert [(request.max_output_bytes, request.kept) for request in asked] == expected
         assert asked[0].input == b""
 

@@ -10,10 +10,12 @@ import grpc
 import pytest
 from support.calls import SECRET, Client, refusal, service_of
 from support.cluster import wait_until
-from support.sites import Site
+from support.sites import Site, collect
 
 from boxlite_server import ids, rpc
 from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server.worker.commands import ExecSpec
+from boxlite_server.worker.runtime import BoxRef
 from boxlite_server.worker.service import servicer as service_module
 from boxlite_server.worker.service.servicer import make_server
 
@@ -135,3 +137,26 @@ def test_a_hundred_commands_leave_no_thread_and_no_call(client: Client, box: pb.
         lambda: {t.name for t in threading.enumerate() if not t.name.startswith("rpc")} <= threads, "all threads end"
     )
     assert live(client, box) == 0
+
+
+def test_a_worker_that_shuts_down_lets_short_commands_end_and_kept_ones_go_on(
+    fake_site: Site, client: Client, box: pb.BoxRef, tmp_path: Path
+) -> None:
+    service = service_of(fake_site, tmp_path)
+    server = make_server(service, SECRET)
+    ending = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    script = "until test -e go-on; do sleep 0.02; done; echo done"
+    short = ending.stub.RunCommand.future(request(box, script), metadata=rpc.with_secret(SECRET))
+    kept = ending.StreamCommand(request(box, script, kept=True))
+    next(kept)
+    wait_until(lambda: live(ending, box) == 2, "both commands run")
+    stopped = server.stop(60)
+    service.end_readers()
+    status, code, text = refusal(list, kept)
+    assert (status, code) == (grpc.StatusCode.UNAVAILABLE, "upstream_unavailable")
+    assert "what runs in its boxes goes on" in text
+    collect(fake_site.runtime.spawn(BoxRef(box.box_id, box.generation), ExecSpec(("touch", "go-on"))))
+    assert short.result(60).stdout == b"done\n"
+    assert stopped.wait(60)
+    ending.channel.close()
