@@ -20,7 +20,7 @@ CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the header of a streamed call
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES = 12 * 1024 * 1024  # the result of a run has two streams of 4 MiB
 CHUNK_BYTES = 256 * 1024  # of a byte stream in one message
 MAX_EXECUTIONS = 2000  # may run on one worker; each takes a thread and a connection to the engine
 

@@ -33,7 +33,7 @@ TAG_OF: dict[str, str] = {
         "Identity": "getCurrentPrincipal createToken",
         "Boxes": "createBox listBoxes getBox boxExists removeBox startBox stopBox",
         "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
-        " sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
+        " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
         "Files": "uploadFiles downloadFiles",
         "Snapshots": "createSnapshot listSnapshots getSnapshot removeSnapshot restoreSnapshot"
         " cloneBox exportBox importBox",

@@ -236,6 +236,34 @@ class StartExecutionRequest(_message.Message):
     rows: int
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ..., no_input: _Optional[bool] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
+class RunCommandRequest(_message.Message):
+    __slots__ = ("start", "input", "max_output_bytes", "kept")
+    START_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    start: StartExecutionRequest
+    input: bytes
+    max_output_bytes: int
+    kept: bool
+    def __init__(self, start: _Optional[_Union[StartExecutionRequest, _Mapping]] = ..., input: _Optional[bytes] = ..., max_output_bytes: _Optional[int] = ..., kept: _Optional[bool] = ...) -> None: ...
+
+class RunResult(_message.Message):
+    __slots__ = ("ended", "stdout", "stderr", "stdout_dropped_bytes", "stderr_dropped_bytes", "loss")
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STDERR_DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    ended: Execution
+    stdout: bytes
+    stderr: bytes
+    stdout_dropped_bytes: int
+    stderr_dropped_bytes: int
+    loss: str
+    def __init__(self, ended: _Optional[_Union[Execution, _Mapping]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., stdout_dropped_bytes: _Optional[int] = ..., stderr_dropped_bytes: _Optional[int] = ..., loss: _Optional[str] = ...) -> None: ...
+
 class AttachBoxRequest(_message.Message):
     __slots__ = ("box", "hangup_seconds")
     BOX_FIELD_NUMBER: _ClassVar[int]
@@ -281,18 +309,28 @@ class ReadOutputRequest(_message.Message):
     def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
 
 class OutputEvent(_message.Message):
-    __slots__ = ("position", "chunk", "ended", "dropped_bytes", "gap")
+    __slots__ = ("position", "chunk", "ended", "dropped_bytes", "gap", "cut")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     position: int
     chunk: OutputChunk
     ended: Execution
     dropped_bytes: int
     gap: str
-    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ...) -> None: ...
+    cut: Cut
+    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ...) -> None: ...
+
+class Cut(_message.Message):
+    __slots__ = ("stream", "dropped_bytes")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    stream: OutputStream
+    dropped_bytes: int
+    def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
 
 class OutputChunk(_message.Message):
     __slots__ = ("stream", "data")

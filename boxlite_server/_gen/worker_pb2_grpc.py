@@ -69,6 +69,16 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.StartExecutionRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
                 _registered_method=True)
+        self.RunCommand = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/RunCommand',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.RunResult.FromString,
+                _registered_method=True)
+        self.StreamCommand = channel.unary_stream(
+                '/boxlite.worker.v1.WorkerService/StreamCommand',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
+                _registered_method=True)
         self.AttachBox = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/AttachBox',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.AttachBoxRequest.SerializeToString,
@@ -243,6 +253,20 @@ class WorkerServiceServicer:
 
     def StartExecution(self, request, context):
         """Executions
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunCommand(self, request, context):
+        """a command from its start to its end, in one call
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamCommand(self, request, context):
+        """the same; an empty event once the command runs
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -445,6 +469,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.StartExecution,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.StartExecutionRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.SerializeToString,
+            ),
+            'RunCommand': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunCommand,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.RunResult.SerializeToString,
+            ),
+            'StreamCommand': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamCommand,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.SerializeToString,
             ),
             'AttachBox': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachBox,
@@ -761,6 +795,60 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/StartExecution',
             boxlite__server_dot___gen_dot_worker__pb2.StartExecutionRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunCommand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/RunCommand',
+            boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.RunResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamCommand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/StreamCommand',
+            boxlite__server_dot___gen_dot_worker__pb2.RunCommandRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,7 +11,7 @@ import http.client
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -185,12 +185,22 @@ class ApiClient:
         self.close()  # the server may not have read the whole body: the rest must not be taken for a request
         raise error_from(response.status, answer)
 
-    def download(self, method: str, path: str, accept: str, body: Json | None = None) -> http.client.HTTPResponse:
-        """Send a request and return the 2xx answer, whose body must be read to its end before the next request.
+    def download(
+        self,
+        method: str,
+        path: str,
+        accept: str,
+        body: Json | None = None,
+        more: Mapping[str, str] | None = None,
+        *,
+        silence: float | None = None,
+    ) -> http.client.HTTPResponse:
+        """Send a request, with `more` headers, and return the 2xx answer, whose body must be read to its end before the
+        next request. `silence`: seconds that may pass between two pieces of the body.
 
         Raises `BoxliteError`. Reading a body that breaks off raises http.client.HTTPException or OSError.
         """
-        headers = {"Accept": accept, **self.headers}
+        headers = {"Accept": accept, **self.headers, **(more or {})}
         payload = None
         if body is not None:
             payload = json.dumps(body).encode()
@@ -199,6 +209,8 @@ class ApiClient:
             connection = self._connection or self._connect()
             connection.request(method, path, payload, headers)
             response = connection.getresponse()
+            if silence is not None and connection.sock is not None:
+                connection.sock.settimeout(silence)
             answer = b"" if 200 <= response.status < 300 else response.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()

@@ -33,8 +33,8 @@ PING_INTERVAL = 15.0  # seconds
 SIGNAL_PATIENCE = 2.0  # seconds to wait for the delivery of SIGPIPE before the client exits
 
 _CHUNK = 65536
-_MAX_FORWARDED = 3  # signals that are forwarded; the next one ends the client itself
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MAX_FORWARDED = 3  # signals that are forwarded; the next one ends the client itself
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTOR = {b"\x01": terminal.STDOUT, b"\x02": terminal.STDERR}  # by the first byte of a frame
 
 log = logging.getLogger("boxlite.client")
@@ -43,6 +43,14 @@ log = logging.getLogger("boxlite.client")
 def attach_execution(api: ApiClient, box: str, execution: str, *, stdin: bool, tty: bool) -> int:
     """Attach to an existing execution, stream until it ends, and return its exit code."""
     return asyncio.run(_Session(api, box, execution, stdin=stdin, tty=tty).run())
+
+
+def attach_again(api: ApiClient, box: str, execution: str, received: int) -> int:
+    """Go on with an execution without input of whose output `received` bytes have come over another connection, which
+    has broken. Returns its exit code."""
+    session = _Session(api, box, execution, stdin=False, tty=False)
+    session._received = received
+    return asyncio.run(session.run())
 
 
 def attach_main(api: ApiClient, box: str, start: Callable[[], object], *, stdin: bool, tty: bool) -> int:
@@ -105,7 +113,7 @@ class _Session:
 
     async def _to_the_end(self) -> int:
         try:
-            code = await self._attach()
+            code = await self._attach() if self._received is None else None
         except InvalidStatus as error:
             raise _refusal(error) from error
         except (OSError, WebSocketException) as error:
@@ -313,7 +321,7 @@ class _Session:
             return
         loop = asyncio.get_running_loop()
         # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
-        caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         for number in caught:
             loop.add_signal_handler(number, self._on_signal, number, main)
         if self._tty:
@@ -327,7 +335,7 @@ class _Session:
 
     def _on_signal(self, number: int, main: asyncio.Task[Any]) -> None:
         self._signals += 1
-        if self._socket is None or self._signals > _MAX_FORWARDED:
+        if self._socket is None or self._signals > MAX_FORWARDED:
             self._leave_with = 128 + number
             main.cancel()
         else:
@@ -339,22 +347,8 @@ class _Session:
             self._spawn(self._send_size(self._socket))
 
     def _send_signal(self, number: int) -> threading.Thread:
-        """Send a signal with a request of its own: on the socket, it would wait behind input that the command does
-        not read."""
-        api, path = self._api.another(), self._path("signal")
-
-        def send() -> None:
-            try:
-                api.request("POST", path, {"signal": int(number)})
-            except BoxliteError as error:
-                log.debug("signal %d: %s", number, error.message)
-            finally:
-                api.close()
-
-        # A daemon thread: a server that does not answer must not keep the client from exiting.
-        thread = threading.Thread(target=send, name=f"signal {number}", daemon=True)
-        thread.start()
-        return thread
+        """On the socket, the signal would wait behind input that the command does not read."""
+        return send_signal(self._api, self._path("signal"), number)
 
     async def _send_size(self, socket: _Connection) -> None:
         with suppress(ConnectionClosed):
@@ -366,9 +360,31 @@ class _Session:
         task.add_done_callback(self._tasks.discard)
 
     def _notice(self, text: str) -> None:
-        end = "\r\n" if self._raw else "\n"
-        with suppress(OSError):
-            terminal.write_all(terminal.STDERR, f"boxlite: {text}{end}".encode())
+        notice(text, "\r\n" if self._raw else "\n")
+
+
+def send_signal(api: ApiClient, path: str, number: int) -> threading.Thread:
+    """Send a signal with a request of its own, in a thread."""
+    another = api.another()
+
+    def send() -> None:
+        try:
+            another.request("POST", path, {"signal": int(number)})
+        except BoxliteError as error:
+            log.debug("signal %d: %s", number, error.message)
+        finally:
+            another.close()
+
+    # A daemon thread: a server that does not answer must not keep the client from exiting.
+    thread = threading.Thread(target=send, name=f"signal {number}", daemon=True)
+    thread.start()
+    return thread
+
+
+def notice(text: str, end: str = "\n") -> None:
+    """Tell the user something about the command."""
+    with suppress(OSError):
+        terminal.write_all(terminal.STDERR, f"boxlite: {text}{end}".encode())
 
 
 def _refusal(error: InvalidStatus) -> BoxliteError:

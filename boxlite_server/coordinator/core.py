@@ -16,6 +16,7 @@ from .control.reconcile import Reconciler
 from .control.restarts import Restarts
 from .domain.archives import Archives
 from .domain.boxes import Boxes
+from .domain.counting import Counting
 from .domain.creating import Creation
 from .domain.deadlines import Schedule
 from .domain.executions import RECONNECT_GRACE, Executions
@@ -50,6 +51,7 @@ class Core:
     images: Images
     volumes: Volumes
     executions: Executions
+    counting: Counting
     files: Files
     schedule: Schedule
     lifetimes: Lifetimes
@@ -106,7 +108,7 @@ class Core:
         schedule = Schedule(store, leases, clock)
         turns = Turns(store, fleet, schedule, leases, clock)
         observer = Observer(store, fleet, calls, turns, clock)
-        pulls = FailedPulls(clock)
+        pulls, counting = FailedPulls(clock), Counting(store)
         creation = Creation(store, fleet, calls, volumes, turns, observer, pulls, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
@@ -124,7 +126,8 @@ class Core:
             boxes=boxes,
             images=Images(store, fleet, calls, pulls),
             volumes=volumes,
-            executions=Executions(store, calls, turns, observer, boxes, schedule, leases, reconnect_grace),
+            executions=Executions(calls, turns, observer, boxes, schedule, leases, counting, reconnect_grace),
+            counting=counting,
             files=Files(turns, calls, schedule),
             schedule=schedule,
             lifetimes=Lifetimes(store, fleet, calls, schedule, boxes, clock),
@@ -148,4 +151,5 @@ class Core:
         await self.reconciler.close()
         await self.leases.close()
         await self.calls.close()
+        await self.counting.close()
         await self.store.close()

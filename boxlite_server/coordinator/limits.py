@@ -27,6 +27,10 @@ DEFAULT_STOP_SECONDS = 30.0  # when the client gives no timeout
 MAX_STOP_SECONDS = 240.0  # at most, whatever the client gives
 
 KEEPALIVE_SECONDS = 15.0  # between signs of life on a WebSocket or an event stream with nothing to send
+# Output of a command that one request runs and waits for, in bytes of each stream.
+RUN_OUTPUT_BYTES = 1024 * 1024  # in the answer, when the client gives no limit
+MAX_RUN_OUTPUT_BYTES = 4 * 1024 * 1024  # in the answer, whatever the client gives
+
 REQUEST_SECONDS = 24 * 3600  # for how long an Idempotency-Key stands for its first request
 
 

@@ -51,7 +51,16 @@ PROMISED = {
     (431, "invalid_argument"),  # a path or query that fits its schema and no request line
 }
 # How the refusal of a request begins whose fields do not go together.
-TOGETHER = ("'cols' and 'rows'", "env: ", "network: ", "volumes", "ports", "'auto_stop' and 'auto_pause'")
+TOGETHER = (
+    "'cols' and 'rows'",
+    "env: ",
+    "network: ",
+    "volumes",
+    "ports",
+    "'auto_stop' and 'auto_pause'",
+    "give either 'stdin'",
+    "'stdin_base64'",
+)
 PROGRAMS = ("true", "id", "sh", "cat", "nosuch")
 
 # A reference that an engine would go out and pull; anything else is refused without a pull.
@@ -62,7 +71,7 @@ _NEEDED = re.compile(r"alpine|boxlite|[0-9a-f]{6}")
 
 _WORKER_URL = re.compile(r"https?://(\[[^]]*\]|[\w.-]+):\d{1,5}/?", re.ASCII)
 
-_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
+_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error|lost)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
 
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
@@ -88,7 +97,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _local(body, "image")
     elif operation_id == "pullImage" and isinstance(body, dict):
         case.body = _local(body, "reference")
-    elif operation_id == "startExecution" and isinstance(body, dict):
+    elif operation_id in ("startExecution", "runCommand") and isinstance(body, dict):
         case.body = _short(body)
     elif (case.query or {}).get("follow"):  # which lasts as long as the box
         case.query = {**case.query, "follow": False}
@@ -239,7 +248,7 @@ def _is_beyond_a_schema(case: Any, response: Any) -> bool:
     """No schema can say which page tokens were handed out, what is in an archive, or how parts go together."""
     if _operation_id(case) in ("uploadFiles", "downloadFiles", "importBox"):
         return True
-    if _operation_id(case) in ("createBox", "startExecution"):
+    if _operation_id(case) in ("createBox", "startExecution", "runCommand"):
         return _error(response).get("message", "").startswith(TOGETHER)
     return "pageToken" in (case.query or {})
 

@@ -22,6 +22,10 @@ with client.ApiClient(client.Configuration(host=url)) as api:
         events = executions.stream_execution_output("acme", "generated", execution_id)
         assert "aGVsbG8K" in events, events
         assert executions.get_execution("acme", "generated", execution_id).exit_code == 3
+        run = client.RunCommandRequest(command="sh", args=["-c", "cat; echo oops >&2; exit 4"], stdin="hello")
+        result = executions.run_command("acme", "generated", run)
+        assert (result.status, result.exit_code, result.stdout, result.stderr) == ("completed", 4, "hello", "oops\n")
+        assert not result.stdout_truncated
         try:
             boxes.create_box("acme", request)
             raise AssertionError("the name was given twice")

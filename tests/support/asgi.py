@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 Reply = tuple[int, dict[str, str], bytes]  # status, headers, body
@@ -14,19 +15,28 @@ async def ask(
     *body: bytes,
     query: str = "",
     headers: dict[str, str] | None = None,
+    gone: asyncio.Event | None = None,
     **scope: Any,
 ) -> Reply:
-    """Send one request, whose body comes in these parts; the whole reply. `scope` is added to the ASGI scope."""
+    """Send one request, whose body comes in these parts; the whole reply. `scope` is added to the ASGI scope. The
+    client stays until it has the reply, or until `gone` is set."""
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
     pending = iter([*parts, {"type": "http.request", "body": b"", "more_body": False}])
 
+    left = gone or asyncio.Event()
+
     async def receive() -> Any:
-        return next(pending, {"type": "http.disconnect"})
+        if message := next(pending, None):
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
 
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            left.set()
 
     whole_scope = {
         "type": "http",

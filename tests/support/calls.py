@@ -25,7 +25,9 @@ class Client:
     """Makes the stub's calls, each with the secret and a deadline."""
 
     def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
+        self.channel = grpc.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES)]
+        )
         self.stub = pb_grpc.WorkerServiceStub(self.channel)
 
     def __getattr__(self, name: str) -> Any:

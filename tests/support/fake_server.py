@@ -106,6 +106,7 @@ class Socket:
 
 
 Script = Callable[[Socket], None]
+EventScript = Callable[[Callable[[str, object], None]], None]  # gets a function that sends an event: name and data
 Answer = tuple[int, object]
 
 
@@ -186,6 +187,11 @@ class FakeServer:
         self.on("POST", f"/v1/boxes/{box}/exec", (201, {"execution_id": EXECUTION}))
         self.on_attach(f"/v1/boxes/{box}/executions/{EXECUTION}/attach", *scripts)
 
+    def on_events(self, script: EventScript, *attached: Script | Answer, box: str = "web") -> None:
+        """What happens when a command is run in one request, and when the client then attaches to it."""
+        self.on("POST", f"/v1/boxes/{box}/run", (200, script))
+        self.on_attach(f"/v1/boxes/{box}/executions/{EXECUTION}/attach", *attached)
+
     def on_run(self, *scripts: Script | Answer) -> None:
         box = f"/v1/boxes/{BOX['box_id']}"
         self.on("POST", "/v1/boxes", (201, BOX))
@@ -221,11 +227,29 @@ class FakeServer:
         self._answer(handler, *(answers.pop(0) if len(answers) > 1 else answers[0]))
 
     def _answer(self, handler: BaseHTTPRequestHandler, status: int, document: object) -> None:
+        if callable(document):
+            self._stream(handler, document)
+            return
         body = document if isinstance(document, bytes) else b"" if document is None else json.dumps(document).encode()
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
+    def _stream(self, handler: BaseHTTPRequestHandler, script: EventScript) -> None:
+        handler.close_connection = True
+        handler.send_response(200)
+        for name, value in (("Content-Type", "text/event-stream"), ("X-Boxlite-Execution-Id", EXECUTION)):
+            handler.send_header(name, value)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+
+        def send(event: str, data: object) -> None:
+            text = data if isinstance(data, str) else json.dumps(data)
+            sent = f": keep-alive\n\nevent: {event}\nid: 1\ndata: {text}\n\n".encode()
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent))
+
+        script(send)
 
     def _play(self, handler: BaseHTTPRequestHandler, script: Script) -> None:
         handler.close_connection = True

@@ -234,6 +234,30 @@ class FakeWorker:
         self._find(request.box)
         return pb.Execution(execution_id=request.execution_id)
 
+    def _RunCommand(self, request: pb.RunCommandRequest) -> pb.RunResult:
+        return self._run(request)
+
+    def _run(self, request: pb.RunCommandRequest) -> pb.RunResult:
+        """A command that says its input and its environment's `ERR`, and ends with its number of arguments."""
+        self._find(request.start.box)
+        ended = pb.Execution(
+            execution_id=request.start.execution_id,
+            status=pb.EXECUTION_STATUS_COMPLETED,
+            exit_code=len(request.start.args),
+            duration_ms=1,
+        )
+        return pb.RunResult(ended=ended, stdout=request.input, stderr=request.start.env["ERR"].encode())
+
+    def _StreamCommand(self, request: pb.RunCommandRequest) -> list[pb.OutputEvent]:
+        result = self._run(request)
+        said = ((pb.OUTPUT_STREAM_STDOUT, result.stdout), (pb.OUTPUT_STREAM_STDERR, result.stderr))
+        chunks = [pb.OutputChunk(stream=stream, data=data) for stream, data in said if data]
+        return [
+            pb.OutputEvent(),
+            *(pb.OutputEvent(chunk=chunk) for chunk in chunks),
+            pb.OutputEvent(ended=result.ended),
+        ]
+
     def _CreateSnapshot(self, request: pb.SnapshotRef) -> pb.Snapshot:
         self._find(request.box)
         self.snapshots.add(request.snapshot_id)
@@ -287,7 +311,7 @@ class FakeLink:
         self.row = row
         self.closed = False
 
-    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+    async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         try:
             async with asyncio.timeout(timeout):
                 return await self.worker.call(method, request)
@@ -295,9 +319,18 @@ class FakeLink:
             raise errors.TimedOutError(f"worker {self.row.name} did not answer in time; try again") from None
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        if method not in self.worker.streams:
+            for answer in await self.worker.call(method, request):
+                yield answer
+            return
         self.worker.calls.append(method)
-        async for answer in self.worker.streams[method]:
-            yield answer
+        answers = self.worker.streams[method]
+        try:
+            async for answer in answers:
+                yield answer
+        finally:
+            if isinstance(answers, AsyncGenerator):
+                await answers.aclose()
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         """All that was sent; the method's hook runs before each request is taken."""

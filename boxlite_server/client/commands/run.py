@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import suppress
 
 from ...errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
-from .. import stream, terminal
+from .. import events, stream, terminal
 from ..api import ApiClient, Json
 from ..output import print_error
 from .boxes import create_body
@@ -45,13 +45,16 @@ def execute(api: ApiClient, args: Namespace) -> int:
     interactive = args.interactive or args.tty
     if args.tty and not args.detach:
         _need_terminal()
-    body: Json = {"command": args.cmd[0], "args": args.cmd[1:], "tty": args.tty}
+    optional = {"env": dict(args.env), "working_dir": args.workdir, "user": args.user}
+    body: Json = {"command": args.cmd[0], "args": args.cmd[1:]} | {key: it for key, it in optional.items() if it}
+    if not interactive and not args.detach:
+        with suppress(NotFoundError):  # there is no such box, as the next request tells, or the server is older
+            return events.run_command(api, args.box, body)
+    body["tty"] = args.tty
     if not interactive:
         body["stdin"] = False
     if args.tty and (size := terminal.size()):
         body["cols"], body["rows"] = size
-    optional = {"env": dict(args.env), "working_dir": args.workdir, "user": args.user}
-    body |= {key: value for key, value in optional.items() if value}
     execution = str(api.post(api.path("boxes", args.box, "exec"), body)["execution_id"])
     if args.detach:
         return 0

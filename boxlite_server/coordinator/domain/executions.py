@@ -7,20 +7,24 @@ far that client has been served, so that a client goes on where it stopped, whic
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from ... import errors, ids, rpc
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
-from ..store import Box, Store
+from ..store import Box
 from .boxes import Boxes
+from .counting import Counting
 from .deadlines import Schedule
 from .observing import Observer
+from .runs import run_request
 from .turns import Turns, ref
+
+T = TypeVar("T")
 
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
 
@@ -33,22 +37,22 @@ class Executions:
 
     def __init__(
         self,
-        store: Store,
         calls: Calls,
         turns: Turns,
         observer: Observer,
         boxes: Boxes,
         schedule: Schedule,
         leases: Leases,
+        counting: Counting,
         reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
-        self._store = store
         self._calls = calls
         self._turns = turns
         self._observer = observer
         self._boxes = boxes
         self._schedule = schedule
         self._leases = leases
+        self._counting = counting
         self._grace = reconnect_grace
 
     # ---- commands -------------------------------------------------------------------------------------
@@ -68,11 +72,63 @@ class Executions:
 
         Raises ExecutionError when the command cannot be spawned, StoppedError when the box does not keep running.
         """
+        return await self._in_running_box(
+            prefix,
+            id_or_name,
+            request,
+            request_key,
+            lambda box, its_id: self._start_in(box, its_id, request, expects_reader),
+        )
+
+    async def run(
+        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, request_key: str | None = None
+    ) -> pb.RunResult:
+        """Run a command to its end, in one call to its worker.
+
+        The command is killed when the caller is cancelled, unless there is a `request_key`: then it goes on, and
+        another attempt at the same request joins it. Raises what `start` raises.
+        """
+
+        async def act(box: Box, execution_id: str) -> pb.RunResult:
+            message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key))
+            async with self._schedule.use(box):
+                with self._counted(box):
+                    return await self._calls.run_command(box.worker_id, message)
+
+        _, result = await self._in_running_box(prefix, id_or_name, request, request_key, act)
+        return result
+
+    async def run_live(
+        self, prefix: str, id_or_name: str, request: Mapping[str, Any], *, request_key: str | None = None
+    ) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
+        """`run` with output as it comes: returns the execution's id once the command runs, and its events. The command
+        is killed as there when the events are closed before their end."""
+
+        async def act(box: Box, execution_id: str) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
+            message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key), live=True)
+            events = self._stream_in(box, message)
+            with self._counted(box):
+                await anext(events)
+            return execution_id, events
+
+        _, running = await self._in_running_box(prefix, id_or_name, request, request_key, act)
+        return running
+
+    async def _in_running_box(
+        self,
+        prefix: str,
+        id_or_name: str,
+        request: Mapping[str, Any],
+        request_key: str | None,
+        act: Callable[[Box, str], Awaitable[T]],
+    ) -> tuple[Box, T]:
+        """Start a command by `act`, which gets the running box and the execution's id. A box that has just ended gets
+        one more start."""
         box, was_started = await self._boxes.ensure_running(prefix, id_or_name)
         same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
         execution_id = ids.execution_id(same)
         try:
-            return box, await self._start_in(box, execution_id, request, expects_reader)
+            return box, await act(box, execution_id)
         except (errors.StoppedError, errors.NotFoundError) as exc:
             if was_started:
                 raise  # its main command ended soon after it was started
@@ -82,7 +138,20 @@ class Executions:
                 box, _ = await self._boxes.ensure_running(prefix, box.id)
             except errors.NotFoundError:
                 raise exc from None  # the box had auto_remove
-            return box, await self._start_in(box, execution_id, request, expects_reader)
+            return box, await act(box, execution_id)
+
+    def _message(self, box: Box, execution_id: str, request: Mapping[str, Any]) -> pb.StartExecutionRequest:
+        """What `start` and `run` have in common."""
+        return pb.StartExecutionRequest(
+            box=ref(box),
+            execution_id=execution_id,
+            command=request["command"],
+            args=request.get("args") or [],
+            env=checked_env(request.get("env")),
+            working_dir=request.get("working_dir") or "",
+            user=request.get("user") or "",
+            timeout_seconds=request.get("timeout_seconds") or 0,
+        )
 
     async def _start_in(
         self, box: Box, execution_id: str, request: Mapping[str, Any], expects_reader: bool
@@ -91,31 +160,30 @@ class Executions:
         cols, rows = request.get("cols") or 0, request.get("rows") or 0
         if (cols or rows) and not tty:
             raise errors.InvalidArgumentError("'cols' and 'rows' are the size of a terminal: they need 'tty': true")
-        message = pb.StartExecutionRequest(
-            box=ref(box),
-            execution_id=execution_id,
-            command=request["command"],
-            args=request.get("args") or [],
-            env=checked_env(request.get("env")),
-            working_dir=request.get("working_dir") or "",
-            user=request.get("user") or "",
-            tty=tty,
-            timeout_seconds=request.get("timeout_seconds") or 0,
-            hangup_seconds=self._grace if tty else 0,
-            expects_reader=expects_reader,
-            no_input=request.get("stdin") is False,
-            cols=cols,
-            rows=rows,
-        )
+        message = self._message(box, execution_id, request)
+        message.tty, message.cols, message.rows = tty, cols, rows
+        message.hangup_seconds = self._grace if tty else 0
+        message.expects_reader = expects_reader
+        message.no_input = request.get("stdin") is False
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
         async with self._schedule.use(box):
-            try:
-                execution = await self._calls.start_execution(box.worker_id, message)
-            except errors.ExecutionError:
-                await self._store.count(box.prefix, "exec_errors")
-                raise
-        await self._store.count(box.prefix, "commands_executed")
-        return execution
+            with self._counted(box):
+                return await self._calls.start_execution(box.worker_id, message)
+
+    async def _stream_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
+        async with self._schedule.use(box), aclosing(self._calls.stream_command(box.worker_id, message)) as events:
+            async for event in events:
+                yield event
+
+    @contextmanager
+    def _counted(self, box: Box) -> Iterator[None]:
+        """Count the command that the `with` block starts, or that it cannot be spawned."""
+        try:
+            yield
+        except errors.ExecutionError:
+            self._counting.add(box.prefix, "exec_errors")
+            raise
+        self._counting.add(box.prefix, "commands_executed")
 
     async def attach_box(self, prefix: str, id_or_name: str) -> tuple[Box, pb.Execution]:
         """The box's main command as an execution, also before the box is started."""

@@ -91,6 +91,15 @@ class Calls:
     def start_execution(self, worker: Worker | str, request: pb.StartExecutionRequest) -> Awaitable[pb.Execution]:
         return self._unary(worker, "StartExecution", request, EXECUTION_SECONDS)
 
+    def run_command(self, worker: Worker | str, request: pb.RunCommandRequest) -> Awaitable[pb.RunResult]:
+        """Run a command to its end; the call lasts as long as the command."""
+        return self._unary(worker, "RunCommand", request, None)
+
+    def stream_command(
+        self, worker: Worker | str, request: pb.RunCommandRequest
+    ) -> AsyncGenerator[pb.OutputEvent, None]:
+        return self._stream(worker, "StreamCommand", request, None)
+
     def attach_box(self, worker: Worker | str, request: pb.AttachBoxRequest) -> Awaitable[pb.Execution]:
         return self._unary(worker, "AttachBox", request, EXECUTION_SECONDS)
 
@@ -182,7 +191,7 @@ class Calls:
 
     # ---- below the rpcs -------------------------------------------------------------------------------
 
-    async def _unary(self, worker: Worker | str, method: str, request: Any, timeout: float) -> Any:
+    async def _unary(self, worker: Worker | str, method: str, request: Any, timeout: float | None) -> Any:
         row, link = await self._link(worker)
         with self._noting_silence(row):
             return await link.unary(method, request, timeout=timeout)

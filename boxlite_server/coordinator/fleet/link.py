@@ -38,8 +38,8 @@ class Link(Protocol):
     """Calls to one life of one worker. They raise what the worker raised. After `UnreachableError` and
     `TimedOutError` it is not known whether the worker has done what it was asked for."""
 
-    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
-        """One call, answered within `timeout` seconds."""
+    async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
+        """One call, answered within `timeout` seconds. None: it has no deadline, like `stream`."""
 
     def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         """The answers of a streaming call. It has no deadline, because a stream may last as long as a command. It
@@ -72,7 +72,7 @@ class GrpcLink:
         self._nobody_waits = asyncio.Event()
         self._closed = False
 
-    async def unary(self, method: str, request: Any, *, timeout: float) -> Any:
+    async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         async with self._wait():
             return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
@@ -13,6 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ... import errors
 from .errors import REQUEST_ID, RequestTimeoutError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,26 @@ def bounded(receive: Receive, seconds: float) -> Receive:
         return message
 
     return receive_in_time
+
+
+async def unless_gone(receive: Receive, act: Coroutine[Any, Any, T]) -> T:
+    """Await `act` for a client that has sent its whole request, and cancel it when the client goes away. Raises
+    InvalidArgumentError then."""
+    acting, gone = asyncio.ensure_future(act), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({acting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if acting.done():
+            return acting.result()
+        raise errors.InvalidArgumentError("the client went away before the answer")
+    finally:
+        acting.cancel()
+        gone.cancel()
+        await asyncio.gather(acting, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

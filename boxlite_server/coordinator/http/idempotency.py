@@ -129,7 +129,7 @@ class _Recorder:
     can rely on its replay.
 
     An answer that only says "try again" (429, 5xx) is not kept, nor is one that is too large, nor the answer to a
-    request whose body was cut off.
+    request whose body was cut off, nor a stream of events: a repetition joins the command that says them.
     """
 
     def __init__(self, send: Send, keep: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]) -> None:
@@ -145,9 +145,12 @@ class _Recorder:
         elif message["type"] == "http.response.body" and len(self._body) <= MAX_BODY_BYTES:
             self._body += message.get("body", b"")
             is_whole = not message.get("more_body", False) and len(self._body) <= MAX_BODY_BYTES
-            if is_whole and self._status < 500 and self._status != 429:
+            if is_whole and self._status < 500 and self._status != 429 and not self._is_stream():
                 await self._keep(self._status, self._headers, bytes(self._body))
         await self._send(message)
+
+    def _is_stream(self) -> bool:
+        return any(name == b"content-type" and b"event-stream" in value for name, value in self._headers)
 
 
 async def _check_same(known: Answer, scope: Scope, receive: Receive) -> None:

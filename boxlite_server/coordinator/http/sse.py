@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
@@ -26,6 +27,7 @@ T = TypeVar("T")
 # A proxy such as nginx would otherwise hold events back until its buffer is full.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 UNREAD = "earlier output was dropped: nobody read it in time"
+EXECUTION_ID = "X-Boxlite-Execution-Id"
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
 
 
@@ -34,7 +36,15 @@ _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_ST
 
 def stream_output(core: Core, box: Box, execution_id: str, position: int) -> StreamingResponse:
     """Answer with the output of an execution behind `position`, then its exit; a failure is the last event."""
-    return _response(_output(core, box, execution_id, position))
+    return _response(_output(core, core.executions.read(box, execution_id, position)))
+
+
+def stream_run(
+    core: Core, execution_id: str, events: AsyncGenerator[pb.OutputEvent, None], *, raw: bool
+) -> StreamingResponse:
+    """Answer with the events of a run, like those of an execution. `raw`: output is sent byte for byte."""
+    headers = {**_HEADERS, EXECUTION_ID: execution_id}
+    return _RunResponse(events, _output(core, events, raw=raw), headers)
 
 
 def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> StreamingResponse:
@@ -42,27 +52,46 @@ def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> Streami
     return _response(_logs(core, box, tail, follow))
 
 
+class _RunResponse(StreamingResponse):
+    """Closes the `events` of a run in the end, also where the client went away before the first of them."""
+
+    def __init__(
+        self, events: AsyncGenerator[pb.OutputEvent, None], content: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
 def _response(events: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers=_HEADERS)
 
 
-async def _output(core: Core, box: Box, execution_id: str, position: int) -> AsyncIterator[bytes]:
+async def _output(
+    core: Core, output: AsyncGenerator[pb.OutputEvent, None], *, raw: bool = False
+) -> AsyncIterator[bytes]:
     joiner = Utf8Joiner()
     try:
-        async with contextlib.aclosing(core.executions.read(box, execution_id, position)) as output:
+        async with contextlib.aclosing(output):
             async for event in _until_stopping(core, output):
                 if event is None:
                     yield keepalive_event()
                 elif event.HasField("chunk"):
                     if data := joiner.push(event.chunk.stream, event.chunk.data):
-                        yield output_event(event.chunk.stream, data, event.position)
+                        yield output_event(event.chunk.stream, data, event.position, raw=raw)
                 elif event.HasField("dropped_bytes"):
                     yield lost_event(UNREAD, event.position, event.dropped_bytes)
                 elif event.HasField("gap"):
                     yield lost_event(event.gap, event.position)
+                elif event.HasField("cut"):
+                    rest = b"" if raw else joiner.pop(event.cut.stream)
+                    yield cut_event(event.cut.stream, event.cut.dropped_bytes + len(rest))
                 elif event.HasField("ended"):
                     for stream, data in joiner.flush():
-                        yield output_event(stream, data, event.position)
+                        yield output_event(stream, data, event.position, raw=raw)
                     yield exit_event(event.ended, event.position)
     except errors.BoxliteError as exc:
         yield error_event(exc.message)
@@ -108,10 +137,11 @@ async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncI
 # ---- events ---------------------------------------------------------------------------------------------
 
 
-def output_event(stream: int, data: bytes, position: int) -> bytes:
-    """Build an output event. Bytes that are not UTF-8 become U+FFFD: clients drop an event that holds any."""
-    text = data.decode("utf-8", "replace").encode()
-    return _event(_NAMES[stream], {"data": base64.b64encode(text).decode()}, position)
+def output_event(stream: int, data: bytes, position: int, *, raw: bool = False) -> bytes:
+    """Build an output event. Unless it is `raw`, bytes that are not UTF-8 become U+FFFD: clients drop an event that
+    holds any."""
+    sent = data if raw else data.decode("utf-8", "replace").encode()
+    return _event(_NAMES[stream], {"data": base64.b64encode(sent).decode()}, position)
 
 
 def exit_event(ended: pb.Execution, position: int) -> bytes:
@@ -127,6 +157,12 @@ def lost_event(message: str, position: int, dropped_bytes: int | None = None) ->
     if dropped_bytes is not None:
         body["dropped_bytes"] = dropped_bytes
     return _event("lost", body, position)
+
+
+def cut_event(stream: int, dropped_bytes: int) -> bytes:
+    """Build the event that says how much of a stream was dropped behind the client's own limit."""
+    message = f"{_NAMES[stream]} was longer than max_output_bytes"
+    return _event("lost", {"message": message, "stream": _NAMES[stream], "dropped_bytes": dropped_bytes})
 
 
 def log_event(stream: int, data: bytes) -> bytes:
@@ -150,5 +186,5 @@ def keepalive_event() -> bytes:
 
 
 def _event(name: str, body: dict[str, Any], position: int | None = None) -> bytes:
-    event_id = "" if position is None else f"id: {position}\n"
+    event_id = f"id: {position}\n" if position else ""  # no log of a run keeps positions
     return f"event: {name}\n{event_id}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

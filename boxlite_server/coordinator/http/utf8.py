@@ -14,8 +14,8 @@ class Utf8Joiner:
 
     def push(self, stream: int, data: bytes) -> bytes:
         """Return what can be sent now; bytes that are not UTF-8 at all pass unchanged."""
-        data = self._held.pop(stream, b"") + data
-        cut = len(data) - _unfinished(data)
+        data = self.pop(stream) + data
+        cut = len(data) - unfinished(data)
         if cut < len(data):
             self._held[stream] = data[cut:]
         return data[:cut]
@@ -25,13 +25,17 @@ class Utf8Joiner:
         """Whether bytes of any stream are held back."""
         return bool(self._held)
 
+    def pop(self, stream: int) -> bytes:
+        """Release the bytes of one stream."""
+        return self._held.pop(stream, b"")
+
     def flush(self) -> list[tuple[int, bytes]]:
         """Release the bytes still held back, as pairs of stream and bytes."""
         rest, self._held = list(self._held.items()), {}
         return rest
 
 
-def _unfinished(data: bytes) -> int:
+def unfinished(data: bytes) -> int:
     """Return how many bytes at the end of `data` begin a character that is not complete: 0 to 3."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]

@@ -16,6 +16,7 @@ from ..domain.images import Image
 from ..fleet.registry import Fleet
 from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Load, Snapshot, Volume, Worker
+from .utf8 import unfinished
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -94,6 +95,27 @@ def execution(message: pb.Execution) -> dict[str, Any]:
         "duration_ms": message.duration_ms if message.HasField("duration_ms") else None,
         "error_message": message.error_message or None,
     }
+
+
+def run(result: pb.RunResult, *, raw: bool) -> dict[str, Any]:
+    """A RunCommandResponse. `raw`: output is base64 of its bytes; otherwise it is text, in which bytes that are not
+    UTF-8 become U+FFFD, and which does not end inside a character where it was cut."""
+    view = execution(result.ended)
+    del view["started_at"]
+    view["error_message"] = view["error_message"] or result.loss or None
+    for name, data, dropped in (
+        ("stdout", result.stdout, result.stdout_dropped_bytes),
+        ("stderr", result.stderr, result.stderr_dropped_bytes),
+    ):
+        if raw:
+            view[f"{name}_base64"] = base64.b64encode(data).decode()
+        else:
+            rest = unfinished(data) if dropped else 0
+            dropped += rest
+            view[name] = data[: len(data) - rest].decode("utf-8", "replace")
+        view[f"{name}_truncated"] = dropped > 0 or bool(result.loss)
+        view[f"{name}_dropped_bytes"] = dropped
+    return view
 
 
 def image(found: Image) -> dict[str, Any]:

@@ -21,13 +21,13 @@ class Counters(NamedTuple):
 class CounterRows(Table):
     """Methods over the tables `counters` and `totals`. Triggers of the schema count the boxes."""
 
-    async def count(self, prefix: str, counter: str) -> None:
-        """Add one to a counter, which is a field of `Counters`."""
+    async def count(self, prefix: str, counter: str, number: int = 1) -> None:
+        """Add `number` to a counter, which is a field of `Counters`."""
         assert counter in Counters._fields
         await self._write(
-            f"INSERT INTO counters (prefix, {counter}) VALUES (?, 1) "
-            f"ON CONFLICT (prefix) DO UPDATE SET {counter} = counters.{counter} + 1",
-            (prefix,),
+            f"INSERT INTO counters (prefix, {counter}) VALUES (?, ?) "
+            f"ON CONFLICT (prefix) DO UPDATE SET {counter} = counters.{counter} + excluded.{counter}",
+            (prefix, number),
         )
 
     async def counters(self, prefix: str) -> Counters:

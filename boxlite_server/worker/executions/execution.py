@@ -17,7 +17,9 @@ from ..runtime import BoxRef
 from .output_log import OutputLog
 from .tally import Tally
 
+FEED_PATIENCE = 5.0  # seconds of one attempt to write input; the next one follows
 LOST_INPUT = "the command was killed, because a part of its input was lost on the way"
+RESTARTED = "the command was killed, because its worker was restarted while a request waited for it or fed it"
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +176,34 @@ class Execution:
         finally:
             self._input.release()
 
-    def lose_input(self) -> bool:
-        """Note that input was lost on the way. Returns whether the command has to be killed, since it would take what
+    def feed(self, data: bytes, on_done: Callable[[], None] = lambda: None) -> None:
+        """Write all of the input and end it, then call `on_done`. What the command does not take at once is written
+        by a thread, for as long as the command runs."""
+        rest = self._feed_once(data, 0.0)
+        if rest is None:
+            on_done()
+            return
+
+        def go_on(rest: bytes | None = rest) -> None:
+            while rest is not None:
+                rest = self._feed_once(rest, FEED_PATIENCE)
+            on_done()
+
+        threading.Thread(target=go_on, name=f"input {self.execution_id}", daemon=True).start()
+
+    def _feed_once(self, data: bytes, timeout: float) -> bytes | None:
+        """Write for at most `timeout` seconds. Returns what is left; None once the input is ended, or its command."""
+        try:
+            taken, still_open = self.write(data, True, timeout)
+        except BoxliteError:
+            return None
+        return data[taken:] if taken < len(data) or still_open else None
+
+    def lose_input(self, reason: str = LOST_INPUT) -> bool:
+        """Note that input was lost, and why. Returns whether the command has to be killed, since it would take what
         it got for the whole; on a terminal, a user sees what has arrived."""
         if not self._process.tty:
-            self._error = self._error or LOST_INPUT
+            self._error = self._error or reason
         return not self._process.tty
 
     def signal(self, number: int) -> None:
@@ -256,18 +281,33 @@ class Execution:
     def run(self) -> None:
         """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
         try:
+            for piece in self.pieces():
+                self.output.append(*piece)
+        except Exception as exc:
+            self._lose_output(exc)
+        self.collect()
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the output as it comes, as (STDOUT or STDERR, data), until it ends."""
+        try:
             while (piece := self._process.read()) is not None:
                 self.has_run = True
                 self._tally.add_output(len(piece[1]))
-                self.output.append(*piece)
+                yield piece
         except Exception as exc:
-            # The command would block for ever on output that nobody reads, so it is killed.
-            log.exception("output of execution %s is lost", self.execution_id)
-            self._error = f"output was lost: {exc}"
-            try:
-                self._process.kill()
-            except BoxliteError as failure:
-                log.warning("cannot kill execution %s: %s", self.execution_id, failure)
+            self._lose_output(exc)
+
+    def _lose_output(self, reason: Exception) -> None:
+        """Kill the command: it would block for ever on output that nobody reads."""
+        log.error("output of execution %s is lost", self.execution_id, exc_info=reason)
+        self._error = f"output was lost: {reason}"
+        try:
+            self._process.kill()
+        except BoxliteError as failure:
+            log.warning("cannot kill execution %s: %s", self.execution_id, failure)
+
+    def collect(self) -> None:
+        """Wait for the exit code and set the final state. Follows the end of the output."""
         limit = 0
         try:
             exit_code = self._process.wait()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
+from ..runtime import BoxRef
 from .execution import ExecutionState
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Record:
     deadline_ms: int = 0
     hangup: float = 0  # seconds without a reader until SIGHUP; 0: never
     awaits_reader: bool = False  # `hangup` also counts when no reader comes at all
+    tied: bool = False  # the command is killed when another process finds it: its caller or its input is lost
     delivered_bytes: int = 0
     ended_at_ms: int = 0  # the fields below are set with this one
     status: str = ""
@@ -42,6 +45,17 @@ class Record:
     duration_ms: int = 0
     error_message: str = ""
     has_output: bool = True  # whether there was output, which ends with the process
+
+    @classmethod
+    def started(cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, **fields: Any) -> Self:
+        """The record of an execution that starts now. `timeout` is in seconds, 0 means none."""
+        now = now_ms()
+        deadline_ms = now + int(timeout * 1000) if timeout > 0 else 0
+        fields = {"is_main": False, "started_at_ms": now, "deadline_ms": deadline_ms, **fields}
+        return cls(execution_id, box.box_id, box.generation, handle, **fields)
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
 
 
 class Journal:
@@ -107,7 +121,7 @@ class Journal:
         path = self._path(record.execution_id)
         temporary = path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(asdict(record)))
+            temporary.write_text(json.dumps({name: getattr(record, name) for name in _FIELDS}))
             temporary.replace(path)
         except OSError as exc:
             log.warning("execution %s will not outlive this process: %s", record.execution_id, exc)
@@ -115,3 +129,8 @@ class Journal:
     def _path(self, execution_id: str) -> Path:
         assert self._directory is not None
         return self._directory / f"{quote(execution_id, safe='')}{_SUFFIX}"
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return int(time.time() * 1000)

@@ -15,6 +15,7 @@ dropped, and a reader that comes too late is told how many bytes it missed.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import tempfile
 import threading
@@ -24,10 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, ResourceExhaustedError
 
 DEFAULT_CAPACITY = 64 * 1024 * 1024
 MAX_CHUNK = 256 * 1024
+KEEP_FREE = 16 * 1024 * 1024  # bytes of the logs' disk; no command is started when fewer are free
 _HEADER = struct.Struct("!BI")
 _PREFIX = "output-"  # of the names of files
 
@@ -262,6 +264,15 @@ def remove_logs(directory: Path) -> None:
     for path in directory.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             path.unlink()
+
+
+def refuse_full_disk(directory: Path) -> None:
+    """Raise ResourceExhaustedError when the disk has no room for the output of one more command."""
+    with suppress(OSError):
+        if shutil.disk_usage(directory).free < KEEP_FREE:
+            raise ResourceExhaustedError(
+                "the worker's disk is full: there is no room for the command's output; try again later"
+            )
 
 
 def _pwrite_all(fd: int, data: bytes, offset: int) -> None:

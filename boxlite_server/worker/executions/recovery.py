@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from ...errors import InvalidStateError, NotFoundError
 from ..commands import GONE_EXIT_CODE, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .execution import Execution, ExecutionState, ExecutionStatus
-from .journal import Journal, Record
+from .journal import Journal, Record, now_ms
 
 GAP = "the worker was restarted: output since the last that was received is lost"
 
@@ -125,8 +124,3 @@ def _why_gone(runtime: BoxRuntime, box: BoxRef) -> str:
     except (NotFoundError, InvalidStateError):
         return "the exit code is lost: the box was removed while its worker was restarted"
     return "the exit code is lost: the container engine was restarted, or has forgotten the command"
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds."""
-    return int(time.time() * 1000)

@@ -1,8 +1,7 @@
 """The executions of this worker: live ones, and finished ones for a while.
 
-Each execution has a thread that moves its command's output into a log and then collects the exit code.
-One more thread, the keeper, serves all executions: it enforces time limits, forgets old executions, and ends
-executions whose box has disappeared without a sign.
+Each execution has a thread that moves its command's output into a log and then collects the exit code. One more thread,
+the keeper, enforces time limits, forgets old executions, and ends executions whose box has disappeared without a sign.
 
 The commands outlive the worker process; the next process takes them over from the journal with `recover`.
 """
@@ -10,7 +9,6 @@ The commands outlive the worker process; the next process takes them over from t
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -33,20 +31,18 @@ from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
-from .journal import Journal, Record
-from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, remove_logs
-from .recovery import GAP, FormerExecutions, Outcome, now_ms
+from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
+from .journal import Journal, Record, now_ms
+from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
+from .recovery import GAP, FormerExecutions, Outcome
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
-END_PATIENCE = 5.0  # seconds for the end of an input without bytes
 MAX_KILLS = 10  # attempts to kill a command at its time limit, before its execution ends without its end
 MAX_KILL_INTERVAL = 60.0  # seconds between two attempts; at first there is one second, then twice as many each time
 SWEEP_INTERVAL = 5.0  # seconds
 MAX_PER_BOX = 256  # live executions in one box, its main command not counted
-KEEP_FREE = 16 * 1024 * 1024  # bytes of the spool's disk; no command is started when fewer are free
 _MAX_FORGOTTEN = 20_000  # ids of forgotten executions that are remembered, so that none is started again
 
 log = logging.getLogger(__name__)
@@ -94,13 +90,15 @@ class Executions:
         *,
         hangup: float = 0,
         expects_reader: bool = False,
-        no_input: bool = False,
+        stdin: bytes | None = None,
+        owned: bool = False,
     ) -> ExecutionState:
         """Run a command in a running box. For a known id, return the state of that execution.
 
         `timeout` is in seconds, 0 means none. `hangup`: seconds without a reader after which the command gets
         SIGHUP, 0 means never; they count from the last reader's leaving and, with `expects_reader`, from the
-        start. `no_input`: the input ends at once. Raises what `BoxRuntime.spawn` raises; the id is then free again.
+        start. `stdin`: all of the input; None: it comes later. `owned`: the caller moves the output, see `run.py`.
+        Raises what `BoxRuntime.spawn` raises; the id is then free again.
         """
         self._former.find(lambda record: record.execution_id == execution_id)
         with self._changed:
@@ -113,25 +111,17 @@ class Executions:
                 self._counts[box.box_id] += 1
         if is_new:
             process = self._spawn(execution_id, entry, box, spec)
-            started_at_ms = now_ms()
-            record = Record(
-                execution_id,
-                box.box_id,
-                box.generation,
-                process.handle,
-                is_main=False,
-                started_at_ms=started_at_ms,
-                deadline_ms=started_at_ms + int(timeout * 1000) if timeout > 0 else 0,
-                hangup=hangup,
-                awaits_reader=expects_reader,
+            tied = owned or bool(stdin)
+            record = Record.started(
+                execution_id, box, process.handle, timeout, hangup=hangup, awaits_reader=expects_reader, tied=tied
             )
             self._journal.add(record)
-            self._begin(record, process, entry)
-            if no_input:
-                entry.result().write(b"", True, END_PATIENCE)
+            self._begin(record, process, entry, pumped=not owned)
+            if stdin is not None:
+                entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
         execution = entry.result()
-        if execution.box.box_id != box.box_id:
-            raise InvalidStateError(f"execution {execution_id} belongs to another box")
+        if execution.box.box_id != box.box_id or (owned and not is_new):
+            raise InvalidStateError(f"execution {execution_id} belongs to another box or request")
         return execution.state
 
     def _spawn(self, execution_id: str, entry: Future[Execution], box: BoxRef, spec: ExecSpec) -> Process:
@@ -161,7 +151,7 @@ class Executions:
             is_new = entry is None or (entry.done() and not entry.exception() and entry.result().is_over)
             if is_new:
                 self._refuse_too_many()
-                self._refuse_full_disk()
+                refuse_full_disk(self._spool)
                 entry = self._mains[box] = Future()
         assert entry is not None
         if is_new:
@@ -175,9 +165,7 @@ class Executions:
             execution_id = ids.execution_id()
             with self._changed:
                 self._entries[execution_id] = entry
-            record = Record(
-                execution_id, box.box_id, box.generation, "", is_main=True, started_at_ms=now_ms(), hangup=hangup
-            )
+            record = Record.started(execution_id, box, "", is_main=True, hangup=hangup)
             self._journal.add(record)
             self._begin(record, process, entry)
         return entry.result().state
@@ -203,6 +191,17 @@ class Executions:
     def kill(self, box_id: str, execution_id: str) -> None:
         """Send SIGKILL to the command. An execution that has ended is left as it is."""
         self._end(self.find(box_id, execution_id), ExecutionStatus.KILLED)
+
+    def abandon(self, execution: Execution) -> None:
+        """Kill a command that nobody waits for any more, if need be in several attempts."""
+        self._end(execution, ExecutionStatus.KILLED, insists=True)
+
+    def dismiss(self, execution: Execution) -> None:
+        """Forget an execution that has ended and whose caller has seen all of it."""
+        self._alarms.cancel(execution.execution_id)
+        with self._changed:
+            self._uncount(execution.box.box_id)
+            self._forget(execution.execution_id)
 
     def lose_input(self, box_id: str, execution_id: str) -> None:
         """Kill a command of whose input a part was lost on the way, unless it has a terminal."""
@@ -254,8 +253,8 @@ class Executions:
     def live(self) -> list[Execution]:
         """The executions that have not ended."""
         with self._changed:
-            entries = [entry for entry in self._entries.values() if entry.done() and not entry.exception()]
-        return [execution for entry in entries if not (execution := entry.result()).is_over]
+            begun = [entry.result() for entry in self._entries.values() if entry.done() and not entry.exception()]
+        return [execution for execution in begun if not execution.is_over]
 
     def running_in(self, box_id: str) -> int:
         """The number of live executions in the box, its main command not counted."""
@@ -324,22 +323,25 @@ class Executions:
 
     def _time_out(self, box_id: str, execution_id: str) -> None:
         with suppress(NotFoundError):
-            self._end(self.find(box_id, execution_id), ExecutionStatus.TIMED_OUT)
+            self._end(self.find(box_id, execution_id), ExecutionStatus.TIMED_OUT, insists=True)
 
-    def _end(self, execution: Execution, status: ExecutionStatus, attempt: int = 1) -> None:
+    def _end(self, execution: Execution, status: ExecutionStatus, attempt: int = 1, *, insists: bool = False) -> None:
+        """Kill the command. Where that fails, raise the error or, with `insists`, try again later."""
         try:
             if not execution.end(status):
                 return
         except BoxliteError as exc:
-            if status is ExecutionStatus.KILLED:
+            if not insists:
                 raise
             log.warning("cannot end execution %s (attempt %d): %s", execution.execution_id, attempt, exc)
             if attempt == MAX_KILLS or isinstance(exc, UnsupportedError):
-                reason = f"the command ran into its time limit, and runs on because it cannot be killed: {exc.message}"
-                execution.give_up(reason, status)
+                what = (
+                    "ran into its time limit" if status is ExecutionStatus.TIMED_OUT else "is not waited for any more"
+                )
+                execution.give_up(f"the command {what}, and runs on because it cannot be killed: {exc.message}", status)
             else:
                 delay = min(2.0 ** (attempt - 1), MAX_KILL_INTERVAL)
-                self._alarms.set(delay, lambda: self._end(execution, status, attempt + 1))
+                self._alarms.set(delay, lambda: self._end(execution, status, attempt + 1, insists=True))
             return
         self._alarms.set(KILL_GRACE, lambda: None if execution.is_over else execution.give_up())
 
@@ -360,18 +362,27 @@ class Executions:
 
     # ---- the registry ----
 
-    def _begin(self, record: Record, process: Process, entry: Future[Execution], gap: str | None = None) -> None:
+    def _begin(
+        self,
+        record: Record,
+        process: Process,
+        entry: Future[Execution],
+        gap: str | None = None,
+        *,
+        pumped: bool = True,
+    ) -> None:
         execution = self._execution(record, process, gap)
-        threading.Thread(
-            target=self._run, args=(execution,), name=f"execution {record.execution_id}", daemon=True
-        ).start()
+        if pumped:
+            threading.Thread(
+                target=self._run, args=(execution,), name=f"execution {record.execution_id}", daemon=True
+            ).start()
         entry.set_result(execution)
         if record.awaits_reader:
             self._hang_up_later(execution, 0)
         if record.deadline_ms:
             left = (record.deadline_ms - now_ms()) / 1000
-            # The alarm holds the id, not the execution: it would keep a forgotten execution in memory.
-            self._alarms.set(max(left, 0.0), lambda: self._time_out(record.box_id, record.execution_id))
+            box_id, execution_id = record.box_id, record.execution_id
+            self._alarms.set(max(left, 0.0), lambda: self._time_out(box_id, execution_id), execution_id)
 
     def _execution(self, record: Record, process: Process, gap: str | None) -> Execution:
         return Execution(
@@ -393,8 +404,10 @@ class Executions:
 
     def _note_end(self, execution: Execution, at_ms: int) -> None:
         """Record that the execution ended at `at_ms` (Unix time)."""
-        had_output = bool(execution.gap) or not execution.output.is_empty
-        self._journal.record_end(execution.state, at_ms, has_output=had_output)
+        self._alarms.cancel(execution.execution_id)
+        self._journal.record_end(
+            execution.state, at_ms, has_output=bool(execution.gap) or not execution.output.is_empty
+        )
         with self._changed:
             self._finished.append((self._clock() - (now_ms() - at_ms) / 1000, execution.execution_id))
             if not execution.is_main:
@@ -428,6 +441,9 @@ class Executions:
         execution = entry.result()
         # The output of a main command is read again from its beginning.
         execution.confirm(Delivered(record.delivered_bytes, 0, 0))
+        if record.tied:
+            execution.lose_input(RESTARTED)
+            self._alarms.set(0.0, lambda: self.abandon(execution))
         return execution
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
@@ -447,16 +463,18 @@ class Executions:
 
     def _forget_old(self) -> None:
         while self._finished and self._clock() - self._finished[0][0] >= KEEP_FINISHED:
-            execution_id = self._finished.popleft()[1]
-            entry = self._entries.pop(execution_id)
-            execution = entry.result()
-            execution.output.discard()
-            if self._mains.get(execution.box) is entry:
-                del self._mains[execution.box]
-            self._journal.remove(execution_id)
-            self._forgotten[execution_id] = None
-            while len(self._forgotten) > _MAX_FORGOTTEN:
-                self._forgotten.popitem(last=False)
+            self._forget(self._finished.popleft()[1])
+
+    def _forget(self, execution_id: str) -> None:
+        entry = self._entries.pop(execution_id)
+        execution = entry.result()
+        execution.output.discard()
+        if self._mains.get(execution.box) is entry:
+            del self._mains[execution.box]
+        self._journal.remove(execution_id)
+        self._forgotten[execution_id] = None
+        while len(self._forgotten) > _MAX_FORGOTTEN:
+            self._forgotten.popitem(last=False)
 
     def _uncount(self, box_id: str) -> None:
         self._counts[box_id] -= 1
@@ -469,15 +487,8 @@ class Executions:
         if self._counts[box.box_id] >= MAX_PER_BOX:
             raise ResourceExhaustedError(f"box {box.box_id} runs {MAX_PER_BOX} executions already; try again later")
         self._refuse_too_many()
-        self._refuse_full_disk()
+        refuse_full_disk(self._spool)
 
     def _refuse_too_many(self) -> None:
         if len(self._entries) - len(self._finished) >= MAX_EXECUTIONS:
             raise ResourceExhaustedError(f"the worker runs {MAX_EXECUTIONS} executions already; try again later")
-
-    def _refuse_full_disk(self) -> None:
-        with suppress(OSError):
-            if shutil.disk_usage(self._spool).free < KEEP_FREE:
-                raise ResourceExhaustedError(
-                    "the worker's disk is full: there is no room for the command's output; try again later"
-                )

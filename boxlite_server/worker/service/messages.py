@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..._gen import worker_pb2 as pb
-from ...errors import InvalidArgumentError
-from ..commands import STDERR, STDOUT
+from ...errors import InvalidArgumentError, UpstreamUnavailableError
+from ..commands import DEFAULT_COLS, DEFAULT_ROWS, STDERR, STDOUT, ExecSpec
 from ..executions.execution import Ended, ExecutionState, ExecutionStatus
 from ..executions.output_log import Chunk, Dropped, Gap
+from ..executions.run import Cut, Event, Result, Started
 from ..executions.tally import Counts
 from ..runtime import (
     BoxRef,
@@ -140,8 +141,26 @@ def execution(state: ExecutionState) -> pb.Execution:
     )
 
 
-def output_event(event: Chunk | Dropped | Gap | Ended) -> pb.OutputEvent:
+def exec_spec(message: pb.StartExecutionRequest) -> ExecSpec:
+    if not message.execution_id:
+        raise InvalidArgumentError("an execution needs an id")
+    if not message.command:
+        raise InvalidArgumentError("an execution needs a command")
+    return ExecSpec(
+        command=(message.command, *message.args),
+        env=dict(message.env),
+        working_dir=message.working_dir,
+        user=message.user,
+        tty=message.tty,
+        cols=message.cols or DEFAULT_COLS,
+        rows=message.rows or DEFAULT_ROWS,
+    )
+
+
+def output_event(event: Event) -> pb.OutputEvent:
     match event:
+        case Started():
+            return pb.OutputEvent()
         case Chunk():
             chunk = pb.OutputChunk(stream=STREAM[event.stream], data=event.data)
             return pb.OutputEvent(position=event.position, chunk=chunk)
@@ -149,8 +168,24 @@ def output_event(event: Chunk | Dropped | Gap | Ended) -> pb.OutputEvent:
             return pb.OutputEvent(position=event.position, dropped_bytes=event.byte_count)
         case Gap():
             return pb.OutputEvent(position=event.position, gap=event.reason)
+        case Cut():
+            return pb.OutputEvent(cut=pb.Cut(stream=STREAM[event.stream], dropped_bytes=event.byte_count))
         case Ended():
             return pb.OutputEvent(position=event.position, ended=execution(event.state))
+
+
+def run_result(result: Result) -> pb.RunResult:
+    """Raises `UpstreamUnavailableError` when the events broke off before the end: the worker is shutting down."""
+    if result.ended is None:
+        raise UpstreamUnavailableError("the worker is shutting down; the command goes on")
+    return pb.RunResult(
+        ended=execution(result.ended),
+        stdout=bytes(result.output[STDOUT]),
+        stderr=bytes(result.output[STDERR]),
+        stdout_dropped_bytes=result.dropped[STDOUT],
+        stderr_dropped_bytes=result.dropped[STDERR],
+        loss=result.loss,
+    )
 
 
 def pull_event(event: PullProgress | Image) -> pb.PullImageEvent:

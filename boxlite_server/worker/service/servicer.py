@@ -16,9 +16,9 @@ from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
-from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
+from ..executions.run import Event, collect, follow, head, run
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime
@@ -27,9 +27,10 @@ from .incoming import Upload, imported
 from .order import BoxOrder
 from .readers import Readers
 
-MAX_CALLS = 768
-# Readers and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls.
+MAX_CALLS = 1024
+# Readers, runs and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls.
 MAX_READERS = 400
+MAX_RUNS = 256
 MAX_TRANSFERS = 256
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
 
@@ -57,6 +58,17 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@contextmanager
+def _slot(slots: threading.BoundedSemaphore, full: str) -> Iterator[None]:
+    """Hold one of the slots. Raises `ResourceExhaustedError` when all are held: the worker is `full` with what."""
+    if not slots.acquire(blocking=False):
+        raise ResourceExhaustedError(f"the worker {full}; try again later")
+    try:
+        yield
+    finally:
+        slots.release()
+
+
 class WorkerService(pb_grpc.WorkerServiceServicer):
     """Serves the calls of worker.proto."""
 
@@ -66,6 +78,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._files = files
         self._order = BoxOrder()
         self._readers = Readers(MAX_READERS)
+        self._run_slots = threading.BoundedSemaphore(MAX_RUNS)
         self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
 
     def end_readers(self) -> None:
@@ -143,30 +156,40 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def StartExecution(self, request: pb.StartExecutionRequest, context: grpc.ServicerContext) -> pb.Execution:
-        if not request.execution_id:
-            raise InvalidArgumentError("an execution needs an id")
-        if not request.command:
-            raise InvalidArgumentError("an execution needs a command")
-        spec = ExecSpec(
-            command=(request.command, *request.args),
-            env=dict(request.env),
-            working_dir=request.working_dir,
-            user=request.user,
-            tty=request.tty,
-            cols=request.cols or DEFAULT_COLS,
-            rows=request.rows or DEFAULT_ROWS,
-        )
         return messages.execution(
             self._executions.start(
                 request.execution_id,
                 messages.ref(request.box),
-                spec,
+                messages.exec_spec(request),
                 request.timeout_seconds,
                 hangup=request.hangup_seconds,
                 expects_reader=request.expects_reader,
-                no_input=request.no_input,
+                stdin=b"" if request.no_input else None,
             )
         )
+
+    @_answers
+    def RunCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> pb.RunResult:
+        with self._running(request, context) as events:
+            return messages.run_result(collect(events, request.max_output_bytes))
+
+    @_answers
+    def StreamCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
+        with self._running(request, context) as events:
+            yield from map(messages.output_event, head(events, request.max_output_bytes))
+
+    @contextmanager
+    def _running(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[Iterator[Event]]:
+        """Count the call of a command that is run to its end. Yields the events of the command."""
+        start = request.start
+        asked = (start.execution_id, messages.ref(start.box), messages.exec_spec(start), start.timeout_seconds)
+        if request.kept:
+            with self._readers.register(context) as on_end:
+                yield follow(self._executions, *asked, request.input, on_end)
+            return
+        # Such a call is not ended when the worker begins to shut down: most commands end within the grace period.
+        with _slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers already"):
+            yield run(self._executions, *asked, request.input, context.add_callback)
 
     @_answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
@@ -264,14 +287,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             for chunk in chunks:
                 yield pb.FilesChunk(data=chunk)
 
-    @contextmanager
-    def _transfer(self) -> Iterator[None]:
-        if not self._transfer_slots.acquire(blocking=False):
-            raise ResourceExhaustedError(f"the worker has {MAX_TRANSFERS} transfers under way; try again later")
-        try:
-            yield
-        finally:
-            self._transfer_slots.release()
+    def _transfer(self) -> AbstractContextManager[None]:
+        return _slot(self._transfer_slots, f"has {MAX_TRANSFERS} transfers under way")
 
     # ---- images and volumes ----
 

@@ -20,6 +20,7 @@ from boxlite_server.errors import (
     UnsupportedError,
 )
 from boxlite_server.worker.commands import ExecSpec, Process
+from boxlite_server.worker.executions import output_log as output_log_module
 from boxlite_server.worker.executions import registry as executions_module
 from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
@@ -354,7 +355,7 @@ class TestLostInput:
 
     def test_a_command_without_input_gets_its_end(self, executions: Executions, box: BoxRef) -> None:
         execution = ids.execution_id()
-        executions.start(execution, box, ExecSpec(("cat",)), no_input=True)
+        executions.start(execution, box, ExecSpec(("cat",)), stdin=b"")
         assert read(executions, box, execution)[2].exit_code == 0
 
 
@@ -521,7 +522,7 @@ class TestBounds:
     ) -> None:
         executions, box = Executions(fake_site.runtime, tmp_path), fake_site.running_box()
         with monkeypatch.context() as patch:
-            patch.setattr(executions_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+            patch.setattr(output_log_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
             with pytest.raises(ResourceExhaustedError, match="disk is full"):
                 start(executions, box, "true")
             with pytest.raises(ResourceExhaustedError, match="disk is full"):

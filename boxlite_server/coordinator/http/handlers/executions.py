@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import connexion
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
 from .. import sse, views
-from ..bodies import drain
+from ..bodies import drain, unless_gone
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
@@ -21,6 +23,20 @@ async def start_execution(core: Core, prefix: str, box_id: str, body: dict[str, 
     box, execution = await core.executions.start(prefix, box_id, body, request_key=request_key())
     location = f"/v1/{prefix}/boxes/{box.id}/executions/{execution.execution_id}"
     return {"execution_id": execution.execution_id}, 201, {"Location": location}
+
+
+async def run_command(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    """Answer with what becomes of a command, or with a stream of its events. A command that no Idempotency-Key stands
+    for belongs to this request: it is killed when the client goes away."""
+    key, raw = request_key(), body.get("encoding") == "base64"
+    accept = connexion.request.headers.get("accept", "")
+    if "text/event-stream" in accept and "application/json" not in accept:  # a client that takes both gets JSON
+        execution_id, events = await core.executions.run_live(prefix, box_id, body, request_key=key)
+        return sse.stream_run(core, execution_id, events, raw=raw)
+    running = core.executions.run(prefix, box_id, body, request_key=key)
+    result = await (running if key else unless_gone(connexion.request.receive, running))
+    text = json.dumps(views.run(result, raw=raw), ensure_ascii=False)
+    return Response(f"{text}\n", media_type="application/json")
 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

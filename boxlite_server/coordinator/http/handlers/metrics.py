@@ -9,7 +9,7 @@ from ...states import BoxStatus
 
 
 async def get_runtime_metrics(core: Core, prefix: str) -> Any:
-    counters = await core.store.counters(prefix)
+    counters = await core.counting.counters(prefix)
     return {
         "boxes_created_total": counters.boxes_created,
         "boxes_failed_total": counters.boxes_failed,

@@ -1,0 +1,154 @@
+"""Runs a command in one request: passes its output to stdout and stderr, signals to it, and its exit code on.
+
+The command is kept by its server under the request's Idempotency-Key: when the connection breaks, the client attaches
+to it and goes on behind what it has received.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+from ..errors import BoxliteError
+from . import stream, terminal
+from .api import ApiClient, Json
+
+_DESCRIPTOR = {"stdout": terminal.STDOUT, "stderr": terminal.STDERR}
+
+log = logging.getLogger("boxlite.client")
+
+
+class _Event(NamedTuple):
+    name: str
+    data: str
+
+
+class _LeaveError(BaseException):
+    """Signals of the user end the client itself, with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def run_command(api: ApiClient, box: str, body: Json) -> int:
+    """Run a command without input to its end, and return its exit code. Raises `BoxliteError`; NotFoundError also for
+    a server that has no such operation."""
+    return _Run(api, box).run(body)
+
+
+class _Run:
+    def __init__(self, api: ApiClient, box: str) -> None:
+        self._api = api
+        self._box = box
+        self._execution = ""
+        self._received = 0  # bytes of output
+        self._signals = 0
+
+    def run(self, body: Json) -> int:
+        try:
+            with self._signals_caught():
+                code = self._follow(body)
+        except _LeaveError as leave:
+            return leave.code
+        if code is None:
+            return stream.attach_again(self._api, self._box, self._execution, self._received)
+        return code if 0 <= code <= 255 else 255
+
+    def _follow(self, body: Json) -> int | None:
+        """Returns the exit code, or None when the connection breaks before it comes."""
+        body = {**body, "encoding": "base64"}
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        path = self._api.path("boxes", self._box, "run")
+        response = self._api.download("POST", path, "text/event-stream", body, headers, silence=stream.SILENCE)
+        self._execution = response.headers.get(stream.EXECUTION_ID_HEADER, "")
+        if not self._execution:
+            raise BoxliteError("the server does not name the execution; is --url a BoxLite server?")
+        try:
+            for event in _events(response):
+                if (code := self._take(event)) is not None:
+                    return code
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            log.debug("events: %s", error)
+        self._api.close()
+        return None
+
+    def _take(self, event: _Event) -> int | None:
+        """Act on an event. Returns the exit code with the last one. Raises ValueError for a malformed event."""
+        if event.name == "error":
+            log.debug("events: %s", event.data)  # the stream ends behind it
+            return None
+        fields = json.loads(event.data) if event.name in (*_DESCRIPTOR, "lost", "exit") else {}
+        if event.name in _DESCRIPTOR:
+            data = base64.b64decode(fields["data"])
+            self._received += len(data)
+            return self._write(_DESCRIPTOR[event.name], data)
+        if event.name == "lost":
+            self._received += int(fields.get("dropped_bytes") or 0)
+            stream.notice(str(fields.get("message")))
+        if event.name != "exit":
+            return None
+        if fields.get("error"):
+            stream.notice(str(fields["error"]))
+        return int(fields["exit_code"])
+
+    def _write(self, descriptor: int, data: bytes) -> int | None:
+        try:
+            terminal.write_all(descriptor, data)
+        except BrokenPipeError:
+            # A command on this machine would get SIGPIPE here: the reader of its output has gone.
+            self._send_signal(signal.SIGPIPE).join(stream.SIGNAL_PATIENCE)
+            return 128 + signal.SIGPIPE
+        except OSError as error:
+            raise BoxliteError(f"cannot write the output: {error.strerror}") from error
+        return None
+
+    # Signals
+
+    @contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
+        caught = [number for number in stream.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        former = {number: signal.signal(number, self._on_signal) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if not self._execution or self._signals > stream.MAX_FORWARDED:
+            raise _LeaveError(128 + number)
+        self._send_signal(number)
+
+    def _send_signal(self, number: int) -> threading.Thread:
+        path = self._api.path("boxes", self._box, "executions", self._execution, "signal")
+        return stream.send_signal(self._api, path, number)
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[_Event]:
+    """The server-sent events of an answer; comment lines and ids are left out."""
+    name, data = "", []
+    for raw in response:
+        field, _, value = raw.decode().rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif not field and not value:
+            if name:
+                yield _Event(name, "\n".join(data))
+            name, data = "", []
