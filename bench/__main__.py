@@ -65,7 +65,7 @@ def _sides() -> Iterator[tuple[Server, Sdk]]:
             busybox.import_image(docker_host, IMAGE)
             cluster = Cluster(directory / "c", docker_host)
             cluster.start_coordinator()
-            cluster.start_worker()
+            cluster.start_worker("--cpu-overcommit", "1000")  # 100 boxes have a cpu each
             try:
                 yield Server(cluster), Sdk(docker_host)
             except BaseException:

@@ -41,18 +41,22 @@ class Server:
 
     def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> bytes:
         """The body of the answer. `body`: bytes, an iterator of bytes, or what becomes JSON. Raises `RefusedError`."""
-        if not hasattr(self._own, "connection"):
-            self._own.connection = http.client.HTTPConnection("127.0.0.1", self.cluster.port, timeout=300)
         sent = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
-        if time.monotonic() - getattr(self._own, "used", 0) > KEPT_SECONDS:
-            self._own.connection.close()  # the server may just be about to; the next request connects again
-        self._own.connection.request(method, path, sent, {"Content-Type": kind} if sent is not None else {})
-        response = self._own.connection.getresponse()
+        connection = self._connection()
+        connection.request(method, path, sent, {"Content-Type": kind} if sent is not None else {})
+        response = connection.getresponse()
         answer: bytes = response.read()
         self._own.used = time.monotonic()
         if response.status >= 300:
             raise RefusedError(response.status, answer)
         return answer
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection("127.0.0.1", self.cluster.port, timeout=300)
+        if time.monotonic() - getattr(self._own, "used", 0) > KEPT_SECONDS:
+            self._own.connection.close()  # the server may just be about to; the next request connects again
+        return self._own.connection
 
     def has(self, method: str, path: str, body: Any = None) -> bool:
         """Whether the server knows this operation."""
@@ -87,7 +91,16 @@ class Server:
         self.request("PUT", files(box, path), archive, "application/x-tar")
 
     def download(self, box: str, path: str) -> int:
-        return len(self.request("GET", files(box, path)))
+        """Read an archive and discard it; its bytes."""
+        connection = self._connection()
+        connection.request("GET", files(box, path))
+        response, size = connection.getresponse(), 0
+        while piece := response.read1(1 << 20):
+            size += len(piece)
+        self._own.used = time.monotonic()
+        if response.status != 200:
+            raise RefusedError(response.status, b"no archive")
+        return size
 
     def pids(self) -> list[int]:
         """The processes of the server: the coordinator and the worker."""

@@ -5,4 +5,5 @@ from __future__ import annotations
 from ..case import Case
 from . import boxes, commands, files, fleet
 
-CASES: list[Case] = [*commands.CASES, *files.CASES, *boxes.CASES, *fleet.CASES]
+# Idle boxes come first: later cases leave the worker memory to fill.
+CASES: list[Case] = [boxes.IDLE, *commands.CASES, *files.CASES, *boxes.CASES, *fleet.CASES]

@@ -17,7 +17,7 @@ from ..sides import IMAGE, MEMORY_MIB, RefusedError, removal
 AT_ONCE = 20
 CREATIONS = 100
 PAUSE = 0.2  # seconds between two creations of the second mode
-IDLE = 20  # boxes
+IDLE_BOXES = 20
 REMOVALS = 8  # at once
 
 
@@ -25,7 +25,7 @@ def cold(bench: Bench) -> Iterator[Result]:
     def ours() -> object:
         box = bench.server.create()
         bench.server.start(box)
-        return lambda: bench.server.remove(box)
+        return _removal(bench, box)
 
     title = "create and start, cold, against the SDK with equal options"
     yield compare("cold-start", title, ours, lambda: removal(bench.sdk.start()), bench.rounds(15))
@@ -103,14 +103,18 @@ def _creations(
     def create(number: int) -> float | None:
         time.sleep(max(begun + begins(number) - time.monotonic(), 0))
         with suppress(RefusedError):
-            return timed(lambda: _first_command(bench))
+            return timed(lambda: _removal(bench, _first_command(bench)) if at_once == 1 else _first_command(bench))
         return None
 
     with ThreadPoolExecutor(at_once) as pool:
         times = [took for took in pool.map(create, range(count)) if took is not None]
     title = f"{count} creations {words}: create, start and first command, against one of the SDK alone"
     yield Attempts(name, title, count, times, against)
-    _remove(bench, bench.server.boxes())  # also those that were refused halfway
+    _remove(bench, bench.server.boxes())  # also those of which a part was refused
+
+
+def _removal(bench: Bench, box: str) -> Callable[[], None]:
+    return lambda: bench.server.remove(box)
 
 
 def _first_command(bench: Bench) -> str:
@@ -131,7 +135,7 @@ def _first_command_of_sdk(bench: Bench) -> object:
 
 
 def idle(bench: Bench) -> Iterator[Result]:
-    count = bench.rounds(IDLE)
+    count = bench.rounds(IDLE_BOXES)
     worker = bench.server.cluster.workers[0].pid
     with ThreadPoolExecutor(4) as pool:
 
@@ -163,6 +167,7 @@ def _remove(bench: Bench, boxes: list[str]) -> None:
         list(pool.map(bench.server.remove, boxes))
 
 
+IDLE = Case("idle", idle)
 CASES = [
     Case("cold-start", cold),
     Case("concurrent-start", cold_at_once),
@@ -170,5 +175,4 @@ CASES = [
     Case("sequence", sequence),
     Case("staggered", staggered),
     Case("burst", burst),
-    Case("idle", idle),
 ]

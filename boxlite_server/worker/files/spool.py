@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...errors import ResourceExhaustedError
 from ...rpc import CHUNK_BYTES
+from ..runtime import FilePart
 
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
@@ -95,6 +96,13 @@ class SpooledFile:
     def read(self, count: int, position: int) -> bytes:
         """Read `count` bytes from `position` on; fewer only at the end of the file."""
         return os.pread(self._file.fileno(), count, position)
+
+    def parts(self, position: int, size: int) -> Iterator[bytes | FilePart]:
+        """What lies there, of which this file has all: as it is if that is little, else as a part of the file."""
+        if size >= CHUNK_BYTES:
+            yield FilePart(self._file, position, size)
+        elif size:
+            yield self.read(size, position)
 
 
 class Follower:
