@@ -152,8 +152,12 @@ class Answer:
         return str(told or (self.text if self.status >= 300 else ""))
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """The body, in pieces of at most `size` bytes. Raises OSError when it is broken off."""
-        return self._response.iter_content(size)
+        """The body, in pieces of `size` bytes, the last one smaller. Raises OSError when it is broken off."""
+        try:
+            while piece := self._raw._fp.read(size):  # the library's own loop yields each small piece of the engine
+                yield piece
+        except (ValueError, AttributeError, http.client.HTTPException) as exc:  # also once `close` was called
+            raise OSError(f"the answer broke off: {exc}") from exc
 
     def read(self, size: int) -> bytes:
         """What has come of the body, at most `size` bytes; blocks. Empty once the body has ended or is broken off."""
