@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -17,6 +18,9 @@ from ..runtime import BoxRef
 from .output_log import OutputLog
 from .tally import Tally
 
+# After a small piece of output that follows another at once, output gathers for a moment: each read costs much.
+SMALL_BYTES = 32 * 1024
+GATHER_SECONDS = 0.001
 LOST_INPUT = "the command was killed, because a part of its input was lost on the way"
 
 log = logging.getLogger(__name__)
@@ -256,10 +260,7 @@ class Execution:
     def run(self) -> None:
         """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
         try:
-            while (piece := self._process.read()) is not None:
-                self.has_run = True
-                self._tally.add_output(len(piece[1]))
-                self.output.append(*piece)
+            self._move_output()
         except Exception as exc:
             # The command would block for ever on output that nobody reads, so it is killed.
             log.exception("output of execution %s is lost", self.execution_id)
@@ -283,6 +284,16 @@ class Execution:
             self._error = f"out of memory: the box hit its memory limit of {limit} MiB, and the kernel killed a process"
         self._finish(exit_code)
         self.output.close()
+
+    def _move_output(self) -> None:
+        read_at = -math.inf
+        while (piece := self._process.read()) is not None:
+            self.has_run = True
+            self._tally.add_output(len(piece[1]))
+            self.output.append(*piece)
+            if len(piece[1]) < SMALL_BYTES and time.monotonic() - read_at < GATHER_SECONDS:
+                time.sleep(GATHER_SECONDS)
+            read_at = time.monotonic()
 
     def _finish(self, exit_code: int) -> None:
         if not self.is_main:
