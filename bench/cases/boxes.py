@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from support.held import held_by
 
@@ -17,6 +19,7 @@ from ..sides import IMAGE, MEMORY_MIB, RefusedError, removal
 AT_ONCE = 20
 CREATIONS = 100
 PAUSE = 0.2  # seconds between two creations of the second mode
+WARM_BOXES = 2
 IDLE_BOXES = 20
 REMOVALS = 8  # at once
 
@@ -56,15 +59,19 @@ def warm(bench: Bench) -> Iterator[Result]:
     if not bench.server.has("GET", "/v1/admin/warm"):
         yield Skipped("warm-start", title, "this server has no warm boxes")
         return
-    wanted = 8
-    bench.server.request("PUT", "/v1/admin/warm", {"images": {IMAGE: wanted}})
+    pool = {"image": IMAGE, "memory_mib": MEMORY_MIB, "boxes": WARM_BOXES}
+    bench.server.request("PUT", "/v1/admin/warm", {"pools": [pool]})
+
+    def wait() -> None:
+        while any(pool["ready"] < pool["boxes"] for pool in _pools(bench)):
+            time.sleep(0.1)
 
     def ours() -> object:
         box = _first_command(bench)
 
         def rest() -> None:
             bench.server.remove(box)
-            time.sleep(2)  # until the pool is filled again
+            wait()
 
         return rest
 
@@ -72,10 +79,14 @@ def warm(bench: Bench) -> Iterator[Result]:
         bench.sdk.client.containers.run(IMAGE, ["true"], remove=True, mem_limit=MEMORY_MIB << 20)
 
     try:
-        time.sleep(5)
+        wait()
         yield compare("warm-start", title, ours, theirs, bench.rounds(10))
     finally:
-        bench.server.request("PUT", "/v1/admin/warm", {"images": {}})
+        bench.server.request("PUT", "/v1/admin/warm", {"pools": []})
+
+
+def _pools(bench: Bench) -> list[dict[str, Any]]:
+    return list(json.loads(bench.server.request("GET", "/v1/admin/warm"))["pools"])
 
 
 # ---- 100 creations, in the three modes of ComputeSDK's benchmark ----

@@ -1,8 +1,8 @@
 """Copies files into and out of boxes, by the rules of the REST API.
 
 An upload is spooled, checked whole, and only then handed to the engine in one go: an upload that is refused or
-cut off leaves no trace in the box. A download is spooled too, so that a slow reader does not hold the engine's
-lock on the box; the reader follows close behind the engine.
+cut off leaves no trace in the box. A download is spooled where its reader falls behind the engine, so that a slow
+reader does not hold the engine's lock on the box.
 """
 
 from __future__ import annotations
