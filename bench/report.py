@@ -95,7 +95,9 @@ def write_readme(path: Path, about: dict[str, Any], results: Iterable[Result]) -
         if isinstance(result, Comparison):
             rows.append(f"| {result.title} | {result.ratio:.2f} | {result.p95_ratio:.2f} |")
         elif isinstance(result, Attempts) and result.times:
-            rows.append(f"| {result.title} | {_against(result):.2f} | {_against(result, 95):.2f} |")
+            failed = result.attempts - len(result.times)
+            title = result.title + (f" ({failed} of {result.attempts} failed)" if failed else "")
+            rows.append(f"| {title} | {_against(result):.2f} | {_against(result, 95):.2f} |")
     rows.append(f"\n{heading(about)}.")
     text = path.read_text()
     new, count = re.subn(

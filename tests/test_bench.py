@@ -65,10 +65,12 @@ def test_json_has_all_times_and_the_ratio() -> None:
 def test_the_readme_gets_ratios_between_its_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    report.write_readme(readme, ABOUT, [TWICE, Figure("m", "memory", 1.5, "MiB")])
+    attempts = Attempts("b", "4 at once", 4, [0.2, 0.2, 0.2], [0.1])
+    report.write_readme(readme, ABOUT, [TWICE, attempts, Figure("m", "memory", 1.5, "MiB")])
     text = readme.read_text()
     assert text.startswith("before\n<!-- bench -->\n| | median | p95 |")
     assert "| exec of `true` | 2.00 | 2.90 |" in text
+    assert "| 4 at once (1 of 4 failed) | 2.00 | 2.00 |" in text
     assert "2026-11-27, 2 cpus, 24 GiB" in text
     assert "old" not in text and "MiB" not in text.replace("GiB", "")
     assert text.endswith("<!-- /bench -->\nafter\n")
