@@ -47,9 +47,10 @@ def test_output_after_a_pause_is_read_at_once_and_what_follows_it_in_large_piece
         log.append(STDOUT, b"first")
         assert pieces(reader.read()) == [(STDOUT, b"first")]
         small = 5000
-        in_thread(lambda: append_all(log, [bytes(small)] * 60))  # more than one piece has
+        writing = in_thread(lambda: append_all(log, [bytes(small)] * 60))  # more than one piece has
         [(_, data)] = pieces(reader.read())
         assert MAX_CHUNK - 2 * small < len(data) <= MAX_CHUNK
+        writing.join()
         in_thread(log.close)  # what is left is the end
         assert len(data) + sum(len(rest) for _, rest in pieces(reader.read())) == 60 * small
 
