@@ -40,8 +40,8 @@ def main() -> None:
                 results.append(result)
     if options.json:
         options.json.write_text(json.dumps(report.as_json(about, results), indent=1) + "\n")
-    if options.readme:
-        report.write_readme(ROOT / "README.md", about, results)
+    if options.docs:
+        report.write_docs(ROOT / "README.md", ROOT / "docs/performance.md", about, results)
 
 
 def _options() -> argparse.Namespace:
@@ -50,10 +50,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="NAME", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
-    parser.add_argument("--readme", action="store_true", help="write the ratios into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the ratios into README.md and docs/performance.md")
     options = parser.parse_args()
-    if options.readme and (options.only or options.quick):
-        parser.error("README.md gets the figures of a whole run")
+    if options.docs and (options.only or options.quick):
+        parser.error("the pages get the figures of a whole run")
     return options
 
 

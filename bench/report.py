@@ -1,4 +1,4 @@
-"""Results as JSON, as a table for people, and as the table of ratios in README.md."""
+"""Results as JSON, as a table for people, and as ratios in README.md and docs/performance.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,17 @@ from typing import Any
 from .harness import Attempts, Comparison, Figure, Result, Skipped, percentile
 
 _BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
+_MAIN = {  # what README.md tells
+    "run": "a command in one request",
+    "exec": "a command over the WebSocket",
+    "output": "256 MiB of output",
+    "small-up": "a file of 1 KiB up",
+    "small-down": "and down",
+    "large-up": "64 MiB up",
+    "large-down": "and down",
+    "cold-start": "a cold start",
+    "warm-start": "a warm start",
+}
 
 
 def machine(engine_version: str) -> dict[str, Any]:
@@ -88,20 +100,26 @@ def _against(result: Attempts, percent: int = 50) -> float:
     return percentile(result.times, percent) / statistics.median(result.against)
 
 
-def write_readme(path: Path, about: dict[str, Any], results: Iterable[Result]) -> None:
-    """Put the ratios, the date and the machine's size between the marks in a README."""
-    rows = ["| | median | p95 |", "|---|---|---|"]
+def write_docs(readme: Path, page: Path, about: dict[str, Any], results: Iterable[Result]) -> None:
+    """Put all ratios between the marks in a page, and a sentence of the main ones between those in README.md."""
+    rows, main = ["| | median | p95 |", "|---|---|---|"], []
     for result in results:
         if isinstance(result, Comparison):
             rows.append(f"| {result.title} | {result.ratio:.2f} | {result.p95_ratio:.2f} |")
+            if result.name in _MAIN:
+                main.append(f"{_MAIN[result.name]} {result.ratio:.2f}")
         elif isinstance(result, Attempts) and result.times:
             failed = result.attempts - len(result.times)
             title = result.title + (f" ({failed} of {result.attempts} failed)" if failed else "")
             rows.append(f"| {title} | {_against(result):.2f} | {_against(result, 95):.2f} |")
-    rows.append(f"\n{heading(about)}.")
-    text = path.read_text()
+    _put(page, [*rows, f"\n{heading(about)}."])
+    sentence = f"{', '.join(main)} ({about['date']}, {about['cpus']} cpus, {about['memory_gib']} GiB)."
+    _put(readme, [textwrap.fill(sentence, 118)])
+
+
+def _put(path: Path, lines: list[str]) -> None:
     new, count = re.subn(
-        f"{_BEGIN}.*{_END}", lambda _: "\n".join([_BEGIN, *rows, _END]), text, count=1, flags=re.DOTALL
+        f"{_BEGIN}.*{_END}", lambda _: "\n".join([_BEGIN, *lines, _END]), path.read_text(), count=1, flags=re.DOTALL
     )
     if not count:
         raise SystemExit(f"{path} has no place for the figures: {_BEGIN} … {_END}")

@@ -62,15 +62,18 @@ def test_json_has_all_times_and_the_ratio() -> None:
     assert found["results"][0]["ratio"] == pytest.approx(2)
 
 
-def test_the_readme_gets_ratios_between_its_marks(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+def test_the_pages_get_ratios_between_their_marks(tmp_path: Path) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "performance.md"
+    for path in (readme, page):
+        path.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
     attempts = Attempts("b", "4 at once", 4, [0.2, 0.2, 0.2], [0.1])
-    report.write_readme(readme, ABOUT, [TWICE, attempts, Figure("m", "memory", 1.5, "MiB")])
-    text = readme.read_text()
+    report.write_docs(readme, page, ABOUT, [TWICE, attempts, Figure("m", "memory", 1.5, "MiB")])
+    text = page.read_text()
     assert text.startswith("before\n<!-- bench -->\n| | median | p95 |")
     assert "| exec of `true` | 2.00 | 2.90 |" in text
     assert "| 4 at once (1 of 4 failed) | 2.00 | 2.00 |" in text
     assert "2026-11-27, 2 cpus, 24 GiB" in text
-    assert "old" not in text and "MiB" not in text.replace("GiB", "")
+    assert "old" not in text and "MiB" not in text
     assert text.endswith("<!-- /bench -->\nafter\n")
+    sentence = "a command over the WebSocket 2.00 (2026-11-27, 2 cpus, 24 GiB)."
+    assert readme.read_text() == f"before\n<!-- bench -->\n{sentence}\n<!-- /bench -->\nafter\n"
