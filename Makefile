@@ -7,7 +7,7 @@
 # make docs   the table of operations in docs/api.md
 # make lint   ruff, mypy and the rules for imports
 # make proto  the stubs of worker.proto
-# make bench  the measurements in bench/
+# make bench  this server against the docker SDK on one engine, in turn (ONLY=NAME: one case; DOCS=1: into the pages)
 # make clean  all that was made here
 
 PYTHON ?= python3
@@ -18,6 +18,8 @@ SECONDS ?= 0
 SEED   ?=
 STORE  ?= sqlite
 RUNS   ?= 10000
+ONLY   ?=
+DOCS   ?=
 
 .PHONY: run test test-clients fuzz chaos docs lint proto bench clean
 
@@ -50,7 +52,7 @@ proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto
 
 bench: $(VENV)/.dev
-	set -e; for script in $(wildcard bench/*.py); do $(BIN)/python $$script; done
+	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY:%=--only %) $(if $(DOCS),--docs)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from .. import descriptors, errors
+from .. import allocator, descriptors, errors
 from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
@@ -89,6 +89,7 @@ def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BoxliteError when the coordinator cannot start."""
     _refuse_open_door(config)
     descriptors.raise_limit()
+    allocator.keep_freed_memory()
     listener = _listen(config)
     # uvicorn raises the signal that ended it once more; without these handlers an orderly end would be a failure.
     for number in (signal.SIGTERM, signal.SIGINT):

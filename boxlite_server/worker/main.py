@@ -19,7 +19,7 @@ from urllib.parse import SplitResult
 
 import grpc
 
-from .. import descriptors, ids, signals
+from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .disk_watch import DiskWatch
@@ -107,6 +107,7 @@ class Worker:
     def start(self) -> None:
         """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
         descriptors.raise_limit()
+        allocator.keep_freed_memory()
         port = _bind(self._server, self._host, self._config.port)
         try:
             self._runtime.tidy()  # before the first call: `tidy` would remove a disk that a call makes

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import IO, NamedTuple, Protocol
 
 from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
 from .commands import STDERR as STDERR
@@ -273,6 +273,14 @@ class ArchiveStream(Protocol):
         """Let go of the archive, from any thread. Repeating this is harmless."""
 
 
+class FilePart(NamedTuple):
+    """`size` bytes of an open file from `position` on. The kernel can copy them past this process."""
+
+    file: IO[bytes]
+    position: int
+    size: int
+
+
 class BoxFiles(Protocol):
     """The files of one box, whether it runs or not.
 
@@ -287,7 +295,7 @@ class BoxFiles(Protocol):
     def stat(self, path: str) -> FileState | None:
         """What is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
 
-    def put(self, directory: str, archive: Iterable[bytes]) -> None:
+    def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
         """Unpack a tar archive made by this worker below an existing directory.
 
         Files are replaced. A link is replaced too, not followed. Directories are merged, and take the archive's

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from boxlite_server.errors import InvalidStateError, NotFoundError
-from boxlite_server.worker.runtime import FileKind, FileState
+from boxlite_server.worker.runtime import FileKind, FilePart, FileState
 
 MAX_LINKS = 40
 
@@ -55,8 +55,8 @@ class FakeFiles:
             return FileState(FileKind.DIRECTORY)
         return FileState(FileKind.FILE if stat.S_ISREG(mode) else FileKind.OTHER)
 
-    def put(self, directory: str, archive: Iterable[bytes]) -> None:
-        data = b"".join(archive)
+    def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
+        data = b"".join(piece if isinstance(piece, bytes) else _content(piece) for piece in archive)
         directories = []
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for entry in tar:
@@ -123,3 +123,7 @@ class FakeFiles:
 def _named(entry: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
     entry.name = name
     return entry
+
+
+def _content(part: FilePart) -> bytes:
+    return os.pread(part.file.fileno(), part.size, part.position)

@@ -7,8 +7,10 @@ import asyncio
 from typing import Any
 
 import h11
+from h11._readers import ChunkedReader, ContentLengthReader
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import errors, ids
@@ -16,6 +18,9 @@ from .connections import Connections, is_silent
 from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response, raw_response
 
 MAX_HEAD_BYTES = 64 * 1024
+
+# Where h11's readers of bodies count the bytes that are still to come: of the body, or of its chunk.
+_LEFT = {ContentLengthReader: "_remaining", ChunkedReader: "_bytes_in_chunk"}
 
 
 class HttpProtocol(H11Protocol):
@@ -69,6 +74,20 @@ class HttpProtocol(H11Protocol):
         return self._is_busy() and self.cycle.response_started
 
     # ---- overrides ------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Hand what is only a body on to the application as it is: on its way through h11 it would be copied five
+        times. h11 counts it as read."""
+        reader, count = self.conn._reader, len(data)
+        left = getattr(reader, _LEFT.get(type(reader), ""), 0)
+        if count < left and not self.conn.trailing_data[0] and self._is_busy() and not self.cycle.disconnected:
+            setattr(reader, _LEFT[type(reader)], left - count)
+            self.cycle.body = self.cycle.body + data if self.cycle.body else data  # type: ignore[assignment]
+            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
+        else:
+            super().data_received(data)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
-from ..runtime import FileKind, FileState
+from ..runtime import FileKind, FilePart, FileState
 from .engine import Answer, Engine, engine_errors
 from .system_files import SystemFiles
 
@@ -64,16 +64,10 @@ class DockerFiles:
             return FileState(FileKind.DIRECTORY)
         return FileState(FileKind.OTHER if mode & _IS_NO_FILE else FileKind.FILE)
 
-    def put(self, directory: str, archive: Iterable[bytes]) -> None:
+    def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
+        where = {"path": directory, "noOverwriteDirNonDir": "true"}
         with _refusals(), engine_errors("cannot write to the box"):
-            self._engine.call(
-                "PUT",
-                self._path,
-                {"path": directory, "noOverwriteDirNonDir": "true"},
-                body=iter(archive),
-                content_type="application/x-tar",
-                timeout=UNPACK_TIMEOUT,
-            ).check()
+            self._engine.send("PUT", self._path, where, archive, timeout=UNPACK_TIMEOUT).check()
 
     def replaceable(self) -> frozenset[str]:
         return self._system_files.managed(self._container)

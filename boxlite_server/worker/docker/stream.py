@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
+from operator import itemgetter
 from typing import IO
 
 from ..commands import STDERR, STDOUT
@@ -49,12 +52,7 @@ class Stream:
             frames = self._first_frame() if self._buffer else self._whole_frames()
             if not frames:
                 return None
-            at = 0
-            while at < len(frames):
-                end = at + _HEADER + int.from_bytes(frames[at + 4 : at + _HEADER], "big")
-                if end > at + _HEADER:
-                    self._pieces.append((STDOUT if frames[at] == 1 else STDERR, frames[at + _HEADER : end]))
-                at = end
+            self._pieces.extend(_joined(frames))
         return self._pieces.popleft()
 
     def _first_frame(self) -> bytes:
@@ -181,3 +179,16 @@ def _frame_size(beginning: bytes) -> int:
     if beginning[0] > 2 or beginning[1:4] != b"\0\0\0":
         raise _OutOfStepError
     return _HEADER + int.from_bytes(beginning[4:_HEADER], "big")
+
+
+def _joined(frames: bytes) -> Iterator[tuple[int, bytes]]:
+    """The content of whole frames, neighbours of one stream joined, as (STDOUT or STDERR, data)."""
+    pieces: list[tuple[int, memoryview]] = []
+    view, at = memoryview(frames), 0
+    while at < len(frames):
+        end = at + _HEADER + int.from_bytes(view[at + 4 : at + _HEADER], "big")
+        pieces.append((STDOUT if frames[at] == 1 else STDERR, view[at + _HEADER : end]))
+        at = end
+    for stream, group in itertools.groupby(pieces, key=itemgetter(0)):
+        if data := b"".join(piece for _, piece in group):
+            yield stream, data

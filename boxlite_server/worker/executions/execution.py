@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -18,6 +19,9 @@ from .output_log import OutputLog
 from .tally import Tally
 
 FEED_PATIENCE = 5.0  # seconds of one attempt to write input; the next one follows
+# After a small piece of output that follows another at once, output gathers for a moment: each read costs much.
+SMALL_BYTES = 32 * 1024
+GATHER_SECONDS = 0.001
 LOST_INPUT = "the command was killed, because a part of its input was lost on the way"
 RESTARTED = "the command was killed, because its worker was restarted while a request waited for it or fed it"
 
@@ -289,11 +293,15 @@ class Execution:
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Yield the output as it comes, as (STDOUT or STDERR, data), until it ends."""
+        read_at = -math.inf
         try:
             while (piece := self._process.read()) is not None:
                 self.has_run = True
                 self._tally.add_output(len(piece[1]))
                 yield piece
+                if len(piece[1]) < SMALL_BYTES and time.monotonic() - read_at < GATHER_SECONDS:
+                    time.sleep(GATHER_SECONDS)
+                read_at = time.monotonic()
         except Exception as exc:
             self._lose_output(exc)
 

@@ -14,11 +14,14 @@ dropped, and a reader that comes too late is told how many bytes it missed.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import threading
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,8 @@ from ...errors import InvalidArgumentError, ResourceExhaustedError
 DEFAULT_CAPACITY = 64 * 1024 * 1024
 MAX_CHUNK = 256 * 1024
 KEEP_FREE = 16 * 1024 * 1024  # bytes of the logs' disk; no command is started when fewer are free
+# Output that follows other output waits for more of it, so that a fast command costs a message for many of its writes.
+BATCH_SECONDS = 0.005
 _HEADER = struct.Struct("!BI")
 _PREFIX = "output-"  # of the names of files
 
@@ -150,7 +155,8 @@ class OutputLog:
                 return
             self._write(self._end, _HEADER.pack(stream, len(payload)) + payload)
             self._end += size
-            self._changed.notify_all()
+            if any(reader.wanted <= self._end for reader in self._readers):
+                self._changed.notify_all()
 
     def _drop_oldest(self) -> None:
         _, length = _HEADER.unpack(self._read(self._start, _HEADER.size))
@@ -213,18 +219,22 @@ class Reader:
 
     def __init__(self, log: OutputLog, position: int) -> None:
         self.position = position
+        self.wanted = sys.maxsize  # the end of the log that this reader waits for
         self._log = log
         self._closed = False
+        self._read_at = -math.inf  # when there was output last, on the monotonic clock
 
     def read(self, timeout: float | None = None) -> list[Chunk | Dropped]:
         """Wait for the next events and return them, at most 256 KiB of output.
 
-        The list is empty when all output is read and the log is closed, when this reader is closed, or when
-        `timeout` seconds have passed.
+        Output that comes after a pause is returned at once. The list is empty when all output is read and the log is
+        closed, when this reader is closed, or when `timeout` seconds have passed.
         """
         log = self._log
         with log._changed:
-            log._changed.wait_for(lambda: self._closed or log._closed or self.position < log._end, timeout)
+            self._wait(1, timeout)
+            if self.position < log._end:
+                self._wait(min(MAX_CHUNK, log._capacity // 2), self._read_at + BATCH_SECONDS - time.monotonic())
             if self._closed:
                 return []
             events: list[Chunk | Dropped] = []
@@ -235,8 +245,16 @@ class Reader:
             events.extend(log._chunks(self.position))
             if events:
                 self.position = events[-1].position
+                self._read_at = time.monotonic()
                 log._changed.notify_all()
             return events
+
+    def _wait(self, size: int, timeout: float | None) -> None:
+        """Wait, with the lock held, until there are `size` bytes to read, or the end of the log or of this reader."""
+        log = self._log
+        self.wanted = self.position + size
+        log._changed.wait_for(lambda: self._closed or log._closed or self.wanted <= log._end, timeout)
+        self.wanted = sys.maxsize
 
     @property
     def left(self) -> bool:

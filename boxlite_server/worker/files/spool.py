@@ -10,15 +10,18 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...errors import ResourceExhaustedError
 from ...rpc import CHUNK_BYTES
+from ..runtime import FilePart
 
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
 _ZEROS = bytes(CHUNK_BYTES)
+MAX_KEPT = 4  # chunks of a download in memory
 _CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
 
 
@@ -96,10 +99,17 @@ class SpooledFile:
         """Read `count` bytes from `position` on; fewer only at the end of the file."""
         return os.pread(self._file.fileno(), count, position)
 
+    def parts(self, position: int, size: int) -> Iterator[bytes | FilePart]:
+        """What lies there, of which this file has all: as it is if that is little, else as a part of the file."""
+        if size >= CHUNK_BYTES:
+            yield FilePart(self._file, position, size)
+        elif size:
+            yield self.read(size, position)
+
 
 class Follower:
-    """Iterates over the chunks of `source`, which a thread spools as fast as they come: a slow reader does not
-    hold up the source.
+    """Iterates over the chunks of `source`, which a thread takes as fast as they come: a slow reader does not hold up
+    the source. What the reader does not take at once is spooled, apart from a few chunks.
 
     The thread starts at once. `close` calls `close_source`, which must end the source even while the thread
     waits for its next chunk.
@@ -110,6 +120,8 @@ class Follower:
         self._source = source
         self._close_source = close_source
         self._changed = threading.Condition()
+        self._next: deque[bytes] = deque()  # older than what is in the file
+        self._position = 0  # how much of the file was read
         self._is_complete = False  # the source has ended
         self._is_closed = False
         self._error: BaseException | None = None
@@ -119,7 +131,8 @@ class Follower:
         error: BaseException | None = None
         try:
             for chunk in self._source:
-                self._file.write(chunk)
+                if not self._keep(chunk):
+                    self._file.write(chunk)
                 with self._changed:
                     self._changed.notify()
                     if self._is_closed:
@@ -132,21 +145,31 @@ class Follower:
             if self._is_closed:
                 self._file.close()
 
+    def _keep(self, chunk: bytes) -> bool:
+        """Keep a chunk in memory, if the reader is that close."""
+        with self._changed:
+            is_close = self._position == self._file.size and len(self._next) < MAX_KEPT
+            if is_close:
+                self._next.append(chunk)
+            return is_close
+
     def __iter__(self) -> Iterator[bytes]:
-        position = 0
-        while self._wait(position):
-            data = self._file.read(CHUNK_BYTES, position)
-            position += len(data)
-            yield data
+        while self._wait():
+            if self._next:
+                yield self._next.popleft()
+            else:
+                data = self._file.read(CHUNK_BYTES, self._position)
+                self._position += len(data)
+                yield data
         if self._error is not None:
             raise self._error
 
-    def _wait(self, position: int) -> bool:
-        """Wait for a whole chunk behind `position`, or for the end; False if nothing is left behind it."""
+    def _wait(self) -> bool:
+        """Wait for a chunk, or for the end; False if nothing is left."""
         with self._changed:
-            while self._file.size < position + CHUNK_BYTES and not self._is_complete:
+            while not (self._next or self._file.size >= self._position + CHUNK_BYTES or self._is_complete):
                 self._changed.wait()
-            return self._file.size > position
+            return bool(self._next) or self._file.size > self._position
 
     def close(self) -> None:
         """End the source and discard what is spooled. Called once, by the reader."""

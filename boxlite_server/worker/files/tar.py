@@ -6,20 +6,25 @@ reads a forged header. A check holds in memory the names and kinds of at most `M
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from ...errors import InvalidArgumentError
 from ...rpc import CHUNK_BYTES
+from ..runtime import FilePart
 from . import sparse
 from .fields import Fields
 from .names import Names
 from .skipped import Skipped
 from .sparse import Source
+from .spool import SpooledFile
+
+Piece = TypeVar("Piece", bytes, bytes | FilePart)
 
 MAX_ENTRIES = 500_000
 MAX_NAME_BYTES = 255  # in each part of a path, as in file systems
@@ -301,13 +306,23 @@ def directory(name: str, *, mode: int, mtime: float, owner: tuple[int, int] | No
 
 def data(source: Source, entry: Entry) -> Iterator[bytes]:
     """Yield the data of an entry, holes filled with zeros, padded to whole blocks."""
+    return _data(entry, functools.partial(_stored, source))
+
+
+def parts(file: SpooledFile, entry: Entry) -> Iterator[bytes | FilePart]:
+    """Yield the data of an entry like `data`, large pieces of it as parts of the file."""
+    return _data(entry, file.parts)
+
+
+def _data(entry: Entry, stored: Callable[[int, int], Iterator[Piece]]) -> Iterator[Piece]:
+    """`stored` gives what the archive has, from its position and size."""
     size = entry.info.size if entry.info.type == tarfile.REGTYPE else 0
     parts: Iterable[int] = (0, size) if entry.map is None else entry.map.parts
     position, done = entry.position, 0
     numbers = iter(parts)
     for offset, length in zip(numbers, numbers, strict=True):
         yield from _zeros(offset - done)
-        yield from _stored(source, position, length)
+        yield from stored(position, length)
         position, done = position + length, offset + length
     yield from _zeros(_padded(size) - done)
 
@@ -329,15 +344,21 @@ def _zeros(count: int) -> Iterator[bytes]:
         yield piece
 
 
-def finished(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the pieces of an archive and its end marker, joined to chunks of at least 256 KiB but the last."""
+def finished(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield the pieces of an archive and its end marker. Bytes are joined to chunks of at least 256 KiB, except before
+    a part of a file and at the end."""
     held: list[bytes] = []
     size = 0
     for piece in itertools.chain(pieces, [_END]):
-        held.append(piece)
-        size += len(piece)
-        if size >= CHUNK_BYTES:
+        if isinstance(piece, bytes):
+            held.append(piece)
+            size += len(piece)
+            if size < CHUNK_BYTES:
+                continue
+        if held:
             yield b"".join(held)
             held, size = [], 0
+        if isinstance(piece, FilePart):
+            yield piece
     if held:
         yield b"".join(held)

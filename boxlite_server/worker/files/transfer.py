@@ -1,8 +1,8 @@
 """Copies files into and out of boxes, by the rules of the REST API.
 
 An upload is spooled, checked whole, and only then handed to the engine in one go: an upload that is refused or
-cut off leaves no trace in the box. A download is spooled too, so that a slow reader does not hold the engine's
-lock on the box; the reader follows close behind the engine.
+cut off leaves no trace in the box. A download is spooled where its reader falls behind the engine, so that a slow
+reader does not hold the engine's lock on the box.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
-from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FileState
+from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart, FileState
 from . import tar
 from .existing import Existing, fingerprint
 from .spool import Follower, Spool, SpooledFile
@@ -235,7 +235,7 @@ class _Plan:
             self._summary.left_out.add(entry.position)
         return found
 
-    def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes]:
+    def pieces(self, owner: tuple[int, int] | None) -> Iterator[bytes | FilePart]:
         """Yield the archive to unpack at the box's root: the missing directories, and the entries under their new
         names. An engine refuses links that lead out of where it unpacks, so that is no other place."""
         base = self._base.lstrip("/")
@@ -257,7 +257,7 @@ class _Plan:
             if entry.info.type == tarfile.LNKTYPE:
                 linkname = posixpath.join(base, self._missing, entry.info.linkname)
             yield tar.header(entry, name, owner=owner, linkname=linkname)
-            yield from tar.data(self._file, entry)
+            yield from tar.parts(self._file, entry)
 
     def _is_there(self, entry: Entry, owner: tuple[int, int] | None) -> bool:
         """Whether the box has the entry: the directory, or the same file or link."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -168,6 +170,48 @@ def test_a_body_that_stalls_is_given_up(tmp_path: Path, path: str, kind: str, fr
         assert await client.end() == b""
 
     run(tmp_path, story, body=SHORT)
+
+
+def _sent(data: bytes, framing: str) -> bytes:
+    """A request whose body is `data`, in chunks of many sizes if it is chunked."""
+    head = b"PUT / HTTP/1.1\r\nHost: x\r\n"
+    if framing == "whole":
+        return head + b"Content-Length: %d\r\n\r\n" % len(data) + data
+    request, at, size = [head, b"Transfer-Encoding: chunked\r\n\r\n"], 0, 1
+    while at < len(data):
+        request.append(b"%x\r\n%b\r\n" % (len(data[at : at + size]), data[at : at + size]))
+        at, size = at + size, size * 3 % 1_000_003
+    return b"".join([*request, b"0\r\n\r\n"])
+
+
+@pytest.mark.parametrize("framing", ["whole", "chunked"])
+def test_a_large_body_arrives_as_it_was_sent_and_the_next_request_after_it(tmp_path: Path, framing: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        digest, largest, more = hashlib.sha256(), 0, True
+        while more:
+            message = await receive()
+            digest.update(message["body"])
+            largest, more = max(largest, len(message["body"])), message["more_body"]
+        answer = json.dumps([digest.hexdigest(), largest]).encode()
+        headers = [(b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    bodies = [random.Random(seed).randbytes(5_000_000 + seed) for seed in range(3)]
+
+    async def story(site: Site) -> None:
+        client = await site.client()
+        sending = asyncio.create_task(client.send(b"".join(_sent(body, framing) for body in bodies)))
+        for body in bodies:
+            _, _, (digest, largest) = await client.answer()
+            assert digest == hashlib.sha256(body).hexdigest()
+            assert largest < 1_000_000, "the body is held whole"
+        await sending
+
+    run(tmp_path, story, app)
 
 
 def test_a_slow_body_takes_as_long_as_it_takes(tmp_path: Path) -> None:

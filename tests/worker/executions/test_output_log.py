@@ -9,6 +9,7 @@ from support.sites import in_thread
 
 from boxlite_server.errors import InvalidArgumentError
 from boxlite_server.worker.commands import STDERR, STDOUT
+from boxlite_server.worker.executions import output_log
 from boxlite_server.worker.executions.output_log import MAX_CHUNK, Chunk, Dropped, OutputLog, Reader, remove_logs
 
 
@@ -35,6 +36,36 @@ def test_neighbours_of_one_stream_are_joined_and_the_order_is_kept(tmp_path: Pat
     log.close()
     with log.reader() as reader:
         assert pieces(read_all(reader)) == [(STDOUT, b"ab"), (STDERR, b"c"), (STDOUT, b"d")]
+
+
+def test_output_after_a_pause_is_read_at_once_and_what_follows_it_in_large_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_log, "BATCH_SECONDS", 600.0)
+    log = OutputLog(tmp_path)
+    with log.reader() as reader:
+        log.append(STDOUT, b"first")
+        assert pieces(reader.read()) == [(STDOUT, b"first")]
+        small = 5000
+        writing = in_thread(lambda: append_all(log, [bytes(small)] * 60))  # more than one piece has
+        [(_, data)] = pieces(reader.read())
+        assert MAX_CHUNK - 2 * small < len(data) <= MAX_CHUNK
+        writing.join()
+        in_thread(log.close)  # what is left is the end
+        assert len(data) + sum(len(rest) for _, rest in pieces(reader.read())) == 60 * small
+
+
+def test_a_reader_that_waits_for_more_output_leaves_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_log, "BATCH_SECONDS", 600.0)
+    log = OutputLog(tmp_path)
+    with log.reader() as reader:
+        log.append(STDOUT, b"first")
+        assert reader.read()
+        log.append(STDOUT, b"second")
+        in_thread(reader.close)
+        assert reader.read() == []
 
 
 def test_an_empty_log_ends(tmp_path: Path) -> None:

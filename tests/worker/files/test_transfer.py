@@ -531,9 +531,31 @@ def test_a_reader_waits_for_its_source(tmp_path: Path) -> None:
 
     follower = followed(tmp_path, source())
     chunks = iter(follower)
-    assert next(chunks) == bytes(CHUNK_BYTES - 1) + b"o"
+    assert next(chunks) == bytes(CHUNK_BYTES - 1)
+    assert next(chunks) == b"one"
     more.set()
-    assert list(chunks) == [b"netwo"]
+    assert list(chunks) == [b"two"]
+    follower.close()
+
+
+def test_what_was_spooled_for_a_slow_reader_comes_before_what_follows(tmp_path: Path) -> None:
+    caught_up, spooled = threading.Event(), threading.Event()
+    pieces = [bytes([number]) * 1000 for number in range(30)]
+
+    def source() -> Iterator[bytes]:
+        yield from pieces[:20]
+        spooled.set()
+        assert caught_up.wait(60)
+        yield from pieces[20:]
+
+    follower = followed(tmp_path, source())
+    assert spooled.wait(60)
+    chunks, received = iter(follower), b""
+    while len(received) < 4000:  # what is kept in memory
+        received += next(chunks)
+    caught_up.set()
+    received += b"".join(chunks)
+    assert received == b"".join(pieces)
     follower.close()
 
 

@@ -134,14 +134,8 @@ class Bases:
             **({names[-1]: added} if added else {}),
         }
         with self._copies.making(), engine_errors("an image cannot be loaded"):
-            answer = self._engine.call(
-                "POST",
-                "/images/load",
-                {"quiet": "1"},
-                body=iter([_archive(files)]),
-                content_type="application/x-tar",
-                timeout=COPY_TIMEOUT,
-            )
+            body = [_archive(files)]
+            answer = self._engine.send("POST", "/images/load", {"quiet": "1"}, body, timeout=COPY_TIMEOUT)
         if refusal := answer.refusal():
             if is_full(refusal):
                 raise disk_is_full(f"an image cannot be loaded: {refusal}")

@@ -42,14 +42,8 @@ class Copies:
         changes = " ".join(f'{key}="{value}"' for key, value in labels.items())
         parameters = {"fromSrc": "-", "repo": repository, "tag": name, "changes": [f"LABEL {changes}"]}
         with ExitStack() as stack, engine_errors(what):
-            answer = self._engine.call(
-                "POST",
-                "/images/create",
-                parameters,
-                body=self._to_the_end(tar, stack),
-                content_type="application/x-tar",
-                timeout=COPY_TIMEOUT,
-            )
+            body = self._to_the_end(tar, stack)
+            answer = self._engine.send("POST", "/images/create", parameters, body, timeout=COPY_TIMEOUT)
         return answer.refusal()
 
     def _to_the_end(self, tar: Iterable[bytes], stack: ExitStack) -> Iterator[bytes]:

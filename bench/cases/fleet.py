@@ -1,8 +1,7 @@
-"""What a large fleet costs the coordinator: `python bench/fleet.py [WORKERS] [BOXES] [SECONDS]`.
+"""What a large fleet costs a coordinator: 1,000 workers that send heartbeats as real ones do, and 100,000 boxes.
 
-By default 1,000 workers that send heartbeats as real ones do, 100,000 boxes spread over them, and 30 s of each
-phase, on loopback. Shows the coordinator's share of a core, and what two reads cost a client at 50 requests per
-second in all: a page of 100 boxes, and a box by its name. Times in milliseconds, median and 99th percentile.
+Shows the coordinator's share of a core, and what two reads cost a client at 50 requests per second in all: a page of
+100 boxes, and a box by its name.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from support.cluster import Cluster
 
-from support.cluster import Cluster  # noqa: E402
+from boxlite_server import ids
+from boxlite_server.coordinator.spec import Spec
+from boxlite_server.coordinator.store import Box, Store, Worker
 
-from boxlite_server import ids  # noqa: E402
-from boxlite_server.coordinator.spec import Spec  # noqa: E402
-from boxlite_server.coordinator.store import Box, Store, Worker  # noqa: E402
+from ..case import Bench, Case
+from ..harness import Figure, Result, percentile
 
+WORKERS, BOXES, SECONDS = 1000, 100_000, 30.0  # seconds of each phase
 BEAT_SECONDS = 5.0
 INVENTORY_SECONDS = 60.0
 READS_PER_SECOND = 50
@@ -107,7 +106,7 @@ async def request(port: int, method: str, path: str, body: Any = None) -> tuple[
     """One request on a connection of its own, as workers make them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
     writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
     answer = await reader.read(-1)
     writer.close()
@@ -130,7 +129,7 @@ class Client:
 
     async def _get(self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str) -> tuple[int, bytes]:
         reader, writer = connection
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         body = await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r")[0]))
         self._idle.append(connection)
@@ -193,12 +192,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def measured(name: str, pid: int, seconds: float, workers: list[SimulatedWorker]) -> None:
+async def measured(name: str, title: str, pid: int, seconds: float, workers: list[SimulatedWorker]) -> Figure:
+    """The coordinator's share of a core during some seconds."""
     beats, cpu, begun = sum(worker.beats for worker in workers), cpu_seconds(pid), time.monotonic()
     await asyncio.sleep(seconds)
     took = time.monotonic() - begun
     rate = (sum(worker.beats for worker in workers) - beats) / took
-    print(f"{name:<34}{(cpu_seconds(pid) - cpu) / took:>8.2f} cores at {rate:.0f} heartbeats/s", flush=True)
+    title = f"the coordinator with {title}, {rate:.0f} heartbeats/s"
+    return Figure(name, title, (cpu_seconds(pid) - cpu) / took, "cores")
 
 
 async def read_steadily(
@@ -221,46 +222,46 @@ async def read_steadily(
     return times
 
 
-async def bench(cluster: Cluster, held: dict[str, list[dict[str, Any]]], boxes: int, seconds: float) -> None:
+async def phases(cluster: Cluster, held: dict[str, list[dict[str, Any]]], boxes: int, seconds: float) -> list[Result]:
     assert cluster.coordinator is not None
     rng, port, pid = random.Random(1), cluster.port, cluster.coordinator.pid
     workers = [SimulatedWorker(port, number, *held_by) for number, held_by in enumerate(held.items())]
     begun = time.monotonic()
     for worker in workers:
         await worker.register()
-    print(f"{'all registered, with inventories':<34}{time.monotonic() - begun:>8.1f} s", flush=True)
+    results: list[Result] = [
+        Figure("fleet-register", f"{len(workers)} workers register with inventories", time.monotonic() - begun, "s")
+    ]
     lives = [asyncio.create_task(worker.live(rng)) for worker in workers]
     await asyncio.sleep(BEAT_SECONDS * 2)
-    await measured("heartbeats alone", pid, seconds, workers)
+    results.append(await measured("fleet-idle", "heartbeats alone", pid, seconds, workers))
     client = Client(port)
     reads: dict[str, Callable[[], Awaitable[tuple[int, bytes]]]] = {
-        f"list of {PAGE}": lambda: client.get(f"/v1/boxes?pageSize={PAGE}"),
-        "get by name": lambda: client.get(f"/v1/boxes/box-{rng.randrange(boxes)}"),
+        f"a page of {PAGE} of {boxes} boxes": lambda: client.get(f"/v1/boxes?pageSize={PAGE}"),
+        "a box by its name": lambda: client.get(f"/v1/boxes/box-{rng.randrange(boxes)}"),
     }
-    load = asyncio.create_task(measured("heartbeats and reads", pid, seconds, workers))
+    load = asyncio.create_task(measured("fleet-read", "heartbeats and reads", pid, seconds, workers))
     for name, times in (await read_steadily(seconds, reads)).items():
-        p99 = statistics.quantiles(times, n=100)[-1]
-        print(f"{name:<34}{statistics.median(times):>8.2f} ms{p99:>10.2f} ms (99 %)", flush=True)
-    await load
+        results.append(Figure("fleet-median", f"{name}, median", statistics.median(times), "ms"))
+        results.append(Figure("fleet-p99", f"{name}, p99", percentile(times, 99), "ms"))
+    results.append(await load)
     for life in lives:
         life.cancel()
         with suppress(asyncio.CancelledError):
             await life
+    return results
 
 
-def main() -> None:
-    workers = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    boxes = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
-    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 30.0
+def fleet(bench: Bench) -> Iterator[Result]:
+    workers, boxes = bench.rounds(WORKERS), bench.rounds(BOXES)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         cluster = Cluster(Path(name), "unix:///nowhere")
         held = asyncio.run(fill(cluster.directory / "coordinator.db", workers, boxes))
         cluster.start_coordinator()
         try:
-            asyncio.run(bench(cluster, held, boxes, seconds))
+            yield from asyncio.run(phases(cluster, held, boxes, SECONDS * bench.share))
         finally:
             cluster.close()
 
 
-if __name__ == "__main__":
-    main()
+CASES = [Case("fleet", fleet, on_demand=True)]

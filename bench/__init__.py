@@ -1,0 +1,1 @@
+"""`make bench`: what this server costs, against the docker SDK on the same engine in the same run."""
