@@ -102,6 +102,22 @@ def test_nothing_is_lost_and_nothing_doubled(
 
 # What has gone wrong once.
 _FORMER: dict[str, tuple[int, int, list[Step]]] = {
+    "a box that was stopped while its restoration was left is not stopped": (
+        1,
+        1,
+        [
+            ("create", None, 1, 512),
+            ("wait", 0.1),
+            ("start", 0),
+            ("snapshot", 0),
+            ("stop", 0),
+            ("wait", 0.1),
+            ("restore", 2, 1),
+            ("lose_request", 1, 0.0),
+            ("wait", 6.0),
+            ("stop", 2),
+        ],
+    ),
     "a removal that fails has given its room away": (
         1,
         1,

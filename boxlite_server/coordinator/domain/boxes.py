@@ -116,8 +116,7 @@ class Boxes:
 
     async def _start(self, box: Box, worker: Worker, *, again: bool = False) -> Box:
         """`again`: the coordinator restarts a box that should run; a failure does not change what is desired."""
-        if await self._store.is_restoring(box.id):
-            raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
+        await self._refuse_restoring(box)
         wanted: dict[str, Any] = {}
         was_desired = box.desired == DesiredState.RUNNING
         if not was_desired:
@@ -143,6 +142,12 @@ class Boxes:
             return await self._store.get_box(box.id) or box
         return await self._observer.apply(box, state, worker)
 
+    async def _refuse_restoring(self, box: Box) -> None:
+        """Raise InvalidStateError for a box whose restoration nobody has finished yet: the box will have another state
+        then."""
+        if await self._store.is_restoring(box.id):
+            raise errors.InvalidStateError(f"box {box.id} is being restored from a snapshot; try again in a moment")
+
     async def _not_started(self, box: Box, exc: errors.BoxliteError) -> None:
         await self._observer.observe(box)
         now = await self._store.get_box(box.id)
@@ -160,6 +165,7 @@ class Boxes:
         async with self._turns.locked(prefix, id_or_name) as (box, worker):
             if unless and await unless(box):
                 return box
+            await self._refuse_restoring(box)
             before = box
             status = BoxStatus.STOPPING if box.status in (BoxStatus.RUNNING, BoxStatus.PAUSED) else box.status
             if (box.status, box.desired) != (status, DesiredState.STOPPED):
