@@ -23,7 +23,6 @@ from .. import descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .disk_watch import DiskWatch
-from .docker.holder import Holder
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
 from .executions.output_log import remove_logs
@@ -31,6 +30,7 @@ from .executions.registry import Executions
 from .files.spool import Spool
 from .files.transfer import Files
 from .health import HealthServer
+from .holder import Holder
 from .host_access import Policy
 from .membership.coordinator import CoordinatorClient, host_and_port, local_address, split_url
 from .membership.identity import Identity, locked_home

@@ -14,8 +14,8 @@ import pytest
 from boxlite_server import ids
 from boxlite_server.worker.commands import Process
 from boxlite_server.worker.docker.exec import ExecProcess
-from boxlite_server.worker.docker.holder import Holder
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner
 

@@ -1,4 +1,4 @@
-"""The main command of a Docker container: a child of the engine's init process, or process 1 itself.
+"""The main command of a Docker container: a child of the supervisor or of the engine's init, or process 1 itself.
 
 The kernel drops a signal to process 1 that has no handler for it, where the same signal would end any other process.
 What a signal should end is killed here instead.
@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
-from .config import MIB
+from ..commands import check_signal
+from ..holder import Holder, is_connected
+from ..supervisor.links import PROGRAM_NAME
+from .config import MIB, is_supervised, own_command
 from .engine import Engine, engine_errors
-from .holder import Holder, is_connected
 from .logs import said_before, unix_time
-from .process import DETACH_KEYS, Waiter, check_signal
+from .process import DETACH_KEYS, Waiter
 from .stream import Stream, end_input
 from .watch import Watch
 
-_INIT_NAMES = ("docker-init", "tini")
+_INIT_NAMES = ("docker-init", "tini", PROGRAM_NAME)
 _RUNTIME_NAME = "runc"  # of process 1 until it executes the main command
 _NOT_EXECUTED = re.compile(
     r"\[FATAL tini[^]]*\] (?P<init>.*)"
     r"|(?P<itself>exec \S+: (?:no such file or directory|exec format error|permission denied))"
-    r"|.*exec user process caused: (?P<older>.*)"
+    r"|.*exec user process caused: (?P<older>.*)",
+    re.IGNORECASE,
 )
 # Signals that end no process by default, and SIGKILL, which ends process 1 like any other.
 _NEVER_DROPPED = frozenset(signal.Signals[f"SIG{n}"] for n in "CHLD CONT KILL STOP TSTP TTIN TTOU URG WINCH".split())
@@ -171,8 +174,8 @@ class MainProcess:
 
 
 def has_init(container: Mapping[str, Any]) -> bool:
-    """Whether the main command runs under the engine's init process."""
-    return bool(container["HostConfig"].get("Init"))
+    """Whether the main command runs under a supervisor or under the engine's init process."""
+    return is_supervised(container) or bool(container["HostConfig"].get("Init"))
 
 
 def has_executed(container: Mapping[str, Any]) -> bool:
@@ -220,7 +223,7 @@ def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) ->
 
 def ending(container: Mapping[str, Any]) -> str:
     """How the main command of a container that has ended did so; for error texts."""
-    command = textwrap.shorten(shlex.join([container["Path"], *container["Args"]]), _SHOWN)
+    command = textwrap.shorten(shlex.join(own_command(container)), _SHOWN)
     return f"its main command ({command}) ended with exit code {container['State']['ExitCode']}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 _COUNTERS = ("memory.events", "memory.oom_control")  # the files that count kills: version 2, version 1
+_FREEZERS = {"cgroup.freeze": "0", "freezer.state": "THAWED"}  # the files that tell, and what they say of a running one
 
 
 class Cgroup:
@@ -38,6 +39,14 @@ class Cgroup:
                     found += path.read_text().split()
                 return set(map(int, found))
         return None
+
+    def is_frozen(self) -> bool:
+        """Whether the container is paused."""
+        for directory in self._directories:
+            for name, thawed in _FREEZERS.items():
+                with suppress(OSError):
+                    return (directory / name).read_text().strip() != thawed
+        return False
 
     def kills(self) -> int | None:
         """How many processes of the container the kernel has killed because the memory limit was reached."""

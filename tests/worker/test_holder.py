@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from boxlite_server.worker.docker import holder as holder_module
-from boxlite_server.worker.docker.holder import Holder, is_connected
+from boxlite_server.worker import holder as holder_module
 from boxlite_server.worker.docker.stream import Stream
+from boxlite_server.worker.holder import Holder, is_connected
 
 
 @pytest.fixture

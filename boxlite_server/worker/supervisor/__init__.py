@@ -1,0 +1,1 @@
+"""Commands that the program in each box, the supervisor, starts."""
