@@ -60,6 +60,7 @@ enum {
     MAX_GROUPS = 1024,        /* of one user */
     MAX_PROCESSES = 1 << 16,  /* of the box, in one look at /proc */
     MIN_PAUSE = 10, MAX_PAUSE = 500, /* milliseconds until the worker is dialled again */
+    BATCH = 64,               /* signals or ended processes that are taken at once */
     STOP_LOOKS = 100,         /* for processes of a tree that still run */
     KILL_ROUNDS = 500,        /* of at most 10 ms, until nothing of a tree is left */
 };
@@ -489,15 +490,12 @@ static bool read_spec(struct start *start, int file)
 static int open_terminal(struct start *start, uint32_t size)
 {
     struct winsize window = {.ws_col = (unsigned short)size, .ws_row = (unsigned short)(size >> 16)};
-    int unlock = 0, number, slave, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-    char path[32];
+    int unlock = 0, slave, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) || ioctl(master, TIOCSWINSZ, &window) ||
-        ioctl(master, TIOCGPTN, &number))
-        return fail(AT_TERMINAL, errno), -1;
-    slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    snprintf(path, sizeof path, "/dev/pts/%d", number);
-    if (slave < 0 && (slave = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0)
-        return fail(AT_TERMINAL, errno), -1;
+        (slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) {
+        fail(AT_TERMINAL, errno);
+        return -1;
+    }
     if (start->is_other_user && fchown(slave, start->uid, (gid_t)-1) < 0)
         errno = 0; /* without the right to give it away, it stays the supervisor's */
     start->has_terminal = true;
@@ -514,35 +512,30 @@ static struct process {
     bool is_in_tree;
 } processes[MAX_PROCESSES];
 static size_t process_count;
+static int proc = -1; /* the directory /proc, as it was when the supervisor started */
 
-static void look_at(pid_t pid)
+static void look_at(const char *pid)
 {
     char path[32], text[256], *at;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    snprintf(path, sizeof path, "%.20s/stat", pid);
+    int file = openat(proc, path, O_RDONLY | O_CLOEXEC);
     ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
-    if (file >= 0)
-        close(file);
-    if (size <= 0 || process_count == MAX_PROCESSES)
-        return;
-    text[size] = 0;
-    if (!(at = strrchr(text, ')')) || strlen(at) < 5) /* the name in front may contain anything */
-        return;
-    processes[process_count++] = (struct process){.pid = pid, .parent = atoi(at + 4), .state = at[2]};
+    close(file);
+    text[size > 0 ? size : 0] = 0;
+    if (process_count < MAX_PROCESSES && (at = strrchr(text, ')'))) /* the name in front may contain anything */
+        processes[process_count++] = (struct process){.pid = atoi(pid), .parent = atoi(at + 4), .state = at[2]};
 }
 
 /* Look at all processes of the box, in the order of their pids. */
 static void look(void)
 {
     static _Alignas(struct dirent) char entries[4096];
-    int directory = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int directory = openat(proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     process_count = 0;
     for (long size; (size = syscall(SYS_getdents64, directory, entries, sizeof entries)) > 0;)
-        for (long at = 0; at < size; at += ((struct dirent *)(entries + at))->d_reclen) {
-            pid_t pid = atoi(((struct dirent *)(entries + at))->d_name);
-            if (pid > 0)
-                look_at(pid);
-        }
+        for (long at = 0; at < size; at += ((struct dirent *)(entries + at))->d_reclen)
+            if (isdigit((unsigned char)*((struct dirent *)(entries + at))->d_name))
+                look_at(((struct dirent *)(entries + at))->d_name);
     close(directory);
 }
 
@@ -552,10 +545,10 @@ static int by_pid(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-/* Look for the process `root` and all that descends from it. */
-static void look_at_tree(pid_t root)
+/* Look for the process `root` and all that descends from it. Returns whether `root` was found. */
+static bool look_at_tree(pid_t root)
 {
-    bool has_grown = true;
+    bool has_grown = true, is_found = false;
     look();
     while (has_grown) {
         has_grown = false;
@@ -565,19 +558,22 @@ static void look_at_tree(pid_t root)
                 continue;
             parent = bsearch(&key, processes, process_count, sizeof key, by_pid);
             has_grown |= p->is_in_tree = p->pid == root || (parent && parent->is_in_tree);
+            is_found |= p->pid == root;
         }
     }
+    return is_found;
 }
 
 /* Kill the process `root`, unless that is the caller, and all that descends from it. The processes are stopped first,
  * so that none starts another one meanwhile; a process that escapes is found by the next call. Returns 0 when none was
- * found, EAGAIN when some were killed, EPERM when the caller may kill none of those that are left. */
+ * left; EAGAIN when some were killed; EPERM when the caller may kill none of those left; EIO without `root`. */
 static int kill_once(pid_t root)
 {
     int found = 0, killed = 0;
     for (int looks = 0, running = 1; running && looks < STOP_LOOKS; looks++) {
         running = 0;
-        look_at_tree(root);
+        if (!look_at_tree(root))
+            return EIO;
         for (struct process *p = processes; p < processes + process_count; p++)
             if (p->is_in_tree && p->pid != getpid() && !strchr("Tt", p->state))
                 /* A zombie is no reason to look again, but its other threads may run on. */
@@ -599,36 +595,43 @@ struct kept {
     int status; /* once it has ended */
 };
 
-/* Reap all that has ended. */
-static void reap_kept(struct kept *kept)
+/* Reap what has ended. Returns false where that may not have been all: a box that floods its keepers with ended
+ * processes keeps none from its other work. */
+static bool reap_kept(struct kept *kept)
 {
-    int status;
-    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+    for (int count = 0, status; count < BATCH; count++) {
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        if (pid <= 0)
+            return true;
         if (pid == kept->pid) {
             kept->has_ended = true;
             kept->status = status;
         }
+    }
+    return false;
 }
 
-static void drain_signals(void)
+/* Wait for a signal, or a packet, for so many milliseconds (-1: for ever). A keeper needs no signal but SIGCHLD. */
+static void wait_for(int socket, int patience)
 {
-    struct signalfd_siginfo signal;
-    while (read(signals, &signal, sizeof signal) > 0)
-        ;
+    struct signalfd_siginfo batch[BATCH];
+    struct pollfd events[] = {{.fd = signals, .events = POLLIN}, {.fd = socket, .events = POLLIN}};
+    if (poll(events, 2, patience) > 0 && events[0].revents && read(signals, batch, sizeof batch) < 0)
+        return;
 }
 
-/* Kill all that the keeper has under it. Returns 0, or EPERM or EAGAIN when something is left. */
+/* Kill all that the keeper has under it. Returns 0, or an errno when something may be left. */
 static int kill_kept(struct kept *kept)
 {
     int left = EAGAIN;
-    for (int round = 0; round < KILL_ROUNDS && left == EAGAIN; round++) {
-        struct pollfd child = {.fd = signals, .events = POLLIN};
-        drain_signals();
-        left = kill_once(getpid());
-        reap_kept(kept);
-        if (left == EAGAIN)
-            poll(&child, 1, 10);
+    for (int round = 0; round < KILL_ROUNDS; round++) {
+        bool is_all = reap_kept(kept);
+        if ((left = kill_once(getpid())) != EAGAIN)
+            break;
+        wait_for(-1, is_all ? 10 : 0);
     }
+    if (left == EIO) /* /proc shows nothing */
+        kill(kept->pid, SIGKILL);
     return left;
 }
 
@@ -673,7 +676,7 @@ static _Noreturn void keep(struct received *spawn, int supervisor)
 {
     uint32_t id = spawn->packet.id;
     struct received request;
-    int master, got = 0;
+    int master, got = 0, patience = 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     struct kept kept = {.pid = start_kept(spawn, &master)};
     close_all(spawn);
@@ -683,10 +686,8 @@ static _Noreturn void keep(struct received *spawn, int supervisor)
     send_packet(supervisor, &report, kept.pid < 0 ? -1 : master, 0);
     close(master);
     while (kept.pid > 0 && !kept.has_ended) {
-        struct pollfd events[] = {{.fd = signals, .events = POLLIN}, {.fd = supervisor, .events = POLLIN}};
-        poll(events, 2, -1);
-        drain_signals();
-        reap_kept(&kept);
+        wait_for(supervisor, patience);
+        patience = reap_kept(&kept) ? -1 : 0;
         if (!kept.has_ended && (got = receive_packet(supervisor, &request)) > 0) {
             report = (struct packet){.type = ANSWER, .id = id, .a = (uint32_t)serve(&kept, &request.packet)};
             send_packet(supervisor, &report, -1, 0);
@@ -721,8 +722,9 @@ static int connection = -1; /* to the worker */
 static bool tell_hello;
 static struct packet refusal; /* an answer that no command's keeper has given; type 0: none */
 static int64_t next_dial;     /* milliseconds of the monotonic clock */
-static int pause_ = MIN_PAUSE;
+static int patience_ = MIN_PAUSE;
 static pid_t main_pid; /* 0: there is no main command */
+static bool has_reaped_all = true;
 
 static int64_t now(void)
 {
@@ -757,8 +759,8 @@ static void forget(struct command *command)
 static void disconnect(void)
 {
     close_descriptor(&connection);
-    next_dial = now() + pause_;
-    pause_ = pause_ * 2 < MAX_PAUSE ? pause_ * 2 : MAX_PAUSE;
+    next_dial = now() + patience_;
+    patience_ = patience_ * 2 < MAX_PAUSE ? patience_ * 2 : MAX_PAUSE;
     refusal.type = 0;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
         c->asked = 0;
@@ -885,11 +887,16 @@ static void bury(struct command *command)
     close_descriptor(&command->socket);
 }
 
-/* Reap keepers and orphans. When the main command has ended, so does the box. */
+/* Reap keepers and orphans, some at a time. When the main command has ended, so does the box. */
 static void reap(void)
 {
-    int status;
-    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0;) {
+    has_reaped_all = false;
+    for (int count = 0, status; count < BATCH; count++) {
+        pid_t pid = waitpid(-1, &status, WNOHANG | WUNTRACED);
+        if (pid <= 0) {
+            has_reaped_all = true;
+            return;
+        }
         if (pid == main_pid && !WIFSTOPPED(status))
             _exit((int)exited(0, status).a);
         for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
@@ -905,12 +912,13 @@ static void reap(void)
 
 static void handle_signals(void)
 {
-    struct signalfd_siginfo signal;
-    while (read(signals, &signal, sizeof signal) == sizeof signal)
-        if (signal.ssi_signo == SIGCHLD)
-            reap();
+    struct signalfd_siginfo batch[BATCH];
+    ssize_t size = read(signals, batch, sizeof batch);
+    for (struct signalfd_siginfo *signal = batch; (char *)signal < (char *)batch + size; signal++)
+        if (signal->ssi_signo == SIGCHLD)
+            has_reaped_all = false;
         else if (main_pid)
-            kill(main_pid, (int)signal.ssi_signo);
+            kill(main_pid, (int)signal->ssi_signo);
 }
 
 static void refuse(uint32_t id, int error)
@@ -988,7 +996,7 @@ static bool hear_worker(void)
     } else
         is_proper = false;
     if (is_proper)
-        pause_ = MIN_PAUSE;
+        patience_ = MIN_PAUSE;
     close_all(&request);
     return is_proper;
 }
@@ -1000,6 +1008,8 @@ static void step(void)
     bool is_blocked = !tell_all() && connection >= 0;
     int64_t patience = connection < 0 ? next_dial - now() : -1;
     nfds_t count = 2;
+    if (connection < 0 && patience <= 0)
+        return dial();
     events[0] = (struct pollfd){.fd = signals, .events = POLLIN};
     events[1] = (struct pollfd){.fd = connection, .events = is_blocked ? POLLOUT : POLLIN};
     for (int i = 0; i < MAX_COMMANDS && !is_blocked; i++) {
@@ -1007,9 +1017,7 @@ static void step(void)
         if (commands[i].id)
             count = (nfds_t)i + 3;
     }
-    if (connection < 0 && patience <= 0)
-        return dial();
-    if (poll(events, count, (int)patience) <= 0)
+    if (poll(events, count, has_reaped_all ? (int)patience : 0) < 0)
         return;
     for (nfds_t i = 2; i < count; i++)
         if (events[i].revents)
@@ -1018,6 +1026,8 @@ static void step(void)
         disconnect();
     if (events[0].revents)
         handle_signals();
+    if (!has_reaped_all)
+        reap();
 }
 
 /* Start the main command of the box; ends the box where it cannot be executed. */
@@ -1045,7 +1055,9 @@ int main(int argc, char **argv)
         return 125;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &original_mask);
-    signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+    if ((signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+        return 125;
+    proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
