@@ -53,15 +53,18 @@ bench: $(VENV)/.dev
 	set -e; for script in $(wildcard bench/*.py); do $(BIN)/python $$script; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info boxlite_server/worker/supervisor/init-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What is installed is stamped, and installed anew only when pyproject.toml changes.
-$(VENV)/.run: pyproject.toml | $(BIN)/pip
+# What is installed is stamped, and installed anew only when pyproject.toml changes or the supervisor, which the
+# installation builds.
+BUILT := pyproject.toml hatch_build.py boxlite_server/worker/supervisor/supervisor.c
+
+$(VENV)/.run: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/pip
+$(VENV)/.dev: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ $(VENV)/.run
 

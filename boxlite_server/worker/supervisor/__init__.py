@@ -1,1 +1,1 @@
-"""Commands that the program in each box, the supervisor, starts."""
+"""The program that runs commands inside boxes, and the worker's way to it."""

@@ -79,6 +79,8 @@ def pipes() -> tuple[dict[str, End], list[int]]:
     """New pipes for a command: the worker's ends by their names, and the command's stdin, stdout and stderr, which the
     caller closes."""
     (stdin, ours_in), (ours_out, stdout), (ours_err, stderr) = os.pipe(), os.pipe(), os.pipe()
+    for theirs in (stdin, stdout, stderr):
+        os.fchmod(theirs, 0o666)  # so that any user of the box can open /dev/stderr
     for output in (stdout, stderr):
         with suppress(OSError):  # a worker without root may have so many large pipes, and no more
             fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

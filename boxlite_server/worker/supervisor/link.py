@@ -56,7 +56,7 @@ class Link:
         self._waiting: list[socket.socket] = []  # connections that came before the pid was known
         self._connection: socket.socket | None = None
         self._unmentioned = 0  # commands of the greeting that are still to come
-        self._mentioned: dict[int, Started | Ended] = {}
+        self._mentioned: dict[int, Started | Ended | Failed] = {}
         self._is_live = False
         self._commands: dict[int, Command] = {}
         self._others: dict[int, Ended | None] = {}  # known to the supervisor, started by a former process; their ends
@@ -161,16 +161,14 @@ class Link:
     def signal(self, command: Command, number: int) -> Future[int]:
         """Send a signal. Returns the error number to come. Raises `UnheardError`."""
         with self._changed:
-            self._send(wire.signal(command.command_id, number))
-            command.signals.append(Future())
-            return command.signals[-1]
+            return self._ask(command, wire.signal(command.command_id, number))
 
-    def kill(self, command: Command) -> None:
-        """Kill the command and all it has started; while the supervisor is not connected: as soon as it is."""
+    def kill(self, command: Command) -> Future[int]:
+        """Kill the command and all it has started. Returns the error number to come. Raises `UnheardError`, and kills
+        them as soon as the supervisor is connected again."""
         with self._changed:
             command.is_killed = True
-            with suppress(UnheardError):
-                self._send(wire.kill(command.command_id))
+            return self._ask(command, wire.kill(command.command_id))
 
     def forget(self, command: Command) -> None:
         """Let go of a command whose end was noted."""
@@ -185,8 +183,20 @@ class Link:
         with self._changed:
             if self._commands.pop(command.command_id, None) is command and self._life is not None:
                 self._left[command.command_id] = kill
+                self._owed[command.command_id] += len(command.signals)
                 if kill:
-                    self.kill(command)
+                    self._kill_left(command.command_id)
+
+    def _kill_left(self, command_id: int) -> None:
+        with suppress(UnheardError):
+            self._send(wire.kill(command_id))
+            self._owed[command_id] += 1
+
+    def _ask(self, command: Command, packet: bytes) -> Future[int]:
+        """Send a packet that is answered by an error number."""
+        self._send(packet)
+        command.signals.append(Future())
+        return command.signals[-1]
 
     def _forget(self, command_id: int) -> None:
         self._forgotten.append(command_id)
@@ -342,7 +352,7 @@ class Link:
             if command is not None and command.signals:
                 command.signals.popleft().set_result(answer.errno)
                 return True
-            self._owed[command_id] -= 1
+            self._owed.subtract((command_id,))
             return self._owed[command_id] >= 0
         if command is not None:
             return self._is_expected_of(command, answer, descriptors)
@@ -356,8 +366,10 @@ class Link:
 
     def _is_expected_of(self, command: Command, answer: Started | Ended | Failed, descriptors: list[int]) -> bool:
         if isinstance(answer, Ended):
-            is_news = command.started.done() and command.exit_code is None
+            is_news = command.exit_code is None
             command.end(answer.exit_code, answer.is_lost)
+            if not command.started.done():  # it may have been started, and is not to be started again
+                command.started.set_result((Started(command.command_id, 0), None))
             return is_news
         if command.started.done():
             return False
@@ -378,10 +390,12 @@ class Link:
                 raise ProtocolError(f"no greeting, but {answer}")
             self._unmentioned = answer.known
         else:
-            if not isinstance(answer, Started | Ended) or answer.command_id in self._mentioned:
+            former = self._mentioned.get(answer.command_id) if not isinstance(answer, Greeting | Signalled) else answer
+            if former is not None and not (isinstance(former, Started) and isinstance(answer, Ended)):
                 raise ProtocolError(f"in a greeting: {answer}")
-            self._mentioned[answer.command_id] = answer
-            self._unmentioned -= 1
+            assert isinstance(answer, Started | Ended | Failed)
+            self._mentioned[answer.command_id] = answer  # a command may end while others are told of
+            self._unmentioned -= former is None
         if self._unmentioned == 0:
             self._is_live = True
             self._go_on()
@@ -405,19 +419,19 @@ class Link:
             if isinstance(answer, Ended):
                 command.end(answer.exit_code, answer.is_lost)
             elif command.is_killed:
-                self.kill(command)
+                with suppress(UnheardError):
+                    self.kill(command)
         elif command_id in self._left:
             if isinstance(answer, Started):
                 if self._left[command_id]:
-                    with suppress(UnheardError):
-                        self._send(wire.kill(command_id))
+                    self._kill_left(command_id)
                 return
             del self._left[command_id]
             if isinstance(answer, Ended):
                 self._forget(command_id)
         elif command_id in self._forgotten:
             self._forget(command_id)
-        else:
+        elif not isinstance(answer, Failed):
             self._others[command_id] = answer if isinstance(answer, Ended) else None
 
 

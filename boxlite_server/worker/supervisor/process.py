@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
@@ -236,19 +237,27 @@ class SupervisedProcess:
     def signal(self, number: int) -> None:
         check_signal(number)
         self._refuse_when_over()
-        try:
-            refused = self._link.signal(self._command, number).result(ANSWER_PATIENCE)
-        except (UnheardError, UnansweredError, FutureTimeoutError) as exc:
-            self._refuse_when_over()
-            raise EngineError(f"cannot signal the command: {_silence(exc)}") from exc
+        refused = self._answer(lambda: self._link.signal(self._command, number))
         if refused == errno.ESRCH:
             raise _over()
         if refused:
             raise UnsupportedError(f"cannot signal the command: {os.strerror(refused).lower()}")
 
     def kill(self) -> None:
-        if self._command.exit_code is None:
-            self._link.kill(self._command)
+        if self._command.exit_code is not None:
+            return
+        refused = self._answer(lambda: self._link.kill(self._command))
+        if refused not in (0, errno.ESRCH):
+            raise EngineError(f"cannot kill the command: {os.strerror(refused).lower()}")
+
+    def _answer(self, ask: Callable[[], Future[int]]) -> int:
+        """The supervisor's answer to a signal: an error number."""
+        try:
+            return ask().result(ANSWER_PATIENCE)
+        except (UnheardError, UnansweredError, FutureTimeoutError) as exc:
+            if self._command.exit_code is not None:
+                return errno.ESRCH
+            raise EngineError(f"cannot signal the command: {_silence(exc)}") from exc
 
     def resize(self, cols: int, rows: int) -> None:
         self._refuse_when_over()

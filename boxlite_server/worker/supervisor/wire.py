@@ -10,11 +10,11 @@ numbers `a` and `b` (4 each). The worker chooses the ids, which are not 0.
     K  kill it, and all that it has started
     F  forget it: its end was noted
     from the supervisor
-    H  greeting          a: the protocol's version; b: how many commands it knows, each of which follows as A or X
+    H  greeting          a: the protocol's version; b: how many commands it knows, each of which follows as A, X or E
     A  started           a: the pid inside the box; descriptor: the terminal, in the first answer
     X  ended             flags: 1 by a signal, 2 the exit code is lost; a: the exit code
     E  not started       a: the error number; b: the stage at which it failed
-    Q  signalled         a: 0, or ESRCH after the command's end
+    Q  signalled, killed a: 0, or the error number, ESRCH after the command's end
 
 What comes from a supervisor is untrusted: the box may have put anything in its place.
 """

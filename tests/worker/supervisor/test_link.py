@@ -122,9 +122,11 @@ def test_a_command_is_started_signalled_and_ends(peer: Peer) -> None:
     assert peer.hear() == ("G", command.command_id, 15)
     peer.say(packet("Q", command.command_id, 0))
     assert answer.result(SOON) == 0
-    peer.link.kill(command)
+    answer = peer.link.kill(command)
     assert peer.hear() == ("K", command.command_id, 0)
     assert peer.link.running() == 1
+    peer.say(packet("Q", command.command_id, 0))
+    assert answer.result(SOON) == 0
     peer.say(packet("X", command.command_id, 137, flags=1))
     command.news.wait()
     assert (command.exit_code, command.is_lost, peer.link.running()) == (137, False, 0)
@@ -264,7 +266,8 @@ def test_commands_go_on_while_the_connection_is_lost(peer: Peer) -> None:
     with pytest.raises(UnansweredError):
         unanswered.started.result(SOON)
     peer.link.leave(unanswered, kill=True)
-    peer.link.kill(goes_on)
+    with pytest.raises(UnheardError):
+        peer.link.kill(goes_on)
     known = [packet("A", goes_on.command_id, 7), packet("X", ends.command_id, 3), packet("A", unanswered.command_id, 8)]
     peer.greet(*known)
     assert {peer.hear()[:2], peer.hear()[:2]} == {("K", goes_on.command_id), ("K", unanswered.command_id)}
