@@ -1,4 +1,4 @@
-"""Both runtimes, for the suites that every runtime must pass."""
+"""All runtimes, for the suites that every runtime must pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from boxlite_server.worker.runtime import BoxRef
 from boxlite_server.worker.service.servicer import make_server
 
 
-@pytest.fixture(scope="session", params=["docker", "fake"])
+@pytest.fixture(scope="session", params=["supervised", "docker", "fake"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "fake":
         allowed = request.getfixturevalue("allowed_directory")
@@ -26,7 +26,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE, allowed, fake_runtime.PULLABLE_IMAGE)
         fake.close()
         return
-    yield from docker_site(request)
+    yield from docker_site(request, supervised=request.param == "supervised")
 
 
 @pytest.fixture(scope="session")
