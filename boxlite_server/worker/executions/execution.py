@@ -253,8 +253,22 @@ class Execution:
 
     # ---- the pump ----
 
-    def run(self) -> None:
-        """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
+    def run(self, on_end: Callable[[], None]) -> None:
+        """Move output to the log until it ends, then collect the exit code. This is the body of a thread.
+
+        `on_end` is called when the final state is known. Only after that the command is let go of, so that the next
+        worker process finds the exit code if this one is killed before it has noted the end.
+        """
+        process = self._process
+        try:
+            self._finish(self._pump())
+            on_end()
+        finally:
+            process.close()
+            self.output.close()
+
+    def _pump(self) -> int:
+        """Move output to the log until it ends. Returns the exit code."""
         try:
             while (piece := self._process.read()) is not None:
                 self.has_run = True
@@ -276,13 +290,10 @@ class Execution:
             log.exception("exit code of execution %s is lost", self.execution_id)
             self._error = self._error or f"exit code was lost: {exc}"
             exit_code = GONE_EXIT_CODE
-        finally:
-            self._process.close()
         self._error = self._error or self._process.lost or self.gap
         if limit and not self._error:
             self._error = f"out of memory: the box hit its memory limit of {limit} MiB, and the kernel killed a process"
-        self._finish(exit_code)
-        self.output.close()
+        return exit_code
 
     def _finish(self, exit_code: int) -> None:
         if not self.is_main:
