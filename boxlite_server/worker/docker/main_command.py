@@ -6,6 +6,7 @@ What a signal should end is killed here instead.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError, InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidStateError, NotFoundError, UnsupportedError
 from ..commands import check_signal
 from ..holder import Holder, is_connected
 from ..supervisor.links import PROGRAM_NAME
@@ -132,7 +133,11 @@ class MainProcess:
     def signal(self, number: int) -> None:
         check_signal(number)
         with engine_errors("cannot signal the main command"):
-            if is_dropped(self._engine.api.inspect_container(self._container_id), number):
+            container = self._engine.api.inspect_container(self._container_id)
+            if number == signal.SIGSTOP and has_init(container):
+                _stop_below_init(container)
+                return
+            if is_dropped(container, number):
                 number = signal.SIGKILL
             self._watch.signalling(self._container_id, number)
             self._engine.api.kill(self._container_id, signal=number)
@@ -203,6 +208,26 @@ def is_dropped(container: Mapping[str, Any], number: int) -> bool:
     masks = dict(line.split(":", 1) for line in _proc(pid, "status").splitlines() if line.startswith("Sig"))
     # A blocked signal waits until the process asks for it.
     return bool(masks) and not any(int(masks[name], 16) >> number - 1 & 1 for name in ("SigBlk", "SigIgn", "SigCgt"))
+
+
+def _stop_below_init(container: Mapping[str, Any]) -> None:
+    """Send SIGSTOP to the main command, the first child of process 1: the engine would stop process 1 instead, which
+    can pass this signal on to nobody."""
+    pid = container["State"]["Pid"]
+    children = _proc(pid, f"task/{pid}/children").split()
+    if not children:
+        raise UnsupportedError("SIGSTOP needs the container engine on the worker's own host")
+    try:
+        pinned = os.pidfd_open(int(children[0]))
+        try:
+            if container["Id"] in _proc(children[0], "cgroup"):
+                signal.pidfd_send_signal(pinned, signal.SIGSTOP)
+        finally:
+            os.close(pinned)
+    except ProcessLookupError as exc:
+        raise InvalidStateError("the main command has ended") from exc
+    except PermissionError as exc:
+        raise UnsupportedError("SIGSTOP needs a worker that runs as root") from exc
 
 
 def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) -> float:

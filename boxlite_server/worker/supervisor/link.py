@@ -59,7 +59,7 @@ class Link:
         self._mentioned: dict[int, Started | Ended | Failed] = {}
         self._is_live = False
         self._commands: dict[int, Command] = {}
-        self._others: dict[int, Ended | None] = {}  # known to the supervisor, started by a former process; their ends
+        self._others: dict[int, Started | Ended] = {}  # known to the supervisor, started by a former process
         self._left: dict[int, bool] = {}  # let go by this process; whether they are to be killed
         self._forgotten: deque[int] = deque(maxlen=_REMEMBERED)
         self._owed: Counter[int] = Counter()  # answers to signals, for commands that this process has forgotten
@@ -111,7 +111,7 @@ class Link:
         """How many commands run, whoever started them."""
         with self._changed:
             mine = sum(command.exit_code is None for command in self._commands.values())
-            return mine + len(self._left) + sum(end is None for end in self._others.values())
+            return mine + len(self._left) + sum(isinstance(known, Started) for known in self._others.values())
 
     def close(self, *, gone: bool = False) -> None:
         """Hear nobody any more. `gone`: the box is, and so are its commands; otherwise they go on, and whoever waits
@@ -150,10 +150,10 @@ class Link:
             if known is None and command_id not in self._others:
                 return None
             command = self._commands[command_id] = Command(command_id, has_terminal=False)
-            command.started.set_result((Started(command_id, 0), None))
-            end = self._others.pop(command_id, None)
-            if end is not None:
-                command.end(end.exit_code, end.is_lost)
+            told = self._others.pop(command_id, None)
+            command.started.set_result((told if isinstance(told, Started) else Started(command_id, 0), None))
+            if isinstance(told, Ended):
+                command.end(told.exit_code, told.is_lost)
             elif known is not None and known.exit_code is not None:
                 command.end(known.exit_code, known.is_lost)
             return command
@@ -359,10 +359,10 @@ class Link:
         if command_id in self._left:
             self._mention(answer)
             return True
-        is_news = isinstance(answer, Ended) and self._others.get(command_id, answer) is None
-        if isinstance(answer, Ended) and is_news:
+        if isinstance(answer, Ended) and isinstance(self._others.get(command_id), Started):
             self._others[command_id] = answer
-        return is_news
+            return True
+        return False
 
     def _is_expected_of(self, command: Command, answer: Started | Ended | Failed, descriptors: list[int]) -> bool:
         if isinstance(answer, Ended):
@@ -432,7 +432,7 @@ class Link:
         elif command_id in self._forgotten:
             self._forget(command_id)
         elif not isinstance(answer, Failed):
-            self._others[command_id] = answer if isinstance(answer, Ended) else None
+            self._others[command_id] = answer
 
 
 def _can_be_read(descriptor: int) -> bool:

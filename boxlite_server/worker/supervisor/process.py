@@ -21,11 +21,12 @@ from ...errors import BoxliteError, EngineError, ExecutionError, InvalidStateErr
 from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
+from ..kernel.processes import family, kill_all, parent_of, pid_inside
 from . import wire
 from .command import Command, UnansweredError, UnheardError
 from .ends import End, pipes, sealed
 from .link import Link
-from .wire import Failed, Stage
+from .wire import Failed, Stage, Started
 
 HANDLE_PREFIX = "supervised "
 ANSWER_PATIENCE = 10.0  # seconds
@@ -246,9 +247,30 @@ class SupervisedProcess:
     def kill(self) -> None:
         if self._command.exit_code is not None:
             return
-        refused = self._answer(lambda: self._link.kill(self._command))
-        if refused not in (0, errno.ESRCH):
-            raise EngineError(f"cannot kill the command: {os.strerror(refused).lower()}")
+        try:
+            refused = self._answer(lambda: self._link.kill(self._command))
+            if refused in (0, errno.ESRCH):
+                return
+            why = os.strerror(refused).lower()
+        except EngineError as exc:
+            why = exc.message
+        if not self._is_killed_from_outside():
+            raise EngineError(f"cannot kill the command: {why}")
+
+    def _is_killed_from_outside(self) -> bool:
+        """Kill the command and all it has started as root of the host can, whatever the box has done to its
+        supervisor. Returns whether the command was found and killed."""
+        inside = str(_pid_told(self._command))
+        pids = self._box.cgroup.pids() or set()
+        command = next((pid for pid in pids if pid_inside(pid) == inside), 0)
+        root = parent_of(command) if command else 0  # the keeper, which adopts what the command has started
+        if root not in pids or root == self._link.pid:
+            root = command
+        try:
+            kill_all(lambda: family(self._box.cgroup.pids() or (), root, "") if root else set())
+        except PermissionError:
+            return False
+        return bool(root)
 
     def _answer(self, ask: Callable[[], Future[int]]) -> int:
         """The supervisor's answer to a signal: an error number."""
@@ -304,6 +326,12 @@ class SupervisedProcess:
     def _forget_kept(self, name: str) -> None:
         if self._holder is not None:
             self._holder.drop(self._kept_as(name))
+
+
+def _pid_told(command: Command) -> int:
+    """The pid inside the box that the supervisor has told; 0: none."""
+    told = command.started.result()[0] if command.started.done() and not command.started.exception() else None
+    return told.pid if isinstance(told, Started) else 0
 
 
 def _started(link: Link, command: Command, spec: ExecSpec) -> int | None:

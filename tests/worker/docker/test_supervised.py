@@ -11,13 +11,14 @@ import pytest
 from support.sites import Site, abandon, collect, docker_site, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import ExecutionError, InvalidStateError, StoppedError
+from boxlite_server.errors import EngineError, ExecutionError, InvalidStateError, StoppedError
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.docker.config import SUPERVISOR
 from boxlite_server.worker.docker.exec import ExecProcess
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.runtime import BoxRef, Owner
+from boxlite_server.worker.supervisor import process as supervised_process
 from boxlite_server.worker.supervisor.links import Links
 from boxlite_server.worker.supervisor.process import SupervisedProcess
 
@@ -187,6 +188,39 @@ def test_the_main_command_gets_signals_and_its_exit_code_is_the_boxs(supervised:
     assert process.read() == (1, b"up\n")
     process.signal(signal.SIGUSR1)
     assert collect(process) == (b"usr\n", b"", 9)
+    supervised.runtime.remove(box, force=True)
+
+
+def test_the_main_command_can_be_stopped_and_the_supervisor_goes_on(supervised: Site) -> None:
+    box = supervised.running_box(cmd=("sleep", "999"))
+    process = supervised.runtime.attach_main(box)
+    state = "grep State: $(ls -d /proc/[0-9]* | sort -V | sed -n 2p)/status"
+    for number, told in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
+        process.signal(number)
+        until = f"until {state} | grep -q {told}; do sleep 0.02; done; echo {told}"
+        assert collect(shell(supervised, box, until))[0].decode() == f"{told}\n"
+    process.close()
+    supervised.runtime.remove(box, force=True)
+
+
+def test_a_command_is_killed_although_the_box_has_stopped_its_supervisor(
+    supervised: Site, new_image: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_process, "ANSWER_PATIENCE", 0.5)
+    box = supervised.running_box(image=new_image(Entrypoint=NEEDS_PID_1))
+    process = shell(supervised, box, "setsid sleep 1000 & echo $!; sleep 1000")
+    piece = process.read()
+    assert piece is not None
+    # All that is called init is the supervisor or a keeper, also the keeper of this command.
+    stop = "for p in /proc/[0-9]*; do [ $(cat $p/comm) = init ] && kill -STOP ${p#/proc/}; done; echo done"
+    stopper = shell(supervised, box, stop)
+    assert stopper.read() == (1, b"done\n")
+    process.kill()
+    with pytest.raises(EngineError, match="supervisor did not answer"):
+        spawn(supervised, box, "true")
+    supervised.runtime.stop(box, 0)
+    assert collect(process)[2] == 137
+    stopper.close()
     supervised.runtime.remove(box, force=True)
 
 
