@@ -401,8 +401,8 @@ def readopt(
     if known["ContainerID"] != container["Id"]:
         raise NotFoundError("the command is one of another box")
     tty = bool(known["ProcessConfig"]["tty"])
-    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
-        process = ExecProcess(engine, container, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+    if holder is not None and (kept := holder.take(exec_id)):
+        process = ExecProcess(engine, container, exec_id, Stream.inherited(kept[0], not tty), tty, holder)
         if known["Running"] and known["Pid"]:
             process.watch_end(known["Pid"])
         return process

@@ -113,11 +113,11 @@ class MainProcess:
 
     def _inherited_input(self) -> Stream | None:
         """The connection by which a former worker process fed this run, so that the input does not end with it."""
-        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
-        if descriptor is None:
+        kept = self._holder.take(self._input_name) if self._holder is not None else []
+        if not kept:
             return None
-        stream = Stream.inherited(descriptor, not self._tty)
-        return stream if is_connected(descriptor) else None
+        stream = Stream.inherited(kept[0], not self._tty)
+        return stream if is_connected(kept[0]) else None
 
     @property
     def _input_name(self) -> str:

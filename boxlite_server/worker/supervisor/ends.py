@@ -8,7 +8,7 @@ import os
 import select
 import termios
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from .command import News
 
@@ -75,21 +75,28 @@ class End:
         termios.tcsetwinsize(self._descriptor, (rows, cols))
 
 
-def pipes() -> tuple[dict[str, End], list[int]]:
-    """New pipes for a command: the worker's ends by their names, and the command's stdin, stdout and stderr, which the
-    caller closes."""
-    (stdin, ours_in), (ours_out, stdout), (ours_err, stderr) = os.pipe(), os.pipe(), os.pipe()
-    for theirs in (stdin, stdout, stderr):
-        os.fchmod(theirs, 0o666)  # so that any user of the box can open /dev/stderr
-    for output in (stdout, stderr):
-        with suppress(OSError):  # a worker without root may have so many large pipes, and no more
-            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    return {"in": End(ours_in), "out": End(ours_out), "err": End(ours_err)}, [stdin, stdout, stderr]
+def pipes(closing: ExitStack) -> tuple[dict[str, End], list[int]]:
+    """New pipes for a command: the worker's ends by their names, and the command's stdin, stdout and stderr, which
+    `closing` closes. Raises OSError."""
+    ours: dict[str, End] = {}
+    theirs: list[int] = []
+    for name in ("in", "out", "err"):
+        reading, writing = os.pipe()
+        mine, other = (writing, reading) if name == "in" else (reading, writing)
+        closing.callback(os.close, other)
+        ours[name] = End(mine)
+        theirs.append(other)
+        os.fchmod(other, 0o666)  # so that any user of the box can open /dev/stderr
+        if name != "in":
+            with suppress(OSError):  # a worker without root may have so many large pipes, and no more
+                fcntl.fcntl(other, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return ours, theirs
 
 
-def sealed(content: bytes) -> int:
-    """The descriptor, which the caller closes, of a file in memory with this content."""
+def sealed(content: bytes, closing: ExitStack) -> int:
+    """The descriptor, which `closing` closes, of a file in memory with this content. Raises OSError."""
     descriptor = os.memfd_create("spec", os.MFD_CLOEXEC)
+    closing.callback(os.close, descriptor)
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -15,9 +15,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ...errors import BoxliteError, EngineError, ExecutionError, InvalidStateError, NotFoundError, UnsupportedError
+from ...errors import (
+    BoxliteError,
+    EngineError,
+    ExecutionError,
+    InvalidStateError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnsupportedError,
+)
 from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
@@ -26,7 +35,7 @@ from . import wire
 from .command import Command, UnansweredError, UnheardError
 from .ends import End, pipes, sealed
 from .link import Link
-from .wire import Failed, Stage, Started
+from .wire import Failed, Stage
 
 HANDLE_PREFIX = "supervised "
 ANSWER_PATIENCE = 10.0  # seconds
@@ -99,19 +108,18 @@ class SupervisedProcess:
             content = wire.spec(spec.user, spec.working_dir or box.working_dir, spec.command, box.environment(spec))
         except ValueError as exc:
             raise ExecutionError(f"command {spec.command[0]!r} cannot be started: {exc}") from exc
-        described = sealed(content)
-        ends, streams = ({}, []) if spec.tty else pipes()
-        try:
-            command = link.start(described, (spec.cols, spec.rows) if spec.tty else None, streams)
-        finally:
-            for descriptor in (described, *streams):
-                os.close(descriptor)
+        size = (spec.cols, spec.rows) if spec.tty else None
+        with ExitStack() as theirs:
+            try:
+                ends, streams = ({}, []) if spec.tty else pipes(theirs)
+                described = sealed(content, theirs)
+            except OSError as exc:
+                raise ResourceExhaustedError(f"the worker cannot start another command now: {exc.strerror}") from exc
+            command = link.start(described, size, streams)
         if (terminal := _started(link, command, spec)) is not None:
             ends = {"terminal": End(terminal)}
         process = cls(link, command, box, holder, ends, memory)
-        if holder is not None:
-            for name, end in ends.items():
-                holder.keep(process._kept_as(name), end.fileno())
+        process._keep()
         return process
 
     @classmethod
@@ -122,19 +130,22 @@ class SupervisedProcess:
         command = link.claim(int(handle.split()[-1], 16))
         if command is None or box.container_id not in handle:
             raise NotFoundError("the box's supervisor does not know the command")
-        ends = {}
-        for name in ("terminal", "in", "out", "err"):
-            if holder is not None and (descriptor := holder.take(f"{handle} {name}")) is not None:
-                ends[name] = End(descriptor)
+        outputs = [End(kept) for kept in holder.take(handle)] if holder is not None else []
+        inputs = [End(kept) for kept in holder.take(f"{handle} in")] if holder is not None else []
+        names = ("terminal",) if len(outputs) == 1 else ("out", "err")
+        ends = dict(zip((*names, "in"), (*outputs, *inputs), strict=False)) if outputs else {}
         return cls(link, command, box, holder, ends, memory)
+
+    def _keep(self) -> None:
+        """Have the holder keep the ends: the input apart, since it may be closed before the others."""
+        if self._holder is not None and self._ends:
+            self._holder.keep(self.handle, *self._outputs)
+            if "in" in self._ends:
+                self._holder.keep(f"{self.handle} in", self._ends["in"].fileno())
 
     @property
     def handle(self) -> str:
         return f"{HANDLE_PREFIX}{self._box.container_id} {self._command.command_id:08x}"
-
-    def _kept_as(self, name: str) -> str:
-        """The name under which the holder keeps one of the ends."""
-        return f"{self.handle} {name}"
 
     @property
     def tty(self) -> bool:
@@ -226,9 +237,7 @@ class SupervisedProcess:
             return False
         try:
             if self._input is not None:
-                self._forget_kept("in")
-                self._input = None
-                del self._ends["in"]
+                self._drop_input()
         finally:
             self._input_lock.release()
         return True
@@ -314,8 +323,9 @@ class SupervisedProcess:
             return
         self._is_closed = True
         self._command.news.set()
-        for name in list(self._ends):
-            self._forget_kept(name)
+        self._drop_input()
+        if self._holder is not None:
+            self._holder.drop(self.handle)
         if self._command.exit_code is not None:
             self._link.forget(self._command)
         else:
@@ -323,9 +333,12 @@ class SupervisedProcess:
                 self._drain(end)
             self._link.leave(self._command)
 
-    def _forget_kept(self, name: str) -> None:
-        if self._holder is not None:
-            self._holder.drop(self._kept_as(name))
+    def _drop_input(self) -> None:
+        """Close the input, unless it is the terminal's."""
+        if self._ends.pop("in", None) is not None:
+            self._input = None
+            if self._holder is not None:
+                self._holder.drop(f"{self.handle} in")
 
 
 def _pid_told(command: Command) -> int:
