@@ -35,7 +35,7 @@ from . import wire
 from .command import Command, UnansweredError, UnheardError
 from .ends import End, pipes, sealed
 from .link import Link
-from .wire import Failed, Stage
+from .wire import Failed, Stage, Started
 
 HANDLE_PREFIX = "supervised "
 ANSWER_PATIENCE = 10.0  # seconds
