@@ -105,6 +105,8 @@ class BoxState:
     engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
     memory limit. The runtime knows both only of a stop that happened while it watched the engine.
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
+    `supervisor`: what runs the commands of a running box, for people: `init`, a supervisor as the box's first process;
+    `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
     """
 
     box: BoxRef
@@ -112,6 +114,7 @@ class BoxState:
     pid: int | None = None  # of the main command on this host, while it runs
     exit_code: int | None = None  # of the main command's last run, once that has ended
     ports: tuple[PortMapping, ...] = ()  # published while the box runs, with the real host ports
+    supervisor: str = ""
     commands: int = 0  # running besides the main one; only `inspect` counts them
     interrupted: bool = False
     out_of_memory: bool = False

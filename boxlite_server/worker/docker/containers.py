@@ -128,7 +128,7 @@ class Containers:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
         when the owner has no such container."""
         container = self.get(box)
-        state = state_of(box, container)
+        state = self.seen(box, container)
         if counting and state.status is BoxStatus.RUNNING:
             commands = self._supervisors.running(container_name(box))
             return replace(state, commands=commands + sum(map(self._is_command, container["ExecIDs"] or ())))
@@ -141,6 +141,13 @@ class Containers:
             out_of_memory=bool(state.exit_code) and self._watch.ran_out_of_memory(container["Id"], finished),
             reason=self._reasons.get(box),
         )
+
+    def seen(self, box: BoxRef, container: Mapping[str, Any]) -> BoxState:
+        """The state in the engine's description of the box's container, with what runs its commands."""
+        state = state_of(box, container)
+        if state.status is not BoxStatus.RUNNING:
+            return state
+        return replace(state, supervisor=self._supervisors.kind(container))
 
     def _is_command(self, exec_id: str) -> bool:
         """Whether a command of a client runs under the engine's id, and not a command that was never started, a

@@ -210,7 +210,7 @@ class DockerRuntime:
 
     def _start(self, box: BoxRef) -> BoxState:
         container = self._containers.get(box)
-        state = state_of(box, container)
+        state = self._containers.seen(box, container)
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
@@ -271,7 +271,7 @@ class DockerRuntime:
             if not container["State"]["Running"]:
                 return self._containers.inspect(box)
             if main_command.has_executed(container) or time.monotonic() > deadline:
-                return state_of(box, container)
+                return self._containers.seen(box, container)
             time.sleep(0.01)
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:

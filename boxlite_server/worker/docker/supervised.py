@@ -97,6 +97,22 @@ class Supervisors:
         link = self._links.known(name) if self._links is not None else None
         return link.running() if link is not None else 0
 
+    def kind(self, container: Mapping[str, Any]) -> str:
+        """What runs the commands of a running box; see `BoxState.supervisor`."""
+        if self._links is None:
+            return "none: the worker was started without supervisors"
+        if not has_directory(container):
+            return f"none: {self._why_none or 'the box was made without a supervisor'}"
+        run = self._runs.get(_name(container))
+        if (
+            run is not None
+            and not run.link.is_live
+            and time.monotonic() > run.deadline
+            and (run.link.pid or run.bring_at)
+        ):
+            return "none: the supervisor does not dial"
+        return "init" if is_supervised(container) else "exec"
+
     def close(self) -> None:
         if self._links is not None:
             self._links.close()
