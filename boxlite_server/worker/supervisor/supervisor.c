@@ -707,22 +707,22 @@ static _Noreturn void keep(struct received *spawn, int supervisor)
 /* ---- the supervisor ---- */
 
 static struct command {
-    uint32_t id;  /* 0: this entry is free */
-    pid_t keeper; /* 0: none any more */
-    pid_t pid;    /* 0: not started, or ended */
-    int socket;   /* to the keeper; -1: none any more */
-    int master;   /* of its terminal, until the worker has it; -1: none */
+    uint32_t id;    /* 0: this entry is free */
+    pid_t keeper;   /* 0: none any more */
+    pid_t pid;      /* 0: not started, or ended */
+    int socket;     /* to the keeper; -1: none any more */
+    int master;     /* of the terminal, for as often as a worker needs it; -1: none */
     unsigned asked; /* requests that the keeper has not answered yet */
     struct packet started, answer, ended; /* what the keeper has said; type 0: nothing */
-    bool tell_started, tell_ended;        /* the worker has not been told */
+    bool tell_started, tell_answer, tell_ended; /* the worker is to be told */
 } commands[MAX_COMMANDS];
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
-static int connection = -1; /* to the worker */
-static bool tell_hello;
-static struct packet refusal; /* an answer that no command's keeper has given; type 0: none */
-static int64_t next_dial;     /* milliseconds of the monotonic clock */
-static int patience_ = MIN_PAUSE;
+static int connection = -1;        /* to the worker */
+static int64_t next_dial;          /* milliseconds of the monotonic clock */
+static int next_pause = MIN_PAUSE; /* milliseconds */
+static struct packet own_answer;   /* an answer that no keeper has given */
+static bool tell_hello, tell_own_answer;
 static pid_t main_pid; /* 0: there is no main command */
 static bool has_reaped_all = true;
 
@@ -756,18 +756,20 @@ static void forget(struct command *command)
     *command = (struct command){.socket = -1, .master = -1};
 }
 
+/* End the connection. What was asked for on it is answered on no other. */
 static void disconnect(void)
 {
     close_descriptor(&connection);
-    next_dial = now() + patience_;
-    patience_ = patience_ * 2 < MAX_PAUSE ? patience_ * 2 : MAX_PAUSE;
-    refusal.type = 0;
+    next_dial = now() + next_pause;
+    next_pause = next_pause * 2 < MAX_PAUSE ? next_pause * 2 : MAX_PAUSE;
+    tell_own_answer = false;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
         c->asked = 0;
-        c->answer.type = 0;
+        c->tell_answer = false;
     }
 }
 
+/* Connect to the worker. It is to be told of each command how it ended or, if it runs or has a terminal, started. */
 static void dial(void)
 {
     connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -782,57 +784,41 @@ static void dial(void)
     }
 }
 
-/* Send a packet to the worker. Returns false where the worker takes none now, or is gone. */
-static bool tell(const struct packet *packet, int descriptor)
+/* Tell the worker, if it is to be told. Returns false where it takes nothing now, or is gone. */
+static bool tell(bool *is_due, const struct packet *packet, int descriptor)
 {
-    int error = connection < 0 ? EAGAIN : send_packet(connection, packet, descriptor, MSG_DONTWAIT);
-    if (error && error != EAGAIN)
+    int error = !*is_due ? 0 : connection < 0 ? EPIPE : send_packet(connection, packet, descriptor, MSG_DONTWAIT);
+    if (error && error != EAGAIN && connection >= 0)
         disconnect();
+    *is_due = *is_due && error;
     return !error;
 }
 
-/* Tell the worker what it has not been told of a command. Returns false where that was not all. */
+/* Tell the worker what it is to be told of a command. Returns false where that was not all. */
 static bool tell_of(struct command *command)
 {
-    if (command->tell_started) {
-        if (!tell(&command->started, command->master))
+    struct packet too_late = {.type = ANSWER, .id = command->id, .a = ESRCH};
+    if (!tell(&command->tell_started, &command->started, command->master) ||
+        !tell(&command->tell_answer, &command->answer, -1))
+        return false;
+    for (bool is_due = true; command->tell_ended && command->asked; command->asked--, is_due = true)
+        if (!tell(&is_due, &too_late, -1))
             return false;
-        command->tell_started = false;
-        close_descriptor(&command->master);
-    }
-    if (command->answer.type) {
-        if (!tell(&command->answer, -1))
-            return false;
-        command->answer.type = 0;
-    }
-    if (command->tell_ended) {
-        struct packet too_late = {.type = ANSWER, .id = command->id, .a = ESRCH};
-        for (; command->asked; command->asked--)
-            if (!tell(&too_late, -1))
-                return false;
-        if (!tell(&command->ended, -1))
-            return false;
-        command->tell_ended = false;
-        if (command->ended.type == FAILED)
-            forget(command);
-    }
+    if (!tell(&command->tell_ended, &command->ended, -1))
+        return false;
+    if (command->ended.type == FAILED)
+        forget(command);
     return true;
 }
 
-/* Tell the worker all that it has not been told. Returns false where it takes no more at present. */
+/* Tell the worker all that it is to be told. Returns false where it takes no more at present. */
 static bool tell_all(void)
 {
     struct packet hello = {.type = HELLO, .a = PROTOCOL};
-    if (connection < 0)
-        return true;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
         hello.b += c->id != 0;
-    if (tell_hello && !tell(&hello, -1))
+    if (!tell(&tell_hello, &hello, -1) || !tell(&tell_own_answer, &own_answer, -1))
         return false;
-    tell_hello = false;
-    if (refusal.type && !tell(&refusal, -1))
-        return false;
-    refusal.type = 0;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
         if (c->id && !tell_of(c))
             return false;
@@ -856,9 +842,10 @@ static bool hear_keeper(struct command *command)
         command->tell_started = true;
         break;
     case ANSWER:
-        if (command->asked && !command->answer.type) {
+        if (command->asked && !command->tell_answer) {
             command->asked--;
             command->answer = report.packet;
+            command->tell_answer = true;
         }
         break;
     default:
@@ -921,28 +908,28 @@ static void handle_signals(void)
             kill(main_pid, (int)signal->ssi_signo);
 }
 
-static void refuse(uint32_t id, int error)
+static void answer(uint8_t type, uint32_t id, int error, uint32_t stage)
 {
-    refusal = (struct packet){.type = FAILED, .id = id, .a = (uint32_t)error, .b = AT_RESOURCES};
+    own_answer = (struct packet){.type = type, .id = id, .a = (uint32_t)error, .b = stage};
+    tell_own_answer = true;
 }
 
-/* Start a keeper for the command of a SPAWN packet. */
-static void spawn(struct received *request)
+/* Start a keeper for the command of a SPAWN packet. Returns 0 or an errno. */
+static int spawn(struct received *request)
 {
-    uint32_t id = request->packet.id;
-    struct command *command = find(id);
+    struct command *command = find(request->packet.id);
     int pair[2];
     if (command) { /* the worker asks again: it did not hear the answer */
         command->tell_started = command->started.type;
         command->tell_ended = command->ended.type;
-        return;
+        return 0;
     }
-    if (!(command = find(0)))
-        return refuse(id, EAGAIN);
     if (request->is_cut)
-        return refuse(id, EMFILE);
+        return EMFILE;
+    if (!(command = find(0)))
+        return EAGAIN;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-        return refuse(id, errno);
+        return errno;
     pid_t keeper = fork();
     if (keeper == 0) {
         close(pair[0]);
@@ -953,77 +940,87 @@ static void spawn(struct received *request)
         }
         keep(request, pair[1]);
     }
+    int error = keeper < 0 ? errno : 0;
     close(pair[1]);
-    if (keeper < 0) {
-        refuse(id, errno);
+    if (error)
         close(pair[0]);
-        return;
-    }
-    *command = (struct command){.id = id, .keeper = keeper, .socket = pair[0], .master = -1};
+    else
+        *command = (struct command){.id = request->packet.id, .keeper = keeper, .socket = pair[0], .master = -1};
+    return error;
 }
 
-/* Pass a request on to the keeper of its command. */
-static void pass_on(const struct packet *request)
+/* Pass a request on to the keeper of its command. Returns 0 or an errno. */
+static int pass_on(const struct packet *request)
 {
     struct command *command = find(request->id);
     int error = !command || command->socket < 0 ? ESRCH : send_packet(command->socket, request, -1, MSG_DONTWAIT);
     if (!error)
         command->asked++;
-    else
-        refusal = (struct packet){.type = ANSWER, .id = request->id, .a = (uint32_t)(error == EPIPE ? ESRCH : error)};
+    return error == EPIPE ? ESRCH : error;
 }
 
-/* Take one packet from the worker. Returns false when the worker is gone or has sent no proper packet. */
-static bool hear_worker(void)
+/* Do what a packet of the worker says. Returns false where it says nothing that a worker would. */
+static bool obey(struct received *request)
+{
+    uint32_t id = request->packet.id;
+    struct command *command = find(id);
+    int wanted = request->packet.type != SPAWN ? 0 : request->packet.flags & TERMINAL ? 1 : 4, error;
+    if (!id || (request->count != wanted && !request->is_cut))
+        return false;
+    switch (request->packet.type) {
+    case SPAWN:
+        if ((error = spawn(request)))
+            answer(FAILED, id, error, AT_RESOURCES);
+        return true;
+    case SIGNAL:
+    case KILL:
+        if ((error = pass_on(&request->packet)))
+            answer(ANSWER, id, error, 0);
+        return true;
+    case FORGET:
+        if (command && command->ended.type)
+            forget(command);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Take one packet from the worker. */
+static void hear_worker(void)
 {
     struct received request;
     int got = receive_packet(connection, &request);
-    bool is_spawn = got > 0 && request.packet.type == SPAWN, is_proper = got >= 0;
-    struct command *command;
-    if (got <= 0)
-        return is_proper;
-    if (!request.packet.id || (!is_spawn && request.count))
-        is_proper = false;
-    else if (is_spawn && !request.is_cut && request.count != (request.packet.flags & TERMINAL ? 1 : 4))
-        is_proper = false;
-    else if (is_spawn)
-        spawn(&request);
-    else if (request.packet.type == SIGNAL || request.packet.type == KILL)
-        pass_on(&request.packet);
-    else if (request.packet.type == FORGET) {
-        if ((command = find(request.packet.id)) && command->ended.type)
-            forget(command);
-    } else
-        is_proper = false;
-    if (is_proper)
-        patience_ = MIN_PAUSE;
+    if (got < 0 || (got > 0 && !obey(&request)))
+        disconnect();
+    else
+        next_pause = MIN_PAUSE;
     close_all(&request);
-    return is_proper;
 }
 
 /* Wait until something happens, and handle it. While the worker takes no packets, none is taken from it or a keeper. */
 static void step(void)
 {
     static struct pollfd events[2 + MAX_COMMANDS];
-    bool is_blocked = !tell_all() && connection >= 0;
+    bool is_blocked = connection >= 0 && !tell_all() && connection >= 0;
     int64_t patience = connection < 0 ? next_dial - now() : -1;
     nfds_t count = 2;
     if (connection < 0 && patience <= 0)
         return dial();
     events[0] = (struct pollfd){.fd = signals, .events = POLLIN};
     events[1] = (struct pollfd){.fd = connection, .events = is_blocked ? POLLOUT : POLLIN};
-    for (int i = 0; i < MAX_COMMANDS && !is_blocked; i++) {
+    for (size_t i = 0; i < MAX_COMMANDS && !is_blocked; i++) {
         events[2 + i] = (struct pollfd){.fd = commands[i].id ? commands[i].socket : -1, .events = POLLIN};
         if (commands[i].id)
-            count = (nfds_t)i + 3;
+            count = i + 3;
     }
     if (poll(events, count, has_reaped_all ? (int)patience : 0) < 0)
         return;
     for (nfds_t i = 2; i < count; i++)
         if (events[i].revents)
             hear_keeper(&commands[i - 2]);
-    if (events[1].revents && !is_blocked && !hear_worker())
-        disconnect();
+    if (events[1].revents && !is_blocked)
+        hear_worker();
     if (events[0].revents)
         handle_signals();
     if (!has_reaped_all)
