@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlencode
 import requests
 import schemathesis
 from schemathesis.core.failures import AcceptedNegativeData, Failure, ServerError
+from schemathesis.core.parameters import ParameterLocation
 from schemathesis.openapi.checks import (
     AllowHeaderMismatch,
     JsonSchemaError,
@@ -175,7 +176,11 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
 
 def _is_about(case: Any, location: str) -> bool:
     """Whether something there is missing or wrong on purpose: what is touched, the fuzzer takes to be right."""
-    return case.meta is not None and getattr(case.meta.phase.data, "parameter_location", None) == location
+    if case.meta is None:
+        return False
+    found = case.meta.components.get(ParameterLocation(location))
+    is_wrong = found is not None and found.mode.is_negative
+    return is_wrong or getattr(case.meta.phase.data, "parameter_location", None) == location
 
 
 def _use_what_there_is(case: Any) -> None:
