@@ -20,7 +20,7 @@ from typing import Any
 from ...errors import EngineError, InvalidStateError, NotFoundError, UnsupportedError
 from ..commands import check_signal
 from ..holder import Holder, is_connected
-from ..kernel.processes import is_in, read_proc
+from ..kernel.processes import is_alive, is_in, read_proc
 from ..supervisor.links import PROGRAM_NAME
 from .config import MIB, is_supervised, own_command
 from .engine import Engine, engine_errors
@@ -189,8 +189,10 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     if not has_init(container):
         name = read_proc(pid, "comm")
         return bool(name) and not name.startswith(_RUNTIME_NAME)
-    names = [read_proc(int(child), "comm").strip() for child in read_proc(pid, f"task/{pid}/children").split()]
-    return bool(names) and names[0] not in ("", *_INIT_NAMES)
+    children = read_proc(pid, f"task/{pid}/children").split()
+    if not children or not is_alive(int(children[0])):  # not begun, or ended: then the container ends too
+        return False
+    return read_proc(int(children[0]), "comm").strip() not in ("", *_INIT_NAMES)
 
 
 def not_executed(said: str) -> str:

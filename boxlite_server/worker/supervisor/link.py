@@ -288,6 +288,9 @@ class Link:
             )
         except BlockingIOError:
             return False
+        except ConnectionError:
+            self._disconnect()
+            return False
         descriptors = [number for _, _, data in rights for number in array.array("i", data[: len(data) // _INT * _INT])]
         try:
             if not packet:
