@@ -560,7 +560,7 @@ class ListVolumesResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class BoxMetrics(_message.Message):
-    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing", "memory_limit_kills")
+    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing", "memory_limit_kills", "commands_by_engine")
     COMMANDS_EXECUTED_FIELD_NUMBER: _ClassVar[int]
     EXEC_ERRORS_FIELD_NUMBER: _ClassVar[int]
     INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -571,6 +571,7 @@ class BoxMetrics(_message.Message):
     NETWORK_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BOOT_TIMING_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_KILLS_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_BY_ENGINE_FIELD_NUMBER: _ClassVar[int]
     commands_executed: int
     exec_errors: int
     input_bytes: int
@@ -581,7 +582,8 @@ class BoxMetrics(_message.Message):
     network_bytes_received: int
     boot_timing: BootTiming
     memory_limit_kills: int
-    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ..., memory_limit_kills: _Optional[int] = ...) -> None: ...
+    commands_by_engine: int
+    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ..., memory_limit_kills: _Optional[int] = ..., commands_by_engine: _Optional[int] = ...) -> None: ...
 
 class BootTiming(_message.Message):
     __slots__ = ("total_ms", "image_prepare_ms", "box_config_ms", "box_spawn_ms", "container_init_ms")

@@ -147,7 +147,8 @@ class Usage:
 
     `cpu_percent` is in percent of one cpu, since the former measurement or, without one, since the box's start.
     The network's bytes count from the box's start and are seen from the box. `memory_limit_kills`: how many processes
-    the kernel has killed since the box's start because the box reached its memory limit.
+    the kernel has killed since the box's start because the box reached its memory limit. `commands_by_engine`: how many
+    commands, since the worker's start, the box's supervisor could not start, so that the engine did.
     """
 
     cpu_percent: float | None = 0.0
@@ -155,6 +156,7 @@ class Usage:
     network_bytes_sent: int | None = None
     network_bytes_received: int | None = None
     memory_limit_kills: int | None = None
+    commands_by_engine: int | None = None
     boot: BootTiming = BootTiming()
 
 

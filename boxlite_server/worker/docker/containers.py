@@ -14,6 +14,7 @@ from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotF
 from ..host_access import Policy
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
+from ..supervisor.links import MOUNT
 from .config import container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
@@ -63,6 +64,11 @@ class Containers:
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """The spec with the host's paths resolved. Raises as `BoxRuntime.create` does where the box may not have of
         the host what the spec asks for, or a volume is missing."""
+        for mount in spec.mounts:
+            if f"{mount.guest_path.rstrip('/')}/".startswith(f"{MOUNT}/"):
+                raise InvalidArgumentError(
+                    f"{mount.guest_path!r} cannot be mounted: the supervisor of the box is there"
+                )
         self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
         self._quota.admit(spec)
         return self._policy.admit(spec)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,8 @@ class DockerRuntime:
         return self._containers.states()
 
     def measure(self, box: BoxRef) -> Usage:
-        return self._meter.measure(box, self._containers.get(box))
+        used = self._meter.measure(box, self._containers.get(box))
+        return replace(used, commands_by_engine=self._supervisors.by_engine(container_name(box)))
 
     def watched_boxes(self) -> list[BoxRef]:
         return list(self._containers.watched())
@@ -332,7 +334,9 @@ class DockerRuntime:
             if run is not None and (process := self._supervisors.spawn(run, spec)) is not None:
                 return process
             container = container or self._containers.get(box)
-            return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+            by_engine = ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+            self._supervisors.note_by_engine(container_name(box))
+            return by_engine
         except (StoppedError, ExecutionError, EngineError) as exc:
             # When the box ends meanwhile, the engine says so in many ways.
             container_id = self._containers.get(box)["Id"]

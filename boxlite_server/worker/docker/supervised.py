@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -41,6 +42,7 @@ class Supervisors:
         self._holder = holder
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}  # by the name of the container
+        self._by_engine: Counter[str] = Counter()  # commands that the engine started instead, by the container's name
         self._why_none = ""  # why new boxes get no supervisor; empty: they do
 
     # ---- the life of a box ----
@@ -81,8 +83,18 @@ class Supervisors:
     def forget(self, name: str) -> None:
         """Remove what is kept for a box that is gone."""
         self._forget_run(name)
+        self._by_engine.pop(name, None)
         if self._links is not None:
             self._links.forget(name)
+
+    def note_by_engine(self, name: str) -> None:
+        """Note that the engine has started a command in a box."""
+        with self._lock:
+            self._by_engine[name] += 1
+
+    def by_engine(self, name: str) -> int:
+        """How many commands of a box the engine has started."""
+        return self._by_engine[name]
 
     def _forget_run(self, name: str) -> None:
         with self._lock:

@@ -104,6 +104,7 @@ def metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
         network_bytes_sent=usage.network_bytes_sent,
         network_bytes_received=usage.network_bytes_received,
         memory_limit_kills=usage.memory_limit_kills,
+        commands_by_engine=usage.commands_by_engine,
         boot_timing=pb.BootTiming(
             total_ms=usage.boot.total_ms,
             image_prepare_ms=usage.boot.image_prepare_ms,

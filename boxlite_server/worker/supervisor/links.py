@@ -49,6 +49,9 @@ class Links:
             new.write_bytes(content)
             new.chmod(0o755)
             new.replace(kept)
+            for former in kept.parent.iterdir():
+                if former != kept and not former.suffix:  # boxes have links of their own
+                    former.unlink(missing_ok=True)
         return kept
 
     def link(self, name: str) -> Link:

@@ -11,13 +11,19 @@ import pytest
 from support.sites import Site, abandon, collect, docker_site, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import EngineError, ExecutionError, InvalidStateError, StoppedError
+from boxlite_server.errors import (
+    EngineError,
+    ExecutionError,
+    InvalidArgumentError,
+    InvalidStateError,
+    StoppedError,
+)
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.docker.config import SUPERVISOR
 from boxlite_server.worker.docker.exec import ExecProcess
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.holder import Holder
-from boxlite_server.worker.runtime import BoxRef, Owner
+from boxlite_server.worker.runtime import BoxRef, Mount, Owner
 from boxlite_server.worker.supervisor import process as supervised_process
 from boxlite_server.worker.supervisor.links import Links
 from boxlite_server.worker.supervisor.process import SupervisedProcess
@@ -111,6 +117,7 @@ def test_a_user_that_the_box_may_not_become_is_left_to_the_engine(supervised: Si
     process = spawn(supervised, box, "id", "-u", user=user)
     assert isinstance(process, ExecProcess)
     assert collect(process)[2] == 0
+    assert supervised.runtime.measure(box).commands_by_engine == 1
     supervised.runtime.remove(box, force=True)
 
 
@@ -247,6 +254,12 @@ def test_commands_end_with_a_box_that_is_killed(supervised: Site, api: docker.AP
     supervised.runtime.start(box)
     assert is_supervised(spawn(supervised, box, "sleep", "1000"))
     supervised.runtime.remove(box, force=True)
+
+
+def test_nothing_can_be_mounted_over_the_supervisor(supervised: Site) -> None:
+    for path in ("/dev/boxlite", "/dev/boxlite/", "/dev/boxlite/socket"):
+        with pytest.raises(InvalidArgumentError, match="the supervisor of the box is there"):
+            supervised.new_box(mounts=(Mount(path, host_path=str(supervised.allowed)),))
 
 
 def test_nothing_is_left_of_a_box_that_was_removed(supervised: Site) -> None:
