@@ -174,6 +174,15 @@ static bool fail(int stage, int error)
     return false;
 }
 
+/* How many characters stand in front of the first `end`, or in the whole text. */
+static size_t span(const char *text, char end)
+{
+    size_t length = 0;
+    while (text[length] && text[length] != end)
+        length++;
+    return length;
+}
+
 /* Finds a variable of an environment. Returns its place, or NULL. */
 static char **variable(char **envp, const char *name)
 {
@@ -195,7 +204,7 @@ static void execute(char **argv, char **envp)
         return;
     }
     for (size_t length; *path && *argv[0]; path += length + (path[length] == ':')) {
-        length = strcspn(path, ":");
+        length = span(path, ':');
         int size = snprintf(candidate, sizeof candidate, "%.*s/%s", (int)length, path, argv[0]);
         if (!length || size >= (int)sizeof candidate)
             continue;
@@ -293,12 +302,23 @@ static char *read_accounts(const char *path)
     return text ? text : nothing;
 }
 
+/* Split the next field off a text, which is NULL behind its last field. Returns NULL where there is none. In linear
+ * time for all fields of a text, which the strsep of some libraries is not. */
+static char *next_field(char **text, char separator)
+{
+    char *field = *text, *end = field ? field + span(field, separator) : NULL;
+    *text = end && *end ? end + 1 : NULL;
+    if (end)
+        *end = 0;
+    return field;
+}
+
 /* Split the next line that has at least `count` fields off a text. Returns false at the text's end. */
 static bool next_line(char **text, char **fields, int count)
 {
-    for (char *line; (line = strsep(text, "\n"));) {
+    for (char *line; (line = next_field(text, '\n'));) {
         int found = 0;
-        while (found < count && (fields[found] = strsep(&line, ":")))
+        while (found < count && (fields[found] = next_field(&line, ':')))
             found++;
         if (found == count)
             return true;
@@ -317,24 +337,29 @@ static bool is_number(const char *text, uint32_t *number)
     return *text && !*digit && value <= INT_MAX;
 }
 
-/* The user of `name`, or the one with `uid` if `name` is NULL. */
-static bool find_user(const char *name, uint32_t uid, uint32_t *found_uid, uint32_t *gid, char **found_name, char **home)
+struct user {
+    uint32_t uid, gid;
+    const char *name, *home; /* NULL: /etc/passwd does not say */
+};
+
+/* Find the first user of that name or, where the name is NULL, of the uid in `user`. */
+static bool find_user(char *passwd, const char *name, struct user *user)
 {
-    char *text = read_accounts("/etc/passwd"), *fields[6];
-    while (next_line(&text, fields, 6))
-        if (is_number(fields[2], found_uid) && is_number(fields[3], gid) &&
-            (name ? !strcmp(fields[0], name) : *found_uid == uid)) {
-            *found_name = fields[0];
-            *home = fields[5];
+    char *fields[6];
+    uint32_t uid, gid;
+    while (next_line(&passwd, fields, 6))
+        if (is_number(fields[2], &uid) && is_number(fields[3], &gid) &&
+            (name ? !strcmp(fields[0], name) : uid == user->uid)) {
+            *user = (struct user){uid, gid, fields[0], fields[5]};
             return true;
         }
     return false;
 }
 
-static bool find_group(const char *name, uint32_t *gid)
+static bool find_group(char *groups, const char *name, uint32_t *gid)
 {
-    char *text = read_accounts("/etc/group"), *fields[3];
-    while (next_line(&text, fields, 3))
+    char *fields[3];
+    while (next_line(&groups, fields, 3))
         if (!strcmp(fields[0], name) && is_number(fields[2], gid))
             return true;
     return false;
@@ -358,12 +383,12 @@ static bool add_group(struct start *start, gid_t gid)
 }
 
 /* Add the groups that list the user as a member. */
-static bool add_groups(struct start *start, const char *user)
+static bool add_groups(struct start *start, char *groups, const char *user)
 {
-    char *text = read_accounts("/etc/group"), *fields[4];
+    char *fields[4];
     uint32_t gid;
-    while (next_line(&text, fields, 4))
-        for (char *member; (member = strsep(&fields[3], ","));)
+    while (next_line(&groups, fields, 4))
+        for (char *member; (member = next_field(&fields[3], ','));)
             if (!strcmp(member, user) && is_number(fields[2], &gid) && !add_group(start, gid))
                 return false;
     return true;
@@ -385,30 +410,27 @@ static bool is_user(const struct start *start)
     return true;
 }
 
-/* Find out who `user` is: NAME or UID, then :GROUP or :GID where wanted; empty: the supervisor's own user. Returns the
- * home directory, or NULL and `failure`. */
-static const char *resolve_user(struct start *start, char *user)
+/* Find out who is meant by NAME or UID, then :GROUP or :GID where wanted; empty: the supervisor's own user. `passwd` and
+ * `groups`: the texts of the box's files. Returns the home directory, or NULL and `failure`. */
+static const char *resolve_user(struct start *start, char *wanted, char *passwd, char *groups)
 {
-    char *name = NULL, *home = NULL, *group = strchr(user, ':');
-    uint32_t uid = geteuid();
+    struct user user = {.uid = geteuid()};
+    char *group = strchr(wanted, ':');
     if (group)
         *group++ = 0;
-    bool is_named = *user && !is_number(user, &uid);
-    if (!find_user(is_named ? user : NULL, uid, &start->uid, &start->gid, &name, &home)) {
-        if (is_named)
-            return fail(AT_USER, ENOENT), NULL;
-        start->uid = uid;
-        start->gid = 0;
-    }
-    if (*user || group) {
-        bool has_group = group && *group;
-        if (has_group && !is_number(group, &start->gid) && !find_group(group, &start->gid))
+    bool is_named = *wanted && !is_number(wanted, &user.uid), has_group = group && *group;
+    if (!find_user(passwd, is_named ? wanted : NULL, &user) && is_named)
+        return fail(AT_USER, ENOENT), NULL;
+    if (*wanted || has_group) {
+        if (has_group && !is_number(group, &user.gid) && !find_group(groups, group, &user.gid))
             return fail(AT_GROUP, ENOENT), NULL;
-        if (!add_group(start, start->gid) || (name && !has_group && !add_groups(start, name)))
+        start->uid = user.uid;
+        start->gid = user.gid;
+        if (!add_group(start, user.gid) || (user.name && !has_group && !add_groups(start, groups, user.name)))
             return NULL;
         start->is_other_user = !is_user(start);
     }
-    return home && *home ? home : "/";
+    return user.home && *user.home ? user.home : "/";
 }
 
 /* ---- what the worker says of a command ---- */
@@ -473,7 +495,7 @@ static bool read_spec(struct start *start, int file)
     bool has_home = home && (*home)[strlen("HOME=")];
     if (has_home && !*user)
         return true;
-    const char *directory = resolve_user(start, user);
+    const char *directory = resolve_user(start, user, read_accounts("/etc/passwd"), read_accounts("/etc/group"));
     if (!directory)
         return false;
     if (!has_home) {
@@ -956,6 +978,8 @@ static int pass_on(const struct packet *request)
     int error = !command || command->socket < 0 ? ESRCH : send_packet(command->socket, request, -1, MSG_DONTWAIT);
     if (!error)
         command->asked++;
+    if (!error && request->type == KILL && !command->started.type)
+        kill_once(command->keeper); /* which may wait for the start without end: for a disk, say */
     return error == EPIPE ? ESRCH : error;
 }
 
