@@ -127,13 +127,15 @@ class SupervisedProcess:
         """A command that a former worker process started. Raises `NotFoundError` when the supervisor does not know
         it."""
         memory = MemoryLimit(box.cgroup, box.memory_mib)
-        command = link.claim(int(handle.split()[-1], 16))
-        if command is None or box.container_id not in handle:
+        command = link.claim(int(handle.split()[-1], 16)) if box.container_id in handle else None
+        if command is None:
             raise NotFoundError("the box's supervisor does not know the command")
         outputs = [End(kept) for kept in holder.take(handle)] if holder is not None else []
         inputs = [End(kept) for kept in holder.take(f"{handle} in")] if holder is not None else []
-        names = ("terminal",) if len(outputs) == 1 else ("out", "err")
-        ends = dict(zip((*names, "in"), (*outputs, *inputs), strict=False)) if outputs else {}
+        if len(outputs) == 1:
+            ends = {"terminal": outputs[0]}
+        else:
+            ends = dict(zip(("out", "err", "in"), (*outputs, *inputs), strict=False))
         return cls(link, command, box, holder, ends, memory)
 
     def _keep(self) -> None:
