@@ -22,6 +22,8 @@ from boxlite_server.worker.supervisor.links import Links
 from boxlite_server.worker.supervisor.process import SupervisedProcess
 from boxlite_server.worker.supervisor.program import program
 
+ALL_RUNTIMES = ("supervised", "docker", "fake")
+
 
 @dataclass
 class Site:

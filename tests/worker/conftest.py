@@ -17,7 +17,15 @@ from boxlite_server.worker.runtime import BoxRef
 from boxlite_server.worker.service.servicer import make_server
 
 
-@pytest.fixture(scope="session", params=["supervised", "docker", "fake"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a site over supervised boxes and the fake runtime. A module about what may differ without
+    supervisors says `RUNTIMES = ALL_RUNTIMES`, and runs over boxes without them too."""
+    is_of_all = "site" in metafunc.fixturenames and "docker_alone" not in metafunc.fixturenames
+    if is_of_all and (runtimes := getattr(metafunc.module, "RUNTIMES", ("supervised", "fake"))):
+        metafunc.parametrize("site", runtimes, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "fake":
         allowed = request.getfixturevalue("allowed_directory")
