@@ -150,6 +150,7 @@ struct start {
     char **argv, **envp;
     const char *directory; /* NULL: where the supervisor is */
     bool is_main;          /* the box's main command: a process group of its own in the supervisor's session */
+    pid_t *pid;            /* where its pid is written before it is executed */
     bool has_terminal;
     int descriptors[3]; /* to be its input, output and errors; above 2 */
     bool is_other_user;
@@ -255,6 +256,7 @@ static bool prepare(const struct start *start)
 static int run(void *start_)
 {
     const struct start *start = start_;
+    *start->pid = getpid();
     if (prepare(start)) {
         sigprocmask(SIG_SETMASK, &original_mask, NULL);
         execute(start->argv, start->envp);
@@ -668,9 +670,10 @@ static struct packet exited(uint32_t id, int status)
 }
 
 /* Start the command of a SPAWN packet. Returns its pid, or -1 and `failure`; `master` is its terminal's, or -1. */
-static pid_t start_kept(struct received *request, int *master)
+static pid_t start_kept(struct received *request, pid_t *pid, int *master)
 {
     static struct start start;
+    start.pid = pid;
     *master = -1;
     if (!read_spec(&start, request->descriptors[0]))
         return -1;
@@ -679,10 +682,10 @@ static pid_t start_kept(struct received *request, int *master)
             return -1;
     } else
         memcpy(start.descriptors, request->descriptors + 1, sizeof start.descriptors);
-    pid_t pid = start_program(&start);
+    pid_t started = start_program(&start);
     if (*master >= 0)
         close(start.descriptors[0]);
-    return pid;
+    return started;
 }
 
 /* Do what the supervisor asks for. Returns 0 or an errno. */
@@ -694,13 +697,13 @@ static int serve(struct kept *kept, const struct packet *request)
 }
 
 /* Be the keeper of a command: start it, do what the supervisor asks for, and tell it how the command ends. */
-static _Noreturn void keep(struct received *spawn, int supervisor)
+static _Noreturn void keep(struct received *spawn, pid_t *pid, int supervisor)
 {
     uint32_t id = spawn->packet.id;
     struct received request;
     int master, got = 0, patience = 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    struct kept kept = {.pid = start_kept(spawn, &master)};
+    struct kept kept = {.pid = start_kept(spawn, pid, &master)};
     close_all(spawn);
     struct packet report = {.type = STARTED, .id = id, .a = (uint32_t)kept.pid};
     if (kept.pid < 0)
@@ -731,7 +734,7 @@ static _Noreturn void keep(struct received *spawn, int supervisor)
 static struct command {
     uint32_t id;    /* 0: this entry is free */
     pid_t keeper;   /* 0: none any more */
-    pid_t pid;      /* 0: not started, or ended */
+    pid_t *pid;     /* in memory that the keepers share; 0: not started, or ended */
     int socket;     /* to the keeper; -1: none any more */
     int master;     /* of the terminal, for as often as a worker needs it; -1: none */
     unsigned asked; /* requests that the keeper has not answered yet */
@@ -775,7 +778,8 @@ static void forget(struct command *command)
 {
     close_descriptor(&command->socket);
     close_descriptor(&command->master);
-    *command = (struct command){.socket = -1, .master = -1};
+    *command->pid = 0;
+    *command = (struct command){.socket = -1, .master = -1, .pid = command->pid};
 }
 
 /* End the connection. What was asked for on it is answered on no other. */
@@ -860,7 +864,6 @@ static bool hear_keeper(struct command *command)
     case STARTED:
         command->started = report.packet;
         command->master = report.count ? report.descriptors[0] : -1;
-        command->pid = (pid_t)report.packet.a;
         command->tell_started = true;
         break;
     case ANSWER:
@@ -872,7 +875,7 @@ static bool hear_keeper(struct command *command)
         break;
     default:
         command->ended = report.packet;
-        command->pid = 0;
+        *command->pid = 0;
         command->tell_ended = true;
         close_descriptor(&command->socket);
     }
@@ -887,9 +890,9 @@ static void bury(struct command *command)
         ;
     if (command->ended.type)
         return;
-    if (command->pid)
-        kill_once(command->pid);
-    command->pid = 0;
+    if (*command->pid)
+        kill_once(*command->pid);
+    *command->pid = 0;
     command->ended = (struct packet){
         .type = EXITED, .flags = BY_SIGNAL | LOST, .id = command->id, .a = 128 + SIGKILL};
     command->tell_ended = true;
@@ -913,8 +916,8 @@ static void reap(void)
                 kill(pid, SIGCONT); /* somebody in the box has stopped it */
             else if (c->keeper == pid)
                 bury(c);
-            else if (c->pid == pid && !WIFSTOPPED(status))
-                c->pid = 0; /* its keeper was killed, and it has ended since */
+            else if (*c->pid == pid && !WIFSTOPPED(status))
+                *c->pid = 0; /* its keeper was killed, and it has ended since */
         }
     }
 }
@@ -960,14 +963,17 @@ static int spawn(struct received *request)
             close_descriptor(&c->socket);
             close_descriptor(&c->master);
         }
-        keep(request, pair[1]);
+        keep(request, command->pid, pair[1]);
     }
     int error = keeper < 0 ? errno : 0;
     close(pair[1]);
     if (error)
         close(pair[0]);
-    else
-        *command = (struct command){.id = request->packet.id, .keeper = keeper, .socket = pair[0], .master = -1};
+    else {
+        command->id = request->packet.id;
+        command->keeper = keeper;
+        command->socket = pair[0];
+    }
     return error;
 }
 
@@ -1054,7 +1060,7 @@ static void step(void)
 /* Start the main command of the box; ends the box where it cannot be executed. */
 static void start_main(char **argv)
 {
-    static struct start start = {.is_main = true};
+    static struct start start = {.is_main = true, .pid = &main_pid};
     start.argv = argv;
     start.envp = environ;
     main_pid = start_program(&start);
@@ -1076,13 +1082,15 @@ int main(int argc, char **argv)
         return 125;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &original_mask);
-    if ((signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
-        return 125;
+    signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
     proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid_t *pids = mmap(NULL, MAX_COMMANDS * sizeof *pids, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (signals < 0 || pids == MAP_FAILED)
+        return 125;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
-        c->socket = c->master = -1;
+        *c = (struct command){.socket = -1, .master = -1, .pid = pids++};
     if (argc > 2 && !strcmp(argv[1], "--"))
         start_main(argv + 2);
     int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);

@@ -34,8 +34,16 @@ def test_a_keeper_that_its_own_command_kills(box: Supervised) -> None:
     wait_until(lambda: box.count("sleep 65432") == 0, "the command to be killed")
 
 
+def test_a_command_whose_keeper_is_killed_at_once_is_killed(box: Supervised) -> None:
+    """Before the keeper could tell that it has started the command."""
+    for _ in range(20):
+        assert box.peer.spawn("sh", "-c", "kill -KILL $PPID; exec sleep 65431").end().a == 137
+    wait_until(lambda: box.count("sleep 65431") == 0, "the commands to be killed")
+
+
 def test_a_keeper_that_is_stopped_goes_on(box: Supervised) -> None:
     command = box.peer.spawn("sh", "-c", "while :; do kill -STOP $PPID; done")
+    command.started()
     assert command.kill() == 0
     assert command.end().a == 137
     other = box.peer.spawn("sh", "-c", "kill -STOP $PPID; exit 4")
