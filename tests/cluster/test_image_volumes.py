@@ -169,7 +169,8 @@ def test_the_paths_are_as_the_image_has_them(cluster: Cluster, box: str, api: do
     assert run(cluster, box, script).splitlines() == expected
     container, ours = container_of(api, box), api.inspect_image(image)["Config"]
     assert [mount["Destination"] for mount in container["Mounts"]] == ["/dev/boxlite"]
-    for key in ("Env", "Cmd", "Entrypoint", "User", "WorkingDir"):
+    assert container["Config"]["Entrypoint"] == ["/dev/boxlite/init", "--", *(ours["Entrypoint"] or ())]
+    for key in ("Env", "Cmd", "User", "WorkingDir"):
         assert container["Config"][key] == ours[key]
     assert container["Config"]["Labels"].items() >= ours["Labels"].items()
 
