@@ -11,8 +11,8 @@ import asyncio
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ... import errors, ids
@@ -74,29 +74,20 @@ class Creation:
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
-            return await self._create_somewhere(box_id, prefix, spec, home, request_key)
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key)
+            with _unknown_when_interrupted():
+                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key)
 
     async def _create_somewhere(
-        self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
+        self, worker: Worker, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
     ) -> Box:
+        """Make the box whose room is reserved on `worker`, there or on the next worker that can."""
         tried: dict[str, errors.BoxliteError] = {}
         refused: errors.BoxliteError | None = None
         ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         for generation in itertools.count(1):
             try:
-                worker = await self._reserve(
-                    box_id, prefix, spec, generation, tried, home=home, request_key=request_key
-                )
-            except errors.BoxliteError as exc:
-                if tried:
-                    await self._turns.forget(box_id)
-                    await self._store.count(prefix, "boxes_failed")
-                if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
-                    raise refused from None
-                raise
-            try:
                 await self._create_on(worker, box_id, generation, spec, ends_at)
-                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
             except TRY_ELSEWHERE as exc:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
@@ -110,6 +101,18 @@ class Creation:
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
                 await self._turns.forget(box_id)
                 await self._store.count(prefix, "boxes_failed")
+                raise
+            else:
+                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+            try:
+                worker = await self._reserve(
+                    box_id, prefix, spec, generation + 1, tried, home=home, request_key=request_key
+                )
+            except errors.BoxliteError as exc:
+                await self._turns.forget(box_id)
+                await self._store.count(prefix, "boxes_failed")
+                if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
+                    raise refused from None
                 raise
         raise AssertionError("every worker was tried, and _reserve did not say so")
 
@@ -155,15 +158,16 @@ class Creation:
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
-            try:
-                yield pb.BoxRef(box_id=box_id, generation=1), worker
-            except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
-                await self._store.count(prefix, "boxes_failed")
-                await self._undo(
-                    box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN)
-                )
-                raise
-            await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+            with _unknown_when_interrupted():
+                try:
+                    yield pb.BoxRef(box_id=box_id, generation=1), worker
+                except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
+                    await self._store.count(prefix, "boxes_failed")
+                    await self._undo(
+                        box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN)
+                    )
+                    raise
+                await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
 
     async def _undo(self, box_id: str, *, refused: bool) -> None:
         """Remove what there is of a box that was not made. When its worker does not answer, the reconciler removes
@@ -229,6 +233,18 @@ class Creation:
             raise errors.ResourceExhaustedError(
                 f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
             )
+
+
+@contextmanager
+def _unknown_when_interrupted() -> Iterator[None]:
+    """Raise TimedOutError where the `with` block, which makes a box that has a row, loses the database or its lease:
+    the box will be finished or removed later, and nobody knows which."""
+    try:
+        yield
+    except (errors.DatabaseUnavailableError, errors.LeaseLostError) as exc:
+        raise errors.TimedOutError(
+            f"the box was being made when that was interrupted; look whether it is there: {exc.message}"
+        ) from exc
 
 
 def _new_row(
