@@ -1,7 +1,8 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
 # make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
-# make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
+# make fuzz   damaged packets against the supervisor, for a minute, and requests of all kinds against the API, until
+#             something fails or is interrupted (SECONDS=N: each for N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
 #             and then the simulation with many runs (RUNS=N)
 # make docs   the table of operations in docs/api.md
@@ -31,7 +32,8 @@ test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk
 
 fuzz: $(VENV)/.dev
-	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz
+	command -v clang gcc >/dev/null || $(BIN)/pip install -q ziglang
+	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz/test_supervisor.py tests/fuzz/test_schemathesis.py
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m chaos --store $(STORE) $(SEED:%=--seed %) $(patsubst %,--seconds %,$(filter-out 0,$(SECONDS)))
