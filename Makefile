@@ -1,7 +1,8 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
 # make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
-# make fuzz   requests of all kinds against the API, until it fails or is interrupted (SECONDS=N: or N seconds)
+# make fuzz   damaged packets against the supervisor, for a minute, and requests of all kinds against the API, until
+#             something fails or is interrupted (SECONDS=N: each for N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
 #             and then the simulation with many runs (RUNS=N)
 # make docs   the table of operations in docs/api.md
@@ -33,7 +34,8 @@ test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk
 
 fuzz: $(VENV)/.dev
-	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz
+	command -v clang gcc >/dev/null || $(BIN)/pip install -q ziglang
+	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz/test_supervisor.py tests/fuzz/test_schemathesis.py
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m chaos --store $(STORE) $(SEED:%=--seed %) $(patsubst %,--seconds %,$(filter-out 0,$(SECONDS)))
@@ -55,15 +57,18 @@ bench: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY:%=--only %) $(if $(DOCS),--docs)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info boxlite_server/worker/supervisor/init-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What is installed is stamped, and installed anew only when pyproject.toml changes.
-$(VENV)/.run: pyproject.toml | $(BIN)/pip
+# What is installed is stamped, and installed anew only when pyproject.toml changes or the supervisor, which the
+# installation builds.
+BUILT := pyproject.toml hatch_build.py boxlite_server/worker/supervisor/supervisor.c
+
+$(VENV)/.run: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/pip
+$(VENV)/.dev: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ $(VENV)/.run
 

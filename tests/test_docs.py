@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 SHOWN = frozenset({"text", "json", "ini"})  # languages of blocks that nobody types
 WORKER = "frosty-meadow-42"  # as the pages call it
 PAGE_SECONDS = 240
-TO_COME = frozenset({"coordinator/tenants/", "worker/supervisor/", "worker/network/"})  # rooms with a place already
+TO_COME = frozenset({"coordinator/tenants/", "worker/network/"})  # rooms with a place already
 
 # Blocks that cannot run here, by page and first line, and why.
 EXCUSED = {

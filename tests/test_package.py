@@ -58,6 +58,18 @@ def test_the_specs_travel_along(wheel: zipfile.ZipFile, spec: str) -> None:
     assert wheel.read(f"boxlite_server/{spec}") == (ROOT / spec).read_bytes()
 
 
+@pytest.mark.parametrize(("machine", "number"), [("x86_64", 62), ("aarch64", 183)])
+def test_the_supervisor_is_built_for_each_machine(wheel: zipfile.ZipFile, machine: str, number: int) -> None:
+    info = wheel.getinfo(f"boxlite_server/worker/supervisor/init-{machine}")
+    program = wheel.read(info)
+    assert program[:4] == b"\x7fELF"
+    assert int.from_bytes(program[18:20], "little") == number  # e_machine
+    assert b"/ld-" not in program  # it is static
+    assert len(program) < 100_000
+    assert info.external_attr >> 16 & 0o777 == 0o755
+    assert (PACKAGE / f"worker/supervisor/init-{machine}").read_bytes() == program
+
+
 def test_nothing_of_the_package_is_left_out(wheel: zipfile.ZipFile) -> None:
     written = {
         path.relative_to(ROOT).as_posix()

@@ -130,7 +130,7 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "reason", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "reason", "supervisor", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,7 @@ class Box(_message.Message):
     PORTS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_LIFE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SUPERVISOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     box_id: str
@@ -153,9 +154,10 @@ class Box(_message.Message):
     ports: _containers.RepeatedCompositeFieldContainer[PortMapping]
     engine_life: str
     reason: str
+    supervisor: str
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., reason: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec")
@@ -596,7 +598,7 @@ class ListVolumesResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class BoxMetrics(_message.Message):
-    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing", "memory_limit_kills")
+    __slots__ = ("commands_executed", "exec_errors", "input_bytes", "output_bytes", "cpu_percent", "memory_bytes", "network_bytes_sent", "network_bytes_received", "boot_timing", "memory_limit_kills", "commands_by_engine")
     COMMANDS_EXECUTED_FIELD_NUMBER: _ClassVar[int]
     EXEC_ERRORS_FIELD_NUMBER: _ClassVar[int]
     INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -607,6 +609,7 @@ class BoxMetrics(_message.Message):
     NETWORK_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BOOT_TIMING_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_KILLS_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_BY_ENGINE_FIELD_NUMBER: _ClassVar[int]
     commands_executed: int
     exec_errors: int
     input_bytes: int
@@ -617,7 +620,8 @@ class BoxMetrics(_message.Message):
     network_bytes_received: int
     boot_timing: BootTiming
     memory_limit_kills: int
-    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ..., memory_limit_kills: _Optional[int] = ...) -> None: ...
+    commands_by_engine: int
+    def __init__(self, commands_executed: _Optional[int] = ..., exec_errors: _Optional[int] = ..., input_bytes: _Optional[int] = ..., output_bytes: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., network_bytes_sent: _Optional[int] = ..., network_bytes_received: _Optional[int] = ..., boot_timing: _Optional[_Union[BootTiming, _Mapping]] = ..., memory_limit_kills: _Optional[int] = ..., commands_by_engine: _Optional[int] = ...) -> None: ...
 
 class BootTiming(_message.Message):
     __slots__ = ("total_ms", "image_prepare_ms", "box_config_ms", "box_spawn_ms", "container_init_ms")

@@ -89,6 +89,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             api_key=arguments.api_key,
             policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
             cpu_overcommit=arguments.cpu_overcommit,
+            supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
         )
     )
@@ -325,6 +326,11 @@ def _add_worker(commands: _Commands) -> None:
         default=[],
         help="let boxes add this Linux capability, or ALL for any; may be repeated "
         "(default: only those that the container engine grants to every container)",
+    )
+    parser.add_argument(
+        "--no-supervisor",
+        action="store_true",
+        help="run commands by the engine's exec alone, and not by a supervisor in each box",
     )
     parser.add_argument(
         "--disk-limit",

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..errors import InvalidArgumentError
+
 STDOUT = 1  # with a pseudo-terminal: all output
 STDERR = 2
 DEFAULT_COLS, DEFAULT_ROWS = 80, 24  # of a terminal
 GONE_EXIT_CODE = 137  # of a command whose real exit code was lost with its box
+# What a terminal takes for the end of input: the first byte ends a line that is not complete, the second one the
+# input. Where no line had begun, the second byte ends the input of whatever reads from the terminal next.
+END_OF_TRANSMISSION = b"\x04\x04"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +98,9 @@ class LogReader(Protocol):
 
     def close(self) -> None:
         """End the reader: a blocked `read` returns soon. Repeating this is harmless."""
+
+
+def check_signal(number: int) -> None:
+    """Raise `InvalidArgumentError` for what is not the number of a Linux signal."""
+    if not 1 <= number <= 64:
+        raise InvalidArgumentError(f"{number} is not a signal number")

@@ -23,7 +23,6 @@ from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .disk_watch import DiskWatch
-from .docker.holder import Holder
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
 from .executions.output_log import remove_logs
@@ -31,11 +30,14 @@ from .executions.registry import Executions
 from .files.spool import Spool
 from .files.transfer import Files
 from .health import HealthServer
+from .holder import Holder
 from .host_access import Policy
 from .membership.coordinator import CoordinatorClient, host_and_port, local_address, split_url
 from .membership.identity import Identity, locked_home
 from .membership.registration import Registration
 from .service.servicer import WorkerService, make_server
+from .supervisor.links import Links
+from .supervisor.program import program
 
 STOP_GRACE = 10.0  # seconds for calls under way at the shutdown
 EXIT_GRACE = 10.0  # seconds after that for threads that wait for an engine that does not answer
@@ -59,6 +61,7 @@ class WorkerConfig:
     api_key: str | None = None
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
+    supervisor: bool = True  # run commands by a supervisor in each box, where that can be
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -92,6 +95,7 @@ class Worker:
             holder=Holder(config.home),
             stop_reasons=config.home / "stop-reasons.json",
             records=_made(config.home / "system-files"),
+            links=_links(config),
             enforce_disk_limit=config.enforce_disk_limit,
         )
         journal = Journal(_made(config.home / "executions"))
@@ -237,6 +241,14 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
     if not bound:
         raise BoxliteError(f"cannot serve on {in_url(host)}:{port}: the port is taken, or this host lacks the address")
     return int(bound)
+
+
+def _links(config: WorkerConfig) -> Links | None:
+    """The links to the supervisors in boxes; None: commands are run by the engine's exec."""
+    built = program() if config.supervisor else None
+    if config.supervisor and built is None:
+        log.warning("boxes get no supervisor: none was built for this machine, which makes commands slow")
+    return Links(config.home / "boxes", built) if built else None
 
 
 def _made(directory: Path) -> Path:

@@ -105,6 +105,8 @@ class BoxState:
     engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
     memory limit. The runtime knows both only of a stop that happened while it watched the engine.
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
+    `supervisor`: what runs the commands of a running box, for people: `init`, a supervisor as the box's first process;
+    `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
     """
 
     box: BoxRef
@@ -112,6 +114,7 @@ class BoxState:
     pid: int | None = None  # of the main command on this host, while it runs
     exit_code: int | None = None  # of the main command's last run, once that has ended
     ports: tuple[PortMapping, ...] = ()  # published while the box runs, with the real host ports
+    supervisor: str = ""
     commands: int = 0  # running besides the main one; only `inspect` counts them
     interrupted: bool = False
     out_of_memory: bool = False
@@ -144,7 +147,8 @@ class Usage:
 
     `cpu_percent` is in percent of one cpu, since the former measurement or, without one, since the box's start.
     The network's bytes count from the box's start and are seen from the box. `memory_limit_kills`: how many processes
-    the kernel has killed since the box's start because the box reached its memory limit.
+    the kernel has killed since the box's start because the box reached its memory limit. `commands_by_engine`: how many
+    commands, since the worker's start, the box's supervisor could not start, so that the engine did.
     """
 
     cpu_percent: float | None = 0.0
@@ -152,6 +156,7 @@ class Usage:
     network_bytes_sent: int | None = None
     network_bytes_received: int | None = None
     memory_limit_kills: int | None = None
+    commands_by_engine: int | None = None
     boot: BootTiming = BootTiming()
 
 

@@ -168,8 +168,9 @@ def test_the_paths_are_as_the_image_has_them(cluster: Cluster, box: str, api: do
     expected = ["sown", "700 1000 1000", "600 1000 1000", "755 0 0", "1710 1001 1001", "755 0 0", "srv"]
     assert run(cluster, box, script).splitlines() == expected
     container, ours = container_of(api, box), api.inspect_image(image)["Config"]
-    assert container["Mounts"] == []
-    for key in ("Env", "Cmd", "Entrypoint", "User", "WorkingDir"):
+    assert [mount["Destination"] for mount in container["Mounts"]] == ["/dev/boxlite"]
+    assert container["Config"]["Entrypoint"] == ["/dev/boxlite/init", "--", *(ours["Entrypoint"] or ())]
+    for key in ("Env", "Cmd", "User", "WorkingDir"):
         assert container["Config"][key] == ours[key]
     assert container["Config"]["Labels"].items() >= ours["Labels"].items()
 

@@ -91,7 +91,10 @@ class FakeProcess:
     def read(self) -> tuple[int, bytes] | None:
         while self._streams:
             ended, began = self._popen.poll() is not None, time.monotonic()
-            ready, _, _ = select.select([*self._streams, self._wake_read], [], [], max(0.05 - self._silent, 0))
+            poll = select.poll()
+            for fd in (*self._streams, self._wake_read):
+                poll.register(fd, select.POLLIN)
+            ready = [fd for fd, _ in poll.poll(max(0.05 - self._silent, 0) * 1000)]
             self._silent += time.monotonic() - began if ended else 0
             if self._wake_read in ready or (ended and not ready):  # what it left running may write for ever
                 return None

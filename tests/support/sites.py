@@ -14,10 +14,15 @@ import pytest
 from boxlite_server import ids
 from boxlite_server.worker.commands import Process
 from boxlite_server.worker.docker.exec import ExecProcess
-from boxlite_server.worker.docker.holder import Holder
 from boxlite_server.worker.docker.runtime import DockerRuntime
+from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner
+from boxlite_server.worker.supervisor.links import Links
+from boxlite_server.worker.supervisor.process import SupervisedProcess
+from boxlite_server.worker.supervisor.program import program
+
+ALL_RUNTIMES = ("supervised", "docker", "fake")
 
 
 @dataclass
@@ -51,12 +56,19 @@ def policy(allowed: Path) -> Policy:
     return Policy((allowed,), frozenset({"SYS_PTRACE"}))
 
 
-def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+def docker_site(request: pytest.FixtureRequest, *, supervised: bool = False) -> Iterator[Site]:
+    """A site on Docker Engine. `supervised`: commands are run by supervisors, and not by the engine's exec."""
     docker_host = request.getfixturevalue("docker_host")
     owner = Owner(ids.new_id(), ids.new_id())
     allowed = request.getfixturevalue("allowed_directory")
     home = request.getfixturevalue("tmp_path_factory").mktemp("home")
-    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed), Holder(home), records=home / "system-files")
+    links = None
+    if supervised:
+        supervisor = program()
+        assert supervisor is not None, "the supervisor is not built; `make build` does that"
+        links = Links(home / "boxes", supervisor)
+    records = home / "system-files"
+    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed), Holder(home), records=records, links=links)
     image, bare_image = request.getfixturevalue("test_image"), request.getfixturevalue("bare_image")
     yield Site(docker, image, bare_image, allowed, owner=owner)
     for state in docker.list_boxes():
@@ -81,7 +93,10 @@ def collect(process: Process) -> tuple[bytes, bytes, int]:
 
 def abandon(process: Process) -> None:
     """Drop the connection to the process as the death of this worker would, without closing it properly."""
-    if isinstance(process, ExecProcess):
+    if isinstance(process, SupervisedProcess):
+        process._is_closed = True
+        process._command.news.set()
+    elif isinstance(process, ExecProcess):
         mine, other = socket.socketpair()
         with mine, other:
             os.dup2(mine.fileno(), process._stream.fileno())

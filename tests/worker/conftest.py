@@ -1,4 +1,4 @@
-"""Both runtimes, for the suites that every runtime must pass."""
+"""All runtimes, for the suites that every runtime must pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from boxlite_server.worker.runtime import BoxRef
 from boxlite_server.worker.service.servicer import make_server
 
 
-@pytest.fixture(scope="session", params=["docker", "fake"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a site over supervised boxes and the fake runtime. A module about what may differ without
+    supervisors says `RUNTIMES = ALL_RUNTIMES`, and runs over boxes without them too."""
+    is_of_all = "site" in metafunc.fixturenames and "docker_alone" not in metafunc.fixturenames
+    if is_of_all and (runtimes := getattr(metafunc.module, "RUNTIMES", ("supervised", "fake"))):
+        metafunc.parametrize("site", runtimes, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "fake":
         allowed = request.getfixturevalue("allowed_directory")
@@ -25,7 +33,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(fake, fake_runtime.IMAGE, fake_runtime.BARE_IMAGE, allowed, fake_runtime.PULLABLE_IMAGE)
         fake.close()
         return
-    yield from docker_site(request)
+    yield from docker_site(request, supervised=request.param == "supervised")
 
 
 @pytest.fixture(scope="session")

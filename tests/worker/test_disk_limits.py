@@ -47,6 +47,9 @@ def docker_runtime(docker_host: str, home: Path, **how: bool) -> DockerRuntime:
     return DockerRuntime(lambda: OWNER, docker_host, stop_reasons=home / "reasons.json", gb=MIB, **how)
 
 
+RUNTIMES = ()  # this module has a site of its own
+
+
 @pytest.fixture(scope="module", params=["docker", "fake"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     home = tmp_path_factory.mktemp("home")

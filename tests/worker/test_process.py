@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 
 import pytest
-from support.sites import Site, collect, in_thread
+from support.sites import ALL_RUNTIMES, Site, collect, in_thread
 
 from boxlite_server.errors import ExecutionError, InvalidArgumentError, InvalidStateError, StoppedError
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.runtime import BoxRef
+
+RUNTIMES = ALL_RUNTIMES
 
 
 def spawn(site: Site, box: BoxRef, *command: str, **fields: object) -> Process:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from support.sites import Site, collect
+from support.sites import ALL_RUNTIMES, Site, collect
 
 from boxlite_server import ids
 from boxlite_server.errors import (
@@ -20,6 +20,8 @@ from boxlite_server.errors import (
 )
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.runtime import BoxRef, BoxStatus
+
+RUNTIMES = ALL_RUNTIMES
 
 
 def states_of(site: Site, box: BoxRef) -> list[tuple[int, BoxStatus]]:

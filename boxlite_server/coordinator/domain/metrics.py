@@ -32,6 +32,7 @@ class BoxMetrics(NamedTuple):
     network_bytes_sent: int | None
     network_bytes_received: int | None
     memory_limit_kills: int | None
+    commands_by_engine: int | None
     boot: BootTiming
 
 
@@ -60,6 +61,7 @@ class Metrics:
             network_bytes_sent=_known(found, "network_bytes_sent"),
             network_bytes_received=_known(found, "network_bytes_received"),
             memory_limit_kills=_known(found, "memory_limit_kills"),
+            commands_by_engine=_known(found, "commands_by_engine"),
             boot=BootTiming(*(_known(found.boot_timing, field) for field in BootTiming._fields)),
         )
 

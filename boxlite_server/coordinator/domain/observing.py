@@ -135,6 +135,7 @@ class Observer:
             "exit_code": state.exit_code if state.HasField("exit_code") else None,
             "error": _error(box, state),
             "published": host_access.published(state, _host_of(worker)),
+            "supervisor": state.supervisor or None,
             "desired": DesiredState.RUNNING if is_up else DesiredState.STOPPED,
         }
         if is_up:

@@ -57,6 +57,7 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
         "auto_resume": row.spec.auto_resume,
         "ports": _ports(row),
         "worker": worker.name if worker else None,
+        "supervisor": row.supervisor if row.status == BoxStatus.RUNNING else None,
     }
 
 

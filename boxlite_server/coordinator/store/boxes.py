@@ -49,6 +49,7 @@ class Box(NamedTuple):
     restarts: int = 0  # by the coordinator, since a client started the box
     restarted_at: float | None = None  # when the last restart was tried
     wish: int = 0  # how often `desired` has changed
+    supervisor: str | None = None  # what runs the commands of a running box, as its worker says
 
 
 class BoxState(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import EngineError, ExecutionError, InvalidArgumentError, InvalidStateError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
+from ..supervisor.links import MOUNT, PROGRAM_NAME
 from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
@@ -22,6 +23,8 @@ _INITS = frozenset(
     "catatonit dinit docker-init dumb-init finit init my_init openrc-init runit runit-init runsvinit s6-svscan "
     "systemd tini tini-static".split()
 )
+SUPERVISOR = f"{MOUNT}/{PROGRAM_NAME}"
+_UNDER_SUPERVISOR = [SUPERVISOR, "--"]
 
 _SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
@@ -33,9 +36,11 @@ _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 # ---- what a container is made with ----
 
 
-def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner) -> dict[str, Any]:
+def container_config(
+    box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner, directory: str = ""
+) -> dict[str, Any]:
     """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
-    image."""
+    image. `directory`: that of the box's supervisor, on the host; empty: it has none."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
@@ -68,7 +73,21 @@ def container_config(box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner
             IMAGE_LABEL: spec.image,
         },
     }
+    if directory:
+        _add_supervisor(config, directory, command or list(defaults.get("Cmd") or ()))
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _add_supervisor(config: dict[str, Any], directory: str, command: list[str]) -> None:
+    """Mount the supervisor's directory, and have the supervisor run the main command in place of the engine's init."""
+    host = config["HostConfig"]
+    host["Mounts"].append({"Type": "bind", "Source": directory, "Target": MOUNT, "ReadOnly": True})
+    if host["Init"]:
+        # An image's entrypoint is never run under an init, so this replaces none.
+        own = config["Entrypoint"] or []
+        config["Cmd"] = (config["Cmd"] if own else command) or None
+        config["Entrypoint"] = [*_UNDER_SUPERVISOR, *own]
+        host["Init"] = False
 
 
 def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
@@ -130,6 +149,28 @@ def bindings(ports: Iterable[PortMapping]) -> dict[str, list[dict[str, str]]]:
 # ---- what the engine says of a container ----
 
 
+def has_directory(container: Mapping[str, Any]) -> bool:
+    """Whether the directory of a supervisor is mounted into the container."""
+    return any(mount["Target"] == MOUNT for mount in container["HostConfig"].get("Mounts") or ())
+
+
+def is_supervised(container: Mapping[str, Any]) -> bool:
+    """Whether a supervisor is the container's first process."""
+    return has_directory(container) and (container["Config"]["Entrypoint"] or [])[:2] == _UNDER_SUPERVISOR
+
+
+def own_entrypoint(container: Mapping[str, Any]) -> list[str]:
+    """The entrypoint that the container was asked for, without the supervisor."""
+    entrypoint = list(container["Config"]["Entrypoint"] or ())
+    return entrypoint[2:] if is_supervised(container) else entrypoint
+
+
+def own_command(container: Mapping[str, Any]) -> list[str]:
+    """The container's main command and its arguments, without the supervisor."""
+    command = [container["Path"], *container["Args"]]
+    return command[2:] if is_supervised(container) else command
+
+
 def published(container: Mapping[str, Any]) -> tuple[PortMapping, ...]:
     """The ports of a running container, with the real host ports."""
     found = []
@@ -145,7 +186,7 @@ def volume_ids(container: Mapping[str, Any]) -> list[str]:
 
 
 def host_paths(container: Mapping[str, Any]) -> list[str]:
-    """The paths of the host that a container mounts."""
+    """The paths of the host that a container was asked to mount."""
     return _sources(container, "bind")
 
 
@@ -157,7 +198,8 @@ def anonymous_volumes(container: Mapping[str, Any]) -> list[str]:
 
 
 def _sources(container: Mapping[str, Any], kind: str) -> list[str]:
-    return [mount["Source"] for mount in container["HostConfig"].get("Mounts") or [] if mount["Type"] == kind]
+    mounts = container["HostConfig"].get("Mounts") or []
+    return [mount["Source"] for mount in mounts if mount["Type"] == kind and mount["Target"] != MOUNT]
 
 
 def writable_paths(listed: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ...errors import EngineError, InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
 from ..host_access import Policy
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
+from ..supervisor.links import MOUNT
 from .config import container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
@@ -21,6 +22,7 @@ from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, c
 from .logs import unix_time
 from .storage.quota import Quota
 from .storage.volumes import DockerVolumes
+from .supervised import Supervisors
 from .watch import Watch
 
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
@@ -44,6 +46,7 @@ class Containers:
         watch: Watch,
         quota: Quota,
         reasons: StopReasons,
+        supervisors: Supervisors,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -52,6 +55,7 @@ class Containers:
         self._watch = watch
         self._quota = quota
         self._reasons = reasons
+        self._supervisors = supervisors
         self._pinning = threading.Lock()
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
@@ -60,6 +64,11 @@ class Containers:
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """The spec with the host's paths resolved. Raises as `BoxRuntime.create` does where the box may not have of
         the host what the spec asks for, or a volume is missing."""
+        for mount in spec.mounts:
+            if f"{mount.guest_path.rstrip('/')}/".startswith(f"{MOUNT}/"):
+                raise InvalidArgumentError(
+                    f"{mount.guest_path!r} cannot be mounted: the supervisor of the box is there"
+                )
         self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
         self._quota.admit(spec)
         return self._policy.admit(spec)
@@ -75,11 +84,21 @@ class Containers:
         with self.starts.place():
             for former in replacing:
                 self.delete(former, force=True)
-            config = container_config(box, self.admit(spec), image, self._owner())
-            self._quota.apply(config, spec)
-            with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
-                self._engine.api.create_container_from_config(config, container_name(box))
+            spec = self.admit(spec)
+            directory = self._supervisors.directory(container_name(box))
+            try:
+                self._make(box, spec, image, directory)
+            except (EngineError, InvalidArgumentError) as exc:
+                if not self._supervisors.is_invisible(directory, exc.message):
+                    raise
+                self._make(box, spec, image, "")
         return BoxState(box, BoxStatus.CONFIGURED)
+
+    def _make(self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], directory: str) -> None:
+        config = container_config(box, spec, image, self._owner(), directory)
+        self._quota.apply(config, spec)
+        with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
+            self._engine.api.create_container_from_config(config, container_name(box))
 
     @contextmanager
     def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
@@ -115,9 +134,10 @@ class Containers:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
         when the owner has no such container."""
         container = self.get(box)
-        state = state_of(box, container)
+        state = self.seen(box, container)
         if counting and state.status is BoxStatus.RUNNING:
-            return replace(state, commands=sum(map(self._is_command, container["ExecIDs"] or ())))
+            commands = self._supervisors.running(container_name(box))
+            return replace(state, commands=commands + sum(map(self._is_command, container["ExecIDs"] or ())))
         if state.status is not BoxStatus.STOPPED:
             return state
         finished = unix_time(container["State"]["FinishedAt"])
@@ -127,6 +147,13 @@ class Containers:
             out_of_memory=bool(state.exit_code) and self._watch.ran_out_of_memory(container["Id"], finished),
             reason=self._reasons.get(box),
         )
+
+    def seen(self, box: BoxRef, container: Mapping[str, Any]) -> BoxState:
+        """The state in the engine's description of the box's container, with what runs its commands."""
+        state = state_of(box, container)
+        if state.status is not BoxStatus.RUNNING:
+            return state
+        return replace(state, supervisor=self._supervisors.kind(container))
 
     def _is_command(self, exec_id: str) -> bool:
         """Whether a command of a client runs under the engine's id, and not a command that was never started, a
@@ -190,6 +217,7 @@ class Containers:
             if "already in progress" not in exc.message:
                 raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
             self._await_absence(box)
+        self._supervisors.forget(container_name(box))
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):

@@ -21,14 +21,14 @@ from ...errors import (
     StoppedError,
     UnsupportedError,
 )
-from ..commands import GONE_EXIT_CODE, ExecSpec
+from ..commands import GONE_EXIT_CODE, ExecSpec, check_signal
+from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
 from ..kernel.processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
 from .config import MIB
 from .engine import Engine, engine_errors
-from .holder import Holder
 from .main_command import ending_with
-from .process import DETACH_KEYS, FIRST_POLL, Waiter, check_signal
+from .process import DETACH_KEYS, FIRST_POLL, Waiter
 from .stream import Stream, can_be_read, end_input
 from .watch import Watch
 
@@ -401,8 +401,8 @@ def readopt(
     if known["ContainerID"] != container["Id"]:
         raise NotFoundError("the command is one of another box")
     tty = bool(known["ProcessConfig"]["tty"])
-    if holder is not None and (descriptor := holder.take(exec_id)) is not None:
-        process = ExecProcess(engine, container, exec_id, Stream.inherited(descriptor, not tty), tty, holder)
+    if holder is not None and (kept := holder.take(exec_id)):
+        process = ExecProcess(engine, container, exec_id, Stream.inherited(kept[0], not tty), tty, holder)
         if known["Running"] and known["Pid"]:
             process.watch_end(known["Pid"])
         return process

@@ -1,4 +1,4 @@
-"""The main command of a Docker container: a child of the engine's init process, or process 1 itself.
+"""The main command of a Docker container: a child of the supervisor or of the engine's init, or process 1 itself.
 
 The kernel drops a signal to process 1 that has no handler for it, where the same signal would end any other process.
 What a signal should end is killed here instead.
@@ -6,6 +6,7 @@ What a signal should end is killed here instead.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -16,22 +17,25 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ...errors import EngineError, InvalidStateError, NotFoundError
-from ..kernel.processes import is_in, read_proc
-from .config import MIB
+from ...errors import EngineError, InvalidStateError, NotFoundError, UnsupportedError
+from ..commands import check_signal
+from ..holder import Holder, is_connected
+from ..kernel.processes import is_alive, is_in, read_proc
+from ..supervisor.links import PROGRAM_NAME
+from .config import MIB, is_supervised, own_command
 from .engine import Engine, engine_errors
-from .holder import Holder, is_connected
 from .logs import said_before, unix_time
-from .process import DETACH_KEYS, Waiter, check_signal
+from .process import DETACH_KEYS, Waiter
 from .stream import Stream, end_input
 from .watch import Watch
 
-_INIT_NAMES = ("docker-init", "tini")
+_INIT_NAMES = ("docker-init", "tini", PROGRAM_NAME)
 _RUNTIME_NAME = "runc"  # of process 1 until it executes the main command
 _NOT_EXECUTED = re.compile(
     r"\[FATAL tini[^]]*\] (?P<init>.*)"
     r"|(?P<itself>exec \S+: (?:no such file or directory|exec format error|permission denied))"
-    r"|.*exec user process caused: (?P<older>.*)"
+    r"|.*exec user process caused: (?P<older>.*)",
+    re.IGNORECASE,
 )
 # Signals that end no process by default, and SIGKILL, which ends process 1 like any other.
 _NEVER_DROPPED = frozenset(signal.Signals[f"SIG{n}"] for n in "CHLD CONT KILL STOP TSTP TTIN TTOU URG WINCH".split())
@@ -109,11 +113,11 @@ class MainProcess:
 
     def _inherited_input(self) -> Stream | None:
         """The connection by which a former worker process fed this run, so that the input does not end with it."""
-        descriptor = self._holder.take(self._input_name) if self._holder is not None else None
-        if descriptor is None:
+        kept = self._holder.take(self._input_name) if self._holder is not None else []
+        if not kept:
             return None
-        stream = Stream.inherited(descriptor, not self._tty)
-        return stream if is_connected(descriptor) else None
+        stream = Stream.inherited(kept[0], not self._tty)
+        return stream if is_connected(kept[0]) else None
 
     @property
     def _input_name(self) -> str:
@@ -129,7 +133,11 @@ class MainProcess:
     def signal(self, number: int) -> None:
         check_signal(number)
         with engine_errors("cannot signal the main command"):
-            if is_dropped(self._engine.api.inspect_container(self._container_id), number):
+            container = self._engine.api.inspect_container(self._container_id)
+            if number == signal.SIGSTOP and has_init(container):
+                _stop_below_init(container)
+                return
+            if is_dropped(container, number):
                 number = signal.SIGKILL
             self._watch.signalling(self._container_id, number)
             self._engine.api.kill(self._container_id, signal=number)
@@ -171,8 +179,8 @@ class MainProcess:
 
 
 def has_init(container: Mapping[str, Any]) -> bool:
-    """Whether the main command runs under the engine's init process."""
-    return bool(container["HostConfig"].get("Init"))
+    """Whether the main command runs under a supervisor or under the engine's init process."""
+    return is_supervised(container) or bool(container["HostConfig"].get("Init"))
 
 
 def has_executed(container: Mapping[str, Any]) -> bool:
@@ -181,8 +189,10 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     if not has_init(container):
         name = read_proc(pid, "comm")
         return bool(name) and not name.startswith(_RUNTIME_NAME)
-    names = [read_proc(int(child), "comm").strip() for child in read_proc(pid, f"task/{pid}/children").split()]
-    return bool(names) and names[0] not in ("", *_INIT_NAMES)
+    children = read_proc(pid, f"task/{pid}/children").split()
+    if not children or not is_alive(int(children[0])):  # not begun, or ended: then the container ends too
+        return False
+    return read_proc(int(children[0]), "comm").strip() not in ("", *_INIT_NAMES)
 
 
 def not_executed(said: str) -> str:
@@ -200,6 +210,26 @@ def is_dropped(container: Mapping[str, Any], number: int) -> bool:
     masks = dict(line.split(":", 1) for line in read_proc(pid, "status").splitlines() if line.startswith("Sig"))
     # A blocked signal waits until the process asks for it.
     return bool(masks) and not any(int(masks[name], 16) >> number - 1 & 1 for name in ("SigBlk", "SigIgn", "SigCgt"))
+
+
+def _stop_below_init(container: Mapping[str, Any]) -> None:
+    """Send SIGSTOP to the main command, the first child of process 1: the engine would stop process 1 instead, which
+    can pass this signal on to nobody."""
+    pid = container["State"]["Pid"]
+    children = read_proc(pid, f"task/{pid}/children").split()
+    if not children:
+        raise UnsupportedError("SIGSTOP needs the container engine on the worker's own host")
+    try:
+        pinned = os.pidfd_open(int(children[0]))
+        try:
+            if is_in(int(children[0]), container["Id"]):
+                signal.pidfd_send_signal(pinned, signal.SIGSTOP)
+        finally:
+            os.close(pinned)
+    except ProcessLookupError as exc:
+        raise InvalidStateError("the main command has ended") from exc
+    except PermissionError as exc:
+        raise UnsupportedError("SIGSTOP needs a worker that runs as root") from exc
 
 
 def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) -> float:
@@ -220,7 +250,7 @@ def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) ->
 
 def ending(container: Mapping[str, Any]) -> str:
     """How the main command of a container that has ended did so; for error texts."""
-    command = textwrap.shorten(shlex.join([container["Path"], *container["Args"]]), _SHOWN)
+    command = textwrap.shorten(shlex.join(own_command(container)), _SHOWN)
     return f"its main command ({command}) ended with exit code {container['State']['ExitCode']}"
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from ...errors import EngineError, InvalidArgumentError, NotFoundError
+from ...errors import EngineError, NotFoundError
 from ..commands import GONE_EXIT_CODE
 
-# What a terminal takes for the end of input: the first byte ends a line that is not complete, the second one the
-# input. Where no line had begun, the second byte ends the input of whatever reads from the terminal next.
-END_OF_TRANSMISSION = b"\x04\x04"
 # The engine lets the client of a terminal detach by typing keys. The worker never detaches, so it sets keys that
 # nobody types.
 DETACH_KEYS = "ctrl-\\,ctrl-^,ctrl-\\,ctrl-^,ctrl-\\,ctrl-^"
@@ -49,9 +46,3 @@ class Waiter:
 
     def close(self) -> None:
         self._closed.set()
-
-
-def check_signal(number: int) -> None:
-    """Raise `InvalidArgumentError` for what is not the number of a Linux signal."""
-    if not 1 <= number <= 64:
-        raise InvalidArgumentError(f"{number} is not a signal number")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ...errors import (
 )
 from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
+from ..holder import Holder
 from ..host_access import Policy
 from ..runtime import (
     BoxFiles,
@@ -38,6 +40,8 @@ from ..runtime import (
     Usage,
 )
 from ..stop_reasons import StopReasons
+from ..supervisor.links import Links
+from ..supervisor.process import HANDLE_PREFIX
 from . import main_command
 from .config import (
     MIB,
@@ -53,7 +57,6 @@ from .containers import Containers, state_of
 from .engine import Engine, act_on_all, engine_errors
 from .exec import ExecProcess, readopt
 from .files import DockerFiles
-from .holder import Holder
 from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
@@ -64,6 +67,7 @@ from .storage.disks import DockerDisks
 from .storage.images import DockerImages
 from .storage.quota import GB, Quota
 from .storage.volumes import DockerVolumes
+from .supervised import Supervisors
 from .system_files import SystemFiles
 from .watch import Watch
 
@@ -80,7 +84,8 @@ class DockerRuntime:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
-    they are started again.
+    they are started again. `links`: to the supervisors in boxes, which run their commands; None: the engine's exec
+    does.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class DockerRuntime:
         *,
         stop_reasons: Path | None = None,
         records: Path | None = None,
+        links: Links | None = None,
         enforce_disk_limit: bool = False,
         gb: int = GB,
         max_layers: int = MAX_LAYERS,
@@ -110,8 +116,16 @@ class DockerRuntime:
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)
+        self._supervisors = Supervisors(self._engine, links, holder)
         self._containers = Containers(
-            self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons
+            self._engine,
+            owner,
+            self._policy,
+            self.volumes,
+            self._watch,
+            self._quota,
+            self._reasons,
+            self._supervisors,
         )
         self.disks = DockerDisks(self._containers, self._bases, copies, self._engine, owner)
 
@@ -137,17 +151,21 @@ class DockerRuntime:
     def tidy(self) -> None:
         """Finish what was left undone when a former process was killed. Called while no call is under way."""
         self.disks.tidy()
-        for name in self._system_files.names():
+        for name in {*self._system_files.names(), *self._supervisors.names()}:
             try:
                 with engine_errors("cannot inspect a box"):
                     container = self._engine.api.inspect_container(name)
             except NotFoundError:
                 self._system_files.forget(name)
+                self._supervisors.forget(name)
                 continue
-            if container["State"]["Running"] and self._system_files.is_pending(container):
-                self._system_files.after_start(container)
+            if container["State"]["Running"]:
+                self._supervisors.started(container)
+                if self._system_files.is_pending(container):
+                    self._system_files.after_start(container)
 
     def close(self) -> None:
+        self._supervisors.close()
         self.images.close()
         self._engine.close()
 
@@ -193,7 +211,7 @@ class DockerRuntime:
 
     def _start(self, box: BoxRef) -> BoxState:
         container = self._containers.get(box)
-        state = state_of(box, container)
+        state = self._containers.seen(box, container)
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
@@ -204,6 +222,7 @@ class DockerRuntime:
         what = f"box {box.box_id} cannot be started"
         with self._containers.starts.place():
             self._system_files.before_start(container)
+            self._supervisors.starting(container)
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
             with (
@@ -217,7 +236,9 @@ class DockerRuntime:
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
-            self._system_files.after_start(self._containers.get(box))
+            container = self._containers.get(box)
+            self._system_files.after_start(container)
+            self._supervisors.started(container)
             state = self._settled(box)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in _NOT_EXECUTED_CODES:
@@ -251,7 +272,7 @@ class DockerRuntime:
             if not container["State"]["Running"]:
                 return self._containers.inspect(box)
             if main_command.has_executed(container) or time.monotonic() > deadline:
-                return state_of(box, container)
+                return self._containers.seen(box, container)
             time.sleep(0.01)
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
@@ -285,7 +306,8 @@ class DockerRuntime:
         return self._containers.states()
 
     def measure(self, box: BoxRef) -> Usage:
-        return self._meter.measure(box, self._containers.get(box))
+        used = self._meter.measure(box, self._containers.get(box))
+        return replace(used, commands_by_engine=self._supervisors.by_engine(container_name(box)))
 
     def watched_boxes(self) -> list[BoxRef]:
         return list(self._containers.watched())
@@ -304,18 +326,30 @@ class DockerRuntime:
     # ---- commands ----
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
-        container = self._containers.get(box)
+        run = self._supervisors.live(container_name(box))
+        container = self._containers.get(box) if run is None else None
         try:
-            return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+            if container is not None:
+                run = self._supervisors.reached(container)
+            if run is not None and (process := self._supervisors.spawn(run, spec)) is not None:
+                return process
+            container = container or self._containers.get(box)
+            by_engine = ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+            self._supervisors.note_by_engine(container_name(box))
+            return by_engine
         except (StoppedError, ExecutionError, EngineError) as exc:
             # When the box ends meanwhile, the engine says so in many ways.
-            end = main_command.ending_with(self._engine, self._containers.get(box)["Id"])
-            if not end or self._watch.was_stopped(container["Id"]):
+            container_id = self._containers.get(box)["Id"]
+            end = main_command.ending_with(self._engine, container_id)
+            if not end or self._watch.was_stopped(container_id):
                 raise
             raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
-        return readopt(self._engine, self._containers.get(box), handle, self._watch, self._holder)
+        container = self._containers.get(box)
+        if handle.startswith(HANDLE_PREFIX):
+            return self._supervisors.readopt(container, handle)
+        return readopt(self._engine, container, handle, self._watch, self._holder)
 
     def attach_main(self, box: BoxRef) -> Process:
         container = self._containers.get(box)

@@ -12,9 +12,8 @@ from contextlib import suppress
 from operator import itemgetter
 from typing import IO
 
-from ..commands import STDERR, STDOUT
+from ..commands import END_OF_TRANSMISSION, STDERR, STDOUT
 from .engine import Connection
-from .process import END_OF_TRANSMISSION
 
 _RECEIVE = 256 * 1024  # bytes at once
 _HEADER = 8  # bytes at the beginning of a frame

@@ -282,14 +282,14 @@ class Execution:
 
     # ---- the pump ----
 
-    def run(self) -> None:
+    def run(self, on_end: Callable[[], None]) -> None:
         """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
         try:
             for piece in self.pieces():
                 self.output.append(*piece)
         except Exception as exc:
             self._lose_output(exc)
-        self.collect()
+        self.collect(on_end)
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Yield the output as it comes, as (STDOUT or STDERR, data), until it ends."""
@@ -314,8 +314,22 @@ class Execution:
         except BoxliteError as failure:
             log.warning("cannot kill execution %s: %s", self.execution_id, failure)
 
-    def collect(self) -> None:
-        """Wait for the exit code and set the final state. Follows the end of the output."""
+    def collect(self, on_end: Callable[[], None] = lambda: None) -> None:
+        """Wait for the exit code and set the final state. Follows the end of the output.
+
+        `on_end` is called when the final state is known. Only after that the command is let go of, so that the next
+        worker process finds the exit code if this one is killed before it has noted the end.
+        """
+        process = self._process
+        try:
+            self._finish(self._exit_code())
+            on_end()
+        finally:
+            process.close()
+            self.output.close()
+
+    def _exit_code(self) -> int:
+        """Wait for the exit code, and find the reason for what is lost or odd about the end."""
         limit = 0
         try:
             exit_code = self._process.wait()
@@ -324,13 +338,10 @@ class Execution:
             log.exception("exit code of execution %s is lost", self.execution_id)
             self._error = self._error or f"exit code was lost: {exc}"
             exit_code = GONE_EXIT_CODE
-        finally:
-            self._process.close()
         self._error = self._error or self._process.lost or self.gap
         if limit and not self._error:
             self._error = f"out of memory: the box hit its memory limit of {limit} MiB, and the kernel killed a process"
-        self._finish(exit_code)
-        self.output.close()
+        return exit_code
 
     def _finish(self, exit_code: int) -> None:
         if not self.is_main:

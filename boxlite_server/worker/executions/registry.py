@@ -399,8 +399,7 @@ class Executions:
         )
 
     def _run(self, execution: Execution) -> None:
-        execution.run()
-        self._note_end(execution, now_ms())
+        execution.run(lambda: self._note_end(execution, now_ms()))
 
     def _note_end(self, execution: Execution, at_ms: int) -> None:
         """Record that the execution ended at `at_ms` (Unix time)."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 _COUNTERS = ("memory.events", "memory.oom_control")  # the files that count kills: version 2, version 1
+_FREEZERS = ("cgroup.freeze", "freezer.state")  # the files that tell whether a container is paused, and
+_RUNNING = ("0", "THAWED")  # what they say of one that is not
 
 
 class Cgroup:
@@ -16,6 +19,8 @@ class Cgroup:
     def __init__(self, memberships: str, root: Path = ROOT) -> None:
         """`memberships`: the content of /proc/PID/cgroup for a process of the container."""
         self._directories: list[Path] = []
+        self._counter: Path | None = None  # the files that were found to tell
+        self._freezer: Path | None = None
         for line in memberships.splitlines():
             _, controllers, path = line.split(":", 2)
             below = [controllers.removeprefix("name=")] if controllers else ["", "unified"]
@@ -39,16 +44,38 @@ class Cgroup:
                 return set(map(int, found))
         return None
 
+    def is_frozen(self) -> bool:
+        """Whether the container is paused."""
+        if self._freezer is None:
+            self._freezer = next((path for path in self._files(_FREEZERS) if _read(path)), None)
+        said = _read(self._freezer) if self._freezer else ""
+        return bool(said) and said.strip() not in _RUNNING
+
     def kills(self) -> int | None:
         """How many processes of the container the kernel has killed because the memory limit was reached."""
-        for directory in self._directories:
-            for name in _COUNTERS:
-                with suppress(OSError, ValueError):
-                    for line in (directory / name).read_text().splitlines():
-                        key, _, count = line.partition(" ")
-                        if key == "oom_kill":
-                            return int(count)
-        return None
+        if self._counter is None:
+            self._counter = next((path for path in self._files(_COUNTERS) if _kills(path) is not None), None)
+        return _kills(self._counter) if self._counter else None
+
+    def _files(self, names: Iterable[str]) -> Iterator[Path]:
+        return (directory / name for directory in self._directories for name in names)
+
+
+def _read(path: Path) -> str:
+    """The content of a file; empty if it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _kills(path: Path) -> int | None:
+    """What a file that counts kills says."""
+    for line in _read(path).splitlines():
+        key, _, count = line.partition(" ")
+        if key == "oom_kill" and count.isdecimal():
+            return int(count)
+    return None
 
 
 class MemoryLimit:

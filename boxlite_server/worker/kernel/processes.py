@@ -107,6 +107,18 @@ def pid_inside(pid: int) -> str | None:
     return next((line.split()[-1] for line in lines if line.startswith("NSpid:")), None)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process is there, and no zombie."""
+    entry = _entry(pid)
+    return entry is not None and entry.is_alive
+
+
+def parent_of(pid: int) -> int:
+    """The pid of the process's parent; 0 when it has ended."""
+    entry = _entry(pid)
+    return entry.parent if entry else 0
+
+
 def output_pipes(processes: set[Found], box_pid: int) -> Iterator[int]:
     """A new descriptor, to read from, for each pipe to the engine that these processes have as their output.
 

@@ -86,6 +86,7 @@ def box(state: BoxState) -> pb.Box:
         interrupted=state.interrupted,
         out_of_memory=state.out_of_memory,
         reason=state.reason,
+        supervisor=state.supervisor,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports
@@ -104,6 +105,7 @@ def metrics(usage: Usage, counts: Counts) -> pb.BoxMetrics:
         network_bytes_sent=usage.network_bytes_sent,
         network_bytes_received=usage.network_bytes_received,
         memory_limit_kills=usage.memory_limit_kills,
+        commands_by_engine=usage.commands_by_engine,
         boot_timing=pb.BootTiming(
             total_ms=usage.boot.total_ms,
             image_prepare_ms=usage.boot.image_prepare_ms,

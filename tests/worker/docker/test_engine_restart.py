@@ -15,10 +15,10 @@ from support.sites import Site, collect, in_thread
 from boxlite_server import ids
 from boxlite_server.errors import EngineError
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.docker.holder import Holder
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.executions.execution import ExecutionStatus
 from boxlite_server.worker.executions.registry import Executions
+from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.membership.inventory import inventory
 from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, Owner
 

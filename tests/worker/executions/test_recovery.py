@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.sites import Site, abandon, collect, in_thread
+from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, NotFoundError
@@ -19,6 +19,8 @@ from boxlite_server.worker.executions.journal import Journal, Record
 from boxlite_server.worker.executions.output_log import Chunk, Gap
 from boxlite_server.worker.executions.registry import KEEP_FINISHED, Executions
 from boxlite_server.worker.runtime import BoxRef
+
+RUNTIMES = ALL_RUNTIMES
 
 
 class Worker:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.clock import Clock
-from support.sites import Site, in_thread
+from support.sites import ALL_RUNTIMES, Site, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import (
@@ -33,6 +33,8 @@ from boxlite_server.worker.executions.registry import (
     ExecutionStatus,
 )
 from boxlite_server.worker.runtime import BoxRef
+
+RUNTIMES = ALL_RUNTIMES
 
 
 @pytest.fixture

@@ -51,3 +51,16 @@ def test_what_the_host_does_not_show_is_not_known(tmp_path: Path, memberships: s
     (tmp_path / "memory.events").write_text("oom_kill 1\n")
     cgroup = Cgroup(memberships, tmp_path)
     assert (cgroup.pids(), cgroup.kills()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "running", "paused"), [("cgroup.freeze", "0", "1"), ("freezer.state", "THAWED", "FROZEN")]
+)
+def test_a_paused_container_is_seen(tmp_path: Path, name: str, running: str, paused: str) -> None:
+    directory = tmp_path / ("docker/abc" if name == "cgroup.freeze" else "freezer/docker/abc")
+    directory.mkdir(parents=True)
+    cgroup = Cgroup("3:cpu,cpuacct:/docker/abc\n2:freezer:/docker/abc\n0::/docker/abc\n", tmp_path)
+    assert not cgroup.is_frozen()
+    for text, expected in ((running, False), (paused, True), (running, False)):
+        (directory / name).write_text(f"{text}\n")
+        assert cgroup.is_frozen() is expected

@@ -30,6 +30,7 @@ async def get_box_metrics(core: Core, prefix: str, box_id: str) -> Any:
         "cpu_percent": used.cpu_percent,
         "memory_bytes": used.memory_bytes,
         "memory_limit_kills_total": used.memory_limit_kills,
+        "commands_by_engine_total": used.commands_by_engine,
         "network_bytes_sent": used.network_bytes_sent,
         "network_bytes_received": used.network_bytes_received,
         "network_tcp_connections": None,

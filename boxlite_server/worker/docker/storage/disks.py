@@ -23,7 +23,7 @@ from ....errors import (
     NotFoundError,
 )
 from ...runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
-from ..config import anonymous_volumes
+from ..config import anonymous_volumes, is_supervised, own_entrypoint
 from ..containers import Containers
 from ..engine import Engine, act_on_all, disk_is_full, engine_errors, is_full
 from ..files import DockerArchive, DockerFiles
@@ -251,9 +251,7 @@ class DockerDisks:
 
     def _commit(self, container: dict[str, Any], tag: str, labels: Mapping[str, str]) -> None:
         """Copy a container's disk to a tagged image. The container is paused meanwhile."""
-        settings: dict[str, Any] = {"Labels": dict(labels)}
-        if stop_signal := container["Config"].get("StopSignal"):
-            settings["StopSignal"] = stop_signal
+        settings = {"Labels": dict(labels), **_kept_settings(container)}
         if not anonymous_volumes(container):
             try:
                 self._copies.commit(container["Id"], tag, settings, "the disk cannot be copied")
@@ -284,7 +282,7 @@ class DockerDisks:
                     target.put(posixpath.dirname(directory), content)
             # The engine adds the labels of the copy, except those that are given.
             given = {**dict.fromkeys(made.labels, ""), **container["Config"]["Labels"], **labels}
-            settings = {**container["Config"], "Volumes": None, "Labels": given}
+            settings = {**container["Config"], **_kept_settings(container), "Volumes": None, "Labels": given}
             self._copies.commit(copy["Id"], tag, settings, "the disk cannot be copied")
         self._sweep()
 
@@ -332,12 +330,23 @@ def _tags(image: Mapping[str, Any]) -> list[str]:
     return [tag for tag in image["RepoTags"] or () if tag.startswith("boxlite/")]
 
 
+def _kept_settings(container: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a container that a commit of it would lose, or would take over with the supervisor in them."""
+    settings: dict[str, Any] = {}
+    if stop_signal := container["Config"].get("StopSignal"):
+        settings["StopSignal"] = stop_signal
+    if is_supervised(container):
+        settings["Entrypoint"] = own_entrypoint(container)  # an empty one replaces the container's too
+        settings["Cmd"] = container["Config"]["Cmd"] or []
+    return settings
+
+
 def _settings(container: Mapping[str, Any]) -> Settings:
     config = container["Config"]
     return Settings(
         env=dict(pair.split("=", 1) for pair in config["Env"] or [] if "=" in pair),
         working_dir=config["WorkingDir"] or "",
-        entrypoint=tuple(config["Entrypoint"] or ()),
+        entrypoint=tuple(own_entrypoint(container)),
         cmd=tuple(config["Cmd"] or ()),
         user=config["User"] or "",
         stop_signal=config.get("StopSignal") or "",

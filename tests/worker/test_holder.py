@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from boxlite_server.worker.docker import holder as holder_module
-from boxlite_server.worker.docker.holder import Holder, is_connected
+from boxlite_server.worker import holder as holder_module
 from boxlite_server.worker.docker.stream import Stream
+from boxlite_server.worker.holder import Holder, is_connected
 
 
 @pytest.fixture
@@ -54,16 +54,16 @@ def test_what_was_kept_is_there_for_the_next_process(tmp_path: Path, started: St
     deep.mkdir()
     first = Holder(deep)
     theirs, ours = pair()
-    assert first.take("one") is None
+    assert first.take("one") == []
     assert started == [], "nothing is started before there is something to keep"
     first.keep("one", ours.fileno())
     first.close()
     ours.close()
     theirs.sendall(b"said in between")
     second = Holder(deep)
-    assert second.take("another") is None
-    descriptor = second.take("one")
-    assert descriptor is not None and is_connected(descriptor)
+    assert second.take("another") == []
+    (descriptor,) = second.take("one")
+    assert is_connected(descriptor)
     with socket.socket(fileno=descriptor) as again:
         assert again.recv(100) == b"said in between"
         again.sendall(b"heard")
@@ -71,7 +71,7 @@ def test_what_was_kept_is_there_for_the_next_process(tmp_path: Path, started: St
     assert len(started) == 1
     second.drop("one")
     assert theirs.recv(100) == b"", "nobody holds it any more"
-    assert second.take("one") is None
+    assert second.take("one") == []
     second.close()
 
 
@@ -79,14 +79,14 @@ def test_a_dead_holder_costs_no_more_than_it_held(tmp_path: Path, started: Start
     holder = Holder(tmp_path)
     theirs, ours = pair()
     holder.keep("one", ours.fileno())
-    assert holder.take("one") is not None
+    (copy,) = holder.take("one")
+    os.close(copy)
     started[0].send_signal(signal.SIGKILL)
     started[0].wait()
     holder.drop("one")
-    assert holder.take("one") is None
+    assert holder.take("one") == []
     holder.keep("two", ours.fileno())
-    descriptor = holder.take("two")
-    assert descriptor is not None
+    (descriptor,) = holder.take("two")
     os.close(descriptor)
     assert len(started) == 2
     holder.drop("two")
@@ -100,7 +100,7 @@ def test_without_room_for_a_holder_the_worker_goes_on(tmp_path: Path, caplog: py
     holder = Holder(tmp_path / "missing")
     holder.keep("one", ours.fileno())
     assert "would not survive" in caplog.text
-    assert holder.take("one") is None
+    assert holder.take("one") == []
     holder.drop("one")
     theirs.close()
     assert not is_connected(ours.fileno())

@@ -8,9 +8,9 @@ waits, as it does for any slow reader.
 What a command has left running at its end loses its output too: the engine closes the pipes, and the next write kills.
 So the holder gets the pipes' ends for reading, and reads and drops what comes until the last writer has ended.
 
-Messages are packets on a Unix socket: a letter, a name and, in some, a descriptor. `K` has the holder keep the
-descriptor that comes along under the name. `D` drops the descriptor. `T` takes a copy of it; the answer is `Y` with
-the descriptor, or `N`. `R` has the holder read and drop what comes on the descriptor that comes along.
+Messages are packets on a Unix socket: a letter, a name and, in some, descriptors. `K` has the holder keep the
+descriptors that come along under the name. `D` drops them. `T` takes copies of them; the answer is `Y` with the
+descriptors, or `N`. `R` has the holder read and drop what comes on the descriptor that comes along.
 
 `Holder` is the worker's side; `main` is the process, which ends some time after the worker has.
 """
@@ -28,7 +28,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 SOCKET_NAME = "holder.sock"
@@ -40,6 +41,7 @@ _DRAIN_SECONDS = 0.1  # between two looks at these pipes
 _DRAIN_READS, _DRAIN_BYTES = 16, 65536  # of each pipe, at a look
 _TIMEOUT = 5.0  # seconds, of the worker's calls
 _MAX_PACKET = 512  # bytes
+_MAX_DESCRIPTORS = 4  # under one name
 _DESCRIPTOR = array.array("i").itemsize
 
 log = logging.getLogger(__name__)
@@ -53,24 +55,24 @@ class Holder:
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
 
-    def keep(self, name: str, descriptor: int) -> None:
-        """Have the process keep a copy of the descriptor, under a name that nobody else uses."""
-        if failure := self._hand_over(b"K" + name.encode(), descriptor):
+    def keep(self, name: str, *descriptors: int) -> None:
+        """Have the process keep copies of the descriptors, at most four, under a name that nobody else uses."""
+        if failure := self._hand_over(b"K" + name.encode(), descriptors):
             log.warning("a command would not survive a restart of this worker: %s", failure)
 
     def drain(self, pipe: int) -> None:
         """Have the process read and drop what comes on the non-blocking descriptor, which this closes here."""
-        if failure := self._hand_over(b"R", pipe):
+        if failure := self._hand_over(b"R", [pipe]):
             log.warning("what a command has left running cannot go on writing: %s", failure)
         os.close(pipe)
 
-    def _hand_over(self, packet: bytes, descriptor: int) -> OSError | None:
-        """Send the packet and the descriptor to the process. Returns the failure."""
+    def _hand_over(self, packet: bytes, descriptors: Sequence[int]) -> OSError | None:
+        """Send the packet and the descriptors to the process. Returns the failure."""
         failure = None
         with self._lock:
             for _ in range(2):  # the second time with a new process, in case the old one has died
                 try:
-                    _send(self._reached(or_started=True), packet, descriptor)
+                    _send(self._reached(or_started=True), packet, descriptors)
                     return None
                 except OSError as exc:
                     self._forget()
@@ -78,15 +80,15 @@ class Holder:
         return failure
 
     def drop(self, name: str) -> None:
-        """Have the process close the descriptor kept under the name, if it can be reached."""
+        """Have the process close the descriptors kept under the name, if it can be reached."""
         with self._lock, contextlib.suppress(OSError):
             if self._connection is not None:
                 _send(self._connection, b"D" + name.encode())
 
-    def take(self, name: str) -> int | None:
-        """A copy of the descriptor kept under the name, for the caller to close; None: there is none.
+    def take(self, name: str) -> list[int]:
+        """Copies of the descriptors kept under the name, for the caller to close; empty: there are none.
 
-        The process keeps the descriptor until `drop`.
+        The process keeps the descriptors until `drop`.
         """
         with self._lock:
             try:
@@ -96,7 +98,7 @@ class Holder:
             except OSError as exc:
                 log.debug("no holder: %s", exc)
                 self._forget()
-                return None
+                return []
 
     def close(self) -> None:
         with self._lock:
@@ -154,20 +156,21 @@ def _address(home: Path) -> Iterator[str]:
         os.close(directory)
 
 
-def _send(connection: socket.socket, packet: bytes, descriptor: int | None = None) -> None:
-    rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+def _send(connection: socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     connection.sendmsg([packet], rights)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
-    """A packet and the descriptor that came with it; raises OSError once the other end is closed."""
-    packet, rights, _, _ = connection.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(_DESCRIPTOR))
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet and the descriptors that came with it; raises OSError once the other end is closed."""
+    packet, rights, _, _ = connection.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(_MAX_DESCRIPTORS * _DESCRIPTOR))
     if not packet:
         raise ConnectionResetError("the other end is gone")
+    descriptors = array.array("i")
     for level, kind, data in rights:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return packet, array.array("i", data[:_DESCRIPTOR])[0]
-    return packet, None
+            descriptors.frombytes(data[: len(data) // _DESCRIPTOR * _DESCRIPTOR])
+    return packet, list(descriptors)
 
 
 # ---- the process ---------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ class _Process:
     """The holder process: keeps descriptors by name for the workers that connect to `listener`."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._held: dict[str, int] = {}
+        self._held: dict[str, list[int]] = {}
         self._drained: set[int] = set()
         self._listener = listener
         self._workers: set[socket.socket] = set()
@@ -206,28 +209,29 @@ class _Process:
 
     def _serve(self, worker: socket.socket) -> None:
         try:
-            packet, descriptor = _receive(worker)
+            packet, descriptors = _receive(worker)
             letter, name = packet[:1], packet[1:].decode()
-            if letter == b"K" and descriptor is not None:
+            if letter == b"K":
                 self._drop(name)
-                self._held[name] = descriptor
-            elif letter == b"R" and descriptor is not None:
-                if len(self._drained) < MAX_DRAINED:
-                    self._drained.add(descriptor)
-                else:
-                    os.close(descriptor)
+                self._held[name] = descriptors
+            elif letter == b"R":
+                for descriptor in descriptors:
+                    if len(self._drained) < MAX_DRAINED:
+                        self._drained.add(descriptor)
+                    else:
+                        os.close(descriptor)
             elif letter == b"D":
                 self._drop(name)
             elif letter == b"T":
-                kept = self._held.get(name)
-                _send(worker, b"N" if kept is None else b"Y", kept)
+                kept = self._held.get(name, [])
+                _send(worker, b"Y" if kept else b"N", kept)
         except OSError:
             self._selector.unregister(worker)
             self._workers.discard(worker)
             worker.close()
 
     def _drop(self, name: str) -> None:
-        if (kept := self._held.pop(name, None)) is not None:
+        for kept in self._held.pop(name, []):
             os.close(kept)
 
     def _drain(self) -> None:
@@ -243,7 +247,7 @@ class _Process:
             return LIVE_SECONDS
         if not self._held:
             return EMPTY_SECONDS
-        return LIVE_SECONDS if any(map(is_connected, self._held.values())) else ENDED_SECONDS
+        return LIVE_SECONDS if any(map(is_connected, chain(*self._held.values()))) else ENDED_SECONDS
 
 
 def is_connected(descriptor: int) -> bool:

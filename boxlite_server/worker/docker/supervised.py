@@ -1,0 +1,247 @@
+"""How commands get into boxes: through the supervisor of the box, or else by the engine's exec.
+
+A supervisor runs as the first process of its box, in place of the engine's init. Into a box whose own first process has
+to stay that, an exec of the engine brings it at the first command.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ...errors import BoxliteError, EngineError, InvalidStateError, NotFoundError
+from ..commands import ExecSpec, Process
+from ..holder import Holder
+from ..kernel.cgroup import Cgroup
+from ..supervisor.command import UnheardError
+from ..supervisor.link import Link
+from ..supervisor.links import Links
+from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings
+from .config import MIB, SUPERVISOR, has_directory, is_supervised
+from .engine import Engine, engine_errors
+from .main_command import ending_with
+
+_PATIENCE = 2.0  # seconds for the supervisor to dial, after its start or the worker's
+_BRING_AGAIN = 60.0  # seconds between two execs that bring a supervisor into a box
+_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+log = logging.getLogger(__name__)
+
+
+class Supervisors:
+    """The supervisors of a worker's boxes. `links`: None: there are none, and the engine's exec runs all commands."""
+
+    def __init__(self, engine: Engine, links: Links | None, holder: Holder | None) -> None:
+        self._engine = engine
+        self._links = links
+        self._holder = holder
+        self._lock = threading.Lock()
+        self._runs: dict[str, _Run] = {}  # by the name of the container
+        self._by_engine: Counter[str] = Counter()  # commands that the engine started instead, by the container's name
+        self._why_none = ""  # why new boxes get no supervisor; empty: they do
+
+    # ---- the life of a box ----
+
+    def directory(self, name: str) -> str:
+        """The directory to mount into a new box; empty: the box gets no supervisor."""
+        if self._links is None or self._why_none:
+            return ""
+        try:
+            return str(self._links.prepare(name))
+        except OSError as exc:
+            log.warning("box %s gets no supervisor: %s", name, exc)
+            return ""
+
+    def is_invisible(self, directory: str, refusal: str) -> bool:
+        """Whether the engine refused to make a box because it cannot see the directory. No box gets a supervisor from
+        then on."""
+        if not directory or directory not in refusal:
+            return False
+        self._why_none = f"the container engine cannot use a directory of the worker: {refusal}"
+        log.warning("boxes get no supervisor: %s", self._why_none)
+        return True
+
+    def starting(self, container: Mapping[str, Any]) -> None:
+        """Listen for the supervisor of a box that is about to start."""
+        name = _name(container)
+        if self._links is not None and has_directory(container):
+            self._forget_run(name)
+            with suppress(OSError):
+                self._links.prepare(name)
+                self._links.link(name)
+
+    def started(self, container: Mapping[str, Any]) -> None:
+        """Listen for the supervisor of a box that runs. `container`: as the engine describes it now."""
+        if self._links is not None and has_directory(container):
+            self._run_of(container)
+
+    def forget(self, name: str) -> None:
+        """Remove what is kept for a box that is gone."""
+        self._forget_run(name)
+        self._by_engine.pop(name, None)
+        if self._links is not None:
+            self._links.forget(name)
+
+    def note_by_engine(self, name: str) -> None:
+        """Note that the engine has started a command in a box."""
+        with self._lock:
+            self._by_engine[name] += 1
+
+    def by_engine(self, name: str) -> int:
+        """How many commands of a box the engine has started."""
+        return self._by_engine[name]
+
+    def _forget_run(self, name: str) -> None:
+        with self._lock:
+            self._runs.pop(name, None)
+
+    def names(self) -> list[str]:
+        """The containers for which something is kept."""
+        return self._links.names() if self._links is not None else []
+
+    def running(self, name: str) -> int:
+        """How many commands of clients run under the supervisor of a box."""
+        link = self._links.known(name) if self._links is not None else None
+        return link.running() if link is not None else 0
+
+    def kind(self, container: Mapping[str, Any]) -> str:
+        """What runs the commands of a running box; see `BoxState.supervisor`."""
+        if self._links is None:
+            return "none: the worker was started without supervisors"
+        if not has_directory(container):
+            return f"none: {self._why_none or 'the box was made without a supervisor'}"
+        run = self._runs.get(_name(container))
+        if (
+            run is not None
+            and not run.link.is_live
+            and time.monotonic() > run.deadline
+            and (run.link.pid or run.bring_at)
+        ):
+            return "none: the supervisor does not dial"
+        return "init" if is_supervised(container) else "exec"
+
+    def close(self) -> None:
+        if self._links is not None:
+            self._links.close()
+
+    # ---- commands ----
+
+    def live(self, name: str) -> _Run | None:
+        """The run of a box whose supervisor is connected, and which is not paused."""
+        run = self._runs.get(name)
+        return run if run is not None and run.link.is_live and not run.box.cgroup.is_frozen() else None
+
+    def reached(self, container: Mapping[str, Any]) -> _Run | None:
+        """The run of a box whose supervisor takes commands, once it has dialled or was brought in."""
+        state = container["State"]
+        if self._links is None or not has_directory(container) or not state["Running"] or state["Paused"]:
+            return None
+        run = self._run_of(container)
+        if run is not None and not run.link.pid:
+            with run.bringing:
+                self._bring(run, container)
+        if run is None or not run.link.wait_live(run.deadline - time.monotonic()):
+            return None
+        return run
+
+    def spawn(self, run: _Run, spec: ExecSpec) -> Process | None:
+        """Start a command. None: the supervisor cannot, and has started nothing. Raises as `BoxRuntime.spawn` does."""
+        try:
+            return SupervisedProcess.spawn(run.link, run.box, spec, self._holder)
+        except (UnheardError, BeyondSupervisorError) as exc:
+            log.debug("left to the engine's exec: %s", exc)
+            return None
+
+    def readopt(self, container: Mapping[str, Any], handle: str) -> Process:
+        """The command that a former worker process started. Raises as `BoxRuntime.readopt` does."""
+        if self._links is None or not has_directory(container):
+            raise NotFoundError("the command is one of another box")
+        if not container["State"]["Running"]:
+            raise InvalidStateError("the box stopped while its worker was restarted")
+        run = self.reached(container)
+        if run is None:
+            raise EngineError("the box's supervisor does not answer")
+        return SupervisedProcess.readopt(run.link, run.box, handle, self._holder)
+
+    def _run_of(self, container: Mapping[str, Any]) -> _Run | None:
+        """The present run of a box that runs, whose supervisor is expected from now on."""
+        assert self._links is not None
+        name, pid = _name(container), int(container["State"]["Pid"])
+        with self._lock:
+            run = self._runs.get(name)
+            if run is None or run.init != pid:
+                try:
+                    self._links.prepare(name)
+                    run = _Run(self._links.link(name), pid, _surroundings(self._engine, container))
+                except OSError as exc:
+                    log.warning("the supervisor of %s cannot be heard: %s", name, exc)
+                    return None
+                self._runs[name] = run
+        if is_supervised(container):
+            run.link.expect(pid)
+        return run
+
+    def _bring(self, run: _Run, container: Mapping[str, Any]) -> None:
+        """Have the engine start the supervisor in a box whose first process is its own, or find it there."""
+        if run.link.pid or is_supervised(container):
+            return
+        now = time.monotonic()
+        try:
+            with engine_errors("the supervisor cannot be brought into the box"):
+                api = self._engine.api
+                pid = next(filter(None, map(self._pid_of, container["ExecIDs"] or ())), 0)
+                if not pid and now >= run.bring_at:
+                    run.bring_at = now + _BRING_AGAIN
+                    exec_id = api.exec_create(container["Id"], [SUPERVISOR], stdout=False, stderr=False)["Id"]
+                    api.exec_start(exec_id, detach=True)
+                    pid = self._pid_of(exec_id)
+        except BoxliteError as exc:
+            log.warning("box %s has no supervisor: %s", _name(container), exc)
+            return
+        if pid:
+            run.link.expect(pid)
+            run.deadline = time.monotonic() + _PATIENCE
+
+    def _pid_of(self, exec_id: str) -> int:
+        """The pid of a supervisor that runs under the engine's id; 0 for anything else."""
+        try:
+            with engine_errors("cannot inspect a command"):
+                found = self._engine.api.exec_inspect(exec_id)
+        except NotFoundError:
+            return 0
+        is_supervisor = found["ProcessConfig"]["entrypoint"] == SUPERVISOR and not found["ProcessConfig"]["arguments"]
+        return int(found["Pid"]) if found["Running"] and is_supervisor else 0
+
+
+class _Run:
+    """One run of a box. `init`: the pid of its first process. `deadline`: until when commands wait for the supervisor
+    to dial. `bring_at`: when another supervisor may be brought in."""
+
+    def __init__(self, link: Link, init: int, box: Surroundings) -> None:
+        self.link = link
+        self.init = init
+        self.box = box
+        self.deadline = time.monotonic() + _PATIENCE
+        self.bring_at = 0.0
+        self.bringing = threading.Lock()
+
+
+def _surroundings(engine: Engine, container: Mapping[str, Any]) -> Surroundings:
+    config, container_id = container["Config"], container["Id"]
+    return Surroundings(
+        container_id=container_id,
+        env=(_DEFAULT_PATH, f"HOSTNAME={config['Hostname']}", *(config["Env"] or ())),
+        working_dir=config["WorkingDir"] or "",
+        cgroup=Cgroup.of(container["State"]["Pid"]),
+        memory_mib=container["HostConfig"].get("Memory", 0) // MIB,
+        why_ended=lambda: ending_with(engine, container_id),
+    )
+
+
+def _name(container: Mapping[str, Any]) -> str:
+    return str(container["Name"]).lstrip("/")
