@@ -158,12 +158,14 @@ class Box(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., reason: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
-    __slots__ = ("box", "spec")
+    __slots__ = ("box", "spec", "start")
     BOX_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     spec: BoxSpec
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ...) -> None: ...
+    start: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ..., start: _Optional[bool] = ...) -> None: ...
 
 class StopBoxRequest(_message.Message):
     __slots__ = ("box", "timeout_seconds")

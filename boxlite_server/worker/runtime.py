@@ -105,6 +105,8 @@ class BoxState:
     engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
     memory limit. The runtime knows both only of a stop that happened while it watched the engine.
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
+    `engine_life`: the engine's life at the start; only `start` tells it. An engine that is restarted in the middle of a
+    start may be known by its former life still.
     """
 
     box: BoxRef
@@ -116,6 +118,7 @@ class BoxState:
     interrupted: bool = False
     out_of_memory: bool = False
     reason: str = ""
+    engine_life: str = ""
 
 
 @dataclass(frozen=True, slots=True)

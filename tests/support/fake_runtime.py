@@ -245,6 +245,10 @@ class FakeRuntime:
         return self._boxes[box.box_id].state
 
     def start(self, box: BoxRef) -> BoxState:
+        life = self.life()
+        return replace(self._start(box), engine_life=life)
+
+    def _start(self, box: BoxRef) -> BoxState:
         with self._lock:
             found = self._find(box)
             if found.status is BoxStatus.RUNNING:

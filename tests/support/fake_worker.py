@@ -198,7 +198,8 @@ class FakeWorker:
         )
 
     def _CreateBox(self, request: pb.CreateBoxRequest) -> pb.Box:
-        return self._make(request.box)
+        made = self._make(request.box)
+        return self._StartBox(request.box) if request.start else made
 
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:
         found = self._find(ref)

@@ -120,7 +120,8 @@ class Boxes:
         wanted: dict[str, Any] = {}
         was_desired = box.desired == DesiredState.RUNNING
         if not was_desired:
-            wanted |= {"desired": DesiredState.RUNNING, "engine_life": None}
+            # Should the answer be lost with the coordinator's machine, this life tells whether the run ended with it.
+            wanted |= {"desired": DesiredState.RUNNING, "engine_life": worker.engine_life}
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
@@ -135,12 +136,7 @@ class Boxes:
                 box = await self._turns.change(box.id, desired=DesiredState.STOPPED)
             await self._not_started(box, exc)
             raise
-        if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
-            # The box has ended at once; `follow` finds out whether by itself or killed by an engine that is stopping.
-            box = await self._turns.change(box.id, engine_life=state.engine_life or None)
-            await self._observer.follow(box)
-            return await self._store.get_box(box.id) or box
-        return await self._observer.apply(box, state, worker)
+        return await self._observer.started(box, state, worker, again=again)
 
     async def _not_started(self, box: Box, exc: errors.BoxliteError) -> None:
         await self._observer.observe(box)
@@ -214,7 +210,7 @@ class Boxes:
                 await tx.update_box(box.id, status=box.status)
             await self._observer.observe(box)
             raise
-        await self._turns.forget(box.id)
+        await self._turns.forget(box.id, durable=False)  # a row that says "removing" ends the same way
         if left:
             for callback in self._on_forgotten:
                 callback(box)

@@ -23,10 +23,10 @@ from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
-from ..states import BoxStatus
+from ..states import BoxStatus, DesiredState
 from ..store import Box, Store, Tables, Worker
 from .observing import Observer
-from .turns import Turns
+from .turns import Turns, forgotten
 from .volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -59,14 +59,17 @@ class Creation:
 
     async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
         """Create a box on the least loaded worker that has room. A box with volumes goes to the worker that has
-        them. With a `request_key`, see `made_before`.
+        them. With a `request_key`, see `made_before`. A request with `start` has the box started by the same call to
+        the worker; a box that cannot be started is not made. Only a worker of an earlier version, and a crash in the
+        middle, leave such a box configured.
 
         When a worker cannot create the box, the next one is tried under the next generation: a container that still
         comes about at the first worker is an orphan there. A worker that does not answer in time has used up the
         time of the others too: the box is forgotten, and its container, if any, is an orphan.
 
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
-        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
+        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError; with `start` also what a
+        start raises.
         """
         spec = Spec.of_request(request, self._policy)
         if left := await self.made_before(request_key, spec):
@@ -74,10 +77,10 @@ class Creation:
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
-            return await self._create_somewhere(box_id, prefix, spec, home, request_key)
+            return await self._create_somewhere(box_id, prefix, spec, home, request_key, bool(request.get("start")))
 
     async def _create_somewhere(
-        self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
+        self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None, start: bool
     ) -> Box:
         tried: dict[str, errors.BoxliteError] = {}
         refused: errors.BoxliteError | None = None
@@ -85,7 +88,7 @@ class Creation:
         for generation in itertools.count(1):
             try:
                 worker = await self._reserve(
-                    box_id, prefix, spec, generation, tried, home=home, request_key=request_key
+                    box_id, prefix, spec, generation, tried, home=home, request_key=request_key, start=start
                 )
             except errors.BoxliteError as exc:
                 if tried:
@@ -95,8 +98,8 @@ class Creation:
                     raise refused from None
                 raise
             try:
-                await self._create_on(worker, box_id, generation, spec, ends_at)
-                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+                state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
+                return await self._made(box_id, state, worker)
             except TRY_ELSEWHERE as exc:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
@@ -177,10 +180,22 @@ class Creation:
             else:
                 log.warning("box %s will be cleaned up later: %s", box_id, exc)
 
-    async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float) -> None:
-        request = pb.CreateBoxRequest(box=pb.BoxRef(box_id=box_id, generation=generation), spec=spec.to_proto(box_id))
+    async def _create_on(
+        self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float, start: bool
+    ) -> pb.Box:
+        box = pb.BoxRef(box_id=box_id, generation=generation, wish=int(start))
+        request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box_id), start=start)
         timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
-        await self._calls.create_box(worker, request, timeout=timeout)
+        return await self._calls.create_box(worker, request, timeout=timeout)
+
+    async def _made(self, box_id: str, state: pb.Box, worker: Worker) -> Box:
+        """The row of a box that was just made, as it is on disk."""
+        if state.status == pb.BOX_STATUS_CONFIGURED:
+            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED, desired=DesiredState.STOPPED)
+        box = await self._store.get_box(box_id)
+        if box is None:
+            raise forgotten(box_id)
+        return await self._observer.started(box, state, worker, durable=True)
 
     async def _resolved(self, prefix: str, spec: Spec) -> tuple[Spec, str | None]:
         """The spec with the ids of its volumes, and the id of the one worker that has them."""
@@ -200,11 +215,15 @@ class Creation:
         home: str | None,
         only: str | None = None,
         request_key: str | None = None,
+        start: bool = False,
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
-        id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
+        id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box.
+
+        The step need not be on disk when the worker is called: without its row, a box whose client has no answer yet
+        is an orphan."""
         need = Need(spec.cpus, spec.memory_mib, home, disk_limit=spec.disk_size_gb is not None)
-        async with self._turns.writing(box_id) as tx:
+        async with self._turns.writing(box_id, durable=False) as tx:
             if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
                 if not self._is_past(other):
                     raise errors.LeaseLostError("another attempt at this request has taken over; send it again")
@@ -220,7 +239,8 @@ class Creation:
                 await tx.update_box(box_id, worker_id=worker.id, generation=generation, updated_at=now)
                 return worker
             await self._refuse_too_many(tx, prefix)
-            await tx.insert_box(_new_row(box_id, prefix, spec, worker.id, generation, request_key, now))
+            row = _new_row(box_id, prefix, spec, worker.id, generation, request_key, now)
+            await tx.insert_box(row._replace(desired=DesiredState.RUNNING, wish=1) if start else row)
             return worker
 
     async def _refuse_too_many(self, tx: Tables, prefix: str) -> None:

@@ -76,13 +76,13 @@ class Store(Tables):
         await self._backend.close()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Tables]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Tables]:
         """A transaction, atomic and exclusive: what is read through the yielded `Tables` stays true until the
         transaction ends, whoever else shares the database. Inside, await nothing but such reads and writes, and open
-        no second transaction.
+        no second transaction. Without `durable` the end does not wait for the disk; see `Backend.transaction`.
 
         When the end of a PostgreSQL transaction raises DatabaseUnavailableError, it may have been committed all the
         same.
         """
-        async with self._backend.transaction() as connection:
+        async with self._backend.transaction(durable=durable) as connection:
             yield Tables(connection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +26,7 @@ from .watch import Watch
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
 MAX_WAITING_STARTS = 64
 START_PATIENCE = 60.0  # seconds
+_MADE = 1000  # containers that are remembered until their first start
 
 
 class Containers:
@@ -53,6 +54,8 @@ class Containers:
         self._quota = quota
         self._reasons = reasons
         self._pinning = threading.Lock()
+        self._lock = threading.Lock()
+        self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
     # ---- making ----
@@ -78,8 +81,23 @@ class Containers:
             config = container_config(box, self.admit(spec), image, self._owner())
             self._quota.apply(config, spec)
             with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
-                self._engine.api.create_container_from_config(config, container_name(box))
+                made = self._engine.api.create_container_from_config(config, container_name(box))
+            self._note_made(box, made["Id"], config)
         return BoxState(box, BoxStatus.CONFIGURED)
+
+    def _note_made(self, box: BoxRef, container_id: str, config: dict[str, Any]) -> None:
+        container = {
+            "Id": container_id,
+            "Name": f"/{container_name(box)}",
+            "Config": config,
+            "HostConfig": config["HostConfig"],
+            "Mounts": [],
+            "State": {"Status": "created", **dict.fromkeys(("Running", "Paused", "Restarting", "Error"))},
+        }
+        with self._lock:
+            self._made[box] = container
+            if len(self._made) > _MADE:
+                self._made.popitem(last=False)
 
     @contextmanager
     def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
@@ -110,6 +128,13 @@ class Containers:
                 return container
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+
+    def to_start(self, box: BoxRef) -> dict[str, Any]:
+        """As much of the description of the box's container as a start needs. The engine is not asked for the first
+        start of a container that this process has made. Raises like `get`."""
+        with self._lock:
+            made = self._made.pop(box, None)
+        return made or self.get(box)
 
     def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
@@ -181,6 +206,8 @@ class Containers:
 
     def delete(self, box: BoxRef, force: bool) -> None:
         """Remove the box's container, if there is one. Raises `InvalidStateError` when it runs, without `force`."""
+        with self._lock:
+            self._made.pop(box, None)
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
                 self._engine.api.remove_container(container_name(box), v=True, force=force)

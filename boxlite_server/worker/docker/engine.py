@@ -22,6 +22,8 @@ import docker
 import docker.errors
 import docker.utils
 import requests
+import requests.adapters
+from docker.transport import UnixHTTPAdapter
 
 from ...errors import (
     BoxliteError,
@@ -196,8 +198,27 @@ def _hijacked(raw_socket: Any) -> Connection:
 # ---- the engine ----
 
 
+class _OnePool(UnixHTTPAdapter):
+    """Keeps the connections to a Unix socket in one pool. The library's own adapter has a pool for each URL, and so it
+    connects anew for each container."""
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+        return super().get_connection("http+docker://localhost", proxies)
+
+
 class _Client(docker.APIClient):
-    """Sets a timeout on every call: the library sets none on some of its streams and hijacked connections."""
+    """Keeps and reuses its connections, and sets a timeout on every call: the library sets none on some of its streams
+    and hijacked connections."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.trust_env = False  # the engine is on this host: neither a proxy nor a password in a file is meant for it
+        own: Any = getattr(self, "_custom_adapter", None)
+        if own is not None:
+            own.close()
+            self.mount("http+docker://", _OnePool(f"http+unix://{own.socket_path}", self.timeout, max_pool_size=_POOL))
+        else:
+            self.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.setdefault("timeout", self.timeout) is None:
@@ -231,7 +252,7 @@ class Engine:
         options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
-        return _Client(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
+        return _Client(version="auto", timeout=CALL_TIMEOUT, **options)
 
     def call(
         self,

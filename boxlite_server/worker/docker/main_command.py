@@ -185,6 +185,11 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     return bool(names) and names[0] not in ("", *_INIT_NAMES)
 
 
+def is_visible(container: Mapping[str, Any]) -> bool:
+    """Whether the first process can be seen. False once it has ended, and where the worker sees no process of boxes."""
+    return bool(_proc(container["State"]["Pid"], "comm"))
+
+
 def not_executed(said: str) -> str:
     """What the first process said against the main command, in the last lines of its log; empty: nothing."""
     found = [match for line in said.splitlines() if (match := _NOT_EXECUTED.fullmatch(line.strip()))]

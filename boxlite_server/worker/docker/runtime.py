@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ from .system_files import SystemFiles
 from .watch import Watch
 
 _SPAWN_PATIENCE = 0.5  # seconds; the first process needs milliseconds
+_FIRST_LOOK, _LAST_LOOK = 0.001, 0.01  # seconds between two looks at the first process
 _NOT_EXECUTED_CODES = (1, 126, 127, 255)  # exit codes of a first process that could not execute the main command
 
 
@@ -192,12 +194,13 @@ class DockerRuntime:
         return f"the image is built for {built_for}, and this worker's engine runs {self._architecture}"
 
     def _start(self, box: BoxRef) -> BoxState:
-        container = self._containers.get(box)
+        life = self._watch.life()
+        container = self._containers.to_start(box)
         state = state_of(box, container)
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
-            return state
+            return replace(state, engine_life=life)
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         self.volumes.check(volume_ids(container))
@@ -217,8 +220,9 @@ class DockerRuntime:
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
-            self._system_files.after_start(self._containers.get(box))
-            state = self._settled(box)
+            container = self._containers.get(box)
+            self._system_files.after_start(container)
+            state = self._settled(box, container)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in _NOT_EXECUTED_CODES:
             # Either the command ended with this code, or the first process could not execute it.
@@ -226,7 +230,7 @@ class DockerRuntime:
                 said = self._engine.api.logs(container_name(box), tail=5, since=began)
             if reason := main_command.not_executed(said.decode(errors="replace")):
                 raise not_executed(box.box_id, reason)
-        return state
+        return replace(state, engine_life=life)
 
     @contextmanager
     def _paths_kept(self, paths: list[str]) -> Iterator[None]:
@@ -243,16 +247,18 @@ class DockerRuntime:
             self._policy.recheck(paths, writable_paths(running))
             yield
 
-    def _settled(self, box: BoxRef) -> BoxState:
-        """The state once the first process has executed the main command, or could not."""
-        deadline = time.monotonic() + _SPAWN_PATIENCE
-        while True:
-            container = self._containers.get(box)
-            if not container["State"]["Running"]:
-                return self._containers.inspect(box)
+    def _settled(self, box: BoxRef, container: Mapping[str, Any]) -> BoxState:
+        """The state once the first process has executed the main command, or could not. `container`: as the engine
+        describes it after its start."""
+        pause, deadline = _FIRST_LOOK, time.monotonic() + _SPAWN_PATIENCE
+        while container["State"]["Running"]:
             if main_command.has_executed(container) or time.monotonic() > deadline:
                 return state_of(box, container)
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)
+            if not main_command.is_visible(container) or time.monotonic() > deadline:
+                container = self._containers.get(box)
+        return self._containers.inspect(box)
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         container = self._containers.get(box)
