@@ -92,6 +92,7 @@ class Worker:
             holder=Holder(config.home),
             stop_reasons=config.home / "stop-reasons.json",
             records=_made(config.home / "system-files"),
+            prepared=config.home / "prepared.json",
             enforce_disk_limit=config.enforce_disk_limit,
         )
         journal = Journal(_made(config.home / "executions"))

@@ -55,7 +55,14 @@ def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
     owner = Owner(ids.new_id(), ids.new_id())
     allowed = request.getfixturevalue("allowed_directory")
     home = request.getfixturevalue("tmp_path_factory").mktemp("home")
-    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed), Holder(home), records=home / "system-files")
+    docker = DockerRuntime(
+        lambda: owner,
+        docker_host,
+        policy(allowed),
+        Holder(home),
+        records=home / "system-files",
+        prepared=home / "prepared.json",
+    )
     yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"), allowed)
     for state in docker.list_boxes():
         docker.remove(state.box, force=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ..host_access import Policy
+from ..prepared import Prepared
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
 from .config import container_config, published, spec_errors
@@ -26,6 +27,7 @@ from .watch import Watch
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
 MAX_WAITING_STARTS = 64
 START_PATIENCE = 60.0  # seconds
+_CREATED = {"Status": "created", "Pid": 0, "Error": "", **dict.fromkeys(("Running", "Paused", "Restarting"), False)}
 _MADE = 1000  # containers that are remembered until their first start
 
 
@@ -45,6 +47,7 @@ class Containers:
         watch: Watch,
         quota: Quota,
         reasons: StopReasons,
+        prepared: Prepared,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -53,6 +56,7 @@ class Containers:
         self._watch = watch
         self._quota = quota
         self._reasons = reasons
+        self._prepared = prepared
         self._pinning = threading.Lock()
         self._lock = threading.Lock()
         self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
@@ -92,7 +96,7 @@ class Containers:
             "Config": config,
             "HostConfig": config["HostConfig"],
             "Mounts": [],
-            "State": {"Status": "created", **dict.fromkeys(("Running", "Paused", "Restarting", "Error"))},
+            "State": _CREATED,
         }
         with self._lock:
             self._made[box] = container
@@ -116,7 +120,13 @@ class Containers:
     # ---- finding ----
 
     def get(self, box: BoxRef) -> dict[str, Any]:
-        """The engine's description of the box's container. Raises `NotFoundError` when the owner has none."""
+        """The engine's description of the box's container; that of a prepared box is as if it was never started. Raises
+        `NotFoundError` when the owner has none."""
+        container = self.get_as_is(box)
+        return {**container, "State": {**container["State"], **_CREATED}} if box in self._prepared else container
+
+    def get_as_is(self, box: BoxRef) -> dict[str, Any]:
+        """The engine's description of the box's container, prepared or not. Raises `NotFoundError` like `get`."""
         try:
             with engine_errors("cannot inspect the box"):
                 container = dict(self._engine.api.inspect_container(container_name(box)))
@@ -131,10 +141,10 @@ class Containers:
 
     def to_start(self, box: BoxRef) -> dict[str, Any]:
         """As much of the description of the box's container as a start needs. The engine is not asked for the first
-        start of a container that this process has made. Raises like `get`."""
+        start of a container that this process has made. Raises like `get_as_is`."""
         with self._lock:
             made = self._made.pop(box, None)
-        return made or self.get(box)
+        return made or self.get_as_is(box)
 
     def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
@@ -210,13 +220,14 @@ class Containers:
             self._made.pop(box, None)
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(container_name(box), v=True, force=force)
+                self._engine.api.remove_container(container_name(box), v=True, force=force or box in self._prepared)
         except NotFoundError:
             pass
         except InvalidStateError as exc:
             if "already in progress" not in exc.message:
                 raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
             self._await_absence(box)
+        self._prepared.discard(box)
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):

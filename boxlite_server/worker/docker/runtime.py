@@ -24,6 +24,7 @@ from ...errors import (
 from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..host_access import Policy
+from ..prepared import Prepared
 from ..runtime import (
     BoxFiles,
     BoxRef,
@@ -82,7 +83,7 @@ class DockerRuntime:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
-    they are started again.
+    they are started again. `prepared`: the file in which prepared boxes outlive this process; None: they do not.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class DockerRuntime:
         *,
         stop_reasons: Path | None = None,
         records: Path | None = None,
+        prepared: Path | None = None,
         enforce_disk_limit: bool = False,
         gb: int = GB,
         max_layers: int = MAX_LAYERS,
@@ -112,8 +114,9 @@ class DockerRuntime:
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)
+        self._prepared = Prepared(prepared)
         self._containers = Containers(
-            self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons
+            self._engine, owner, self._policy, self.volumes, self._watch, self._quota, self._reasons, self._prepared
         )
         self.disks = DockerDisks(self._containers, self._bases, copies, self._engine, owner)
 
@@ -171,9 +174,17 @@ class DockerRuntime:
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, base, replacing=held)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
-        return state
+        return replace(state, image_id=image["Id"])
+
+    def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        state = self.create(box, spec)
+        if state.status is not BoxStatus.CONFIGURED:
+            return state
+        self._prepared.add(box)  # before the start, so that nobody ever sees the box run
+        return replace(state, engine_life=self._start(box).engine_life)
 
     def start(self, box: BoxRef) -> BoxState:
+        self._prepared.discard(box)
         try:
             return self._start(box)
         except (EngineError, ExecutionError) as exc:
@@ -200,6 +211,7 @@ class DockerRuntime:
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
+            self._watch.forget(container["Id"])  # the box may have been a prepared one until now
             return replace(state, engine_life=life)
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
@@ -220,7 +232,7 @@ class DockerRuntime:
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
-            container = self._containers.get(box)
+            container = self._containers.get_as_is(box)
             self._system_files.after_start(container)
             state = self._settled(box, container)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
@@ -257,7 +269,7 @@ class DockerRuntime:
             time.sleep(pause)
             pause = min(2 * pause, _LAST_LOOK)
             if not main_command.is_visible(container) or time.monotonic() > deadline:
-                container = self._containers.get(box)
+                container = self._containers.get_as_is(box)
         return self._containers.inspect(box)
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
@@ -311,6 +323,8 @@ class DockerRuntime:
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         container = self._containers.get(box)
+        if box in self._prepared:
+            raise StoppedError(f"box {box.box_id} is not running: it was not started yet")
         try:
             return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
         except (StoppedError, ExecutionError, EngineError) as exc:

@@ -72,6 +72,12 @@ class Watch:
             if self._listening_since is not None and self._events == marker:
                 self._states[container_id] = state
 
+    def forget(self, container_id: str) -> None:
+        """Forget the container's state, which has changed without an event."""
+        with self._changed:
+            self._events += 1
+            self._states.pop(container_id, None)
+
     def life(self) -> str:
         """The life of the engine. It is asked for once while the events go on: the end of the engine ends them."""
         with self._changed:

@@ -85,6 +85,7 @@ def box(state: BoxState) -> pb.Box:
         interrupted=state.interrupted,
         out_of_memory=state.out_of_memory,
         reason=state.reason,
+        image_id=state.image_id,
         engine_life=state.engine_life,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)

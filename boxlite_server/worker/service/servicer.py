@@ -96,7 +96,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
         with self._turn(box, context, makes=True, wish=request.box.wish if request.start else None):
-            made = self._runtime.create(box, messages.spec(request.spec))
+            spec = messages.spec(request.spec)
+            made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
             return messages.box(self._first_start(box) if request.start else made)
 
     def _first_start(self, box: BoxRef) -> BoxState:
