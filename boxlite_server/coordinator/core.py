@@ -12,6 +12,7 @@ from .. import ids
 from .auth import Authenticator
 from .control.lifetimes import Lifetimes
 from .control.orphans import ORPHAN_GRACE_SECONDS, Orphans
+from .control.pools import Pools
 from .control.reconcile import Reconciler
 from .control.restarts import Restarts
 from .domain.archives import Archives
@@ -26,6 +27,7 @@ from .domain.observing import Observer
 from .domain.snapshots import Snapshots
 from .domain.turns import Turns
 from .domain.volumes import Volumes
+from .domain.warm import Warm
 from .fleet.calls import Calls
 from .fleet.link import Connect, GrpcLink
 from .fleet.pulls import FailedPulls
@@ -56,6 +58,8 @@ class Core:
     snapshots: Snapshots
     archives: Archives
     metrics: Metrics
+    warm: Warm
+    pools: Pools
     reconciler: Reconciler
     policy: Policy
     clock: Callable[[], float]
@@ -107,8 +111,9 @@ class Core:
         turns = Turns(store, fleet, schedule, leases, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         pulls = FailedPulls(clock)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, pulls, policy, clock)
-        boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
+        warm = Warm(store, fleet, turns, observer)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, pulls, policy, clock)
+        boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
         boxes.on_forgotten(orphans.forgotten)
@@ -131,6 +136,8 @@ class Core:
             snapshots=snapshots,
             archives=Archives(turns, creation, calls, policy, clock),
             metrics=Metrics(turns, calls),
+            warm=warm,
+            pools=Pools(store, fleet, calls, turns, creation, warm, leases, clock),
             reconciler=Reconciler(store, fleet, calls, turns, observer, snapshots, volumes, orphans, restarts, clock),
             policy=policy,
             clock=clock,
@@ -142,9 +149,11 @@ class Core:
         self.leases.start()
         self.lifetimes.start()
         self.reconciler.start()
+        self.pools.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
+        await self.pools.close()
         await self.reconciler.close()
         await self.leases.close()
         await self.calls.close()

@@ -7,12 +7,13 @@ operation has its turn; see `turns`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import UNCERTAIN, Calls
+from ..fleet.placement import Need
 from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS, MAX_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
@@ -21,6 +22,7 @@ from .deadlines import Schedule
 from .observing import RESTARTED, Observer
 from .turns import Turns, ref
 from .verdict import state_of, was_gone
+from .warm import Warm
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Boxes:
         schedule: Schedule,
         turns: Turns,
         observer: Observer,
+        warm: Warm,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -54,6 +57,7 @@ class Boxes:
         self._schedule = schedule
         self._turns = turns
         self._observer = observer
+        self._warm = warm
         self._clock = clock
         self._on_forgotten: list[Callable[[Box], object]] = []
 
@@ -125,7 +129,7 @@ class Boxes:
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
-            box = await self._turns.reserve_again(box, worker, **wanted)
+            box = await self._reserve_again(box, worker, wanted)
         elif wanted:
             box = await self._turns.change(box.id, **wanted)
         try:
@@ -137,6 +141,15 @@ class Boxes:
             await self._not_started(box, exc)
             raise
         return await self._observer.started(box, state, worker, again=again)
+
+    async def _reserve_again(self, box: Box, worker: Worker, changes: Mapping[str, Any]) -> Box:
+        """See `Turns.reserve_again`. Warm boxes are given up where the worker has no room otherwise."""
+        try:
+            return await self._turns.reserve_again(box, worker, **changes)
+        except errors.ResourceExhaustedError:
+            if not await self._warm.give_up(Need(box.cpus, box.memory_mib, worker.id)):
+                raise
+            return await self._turns.reserve_again(box, worker, **changes)
 
     async def _not_started(self, box: Box, exc: errors.BoxliteError) -> None:
         await self._observer.observe(box)

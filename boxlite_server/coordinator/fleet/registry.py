@@ -261,6 +261,7 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         engine_life=request.get("engine_life"),
         started_at=request.get("started_at"),
         disk_limit=request.get("disk_limit"),
+        warm_images=request.get("warm_images") or {},
     )
 
 

@@ -21,10 +21,12 @@ from .meta import Meta
 from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
 from .volumes import Volume, Volumes
+from .warm import WARM_PREFIX, WarmBox, WarmPool, WarmPools
 from .workers import Load, Worker, Workers
 
 __all__ = [
     "RESERVING",
+    "WARM_PREFIX",
     "Answer",
     "Box",
     "BoxState",
@@ -36,11 +38,13 @@ __all__ = [
     "Tables",
     "Unsettled",
     "Volume",
+    "WarmBox",
+    "WarmPool",
     "Worker",
 ]
 
 
-class Tables(Meta, Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
+class Tables(Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
     All methods raise DatabaseUnavailableError while the database cannot be reached or written, and work again
