@@ -65,8 +65,8 @@ class Creation:
     async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
         """Create a box on the least loaded worker that has room. A box with volumes goes to the worker that has
         them. With a `request_key`, see `made_before`. A request with `start` has the box started by the same call to
-        the worker; a box that cannot be started is not made. Only a worker of an earlier version, and a crash in the
-        middle, leave such a box configured.
+        the worker; a box that cannot be started is not made, and where the worker may have started it, no other worker
+        is tried. Only a worker of an earlier version, and a crash in the middle, leave such a box configured.
 
         When a worker cannot create the box, the next one is tried under the next generation: a container that still
         comes about at the first worker is an orphan there. A worker that does not answer in time has used up the
@@ -134,8 +134,7 @@ class Creation:
                 )
             except errors.BoxliteError as exc:
                 if tried:
-                    await self._turns.forget(box_id)
-                    await self._store.count(prefix, "boxes_failed")
+                    await self._failed(box_id, prefix)
                 if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
                     raise refused from None
                 raise
@@ -143,6 +142,9 @@ class Creation:
                 state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
                 return await self._made(box_id, state, worker)
             except TRY_ELSEWHERE as exc:
+                if start and isinstance(exc, UNCERTAIN):  # the box may run there, and must not run twice
+                    await self._failed(box_id, prefix)
+                    raise
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
                 if isinstance(exc, errors.LocalImageError):
@@ -153,10 +155,13 @@ class Creation:
                     raise
                 tried[worker.name] = refused = exc  # another worker's operator may allow it
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
-                await self._turns.forget(box_id)
-                await self._store.count(prefix, "boxes_failed")
+                await self._failed(box_id, prefix)
                 raise
         raise AssertionError("every worker was tried, and _reserve did not say so")
+
+    async def _failed(self, box_id: str, prefix: str) -> None:
+        await self._turns.forget(box_id)
+        await self._store.count(prefix, "boxes_failed")
 
     async def made_before(self, request_key: str | None, spec: Spec) -> Box | None:
         """The box that an earlier attempt at the same request made, when a crash kept the answer from its client.

@@ -46,9 +46,21 @@ def test_a_box_that_cannot_be_started_is_not_made(tell: Any) -> None:
 def test_the_box_starts_at_the_next_worker_when_the_first_has_trouble(tell: Any) -> None:
     async def story(site: CoordinatorSite) -> None:
         one, two = await site.register("one"), await site.register("two")
-        one.refuse("CreateBox", errors.EngineError("the engine says no"))
+        one.refuse("CreateBox", errors.ResourceExhaustedError("too many starts of boxes"))
         box = await site.create(start=True)
         assert (box.worker_id, box.generation, box.status) == (two.id, 2, "running")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("error", [errors.UnreachableError("lost"), errors.EngineError("the engine says no")])
+def test_a_box_that_may_run_at_a_worker_is_started_at_no_other(tell: Any, error: errors.BoxliteError) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        _, two = await site.register("one"), await site.register("two")
+        site.one.refuse("CreateBox", error)
+        with pytest.raises(type(error)):
+            await site.create(start=True)
+        assert (await rows(site), two.boxes) == ([], {})
 
     tell(story)
 
