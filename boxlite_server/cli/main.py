@@ -90,6 +90,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
             cpu_overcommit=arguments.cpu_overcommit,
             enforce_disk_limit=arguments.disk_limit == "enforce",
+            warm_images=dict(arguments.warm),
         )
     )
 
@@ -293,6 +294,14 @@ def _add_worker(commands: _Commands) -> None:
         metavar="N",
         type=types.positive,
         help="take at most N boxes at once; stopped and failed boxes do not count (default: no limit)",
+    )
+    parser.add_argument(
+        "--warm",
+        metavar="IMAGE=N",
+        type=types.warm_image,
+        action="append",
+        default=[],
+        help="keep N boxes of IMAGE started for requests to come; may be repeated (default: none)",
     )
     parser.add_argument(
         "--cpu-overcommit",

@@ -58,7 +58,6 @@ class Core:
     snapshots: Snapshots
     archives: Archives
     metrics: Metrics
-    warm: Warm
     pools: Pools
     reconciler: Reconciler
     policy: Policy
@@ -110,9 +109,8 @@ class Core:
         schedule = Schedule(store, leases, clock)
         turns = Turns(store, fleet, schedule, leases, clock)
         observer = Observer(store, fleet, calls, turns, clock)
-        pulls = FailedPulls(clock)
         warm = Warm(store, fleet, turns, observer)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, pulls, policy, clock)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, FailedPulls(clock), policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
@@ -127,7 +125,7 @@ class Core:
             observer=observer,
             creation=creation,
             boxes=boxes,
-            images=Images(store, fleet, calls, pulls),
+            images=Images(store, fleet, calls, creation.pulls),
             volumes=volumes,
             executions=Executions(store, calls, turns, observer, boxes, schedule, leases, reconnect_grace),
             files=Files(turns, calls, schedule),
@@ -136,7 +134,6 @@ class Core:
             snapshots=snapshots,
             archives=Archives(turns, creation, calls, policy, clock),
             metrics=Metrics(turns, calls),
-            warm=warm,
             pools=Pools(store, fleet, calls, turns, creation, warm, leases, clock),
             reconciler=Reconciler(store, fleet, calls, turns, observer, snapshots, volumes, orphans, restarts, clock),
             policy=policy,

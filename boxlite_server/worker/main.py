@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -59,6 +59,7 @@ class WorkerConfig:
     api_key: str | None = None
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
+    warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -128,6 +129,7 @@ class Worker:
             max_boxes=self._config.max_boxes,
             rng=self._rng,
             cpu_overcommit=self._config.cpu_overcommit,
+            warm_images=self._config.warm_images,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)

@@ -105,9 +105,8 @@ class BoxState:
     engine itself ended. `out_of_memory`: the last run ended because the kernel killed a process of the box at the
     memory limit. The runtime knows both only of a stop that happened while it watched the engine.
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
-    `image_id`: of the image that the box is made of; only `create` and `prepare` tell it.
-    `engine_life`: the engine's life at the start; only `start` and `prepare` tell it. An engine that is restarted in
-    the middle of a start may be known by its former life still.
+    `image_id`: of the image that the box is made of; only `create` and `prepare` tell it. `engine_life`: the engine's
+    life at the start, or the one before if it ended meanwhile; only `start` and `prepare` tell it.
     """
 
     box: BoxRef
@@ -424,9 +423,7 @@ class BoxRuntime(Protocol):
         """Make the box like `create`, and do already what takes long of its start, the run of the main command
         included. The box counts as not started: its state is that of a box that was just made, and only `start` makes
         it run, which takes no time then, unless the main command has ended meanwhile. Repeated, it prepares the box
-        anew where that run has ended.
-
-        Raises what `create` and `start` raise.
+        anew where that run has ended. Raises what `create` and `start` raise.
         """
 
     def start(self, box: BoxRef) -> BoxState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 class Pools:
-    """Looks after the pools of a fleet; `clock` gives Unix seconds."""
+    """Looks after the pools of a fleet; `warm` counts the claims, `clock` gives Unix seconds."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Pools:
         self._calls = calls
         self._turns = turns
         self._creation = creation
-        self._warm = warm
+        self.warm = warm
         self._leases = leases
         self._clock = clock
         self._images: dict[str, tuple[float, dict[str, str]]] = {}  # by worker id: until when, and ids by reference
@@ -93,14 +93,27 @@ class Pools:
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._warm.wanted.wait(), seconds)
+            await asyncio.wait_for(self.warm.wanted.wait(), seconds)
+
+    async def keep(self, pools: list[WarmPool]) -> None:
+        """Replace the pools of the fleet. Raises InvalidArgumentError when two are of one kind."""
+        if len({pool[:3] for pool in pools}) < len(pools):
+            raise errors.InvalidArgumentError("pools: two pools have the same image, cpus and memory; make them one")
+        async with self._store.transaction() as tx:
+            await tx.put_warm_pools(pools)
+        self.warm.wanted.set()
+
+    async def ready(self) -> list[tuple[Wish, int]]:
+        """All that is wished for, by the fleet and by workers, each with the number of boxes that are ready for it."""
+        wishes = wishes_of(await self._store.warm_pools(), await self._store.list_workers())
+        return ready(wishes, await self._store.warm_boxes())
 
     async def look(self) -> None:
         """Remove the boxes that are of no use, and make some of those that are missing."""
-        self._warm.wanted.clear()
+        self.warm.wanted.clear()
         workers = {worker.id: worker for worker in await self._store.list_workers()}
-        wishes = _wishes(await self._store.warm_pools(), workers.values())
-        self._warm.kept = frozenset(wish.key for wish in wishes)
+        wishes = wishes_of(await self._store.warm_pools(), workers.values())
+        self.warm.kept = frozenset(wish.key for wish in wishes)
         boxes = await self._store.warm_boxes()
         if not wishes and not boxes:
             return
@@ -117,7 +130,7 @@ class Pools:
             due = [wish for wish in plan.missing if self._pauses.due_at(str(wish)) <= now]
             made = await asyncio.gather(*(self._make(wish) for wish in due[:MAX_MAKING]))
             if any(made) and len(due) > MAX_MAKING:
-                self._warm.wanted.set()
+                self.warm.wanted.set()
 
     async def _make(self, wish: Wish) -> bool:
         """Make a warm box; returns whether there is one more."""
@@ -137,7 +150,7 @@ class Pools:
 
     async def _discard(self, box: WarmBox) -> None:
         try:
-            await self._warm.discard(box.id)
+            await self.warm.discard(box.id)
         except errors.BoxliteError as exc:
             log.warning("warm box %s cannot be removed yet: %s", box.id, exc)
 
@@ -154,7 +167,7 @@ class Pools:
         return known
 
 
-def _wishes(pools: Iterable[WarmPool], workers: Iterable[Worker]) -> list[Wish]:
+def wishes_of(pools: Iterable[WarmPool], workers: Iterable[Worker]) -> list[Wish]:
     """All wishes, those of workers first."""
     own = [(worker, image, boxes) for worker in workers for image, boxes in worker.warm_images.items()]
     return [*(Wish(pool_of(image, boxes), worker.id) for worker, image, boxes in own), *map(Wish, pools)]
@@ -196,6 +209,13 @@ def _is_good(box: WarmBox, worker: Worker, images: Mapping[str, Mapping[str, str
     return box.engine_life == worker.engine_life and not is_moved
 
 
-def count_ready(boxes: Iterable[WarmBox]) -> Counter[tuple[str, str]]:
-    """How many boxes wait for a request, by what it has to ask for and the worker's id."""
-    return Counter((box.warm, box.worker_id) for box in boxes if box.status == BoxStatus.CONFIGURED)
+def ready(wishes: Iterable[Wish], boxes: Iterable[WarmBox]) -> list[tuple[Wish, int]]:
+    """Each wish with the number of boxes that wait for a request on its behalf."""
+    waiting = [box for box in boxes if box.status == BoxStatus.CONFIGURED]
+    found = []
+    for wish in wishes:
+        its = [box for box in waiting if box.warm == wish.key and wish.worker_id in (None, box.worker_id)]
+        its = its[: wish.pool.boxes]
+        waiting = [box for box in waiting if box not in its]
+        found.append((wish, len(its)))
+    return found

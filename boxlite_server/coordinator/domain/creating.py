@@ -58,7 +58,7 @@ class Creation:
         self._turns = turns
         self._observer = observer
         self._warm = warm
-        self._pulls = pulls
+        self.pulls = pulls
         self._policy = policy
         self._clock = clock
 
@@ -148,7 +148,7 @@ class Creation:
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
                 if isinstance(exc, errors.LocalImageError):
-                    self._pulls.note(spec.image, worker.id)
+                    self.pulls.note(spec.image, worker.id)
             except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
                 if not spec.depends_on_operator:
                     await self._turns.forget(box_id)
@@ -299,7 +299,7 @@ class Creation:
             untried = [c for c in candidates if c.worker.name not in tried]
             if row.warm:
                 untried = [_with_another(row, candidate) for candidate in untried]
-            placement = place(need, untried, last=self._pulls.of(row.spec.image))
+            placement = place(need, untried, last=self.pulls.of(row.spec.image))
             if not placement.workers:
                 raise not_placed("box", need, placement, tried)
             worker = placement.workers[0]

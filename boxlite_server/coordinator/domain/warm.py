@@ -25,9 +25,11 @@ from .turns import Turns
 log = logging.getLogger(__name__)
 
 
-def pool_of(image: str, boxes: int, cpus: int = DEFAULT_CPUS, memory_mib: int = DEFAULT_MEMORY_MIB) -> WarmPool:
-    """The pool of boxes of an image. Raises InvalidArgumentError for a malformed reference."""
-    return WarmPool(str(references.parse(image).tagged()), cpus, memory_mib, boxes)
+def pool_of(image: str, boxes: int, cpus: int | None = None, memory_mib: int | None = None) -> WarmPool:
+    """The pool of boxes of an image and a size, by default that of any box. Raises InvalidArgumentError for a malformed
+    reference."""
+    full = str(references.parse(image).tagged())
+    return WarmPool(full, cpus or DEFAULT_CPUS, memory_mib or DEFAULT_MEMORY_MIB, boxes)
 
 
 def spec_of(pool: WarmPool) -> Spec:

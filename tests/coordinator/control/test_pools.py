@@ -181,7 +181,7 @@ def test_the_claims_and_the_misses_are_counted(tell: Any) -> None:
         await keep(site, 1)
         for _ in range(3):
             await site.create()
-        assert (site.core.warm.claimed, site.core.warm.missed) == (1, 2)
+        assert (site.core.pools.warm.claimed, site.core.pools.warm.missed) == (1, 2)
 
     tell(story)
 
