@@ -140,7 +140,7 @@ class Creation:
                 raise
             try:
                 state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
-                return await self._made(box_id, state, worker)
+                return await self._made(box_id, state, worker, start)
             except TRY_ELSEWHERE as exc:
                 if start and isinstance(exc, UNCERTAIN):  # the box may run there, and must not run twice
                     await self._failed(box_id, prefix)
@@ -244,8 +244,10 @@ class Creation:
         timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
         return await self._calls.create_box(worker, request, timeout=timeout)
 
-    async def _made(self, box_id: str, state: pb.Box, worker: Worker) -> Box:
-        """The row of a box that was just made, as it is on disk."""
+    async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool) -> Box:
+        """The row of a box that was just made, as it is on disk. `start`: the worker was asked to start the box."""
+        if not start:
+            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
         if state.status == pb.BOX_STATUS_CONFIGURED:
             return await self._turns.change(box_id, status=BoxStatus.CONFIGURED, desired=DesiredState.STOPPED)
         box = await self._store.get_box(box_id)
@@ -303,8 +305,11 @@ class Creation:
             if not placement.workers:
                 raise not_placed("box", need, placement, tried)
             worker = placement.workers[0]
+            if row.desired == DesiredState.RUNNING:
+                row = row._replace(engine_life=worker.engine_life)  # tells whether a run that nobody saw ended with it
             if row.generation > 1 and await tx.get_box(row.id):  # else its worker was removed, and the row with it
                 moved = {"worker_id": worker.id, "generation": row.generation, "updated_at": row.updated_at}
+                moved["engine_life"] = row.engine_life
                 await tx.update_box(row.id, **moved)
                 return worker
             if not row.warm:
