@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 from support import boxes
 from support.cluster import Cluster
@@ -102,6 +103,31 @@ def test_image(docker_host: str) -> str:
 def bare_image(docker_host: str) -> str:
     """The same without any command."""
     return BARE_IMAGE
+
+
+@pytest.fixture(scope="module")
+def api(docker_host: str) -> Iterator[docker.APIClient]:
+    """A client of the engine that bypasses the workers."""
+    client = docker.APIClient(base_url=docker_host, version="auto")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def new_image(api: docker.APIClient, test_image: str) -> Iterator[Callable[..., str]]:
+    """Makes images of the test image, with another configuration; they are removed after the module's tests."""
+    base = api.create_container(test_image)["Id"]
+    made: list[str] = []
+
+    def new(**config: object) -> str:
+        made.append(f"boxlite-test-made-{len(made)}:latest")
+        api.commit(base, *made[-1].split(":"), conf=config)
+        return made[-1]
+
+    yield new
+    api.remove_container(base)
+    for name in made:
+        api.remove_image(name, force=True)
 
 
 @pytest.fixture(scope="session")

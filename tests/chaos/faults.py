@@ -165,7 +165,9 @@ class Faults:
             self.flaws.append(f"{process.name} did not end within {END_SECONDS:.0f} s of SIGTERM (log: {process.log})")
             process.kill()
             return
-        if code != 0 and not isinstance(process, Engine):
+        # Until it says that it serves, the signal may come before there is a handler for it.
+        is_too_early = code == -signal.SIGTERM and not process.said
+        if code != 0 and not is_too_early and not isinstance(process, Engine):
             self.flaws.append(f"{process.name} ended on SIGTERM with exit code {code} (log: {process.log})")
 
     def _supervise(self, until: float) -> None:

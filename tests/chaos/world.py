@@ -93,6 +93,11 @@ class Process:
     def exit_code(self) -> int | None:
         return self._process.poll() if self._process else None
 
+    @property
+    def said(self) -> str:
+        """What it has logged since its last start."""
+        return self.log.read_text(errors="replace").rpartition("--- started at ")[2].partition("\n")[2]
+
     def start(self) -> None:
         self.expected = True
         with self.log.open("ab") as output:
@@ -153,8 +158,7 @@ class Engine(Process):
         """Start the engine once more if it met what a killed one left of a container's start: Docker Engine 20.10
         never starts that container again until then, and nothing else in its API helps. Shims that have outlived
         their containers are killed in between, as a restart of the machine would do."""
-        log = self.log.read_text(errors="replace").rpartition("--- started")[2]
-        if self.running and _REMAINS.search(log):
+        if self.running and _REMAINS.search(self.said):
             print(f"{self.name} cannot start a container: it is started once more", flush=True)
             self.signal(signal.SIGTERM)
             self.wait()

@@ -23,14 +23,6 @@ WRITE = "for at in /data /var/lib/db /link/deep/er; do echo keep > $at/f; done"
 READ = "cat /data/f /var/lib/db/f /srv/deep/er/f"
 
 
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    """A client of the engine that bypasses the worker."""
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
-
-
 def entry(name: str, mode: int, owner: int = 0, data: bytes | None = None, link: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.mode, info.uid, info.gid, info.linkname = mode, owner, owner, link

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import docker
@@ -15,31 +15,6 @@ NewImage = Callable[..., str]
 
 NEEDS_PID_1 = ["sh", "-c", "[ $$ = 1 ] || exit 100; exec sleep 999"]
 SECOND = 1_000_000_000  # nanoseconds
-
-
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    """A client of the cluster's engine that bypasses the cluster."""
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
-def new_image(api: docker.APIClient, test_image: str) -> Iterator[NewImage]:
-    """Makes images of the test image, with another configuration."""
-    base = api.create_container(test_image)["Id"]
-    made: list[str] = []
-
-    def new(**config: object) -> str:
-        made.append(f"boxlite-test-kind-{len(made)}:latest")
-        api.commit(base, *made[-1].split(":"), conf=config)
-        return made[-1]
-
-    yield new
-    api.remove_container(base)
-    for name in made:
-        api.remove_image(name, force=True)
 
 
 def run(cluster: Cluster, box: str, script: str) -> dict[str, Any]:

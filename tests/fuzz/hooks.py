@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlencode
 import requests
 import schemathesis
 from schemathesis.core.failures import AcceptedNegativeData, Failure, ServerError
+from schemathesis.core.parameters import ParameterLocation
 from schemathesis.openapi.checks import (
     AllowHeaderMismatch,
     JsonSchemaError,
@@ -155,8 +156,11 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
     if response.status_code == 501 and isinstance(failure, ServerError):
         return _is_built(case)
     if response.status_code == 503 and isinstance(failure, ServerError | RejectedPositiveData):
-        # What is asked for may be larger than any machine.
-        return "no worker can take the" not in _error(response).get("message", "")
+        # What is asked for may be larger than any machine, and the workers that the fuzzer registers answer to nobody.
+        # The answer to HEAD does not tell; GET of the same path does.
+        message = _error(response).get("message", "")
+        is_told = "no worker can take the" in message or "did not answer" in message
+        return not is_told and case.method.upper() != "HEAD"
     if isinstance(failure, RejectedPositiveData):
         if KEY in case.headers and response.status_code == 422:  # the Idempotency-Key was used for another request
             return False
@@ -175,7 +179,11 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
 
 def _is_about(case: Any, location: str) -> bool:
     """Whether something there is missing or wrong on purpose: what is touched, the fuzzer takes to be right."""
-    return case.meta is not None and getattr(case.meta.phase.data, "parameter_location", None) == location
+    if case.meta is None:
+        return False
+    found = case.meta.components.get(ParameterLocation(location))
+    is_wrong = found is not None and found.mode.is_negative
+    return is_wrong or getattr(case.meta.phase.data, "parameter_location", None) == location
 
 
 def _use_what_there_is(case: Any) -> None:

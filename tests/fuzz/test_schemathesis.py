@@ -32,8 +32,15 @@ def guarded(new_cluster) -> Cluster:
     return cluster
 
 
-def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def only_worker(cluster: Cluster) -> str:
+    """The id of the cluster's worker. The fuzzer registers others."""
     (worker,) = cluster.http("GET", "/v1/admin/workers")[2]["workers"]
+    return str(worker["id"])
+
+
+def schemathesis(
+    cluster: Cluster, worker: str, image: str, command: str, *flags: str
+) -> subprocess.CompletedProcess[str]:
     config = Path(__file__).with_name("schemathesis.toml")
     return subprocess.run(
         [
@@ -46,7 +53,7 @@ def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> sub
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "BOXLITE_FUZZ_IMAGE": image,
-            "BOXLITE_FUZZ_WORKER": worker["id"],
+            "BOXLITE_FUZZ_WORKER": worker,
             "BOXLITE_FUZZ_KEY": KEY,
         },
         stdin=subprocess.DEVNULL,
@@ -60,7 +67,7 @@ def schemathesis(cluster: Cluster, image: str, command: str, *flags: str) -> sub
 @pytest.mark.skipif(SECONDS is not None, reason="make fuzz is under way")
 @pytest.mark.timeout(600)
 def test_every_answer_is_one_that_the_spec_promises(guarded: Cluster, test_image: str) -> None:
-    done = schemathesis(guarded, test_image, "run", "--max-examples", str(EXAMPLES))
+    done = schemathesis(guarded, only_worker(guarded), test_image, "run", "--max-examples", str(EXAMPLES))
     assert done.returncode == 0, done.stdout
     check_that_it_survived(guarded, test_image)
 
@@ -71,8 +78,10 @@ def test_until_something_fails(guarded: Cluster, test_image: str) -> None:
     """Round after round, each with a seed of its own; the round under way is finished. Not by the fuzzer's own
     endless mode, which stumbles over its own recorder."""
     deadline = time.monotonic() + float(SECONDS or 0) if float(SECONDS or 0) else math.inf
+    worker = only_worker(guarded)
+    flags = ("--max-examples", str(ROUND), "--phases", "fuzzing,stateful")
     while True:
-        done = schemathesis(guarded, test_image, "run", "--max-examples", str(ROUND), "--phases", "fuzzing,stateful")
+        done = schemathesis(guarded, worker, test_image, "run", *flags)
         assert done.returncode == 0
         check_that_it_survived(guarded, test_image)
         if time.monotonic() > deadline:

@@ -28,6 +28,8 @@ _pids = itertools.count(1000)
 class SimProcess:
     """A command: `true` ends at once, any other ends with a signal."""
 
+    memory_limit_hit = 0
+
     def __init__(self, spec: ExecSpec) -> None:
         self.pid = next(_pids)
         self.handle = str(self.pid)

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ class Site:
     bare_image: str
     allowed: Path  # a directory that boxes may mount from
     pullable: str = ""  # an image that the registry has, and nobody has pulled
+    owner: Owner = field(default_factory=lambda: Owner("", ""))  # of what the runtime has on a real engine
 
     def new_box(self, **fields: object) -> BoxRef:
         """A created box."""
@@ -63,7 +64,8 @@ def docker_site(request: pytest.FixtureRequest) -> Iterator[Site]:
         records=home / "system-files",
         prepared=home / "prepared.json",
     )
-    yield Site(docker, request.getfixturevalue("test_image"), request.getfixturevalue("bare_image"), allowed)
+    image, bare_image = request.getfixturevalue("test_image"), request.getfixturevalue("bare_image")
+    yield Site(docker, image, bare_image, allowed, owner=owner)
     for state in docker.list_boxes():
         docker.remove(state.box, force=True)
     assert docker.list_boxes() == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
 from support import fake_runtime
 from support.calls import EPOCH, SECRET, Client, create_request, service_of
@@ -44,14 +43,6 @@ def pullable(request: pytest.FixtureRequest, site: Site) -> str:
 def docker_alone(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site on Docker Engine, for what only Docker Engine has."""
     yield from docker_site(request)
-
-
-@pytest.fixture(scope="module")
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    """A client of the same engine that bypasses the worker."""
-    client = docker.APIClient(base_url=docker_host, version="auto")
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

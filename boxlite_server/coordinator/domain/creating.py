@@ -11,8 +11,8 @@ import asyncio
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ... import errors, ids
@@ -85,7 +85,9 @@ class Creation:
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
-            return await self._create_somewhere(box_id, prefix, spec, home, request_key, start)
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key, start=start)
+            with _unknown_when_interrupted():
+                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key, start)
 
     async def _claim(self, prefix: str, spec: Spec, request_key: str | None, start: bool) -> Box | None:
         """Make a warm box the client's, and start it if it is to be started. None when there is none that fits, or the
@@ -113,34 +115,33 @@ class Creation:
 
     async def _start_claimed(self, box: Box) -> Box | None:
         async with self._turns.alone(box.id):
-            try:
-                worker = await self._fleet.reachable(box.worker_id)
-                return await self._observer.started(box, await self._calls.start_box(worker, ref(box)), worker)
-            except errors.BoxliteError as exc:
-                log.warning("warm box %s cannot be started, making another box: %s", box.id, exc)
-                await self._undo(box.id, refused=True)
-                return None
+            with _unknown_when_interrupted():
+                try:
+                    worker = await self._fleet.reachable(box.worker_id)
+                    state = await self._calls.start_box(worker, ref(box))
+                except errors.BoxliteError as exc:
+                    log.warning("warm box %s cannot be started, making another box: %s", box.id, exc)
+                    await self._undo(box.id, refused=True)
+                    return None
+                return await self._observer.started(box, state, worker)
 
     async def _create_somewhere(
-        self, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None, start: bool
+        self,
+        worker: Worker,
+        box_id: str,
+        prefix: str,
+        spec: Spec,
+        home: str | None,
+        request_key: str | None,
+        start: bool,
     ) -> Box:
+        """Make the box whose room is reserved on `worker`, there or on the next worker that can."""
         tried: dict[str, errors.BoxliteError] = {}
         refused: errors.BoxliteError | None = None
         ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         for generation in itertools.count(1):
             try:
-                worker = await self._reserve(
-                    box_id, prefix, spec, generation, tried, home=home, request_key=request_key, start=start
-                )
-            except errors.BoxliteError as exc:
-                if tried:
-                    await self._failed(box_id, prefix)
-                if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
-                    raise refused from None
-                raise
-            try:
                 state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
-                return await self._made(box_id, state, worker, start)
             except TRY_ELSEWHERE as exc:
                 if start and isinstance(exc, UNCERTAIN):  # the box may run there, and must not run twice
                     await self._failed(box_id, prefix)
@@ -156,6 +157,17 @@ class Creation:
                 tried[worker.name] = refused = exc  # another worker's operator may allow it
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
                 await self._failed(box_id, prefix)
+                raise
+            else:
+                return await self._made(box_id, state, worker, start)
+            try:
+                worker = await self._reserve(
+                    box_id, prefix, spec, generation + 1, tried, home=home, request_key=request_key, start=start
+                )
+            except errors.BoxliteError as exc:
+                await self._failed(box_id, prefix)
+                if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
+                    raise refused from None
                 raise
         raise AssertionError("every worker was tried, and _reserve did not say so")
 
@@ -214,15 +226,16 @@ class Creation:
             worker = await self._reserve(
                 box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key, warm=warm
             )
-            try:
-                yield pb.BoxRef(box_id=box_id, generation=1), worker
-            except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
-                await self._store.count(prefix, "boxes_failed")
-                await self._undo(
-                    box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN)
-                )
-                raise
-            await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+            with _unknown_when_interrupted():
+                try:
+                    yield pb.BoxRef(box_id=box_id, generation=1), worker
+                except Exception as exc:  # a cancelled creation leaves its row, to be finished or undone
+                    await self._store.count(prefix, "boxes_failed")
+                    await self._undo(
+                        box_id, refused=isinstance(exc, errors.BoxliteError) and not isinstance(exc, UNCERTAIN)
+                    )
+                    raise
+                await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
 
     async def _undo(self, box_id: str, *, refused: bool) -> None:
         """Remove what there is of a box that was not made. When its worker does not answer, the reconciler removes
@@ -330,6 +343,18 @@ class Creation:
             raise errors.ResourceExhaustedError(
                 f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
             )
+
+
+@contextmanager
+def _unknown_when_interrupted() -> Iterator[None]:
+    """Raise TimedOutError where the `with` block, which makes a box that has a row, loses the database or its lease:
+    the box will be finished or removed later, and nobody knows which."""
+    try:
+        yield
+    except (errors.DatabaseUnavailableError, errors.LeaseLostError) as exc:
+        raise errors.TimedOutError(
+            f"the box was being made when that was interrupted; look whether it is there: {exc.message}"
+        ) from exc
 
 
 def _new_row(

@@ -192,6 +192,10 @@ class Fleet:
     def is_reachable(self, worker: Worker) -> bool:
         return self.why_unreachable(worker) is None
 
+    def is_heard(self, worker: Worker) -> bool:
+        """Whether the worker has been heard since this process started."""
+        return worker.last_heartbeat >= self._started_at
+
     def why_unreachable(self, worker: Worker) -> str | None:
         """Why a worker gets no calls, in words for the person at the client; None when it gets calls."""
         now = self._clock()

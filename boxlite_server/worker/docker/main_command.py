@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
+from ..kernel.processes import is_in, read_proc
 from .config import MIB
 from .engine import Engine, engine_errors
 from .holder import Holder, is_connected
@@ -179,15 +179,15 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     """Whether the process of the main command runs the command already. False where that cannot be seen."""
     pid = container["State"]["Pid"]
     if not has_init(container):
-        name = _proc(pid, "comm")
+        name = read_proc(pid, "comm")
         return bool(name) and not name.startswith(_RUNTIME_NAME)
-    names = [_proc(child, "comm") for child in _proc(pid, f"task/{pid}/children").split()]
+    names = [read_proc(int(child), "comm").strip() for child in read_proc(pid, f"task/{pid}/children").split()]
     return bool(names) and names[0] not in ("", *_INIT_NAMES)
 
 
 def is_visible(container: Mapping[str, Any]) -> bool:
     """Whether the first process can be seen. False once it has ended, and where the worker sees no process of boxes."""
-    return bool(_proc(container["State"]["Pid"], "comm"))
+    return bool(read_proc(container["State"]["Pid"], "comm"))
 
 
 def not_executed(said: str) -> str:
@@ -200,9 +200,9 @@ def is_dropped(container: Mapping[str, Any], number: int) -> bool:
     """Whether the main command is process 1 and has no handler for a signal that would end any other process. False
     where that cannot be seen."""
     pid = container["State"]["Pid"]
-    if has_init(container) or number in _NEVER_DROPPED or container["Id"] not in _proc(pid, "cgroup"):
+    if has_init(container) or number in _NEVER_DROPPED or not is_in(pid, container["Id"]):
         return False
-    masks = dict(line.split(":", 1) for line in _proc(pid, "status").splitlines() if line.startswith("Sig"))
+    masks = dict(line.split(":", 1) for line in read_proc(pid, "status").splitlines() if line.startswith("Sig"))
     # A blocked signal waits until the process asks for it.
     return bool(masks) and not any(int(masks[name], 16) >> number - 1 & 1 for name in ("SigBlk", "SigIgn", "SigCgt"))
 
@@ -212,13 +212,13 @@ def ask_to_stop(engine: Engine, container: Mapping[str, Any], timeout: float) ->
     signal, after at most `timeout` seconds. Returns how long the engine should still wait before it kills the command:
     not at all, or `timeout` where the command cannot be seen or is not process 1."""
     pid, number, deadline = container["State"]["Pid"], stop_signal(container), time.monotonic() + timeout
-    if has_init(container) or container["Id"] not in _proc(pid, "cgroup"):
+    if has_init(container) or not is_in(pid, container["Id"]):
         return timeout
     if not is_dropped(container, number):
         with suppress(InvalidStateError, NotFoundError), engine_errors("cannot signal the main command"):
             engine.api.kill(container["Id"], signal=number)
     # A handler may put the default action back and send the signal again, to end the process by it.
-    while time.monotonic() < deadline and container["Id"] in _proc(pid, "cgroup") and not is_dropped(container, number):
+    while time.monotonic() < deadline and is_in(pid, container["Id"]) and not is_dropped(container, number):
         time.sleep(_LOOK)
     return 0.0
 
@@ -230,15 +230,15 @@ def ending(container: Mapping[str, Any]) -> str:
 
 
 def ending_with(engine: Engine, container_id: str) -> str:
-    """`ending` of a container whose other commands were just killed; empty if it runs on and they ended otherwise."""
+    """`ending` of a container that may be ending just now; empty if its main command runs on, or never ran."""
     deadline = time.monotonic() + _ENDING_PATIENCE
     with suppress(EngineError, NotFoundError), engine_errors("cannot inspect the box"):
         while (container := engine.api.inspect_container(container_id))["State"]["Running"]:
             # The kernel kills all commands before process 1 is gone, which has no memory any more by then.
-            if _proc(container["State"]["Pid"], "cmdline") or time.monotonic() > deadline:
+            if read_proc(container["State"]["Pid"], "cmdline") or time.monotonic() > deadline:
                 return ""
             time.sleep(_LOOK)
-        return ending(container)
+        return ending(container) if container["State"]["Status"] == "exited" else ""
     return ""
 
 
@@ -251,11 +251,3 @@ def stop_signal(container: Mapping[str, Any]) -> int:
     with suppress(KeyError, ValueError):
         return int(signal.Signals[f"SIG{name}"]) + int(sign + offset)
     return signal.SIGTERM
-
-
-def _proc(pid: object, name: str) -> str:
-    """The content of a file in /proc; empty if it cannot be read."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text().strip()
-    except OSError:
-        return ""

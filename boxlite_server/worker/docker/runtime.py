@@ -329,10 +329,9 @@ class DockerRuntime:
             return ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
         except (StoppedError, ExecutionError, EngineError) as exc:
             # When the box ends meanwhile, the engine says so in many ways.
-            container = self._containers.get(box)
-            if container["State"]["Status"] != "exited" or self._watch.was_stopped(container["Id"]):
+            end = main_command.ending_with(self._engine, self._containers.get(box)["Id"])
+            if not end or self._watch.was_stopped(container["Id"]):
                 raise
-            end = main_command.ending(container)
             raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 
     def readopt(self, box: BoxRef, handle: str) -> Process:

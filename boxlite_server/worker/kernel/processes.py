@@ -31,9 +31,18 @@ class _Entry(NamedTuple):
     is_alive: bool  # and not a zombie
 
 
+def read_proc(pid: int, name: str) -> str:
+    """The beginning of a file in /proc; empty if it cannot be read."""
+    try:
+        with Path(f"/proc/{pid}/{name}").open("rb") as file:
+            return file.read(_MAX_ENVIRONMENT).decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def is_in(pid: int, container_id: str) -> bool:
     """Whether the process with this pid is one of the container. False too where /proc does not tell."""
-    return container_id in _read(pid, "cgroup")
+    return container_id in read_proc(pid, "cgroup")
 
 
 def all_in(container_id: str) -> set[int]:
@@ -45,7 +54,7 @@ def all_in(container_id: str) -> set[int]:
 def mark_of(pid: int) -> str:
     """The mark in the process's environment; empty where there is none or this worker may not look."""
     prefix = f"{MARK}="
-    return next((v.removeprefix(prefix) for v in _read(pid, "environ").split("\0") if v.startswith(prefix)), "")
+    return next((v.removeprefix(prefix) for v in read_proc(pid, "environ").split("\0") if v.startswith(prefix)), "")
 
 
 def family(candidates: Iterable[int], pid: int, mark: str) -> set[Found]:
@@ -94,7 +103,7 @@ def _send(process: Found, number: int) -> None:
 
 def pid_inside(pid: int) -> str | None:
     """The pid that the process has in its own container; None when it has ended."""
-    lines = _read(pid, "status").splitlines()
+    lines = read_proc(pid, "status").splitlines()
     return next((line.split()[-1] for line in lines if line.startswith("NSpid:")), None)
 
 
@@ -128,16 +137,7 @@ def _pipes(pid: int) -> set[str]:
 
 
 def _entry(pid: int) -> _Entry | None:
-    fields = _read(pid, "stat").rpartition(")")[2].split()
+    fields = read_proc(pid, "stat").rpartition(")")[2].split()
     if not fields:
         return None
     return _Entry(Found(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0] not in "ZX")
-
-
-def _read(pid: int, name: str) -> str:
-    """The beginning of a file in /proc; empty if it cannot be read."""
-    try:
-        with Path(f"/proc/{pid}/{name}").open("rb") as file:
-            return file.read(_MAX_ENVIRONMENT).decode(errors="replace")
-    except OSError:
-        return ""

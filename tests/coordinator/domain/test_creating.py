@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from support.tasks import settle
 
 from boxlite_server import errors
 from boxlite_server.coordinator.domain import creating
+from boxlite_server.coordinator.domain.turns import Turns
 from boxlite_server.coordinator.http.handlers import workers
 from boxlite_server.coordinator.store import RESERVING
 
@@ -122,6 +125,42 @@ def test_a_create_that_takes_too_long_is_neither_kept_nor_doubled(tell: Any, mon
         assert (await site.create(name="web")).status == "configured"
 
     tell(story)
+
+
+@pytest.mark.parametrize(
+    "interruption", [errors.DatabaseUnavailableError("connection refused"), errors.LeaseLostError("taken over")]
+)
+def test_a_create_that_is_interrupted_does_not_say_that_there_is_no_box(
+    tell: Any, monkeypatch: pytest.MonkeyPatch, interruption: errors.BoxliteError
+) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+
+        async def interrupt(*_: Any, **__: Any) -> None:
+            raise interruption
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Turns, "change", interrupt)
+            with pytest.raises(errors.TimedOutError, match="look whether it is there"):
+                await site.create(name="web")
+        [row] = await rows(site)
+        assert one.boxes == {row.id: Container(1)}  # the reconciler finishes it
+        with monkeypatch.context() as patch:
+            patch.setattr(Turns, "writing", interrupt_at_once(interruption))
+            with pytest.raises(type(interruption)):  # nothing was begun: that is a refusal
+                await site.create(name="other")
+        assert len(await rows(site)) == 1
+
+    tell(story)
+
+
+def interrupt_at_once(interruption: errors.BoxliteError) -> Any:
+    @asynccontextmanager
+    async def writing(*_: Any, **_how: Any) -> AsyncIterator[None]:
+        raise interruption
+        yield
+
+    return writing
 
 
 # ---- capacity ----

@@ -225,6 +225,18 @@ def test_only_workers_that_take_boxes_make_the_coordinator_ready(tell: Any) -> N
     tell(story)
 
 
+def test_a_restarted_coordinator_is_ready_when_it_has_heard_a_worker(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        await site.register("one")
+        site.clock.now += 1
+        await site.reopen()
+        assert (await system.get_readiness(site.core))[1] == 503
+        await site.beat("one")
+        assert (await system.get_readiness(site.core))["active_workers"] == 1
+
+    tell(story)
+
+
 # ---- epochs ----
 
 

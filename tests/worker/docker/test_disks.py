@@ -7,11 +7,13 @@ from typing import Any
 
 import docker
 import pytest
+from support.holdings import image_ids
 from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError, InvalidStateError, NotFoundError
 from boxlite_server.worker.docker.containers import Containers
+from boxlite_server.worker.docker.labels import helpers_of
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage import disks as docker_disks
 from boxlite_server.worker.runtime import BoxRef, Owner
@@ -20,11 +22,11 @@ from boxlite_server.worker.runtime import BoxRef, Owner
 @pytest.fixture(autouse=True)
 def nothing_is_left(site: Site, api: docker.APIClient) -> Iterator[None]:
     """Each test removes its boxes; with them goes all that was made of them."""
-    before = sorted(image["Id"] for image in api.images(all=True))
+    before = image_ids(api, site.owner)
     yield
     assert site.runtime.list_boxes() == []
-    assert sorted(image["Id"] for image in api.images(all=True)) == before
-    assert api.containers(all=True, filters={"label": "boxlite.export"}) == []
+    assert image_ids(api, site.owner) == before
+    assert api.containers(all=True, filters={"label": helpers_of(site.owner)}) == []
 
 
 def tagged(api: docker.APIClient, name: str) -> list[str]:
@@ -128,10 +130,10 @@ def test_what_a_killed_worker_left_is_tidied(
         with disks.export(box):
             pass
     assert len(tagged(api, f"boxlite/box:{half.box_id}")) == 1
-    assert len(api.containers(all=True, filters={"label": "boxlite.export"})) == 1
+    assert len(api.containers(all=True, filters={"label": helpers_of(site.owner)})) == 1
     disks.tidy()
     assert tagged(api, f"boxlite/box:{half.box_id}") == []
-    assert api.containers(all=True, filters={"label": "boxlite.export"}) == []
+    assert api.containers(all=True, filters={"label": helpers_of(site.owner)}) == []
     assert len(tagged(api, f"boxlite/snapshot:{kept}")) == 1
     disks.restore(box, kept, 2, site.spec())
     site.runtime.remove(BoxRef(box.box_id, 2), force=True)

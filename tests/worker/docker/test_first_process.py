@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import docker
 import pytest
 from support.sites import Site, collect
 
 from boxlite_server import ids
-from boxlite_server.errors import ExecutionError
+from boxlite_server.errors import ExecutionError, StoppedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import runtime
 from boxlite_server.worker.docker.config import container_config
@@ -21,23 +22,6 @@ NewImage = Callable[..., str]
 NEEDS_PID_1 = ["sh", "-c", "[ $$ = 1 ] || exit 100; echo up; exec sleep 999"]
 PATIENCE = 40  # seconds for a stop
 SOON = PATIENCE / 2  # a stop that waits for nothing takes less, on a busy machine too
-
-
-@pytest.fixture(scope="module")
-def new_image(docker_alone: Site, api: docker.APIClient) -> Iterator[NewImage]:
-    """Makes images of the test image, with another configuration."""
-    base = api.create_container(docker_alone.image)["Id"]
-    made: list[str] = []
-
-    def new(**config: object) -> str:
-        made.append(f"boxlite-test-first-{len(made)}:latest")
-        api.commit(base, *made[-1].split(":"), conf=config)
-        return made[-1]
-
-    yield new
-    api.remove_container(base)
-    for name in made:
-        api.remove_image(name, force=True)
 
 
 @pytest.fixture(scope="module")
@@ -203,4 +187,27 @@ def test_a_start_does_not_wait_for_a_child_of_process_1(
 ) -> None:
     monkeypatch.setattr(runtime, "_SPAWN_PATIENCE", float("inf"))
     box = docker_alone.running_box(image=init_image)
+    docker_alone.runtime.remove(box, force=True)
+
+
+def test_how_the_main_command_ended_is_told_before_the_engine_has_seen_it(
+    docker_alone: Site, new_image: NewImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine refuses a command for some milliseconds while it still calls the box running."""
+    box = docker_alone.new_box(image=new_image(Cmd=["false"]))
+    docker_alone.runtime.start(box)
+    while runs(docker_alone, box):
+        pass
+    client: Any = docker_alone.runtime._engine.api  # type: ignore[attr-defined]
+    inspect, late = client.inspect_container, iter(range(5))
+
+    def inspect_late(container: str) -> Any:
+        found = inspect(container)
+        if next(late, None) is not None:
+            found["State"].update(Running=True, Status="running", Pid=2**30)  # no process has this pid
+        return found
+
+    monkeypatch.setattr(client, "inspect_container", inspect_late)
+    with pytest.raises(StoppedError, match=r"\(false\) ended with exit code 1"):
+        docker_alone.runtime.spawn(box, ExecSpec(("true",)))
     docker_alone.runtime.remove(box, force=True)

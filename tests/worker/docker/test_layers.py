@@ -14,6 +14,7 @@ from typing import Any
 
 import docker
 import pytest
+from support.holdings import container_names, image_ids, volume_names
 from support.sites import Site, collect
 
 from boxlite_server import ids
@@ -21,6 +22,7 @@ from boxlite_server.errors import BoxliteError, EngineError, ImageError, Invalid
 from boxlite_server.local import busybox
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.engine import Engine
+from boxlite_server.worker.docker.labels import is_base
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage import bases
 from boxlite_server.worker.docker.storage import disks as docker_disks
@@ -43,14 +45,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def owner(site: Site) -> Owner:
+    """A second worker of the site's cluster."""
+    return Owner(site.owner.cluster_id, ids.new_id())
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left(site: Site, api: docker.APIClient) -> Iterator[None]:
+def nothing_is_left(owner: Owner, api: docker.APIClient) -> Iterator[None]:
     """Each test removes its boxes and images; with them goes all that was made of them."""
 
-    def held() -> tuple[object, ...]:
-        images = sorted(image["Id"] for image in api.images(all=True))
-        volumes = sorted(volume["Name"] for volume in api.volumes()["Volumes"] or [])
-        return images, volumes, sorted(name for c in api.containers(all=True) for name in c["Names"])
+    def held() -> tuple[list[str], ...]:
+        return image_ids(api, owner), volume_names(api, owner), container_names(api, owner)
 
     before = held()
     yield
@@ -58,9 +64,8 @@ def nothing_is_left(site: Site, api: docker.APIClient) -> Iterator[None]:
 
 
 @pytest.fixture
-def runtime(docker_host: str) -> Iterator[DockerRuntime]:
+def runtime(docker_host: str, owner: Owner) -> Iterator[DockerRuntime]:
     """A worker that merges layers soon."""
-    owner = Owner(ids.new_id(), ids.new_id())
     runtime = DockerRuntime(lambda: owner, docker_host, max_layers=MAX_LAYERS)
     yield runtime
     for state in runtime.list_boxes():
@@ -183,10 +188,15 @@ def layers_under(api: docker.APIClient, box: BoxRef) -> int:
     return len(api.inspect_image(container_of(api, box)["Image"])["RootFS"]["Layers"])
 
 
-def bases_of(api: docker.APIClient) -> list[str]:
-    return sorted(
-        tag for image in api.images() for tag in image["RepoTags"] or () if tag.startswith("boxlite.invalid/")
-    )
+def tagged_bases(api: docker.APIClient) -> set[str]:
+    return {tag for image in api.images() for tag in image["RepoTags"] or () if is_base(tag)}
+
+
+@pytest.fixture
+def new_bases(api: docker.APIClient) -> Callable[[], set[str]]:
+    """Answers the bases that were made since the test began: others on the engine may need those from before."""
+    before = tagged_bases(api)
+    return lambda: tagged_bases(api) - before
 
 
 def spec(image: str, **fields: Any) -> BoxSpec:
@@ -302,7 +312,12 @@ def test_an_archive_of_a_deep_disk_makes_a_flat_one(
 
 
 def test_a_base_is_made_once_for_all_workers_of_an_engine(
-    runtime: DockerRuntime, site: Site, api: docker.APIClient, new_image: Callable[..., str], docker_host: str
+    runtime: DockerRuntime,
+    site: Site,
+    api: docker.APIClient,
+    new_image: Callable[..., str],
+    docker_host: str,
+    new_bases: Callable[[], set[str]],
 ) -> None:
     """Boxes made at once share it, and so does a worker that is started later."""
     image = new_image()
@@ -315,14 +330,14 @@ def test_a_base_is_made_once_for_all_workers_of_an_engine(
     site.runtime.remove(other, force=True)
     for box in made[:-1]:
         restarted.remove(box, force=True)
-    assert len(bases_of(api)) == 1
+    assert len(new_bases()) == 1
     restarted.images.remove(image)
-    assert bases_of(api) == []
+    assert new_bases() == set()
     restarted.close()
 
 
 def test_an_image_is_in_use_by_the_name_that_the_box_was_asked_for(
-    runtime: DockerRuntime, api: docker.APIClient, new_image: Callable[..., str]
+    runtime: DockerRuntime, api: docker.APIClient, new_image: Callable[..., str], new_bases: Callable[[], set[str]]
 ) -> None:
     image = new_image()
     api.tag(image, "boxlite-test-alias", "2")
@@ -332,19 +347,24 @@ def test_an_image_is_in_use_by_the_name_that_the_box_was_asked_for(
     with pytest.raises(InvalidStateError, match="in use"):
         runtime.images.remove(image)
     runtime.images.remove("boxlite-test-alias:2")
-    assert bases_of(api) != []
+    assert new_bases() != set()
     runtime.remove(box, force=True)
-    runtime.images.remove(bases_of(api)[0])  # is no image of anybody's
-    assert bases_of(api) != []
+    runtime.images.remove(new_bases().pop())  # is no image of anybody's
+    assert new_bases() != set()
     runtime.images.remove(image)
-    assert bases_of(api) == []
+    assert new_bases() == set()
 
 
 def test_what_a_killed_worker_left_half_made_is_tidied(
-    runtime: DockerRuntime, api: docker.APIClient, new_image: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    runtime: DockerRuntime,
+    api: docker.APIClient,
+    new_image: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    new_bases: Callable[[], set[str]],
+    owner: Owner,
 ) -> None:
     image = new_image()
-    before = len(api.images(all=True))
+    before = len(image_ids(api, owner))
 
     def killed(*args: Any) -> None:
         raise EngineError("killed")
@@ -354,24 +374,28 @@ def test_what_a_killed_worker_left_half_made_is_tidied(
         patch.setattr(bases, "_absent", killed)
         with pytest.raises(EngineError, match="killed"):
             new_box(runtime, image)
-    assert len(api.images(all=True)) > before
-    assert bases_of(api) == []
+    assert len(image_ids(api, owner)) > before
+    assert new_bases() == set()
     runtime.disks.tidy()
-    assert len(api.images(all=True)) == before
+    assert len(image_ids(api, owner)) == before
     box = new_box(runtime, image)
     assert sh(runtime, box, "ls -d /data") == "/data\n"
     runtime.remove(box, force=True)
 
 
 def test_an_export_that_breaks_off_makes_no_disk(
-    runtime: DockerRuntime, api: docker.APIClient, new_image: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    runtime: DockerRuntime,
+    api: docker.APIClient,
+    new_image: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    new_bases: Callable[[], set[str]],
 ) -> None:
     image = new_image(layers=MAX_LAYERS)
     with monkeypatch.context() as patch:
         patch.setattr(bases, "DockerArchive", _Broken)
         with pytest.raises(BoxliteError, match="broke off"):
             new_box(runtime, image)
-    assert bases_of(api) == []
+    assert new_bases() == set()
 
 
 class _Broken(bases.DockerArchive):

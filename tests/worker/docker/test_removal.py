@@ -12,6 +12,7 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+from support.holdings import image_ids, tags
 from support.sites import Site
 
 from boxlite_server import ids
@@ -23,14 +24,10 @@ from boxlite_server.worker.runtime import BoxRef
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(site: Site, api: docker.APIClient) -> Iterator[None]:
-    before = sorted(image["Id"] for image in api.images(all=True))
+    before = image_ids(api, site.owner)
     yield
     assert site.runtime.list_boxes() == []
-    assert sorted(image["Id"] for image in api.images(all=True)) == before
-
-
-def tags(api: docker.APIClient, repository: str) -> set[str]:
-    return {tag.partition(":")[2] for image in api.images(repository) for tag in image["RepoTags"] or ()}
+    assert image_ids(api, site.owner) == before
 
 
 def box_with_snapshots(site: Site, count: int) -> tuple[BoxRef, list[str]]:
@@ -73,7 +70,7 @@ def test_a_box_goes_whole_while_somebody_else_removes_its_images(
         meddle(patch, site, another_hand)
         site.runtime.remove(box, force=True)
     assert next(taken, None) is None
-    assert tags(api, "boxlite/snapshot") == set()
+    assert tags(api, site.owner, "boxlite/snapshot") == set()
 
 
 def test_an_image_that_vanishes_under_the_engines_own_hand_is_removed(
@@ -90,7 +87,7 @@ def test_an_image_that_vanishes_under_the_engines_own_hand_is_removed(
     with monkeypatch.context() as patch:
         meddle(patch, site, collide)
         site.runtime.remove(box, force=True)
-    assert tags(api, "boxlite/snapshot") == set()
+    assert tags(api, site.owner, "boxlite/snapshot") == set()
 
 
 def test_one_image_that_cannot_be_removed_keeps_none_of_the_others(
@@ -107,7 +104,7 @@ def test_one_image_that_cannot_be_removed_keeps_none_of_the_others(
         with pytest.raises(EngineError, match="device or resource busy"):
             site.runtime.remove(box, force=True)
     assert site.runtime.list_boxes() == []
-    assert tags(api, "boxlite/snapshot") == {kept[0]}
+    assert tags(api, site.owner, "boxlite/snapshot") == {kept[0]}
     site.runtime.remove(box, force=True)  # the next try
 
 
@@ -133,7 +130,7 @@ def test_one_container_that_cannot_be_removed_keeps_none_of_the_others(
         with pytest.raises(EngineError, match="root filesystem"):
             site.runtime.remove(new, force=True)
         assert [state.box for state in site.runtime.list_boxes()] == [box]
-    assert tags(api, "boxlite/snapshot") == {kept}  # as long as there is a container, there may be a box
+    assert tags(api, site.owner, "boxlite/snapshot") == {kept}  # as long as there is a container, there may be a box
     site.runtime.remove(new, force=True)
 
 
@@ -143,13 +140,13 @@ def test_an_image_that_somebody_uses_goes_when_its_user_goes(site: Site, api: do
     api.create_container(f"boxlite/snapshot:{kept[1]}", ["sh"], name="alien")
     site.runtime.disks.remove_snapshot(box, kept[0])
     site.runtime.remove(box, force=True)
-    assert tags(api, "boxlite/snapshot") == set()
+    assert tags(api, site.owner, "boxlite/snapshot") == set()
     assert site.runtime.disks.list_snapshots() == []
     api.start("foreign")  # it is as good as ever
     api.remove_container("foreign", force=True)
     api.remove_container("alien", force=True)
     site.runtime.disks.list_snapshots()
-    assert tags(api, "boxlite/garbage") == set()
+    assert tags(api, site.owner, "boxlite/garbage") == set()
 
 
 def test_a_snapshot_is_safe_from_a_removal_at_the_same_time(
@@ -176,7 +173,7 @@ def test_a_snapshot_is_safe_from_a_removal_at_the_same_time(
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "call", slowly)
         disks.snapshot(box, kept)
-    assert tags(api, "boxlite/snapshot") == {kept}
+    assert tags(api, site.owner, "boxlite/snapshot") == {kept}
     disks.restore(box, kept, 2, site.spec())
     site.runtime.remove(other, force=True)
     site.runtime.remove(BoxRef(box.box_id, 2), force=True)

@@ -54,7 +54,8 @@ async def get_health(core: Core) -> Any:
 
 
 async def get_readiness(core: Core) -> Any:
-    active = sum(c.reachable and c.worker.status == WorkerStatus.ACTIVE for c in await core.fleet.candidates())
+    found = [candidate.worker for candidate in await core.fleet.candidates() if candidate.reachable]
+    active = sum(worker.status == WorkerStatus.ACTIVE and core.fleet.is_heard(worker) for worker in found)
     if active:
         return {"status": "ready", "active_workers": active, "reason": None}
     return {"status": "not_ready", "active_workers": 0, "reason": "no worker is active"}, 503
