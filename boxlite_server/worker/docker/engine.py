@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import docker
 import docker.errors
@@ -332,6 +333,19 @@ class Engine:
             made = _process_behind(self._socket_path())
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
+
+    def refuse_when_ending(self) -> None:
+        """Raise `EngineError` when the engine takes no new connections. An engine that ends still answers on those that
+        it has, and would cut off what it is told to start."""
+        path = self._socket_path()
+        with engine_errors("the container engine takes no new calls"):
+            if path:
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.settimeout(CALL_TIMEOUT)
+                    connection.connect(path)
+            else:
+                where = urlsplit(self.api.base_url)
+                socket.create_connection((where.hostname, where.port or 2375), CALL_TIMEOUT).close()
 
     def _socket_path(self) -> str | None:
         """The path of the engine's Unix socket, if it has one."""

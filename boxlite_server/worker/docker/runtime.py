@@ -219,6 +219,7 @@ class DockerRuntime:
         what = f"box {box.box_id} cannot be started"
         with self._containers.starts.place():
             self._system_files.before_start(container)
+            self._engine.refuse_when_ending()
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
             with (

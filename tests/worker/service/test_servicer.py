@@ -77,6 +77,8 @@ def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
     created = client.CreateBox(create_request(fake_site, ref))
     assert (created.box_id, created.generation, created.status) == (ref.box_id, 1, pb.BOX_STATUS_CONFIGURED)
     assert not created.HasField("pid")
+    assert created.image_id.startswith("sha256:")
+    created.ClearField("image_id")
     assert client.CreateBox(create_request(fake_site, ref)) == created
     started = client.StartBox(ref)
     assert started.status == pb.BOX_STATUS_RUNNING
