@@ -43,7 +43,7 @@ TAG_OF: dict[str, str] = {
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
         "Metrics": "getRuntimeMetrics getBoxMetrics",
         "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
-        "reconcile",
+        "reconcile getWarmPools setWarmPools",
     }.items()
     for operation_id in operation_ids.split()
 }

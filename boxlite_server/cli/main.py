@@ -91,6 +91,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             cpu_overcommit=arguments.cpu_overcommit,
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
+            warm_images=dict(arguments.warm),
         )
     )
 
@@ -294,6 +295,14 @@ def _add_worker(commands: _Commands) -> None:
         metavar="N",
         type=types.positive,
         help="take at most N boxes at once; stopped and failed boxes do not count (default: no limit)",
+    )
+    parser.add_argument(
+        "--warm",
+        metavar="IMAGE=N",
+        type=types.warm_image,
+        action="append",
+        default=[],
+        help="keep N boxes of IMAGE started for requests to come; may be repeated (default: none)",
     )
     parser.add_argument(
         "--cpu-overcommit",

@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .. import references
+from ..errors import InvalidArgumentError
+
 
 class Formatter(argparse.HelpFormatter):
     """Shows the default of each flag, except where the help text names it already, and never that of the API key."""
@@ -108,6 +111,15 @@ def key_value(text: str) -> tuple[str, str]:
     if key and equals:
         return key, value
     raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+
+
+def warm_image(text: str) -> tuple[str, int]:
+    """An image and how many warm boxes of it are to be kept."""
+    image, _, count = text.rpartition("=")
+    with contextlib.suppress(InvalidArgumentError):
+        if count.isascii() and count.isdigit() and int(count) <= 1000:
+            return str(references.parse(image).tagged()), int(count)
+    raise argparse.ArgumentTypeError(f"'{text}' is not IMAGE=N, with N up to 1000")
 
 
 def capability(text: str) -> str:

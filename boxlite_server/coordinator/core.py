@@ -12,6 +12,7 @@ from .. import ids
 from .auth import Authenticator
 from .control.lifetimes import Lifetimes
 from .control.orphans import ORPHAN_GRACE_SECONDS, Orphans
+from .control.pools import Pools
 from .control.reconcile import Reconciler
 from .control.restarts import Restarts
 from .domain.archives import Archives
@@ -27,6 +28,7 @@ from .domain.observing import Observer
 from .domain.snapshots import Snapshots
 from .domain.turns import Turns
 from .domain.volumes import Volumes
+from .domain.warm import Warm
 from .fleet.calls import Calls
 from .fleet.link import Connect, GrpcLink
 from .fleet.pulls import FailedPulls
@@ -58,6 +60,7 @@ class Core:
     snapshots: Snapshots
     archives: Archives
     metrics: Metrics
+    pools: Pools
     reconciler: Reconciler
     policy: Policy
     clock: Callable[[], float]
@@ -108,9 +111,9 @@ class Core:
         schedule = Schedule(store, leases, clock)
         turns = Turns(store, fleet, schedule, leases, clock)
         observer = Observer(store, fleet, calls, turns, clock)
-        pulls, counting = FailedPulls(clock), Counting(store)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, pulls, policy, clock)
-        boxes = Boxes(store, fleet, calls, schedule, turns, observer, clock)
+        warm, counting = Warm(store, fleet, turns, observer), Counting(store)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, FailedPulls(clock), policy, clock)
+        boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
         boxes.on_forgotten(orphans.forgotten)
@@ -124,7 +127,7 @@ class Core:
             observer=observer,
             creation=creation,
             boxes=boxes,
-            images=Images(store, fleet, calls, pulls),
+            images=Images(store, fleet, calls, creation.pulls),
             volumes=volumes,
             executions=Executions(calls, turns, observer, boxes, schedule, leases, counting, reconnect_grace),
             counting=counting,
@@ -134,6 +137,7 @@ class Core:
             snapshots=snapshots,
             archives=Archives(turns, creation, calls, policy, clock),
             metrics=Metrics(turns, calls),
+            pools=Pools(store, fleet, calls, turns, creation, warm, leases, clock),
             reconciler=Reconciler(store, fleet, calls, turns, observer, snapshots, volumes, orphans, restarts, clock),
             policy=policy,
             clock=clock,
@@ -145,9 +149,11 @@ class Core:
         self.leases.start()
         self.lifetimes.start()
         self.reconciler.start()
+        self.pools.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
+        await self.pools.close()
         await self.reconciler.close()
         await self.leases.close()
         await self.calls.close()

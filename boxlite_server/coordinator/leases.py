@@ -133,9 +133,9 @@ class Leases:
             )
 
     @asynccontextmanager
-    async def writing(self, name: str) -> AsyncIterator[Tables]:
-        """A transaction for the holder of the lease. Raises LeaseLostError."""
-        async with self._store.transaction() as tx:
+    async def writing(self, name: str, *, durable: bool = True) -> AsyncIterator[Tables]:
+        """A transaction for the holder of the lease; see `Store.transaction`. Raises LeaseLostError."""
+        async with self._store.transaction(durable=durable) as tx:
             await self.check(tx, name)
             yield tx
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -62,6 +62,7 @@ class WorkerConfig:
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
+    warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -96,6 +97,7 @@ class Worker:
             stop_reasons=config.home / "stop-reasons.json",
             records=_made(config.home / "system-files"),
             links=_links(config),
+            prepared=config.home / "prepared.json",
             enforce_disk_limit=config.enforce_disk_limit,
         )
         journal = Journal(_made(config.home / "executions"))
@@ -132,6 +134,7 @@ class Worker:
             max_boxes=self._config.max_boxes,
             rng=self._rng,
             cpu_overcommit=self._config.cpu_overcommit,
+            warm_images=self._config.warm_images,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)

@@ -107,6 +107,8 @@ class BoxState:
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
     `supervisor`: what runs the commands of a running box, for people: `init`, a supervisor as the box's first process;
     `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
+    `image_id`: of the image that the box is made of; only `create` and `prepare` tell it. `engine_life`: the engine's
+    life at the start, or the one before if it ended meanwhile; only `start` and `prepare` tell it.
     """
 
     box: BoxRef
@@ -119,6 +121,8 @@ class BoxState:
     interrupted: bool = False
     out_of_memory: bool = False
     reason: str = ""
+    image_id: str = ""
+    engine_life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +430,13 @@ class BoxRuntime(Protocol):
         `InvalidArgumentError` when the engine refuses the spec or the operator the host path, `UnsupportedError`
         when the operator has not allowed a capability or the disk cannot be limited, `InvalidStateError` when a volume
         is missing. What is mounted outlives the box.
+        """
+
+    def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        """Make the box like `create`, and do already what takes long of its start, the run of the main command
+        included. The box counts as not started: its state is that of a box that was just made, and only `start` makes
+        it run, which takes no time then, unless the main command has ended meanwhile. Repeated, it prepares the box
+        anew where that run has ended. Raises what `create` and `start` raise.
         """
 
     def start(self, box: BoxRef) -> BoxState:

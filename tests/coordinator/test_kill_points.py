@@ -61,6 +61,14 @@ def _create(core: Core, archive: bytes) -> Any:
     return _once(core, "create", lambda key: core.creation.create(PREFIX, _request(NAME), request_key=key))
 
 
+def _create_and_start(core: Core, archive: bytes) -> Any:
+    async def ask(key: str) -> Any:
+        box = await core.creation.create(PREFIX, {**_request(NAME), "start": True}, request_key=key)
+        return await core.boxes.start(PREFIX, NAME) if box.status == "configured" else box
+
+    return _once(core, "create", ask)
+
+
 def _snapshot(core: Core, archive: bytes) -> Any:
     return _once(core, "snapshot", lambda key: core.snapshots.create(PREFIX, NAME, "kept", request_key=key))
 
@@ -82,6 +90,12 @@ def _import(core: Core, archive: bytes) -> Any:
 
 KINDS = {
     "create": Kind((), _create, ("insert boxes", "call CreateBox", "update boxes to configured"), leases=2),
+    "create and start": Kind(
+        (),
+        _create_and_start,
+        ("insert boxes", "call CreateBox", "update boxes to running, desired running"),
+        leases=2,
+    ),
     "start": Kind(
         ("create",),
         lambda core, _: core.boxes.start(PREFIX, NAME),

@@ -21,6 +21,7 @@ class Claim:
     name: str | None
     cpus: int
     memory_mib: int
+    is_started: bool = False  # by the request that creates it
     possible: set[str] = field(default_factory=lambda: {ABSENT})
     id: str | None = None  # as soon as an answer has named it
     is_in_doubt: bool = False  # nobody knows whether it was made, and nobody is asking

@@ -14,6 +14,7 @@ from support.fake_runtime import IMAGE
 
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.domain.warm import pool_of
 
 from .cluster import Cluster, Coordinator
 from .host import Host
@@ -61,8 +62,20 @@ class Story:
 
     # ---- what clients do ------------------------------------------------------------------------------
 
-    async def create(self, name: int | None, cpus: int, memory_mib: int) -> None:
-        claim = Claim(len(self._claims), None if name is None else f"name-{name}", cpus, memory_mib)
+    async def keep_warm(self, boxes: int, memory_mib: int) -> None:
+        """Have the fleet keep so many boxes of one cpu ready, which most creations can claim."""
+
+        async def operation(core: Core) -> None:
+            async with core.store.transaction() as tx:
+                await tx.put_warm_pools([pool_of(IMAGE, boxes, 1, memory_mib)])
+
+        for coordinator in self._cluster.coordinators[:1]:
+            with contextlib.suppress(Dead):
+                await coordinator.run(operation)
+
+    async def create(self, name: int | None, cpus: int, memory_mib: int, start: bool = False) -> None:
+        number = len(self._claims)
+        claim = Claim(number, None if name is None else f"name-{name}", cpus, memory_mib, is_started=start)
         self._claims.append(claim)
         self._create(claim)
 
@@ -80,11 +93,13 @@ class Story:
             "cpus": claim.cpus,
             "memory_mib": claim.memory_mib,
             "labels": {"claim": str(claim.number)},
+            "start": claim.is_started,
         }
 
         async def operation(core: Core) -> Any:
             async with core.leases.hold(f"key/{key}", "this key"):
-                return await core.creation.create(PREFIX, request, request_key=key)
+                box = await core.creation.create(PREFIX, request, request_key=key)
+                return await core.boxes.start(PREFIX, box.id) if _has_to_start(claim, box) else box
 
         self._make(claim, operation)
 
@@ -156,7 +171,10 @@ class Story:
             attempt.unknown()
 
         claim.is_in_doubt = False
-        self._begin(claim.begin(CONFIGURED), operation, made, unknown)
+        attempt = claim.begin(CONFIGURED)
+        if claim.is_started:
+            claim.possible.add(RUNNING)
+        self._begin(attempt, operation, made, unknown)
 
     def _operate(self, which: int, target: str, operation: Callable[[Core, str], Any]) -> None:
         if claim := self._pick(which):
@@ -331,3 +349,8 @@ class Story:
             if row is not None:
                 kept = self._truth.snapshots(row.id)
                 yield from (f"box {claim.number} has lost {name}" for name in claim.snapshots if name not in kept)
+
+
+def _has_to_start(claim: Claim, box: Any) -> bool:
+    """Whether the request asks for a start that a broken-off attempt has left undone."""
+    return claim.is_started and box.status == CONFIGURED

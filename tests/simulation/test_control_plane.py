@@ -30,7 +30,8 @@ _SECONDS = (0.02, 3.0, 18.0, 40.0, 100.0)  # a call, a heartbeat, a lost connect
 # What is done, how often, and to what.
 _OPERATIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "wait": (30, ((0.008, 0.015, 0.03, 1.0, 6.0, 20.0, 70.0),)),
-    "create": (10, ((None, None, 0, 1), (1, 2), (256, 512))),
+    "create": (10, ((None, None, 0, 1), (1, 1, 2), (256, 512), (False, False, True))),
+    "keep_warm": (2, ((0, 1, 2), (256, 512))),
     "start": (10, (_BOXES,)),
     "stop": (8, (_BOXES,)),
     "execute": (4, (_BOXES, ("true", "sleep"))),
@@ -60,15 +61,15 @@ _CHOICES = st.integers(0, 59)
 # Each run has a few kinds of trouble, and so more of each.
 _troubles = st.lists(st.sampled_from(list(_TROUBLES)), max_size=4, unique=True)
 _names = st.sampled_from([name for name, (weight, _) in _OPERATIONS.items() for _ in range(weight)])
-_draws = st.lists(st.lists(st.tuples(_names, _CHOICES, _CHOICES, _CHOICES), max_size=12), max_size=8)
+_draws = st.lists(st.lists(st.tuples(_names, _CHOICES, _CHOICES, _CHOICES, _CHOICES), max_size=12), max_size=8)
 
 
-def _steps(draws: list[list[tuple[str, int, int, int]]], troubles: list[str]) -> Iterator[Step]:
+def _steps(draws: list[list[tuple[str, int, int, int, int]]], troubles: list[str]) -> Iterator[Step]:
     for name, *numbers in itertools.chain(*draws):
         if name:
             choices = _OPERATIONS[name][1]
         elif troubles:
-            name = troubles[(numbers[0] + numbers[1] + numbers[2]) % len(troubles)]
+            name = troubles[sum(numbers) % len(troubles)]
             choices = _TROUBLES[name]
         else:
             continue
@@ -79,7 +80,9 @@ def _steps(draws: list[list[tuple[str, int, int, int]]], troubles: list[str]) ->
 _CREATED: list[Step] = [("create", None, 1, 512), ("wait", 0.1)]
 _RUNNING: list[Step] = [("create", None, 1, 256), ("wait", 0.1), ("start", 0), ("wait", 0.1)]
 _KEPT: list[Step] = [*_RUNNING, ("snapshot", 0), ("wait", 0.1), ("stop", 0), ("wait", 0.1)]
-_beginnings = st.lists(st.sampled_from([_CREATED, _RUNNING, _KEPT]), max_size=3)
+_WARM: list[Step] = [("keep_warm", 2, 256), ("wait", 11.0)]
+_CLAIMED: list[Step] = [*_WARM, ("create", None, 1, 256, True), ("wait", 0.1)]
+_beginnings = st.lists(st.sampled_from([_CREATED, _RUNNING, _KEPT, _WARM, _CLAIMED]), max_size=3)
 
 
 @settings(
@@ -95,7 +98,7 @@ def test_nothing_is_lost_and_nothing_doubled(
     coordinators: int,
     troubles: list[str],
     beginning: list[list[Step]],
-    draws: list[list[tuple[str, int, int, int]]],
+    draws: list[list[tuple[str, int, int, int, int]]],
 ) -> None:
     tell(workers, coordinators, [*itertools.chain(*beginning), *_steps(draws, troubles)])
 

@@ -20,6 +20,7 @@ class Row(NamedTuple):
     """A box as the database has it."""
 
     id: str
+    prefix: str
     name: str | None
     worker_id: str
     generation: int
@@ -48,6 +49,11 @@ class Truth:
         self._database.close()
 
     def rows(self) -> list[Row]:
+        """The boxes of clients."""
+        return [row for row in self._all_rows() if row.prefix]
+
+    def _all_rows(self) -> list[Row]:
+        """All boxes, the warm ones that nobody owns included."""
         return [Row(*row) for row in self._database.execute(f"SELECT {', '.join(Row._fields)} FROM boxes")]
 
     def snapshots(self, box_id: str) -> set[str]:
@@ -60,7 +66,7 @@ class Truth:
 
     def never_right(self) -> Iterator[str]:
         """What is wrong although it must never be, not for a moment."""
-        rows = self.rows()
+        rows = self._all_rows()
         for row in rows:
             if row.status != "removing" and bool(row.reserved) != (row.status in HOLDING):
                 yield f"box {row.id} is {row.status}, and reserved for it is {row.reserved}"
@@ -95,7 +101,7 @@ class Truth:
             for box_id, snapshot_id in host.runtime.disks.list_snapshots():
                 if snapshot_id not in known:
                     yield f"{host.name} has a snapshot of box {box_id} that is nobody's: {snapshot_id}"
-        rows = {row.id: row for row in self.rows()}
+        rows = {row.id: row for row in self._all_rows()}
         for host in self._cluster.hosts:
             for box_id, state in host.containers().items():
                 row = rows.get(box_id)

@@ -231,7 +231,7 @@ class FakeRuntime:
         if found is not None:
             self._delete(found)
         with self._lock:
-            return self._make(box, spec, self._new_directory())
+            return replace(self._make(box, spec, self._new_directory()), image_id=self.images.id_of(spec.image))
 
     def _new_directory(self) -> Path:
         directory = Path(tempfile.mkdtemp(dir=self._directory))
@@ -244,7 +244,16 @@ class FakeRuntime:
         self._changes.put(None)
         return self._boxes[box.box_id].state
 
+    def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        """Only make the box: a start takes no time here anyway."""
+        state = self.create(box, spec)
+        return replace(state, engine_life=self.life()) if state.status is BoxStatus.CONFIGURED else state
+
     def start(self, box: BoxRef) -> BoxState:
+        life = self.life()
+        return replace(self._start(box), engine_life=life)
+
+    def _start(self, box: BoxRef) -> BoxState:
         with self._lock:
             found = self._find(box)
             if found.status is BoxStatus.RUNNING:

@@ -36,6 +36,9 @@ class FakeImages:
             for _ in self.pull(name):
                 pass
 
+    def id_of(self, name: str) -> str:
+        return self._images[_full(name)].image_id
+
     def list(self) -> list[Image]:
         return list(self._images.values())
 

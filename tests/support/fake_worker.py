@@ -54,6 +54,7 @@ class FakeWorker:
         self.kept_of: dict[str, str] = {}  # box ids by snapshot id; other snapshots are listed as of the first box
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
+        self.image_id = "sha256:1"  # of whatever image a box is made of
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
         # What it reports of the commands in each box.
         self.live_executions = 0
@@ -198,7 +199,9 @@ class FakeWorker:
         )
 
     def _CreateBox(self, request: pb.CreateBoxRequest) -> pb.Box:
-        return self._make(request.box)
+        made = self._make(request.box)
+        made.image_id = self.image_id
+        return self._StartBox(request.box) if request.start else made
 
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:
         found = self._find(ref)

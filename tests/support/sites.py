@@ -67,8 +67,15 @@ def docker_site(request: pytest.FixtureRequest, *, supervised: bool = False) -> 
         supervisor = program()
         assert supervisor is not None, "the supervisor is not built; `make build` does that"
         links = Links(home / "boxes", supervisor)
-    records = home / "system-files"
-    docker = DockerRuntime(lambda: owner, docker_host, policy(allowed), Holder(home), records=records, links=links)
+    docker = DockerRuntime(
+        lambda: owner,
+        docker_host,
+        policy(allowed),
+        Holder(home),
+        records=home / "system-files",
+        prepared=home / "prepared.json",
+        links=links,
+    )
     image, bare_image = request.getfixturevalue("test_image"), request.getfixturevalue("bare_image")
     yield Site(docker, image, bare_image, allowed, owner=owner)
     for state in docker.list_boxes():

@@ -7,12 +7,13 @@ operation has its turn; see `turns`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import UNCERTAIN, Calls
+from ..fleet.placement import Need
 from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS, MAX_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
@@ -21,6 +22,7 @@ from .deadlines import Schedule
 from .observing import RESTARTED, Observer
 from .turns import Turns, ref
 from .verdict import state_of, was_gone
+from .warm import Warm
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Boxes:
         schedule: Schedule,
         turns: Turns,
         observer: Observer,
+        warm: Warm,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -54,6 +57,7 @@ class Boxes:
         self._schedule = schedule
         self._turns = turns
         self._observer = observer
+        self._warm = warm
         self._clock = clock
         self._on_forgotten: list[Callable[[Box], object]] = []
 
@@ -120,11 +124,12 @@ class Boxes:
         wanted: dict[str, Any] = {}
         was_desired = box.desired == DesiredState.RUNNING
         if not was_desired:
-            wanted |= {"desired": DesiredState.RUNNING, "engine_life": None}
+            # Should the answer be lost with the coordinator's machine, this life tells whether the run ended with it.
+            wanted |= {"desired": DesiredState.RUNNING, "engine_life": worker.engine_life}
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
-            box = await self._turns.reserve_again(box, worker, **wanted)
+            box = await self._reserve_again(box, worker, wanted)
         elif wanted:
             box = await self._turns.change(box.id, **wanted)
         try:
@@ -135,12 +140,16 @@ class Boxes:
                 box = await self._turns.change(box.id, desired=DesiredState.STOPPED)
             await self._not_started(box, exc)
             raise
-        if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
-            # The box has ended at once; `follow` finds out whether by itself or killed by an engine that is stopping.
-            box = await self._turns.change(box.id, engine_life=state.engine_life or None)
-            await self._observer.follow(box)
-            return await self._store.get_box(box.id) or box
-        return await self._observer.apply(box, state, worker)
+        return await self._observer.started(box, state, worker, again=again)
+
+    async def _reserve_again(self, box: Box, worker: Worker, changes: Mapping[str, Any]) -> Box:
+        """See `Turns.reserve_again`. Warm boxes are given up where the worker has no room otherwise."""
+        try:
+            return await self._turns.reserve_again(box, worker, **changes)
+        except errors.ResourceExhaustedError:
+            if not await self._warm.give_up(Need(box.cpus, box.memory_mib, worker.id)):
+                raise
+            return await self._turns.reserve_again(box, worker, **changes)
 
     async def _refuse_restoring(self, box: Box) -> None:
         """Raise InvalidStateError for a box whose restoration nobody has finished yet: the box will have another state
@@ -221,7 +230,7 @@ class Boxes:
                 await tx.update_box(box.id, status=box.status)
             await self._observer.observe(box)
             raise
-        await self._turns.forget(box.id)
+        await self._turns.forget(box.id, durable=False)  # a row that says "removing" ends the same way
         if left:
             for callback in self._on_forgotten:
                 callback(box)

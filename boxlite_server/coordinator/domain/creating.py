@@ -18,20 +18,23 @@ from typing import Any
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN, Calls
-from ..fleet.placement import Need, not_placed, place
+from ..fleet.placement import Candidate, Need, not_placed, place
 from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
-from ..states import BoxStatus
+from ..states import BoxStatus, DesiredState, WorkerStatus
 from ..store import Box, Store, Tables, Worker
 from .observing import Observer
-from .turns import Turns
+from .turns import Turns, forgotten, ref
 from .volumes import Volumes
+from .warm import Warm, key_of
 
 INTERRUPTED = (errors.DatabaseUnavailableError, errors.LeaseLostError)
 
 log = logging.getLogger(__name__)
+
+GIVE_UPS = 3  # times that warm boxes are removed to make room for one box, when others take that room meanwhile
 
 
 class Creation:
@@ -45,6 +48,7 @@ class Creation:
         volumes: Volumes,
         turns: Turns,
         observer: Observer,
+        warm: Warm,
         pulls: FailedPulls,
         policy: Policy,
         clock: Callable[[], float],
@@ -55,33 +59,83 @@ class Creation:
         self._volumes = volumes
         self._turns = turns
         self._observer = observer
-        self._pulls = pulls
+        self._warm = warm
+        self.pulls = pulls
         self._policy = policy
         self._clock = clock
 
     async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
         """Create a box on the least loaded worker that has room. A box with volumes goes to the worker that has
-        them. With a `request_key`, see `made_before`.
+        them. With a `request_key`, see `made_before`. A request with `start` has the box started by the same call to
+        the worker; a box that cannot be started is not made, and where the worker may have started it, no other worker
+        is tried. Only a worker of an earlier version, and a crash in the middle, leave such a box configured.
 
         When a worker cannot create the box, the next one is tried under the next generation: a container that still
         comes about at the first worker is an orphan there. A worker that does not answer in time has used up the
         time of the others too: the box is forgotten, and its container, if any, is an orphan.
 
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
-        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError.
+        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError; with `start` also what a
+        start raises.
         """
         spec = Spec.of_request(request, self._policy)
         if left := await self.made_before(request_key, spec):
             return left
+        start = bool(request.get("start"))
+        if claimed := await self._claim(prefix, spec, request_key, start):
+            return claimed
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
-            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key)
+            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key, start=start)
             with _unknown_when_interrupted(request_key):
-                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key)
+                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key, start)
+
+    async def _claim(self, prefix: str, spec: Spec, request_key: str | None, start: bool) -> Box | None:
+        """Make a warm box the client's, and start it if it is to be started. None when there is none that fits, or the
+        one that there was cannot be started."""
+        key = key_of(spec)
+        if key is None or not await self._store.has_warm(key):
+            self._warm.missed += key in self._warm.kept
+            return None
+        async with self._store.transaction() as tx:
+            await self._own_request(tx, request_key)
+            await self._refuse_too_many(tx, prefix)
+            if spec.name and await tx.is_named(prefix, spec.name):
+                raise errors.AlreadyExistsError(f"box '{spec.name}' already exists")
+            candidates = await self._fleet.candidates(tx)
+            ready = [c.worker.id for c in candidates if c.reachable and c.worker.status == WorkerStatus.ACTIVE]
+            box = await tx.claim_box(key, ready, _claimed(prefix, spec, request_key, start, self._clock()))
+            if box is not None:
+                await tx.count(prefix, "boxes_created")
+        if box is None:
+            self._warm.missed += 1
+            return None
+        self._warm.claimed += 1
+        self._warm.wanted.set()
+        return await self._start_claimed(box, request_key) if start else box
+
+    async def _start_claimed(self, box: Box, request_key: str | None) -> Box | None:
+        async with self._turns.alone(box.id):
+            with _unknown_when_interrupted(request_key):
+                try:
+                    worker = await self._fleet.reachable(box.worker_id)
+                    state = await self._calls.start_box(worker, ref(box))
+                except errors.BoxliteError as exc:
+                    log.warning("warm box %s cannot be started, making another box: %s", box.id, exc)
+                    await self._undo(box.id, refused=True)
+                    return None
+                return await self._observer.started(box, state, worker)
 
     async def _create_somewhere(
-        self, worker: Worker, box_id: str, prefix: str, spec: Spec, home: str | None, request_key: str | None
+        self,
+        worker: Worker,
+        box_id: str,
+        prefix: str,
+        spec: Spec,
+        home: str | None,
+        request_key: str | None,
+        start: bool,
     ) -> Box:
         """Make the box whose room is reserved on `worker`, there or on the next worker that can."""
         tried: dict[str, errors.BoxliteError] = {}
@@ -89,35 +143,40 @@ class Creation:
         ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         for generation in itertools.count(1):
             try:
-                await self._create_on(worker, box_id, generation, spec, ends_at)
-                return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+                state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
+                return await self._made(box_id, state, worker, start)
             except INTERRUPTED:
                 raise  # the row stays: the box is finished or undone later
             except TRY_ELSEWHERE as exc:
+                if start and isinstance(exc, UNCERTAIN):  # the box may run there, and must not run twice
+                    await self._failed(box_id, prefix)
+                    raise
                 log.warning("box %s cannot be created on %s: %s", box_id, worker.name, exc)
                 tried[worker.name] = exc
                 if isinstance(exc, errors.LocalImageError):
-                    self._pulls.note(spec.image, worker.id)
+                    self.pulls.note(spec.image, worker.id)
             except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
                 if not spec.depends_on_operator:
                     await self._turns.forget(box_id)
                     raise
                 tried[worker.name] = refused = exc  # another worker's operator may allow it
             except Exception:  # a cancelled creation leaves its row, to be finished or undone
-                await self._turns.forget(box_id)
-                await self._store.count(prefix, "boxes_failed")
+                await self._failed(box_id, prefix)
                 raise
             try:
                 worker = await self._reserve(
-                    box_id, prefix, spec, generation + 1, tried, home=home, request_key=request_key
+                    box_id, prefix, spec, generation + 1, tried, home=home, request_key=request_key, start=start
                 )
             except errors.BoxliteError as exc:
-                await self._turns.forget(box_id)
-                await self._store.count(prefix, "boxes_failed")
+                await self._failed(box_id, prefix)
                 if refused and isinstance(exc, (errors.UpstreamUnavailableError, errors.ImageError)):
                     raise refused from None
                 raise
         raise AssertionError("every worker was tried, and _reserve did not say so")
+
+    async def _failed(self, box_id: str, prefix: str) -> None:
+        await self._turns.forget(box_id)
+        await self._store.count(prefix, "boxes_failed")
 
     async def made_before(self, request_key: str | None, spec: Spec) -> Box | None:
         """The box that an earlier attempt at the same request made, when a crash kept the answer from its client.
@@ -151,16 +210,25 @@ class Creation:
 
     @asynccontextmanager
     async def being_made(
-        self, prefix: str, spec: Spec, *, only: str | None = None, request_key: str | None = None
+        self,
+        prefix: str,
+        spec: Spec,
+        *,
+        only: str | None = None,
+        request_key: str | None = None,
+        warm: str | None = None,
     ) -> AsyncIterator[tuple[pb.BoxRef, Worker]]:
         """Write a new box's row and reserve its room around the `with` block, which makes the box with a disk of
         its own by one call to the worker. Afterwards the box is configured; when the block fails, nothing is left of
         the box. Only where nobody knows whether the worker made the box, the row may stay, to be removed later.
-        `only`: the id of the one worker that can make it. See `made_before` for `request_key`."""
+        `only`: the id of the one worker that can make it. See `made_before` for `request_key`. `warm`: what a request
+        has to ask for to claim the box, which is nobody's."""
         spec, home = await self._resolved(prefix, spec)
         box_id = ids.new_id()
         async with self._turns.alone(box_id):
-            worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key)
+            worker = await self._reserve(
+                box_id, prefix, spec, 1, {}, home=home, only=only, request_key=request_key, warm=warm
+            )
             with _unknown_when_interrupted(request_key):
                 try:
                     yield pb.BoxRef(box_id=box_id, generation=1), worker
@@ -184,10 +252,24 @@ class Creation:
             else:
                 log.warning("box %s will be cleaned up later: %s", box_id, exc)
 
-    async def _create_on(self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float) -> None:
-        request = pb.CreateBoxRequest(box=pb.BoxRef(box_id=box_id, generation=generation), spec=spec.to_proto(box_id))
+    async def _create_on(
+        self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float, start: bool
+    ) -> pb.Box:
+        box = pb.BoxRef(box_id=box_id, generation=generation, wish=int(start))
+        request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box_id), start=start)
         timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
-        await self._calls.create_box(worker, request, timeout=timeout)
+        return await self._calls.create_box(worker, request, timeout=timeout)
+
+    async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool) -> Box:
+        """The row of a box that was just made, as it is on disk. `start`: the worker was asked to start the box."""
+        if not start:
+            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+        if state.status == pb.BOX_STATUS_CONFIGURED:
+            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED, desired=DesiredState.STOPPED)
+        box = await self._store.get_box(box_id)
+        if box is None:
+            raise forgotten(box_id)
+        return await self._observer.started(box, state, worker, durable=True)
 
     async def _resolved(self, prefix: str, spec: Spec) -> tuple[Spec, str | None]:
         """The spec with the ids of its volumes, and the id of the one worker that has them."""
@@ -207,28 +289,56 @@ class Creation:
         home: str | None,
         only: str | None = None,
         request_key: str | None = None,
+        start: bool = False,
+        warm: str | None = None,
     ) -> Worker:
         """Choose a worker that was not tried yet and write the row, or move it there, in one step. `home`: the
-        id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box."""
+        id of the one worker that has the box's volumes; `only`: that of the one worker that can make the box. Warm
+        boxes are given up where no worker has room; a `warm` box is made only where there is room for another one.
+
+        The step need not be on disk when the worker is called: without its row, a box whose client has no answer yet
+        is an orphan."""
         need = Need(spec.cpus, spec.memory_mib, home, disk_limit=spec.disk_size_gb is not None)
-        async with self._turns.writing(box_id) as tx:
-            if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
-                if not self._is_past(other):
-                    raise errors.LeaseLostError("another attempt at this request has taken over; send it again")
-                await tx.update_box(other.id, request_key=None)
-            await self._volumes.check_ready(tx, spec.mounts)
+        row = _new_row(box_id, prefix, spec, generation, request_key, self._clock())
+        row = row._replace(desired=DesiredState.RUNNING, wish=1) if start else row._replace(warm=warm)
+        for _ in range(GIVE_UPS):
+            try:
+                return await self._place(row, need, tried, only)
+            except (errors.ResourceExhaustedError, errors.UpstreamUnavailableError):
+                if warm or not await self._warm.give_up(need._replace(worker_id=only or home), tried):
+                    raise
+        return await self._place(row, need, tried, only)
+
+    async def _place(self, row: Box, need: Need, tried: Mapping[str, errors.BoxliteError], only: str | None) -> Worker:
+        async with self._turns.writing(row.id, durable=False) as tx:
+            await self._own_request(tx, row.request_key, row.id)
+            await self._volumes.check_ready(tx, row.spec.mounts)
             candidates = [c for c in await self._fleet.candidates(tx) if only in (None, c.worker.id)]
             untried = [c for c in candidates if c.worker.name not in tried]
-            placement = place(need, untried, last=self._pulls.of(spec.image))
+            if row.warm:
+                untried = [_with_another(row, candidate) for candidate in untried]
+            placement = place(need, untried, last=self.pulls.of(row.spec.image))
             if not placement.workers:
                 raise not_placed("box", need, placement, tried)
-            worker, now = placement.workers[0], self._clock()
-            if generation > 1 and await tx.get_box(box_id):  # else its worker was removed, and the row with it
-                await tx.update_box(box_id, worker_id=worker.id, generation=generation, updated_at=now)
+            worker = placement.workers[0]
+            if row.desired == DesiredState.RUNNING:
+                row = row._replace(engine_life=worker.engine_life)  # tells whether a run that nobody saw ended with it
+            if row.generation > 1 and await tx.get_box(row.id):  # else its worker was removed, and the row with it
+                moved = {"worker_id": worker.id, "generation": row.generation, "updated_at": row.updated_at}
+                moved["engine_life"] = row.engine_life
+                await tx.update_box(row.id, **moved)
                 return worker
-            await self._refuse_too_many(tx, prefix)
-            await tx.insert_box(_new_row(box_id, prefix, spec, worker.id, generation, request_key, now))
+            if not row.warm:
+                await self._refuse_too_many(tx, row.prefix)
+            await tx.insert_box(row._replace(worker_id=worker.id))
             return worker
+
+    async def _own_request(self, tx: Tables, request_key: str | None, box_id: str = "") -> None:
+        """Raise LeaseLostError when another box is that of this request, unless the key is another request's by now."""
+        if request_key and (other := await tx.find_box_by_request(request_key)) and other.id != box_id:
+            if not self._is_past(other):
+                raise errors.LeaseLostError("another attempt at this request has taken over; send it again")
+            await tx.update_box(other.id, request_key=None)
 
     async def _refuse_too_many(self, tx: Tables, prefix: str) -> None:
         limit = self._policy.max_boxes_per_prefix
@@ -257,16 +367,16 @@ def _new_row(
     box_id: str,
     prefix: str,
     spec: Spec,
-    worker_id: str,
     generation: int,
     request_key: str | None,
     now: float,
 ) -> Box:
+    """The row of a new box that has no worker yet."""
     return Box(
         id=box_id,
         prefix=prefix,
         name=spec.name,
-        worker_id=worker_id,
+        worker_id="",
         generation=generation,
         status=BoxStatus.CREATING,
         spec=spec,
@@ -282,3 +392,17 @@ def _new_row(
         stopped_at=None,
         request_key=request_key,
     )
+
+
+def _claimed(prefix: str, spec: Spec, request_key: str | None, start: bool, now: float) -> dict[str, Any]:
+    """What changes in the row of a warm box when a request claims it."""
+    changes: dict[str, Any] = {"prefix": prefix, "name": spec.name, "spec": spec.to_json(), "labels": dict(spec.labels)}
+    changes |= {"request_key": request_key, "created_at": now, "updated_at": now}
+    return changes | {"desired": DesiredState.RUNNING, "wish": 1} if start else changes
+
+
+def _with_another(row: Box, candidate: Candidate) -> Candidate:
+    """The candidate as if one more box like this one were there already."""
+    load = candidate.load
+    load = load._replace(cpus=load.cpus + row.cpus, memory_mib=load.memory_mib + row.memory_mib, boxes=load.boxes + 1)
+    return candidate._replace(load=load)

@@ -125,8 +125,21 @@ class Observer:
         if now.status == BoxStatus.STOPPED and now.spec.auto_remove and not was_stopped_by_worker(now.error):
             await self.clean_up(await self._turns.change(box.id, status=BoxStatus.REMOVING))
 
-    async def apply(self, box: Box, state: pb.Box, worker: Worker) -> Box:
-        """Write into the box's row what its worker says of it; returns the row."""
+    async def started(
+        self, box: Box, state: pb.Box, worker: Worker, *, again: bool = False, durable: bool = False
+    ) -> Box:
+        """`apply` what the worker answers to a start. `again`: the coordinator restarts a box that should run."""
+        if state.status == pb.BOX_STATUS_STOPPED and (again or state.interrupted):
+            # The box has ended at once; `follow` finds out whether by itself or killed by an engine that is stopping.
+            status = BoxStatus.CONFIGURED if box.status == BoxStatus.CREATING else box.status
+            box = await self._turns.change(box.id, status=status, engine_life=state.engine_life or None)
+            await self.follow(box)
+            return await self._store.get_box(box.id) or box
+        return await self.apply(box, state, worker, durable=durable)
+
+    async def apply(self, box: Box, state: pb.Box, worker: Worker, *, durable: bool = False) -> Box:
+        """Write into the box's row what its worker says of it; returns the row. That need not be `durable` where the
+        row says already what is desired: after a crash the worker is asked again."""
         status = STATUS[state.status]
         is_up = status in (BoxStatus.RUNNING, BoxStatus.PAUSED)
         changes: dict[str, Any] = {
@@ -144,7 +157,7 @@ class Observer:
             changes["started_at"] = self._clock()
         if status == BoxStatus.STOPPED and box.status != BoxStatus.STOPPED:
             changes["stopped_at"] = self._clock()
-        return await self._turns.change(box.id, **changes)
+        return await self._turns.change(box.id, durable=durable, **changes)
 
     async def clean_up(self, box: Box) -> None:
         """Have the worker remove all that it has of the box, then delete the row."""

@@ -74,13 +74,14 @@ class Turns:
 
     # ---- rows, in a turn ------------------------------------------------------------------------------
 
-    def writing(self, box_id: str) -> AbstractAsyncContextManager[Tables]:
-        """A transaction of the operation whose turn it is. Raises LeaseLostError when its turn is over."""
-        return self._leases.writing(lease_of(box_id))
+    def writing(self, box_id: str, *, durable: bool = True) -> AbstractAsyncContextManager[Tables]:
+        """A transaction of the operation whose turn it is; see `Store.transaction`. Raises LeaseLostError when its turn
+        is over."""
+        return self._leases.writing(lease_of(box_id), durable=durable)
 
-    async def change(self, box_id: str, **changes: Any) -> Box:
+    async def change(self, box_id: str, *, durable: bool = True, **changes: Any) -> Box:
         """Change columns of the box's row; returns the row. Raises what `writing` and `write` raise."""
-        async with self.writing(box_id) as tx:
+        async with self.writing(box_id, durable=durable) as tx:
             return await self.write(tx, box_id, **changes)
 
     async def write(self, tx: Tables, box_id: str, **changes: Any) -> Box:
@@ -97,9 +98,9 @@ class Turns:
             await self._schedule.plan(box, tx=tx)
         return box
 
-    async def forget(self, box_id: str) -> None:
+    async def forget(self, box_id: str, *, durable: bool = True) -> None:
         """Delete the box's row."""
-        async with self.writing(box_id) as tx:
+        async with self.writing(box_id, durable=durable) as tx:
             await tx.delete_box(box_id)
 
     async def reserve_again(self, box: Box, worker: Worker, **changes: Any) -> Box:

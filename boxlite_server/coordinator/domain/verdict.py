@@ -59,10 +59,10 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
         return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
     if seen.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
         return _running(box, seen, engine_life)
+    if box.desired == DesiredState.RUNNING:  # also in the middle of its making, by a request that starts it
+        return _ended(box, seen, engine_life)
     if box.status == BoxStatus.CREATING:
         return Verdict(Kind.FINISH_CREATE, "its making was broken off; the container is there")
-    if box.desired == DesiredState.RUNNING:
-        return _ended(box, seen, engine_life)
     if box.status == BoxStatus.STOPPED and box.auto_remove and not was_stopped_by_worker(box.error):
         return Verdict(Kind.FINISH_REMOVE, "it is stopped, and to be removed then")
     if box.status == BoxStatus.FAILED and seen.status != BoxStatus.FAILED and not was_gone(box):

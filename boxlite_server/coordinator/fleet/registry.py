@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ... import errors
+from ... import errors, references
 from ..states import WorkerStatus
 from ..store import Load, Store, Tables, Worker
 from .link import target_of
@@ -67,8 +67,9 @@ class Fleet:
         """Register a worker. A worker that is known keeps its boxes and the status that its operator set.
 
         Raises AlreadyExistsError when the name belongs to another worker, PermissionDeniedError when the id is known
-        with another secret, InvalidArgumentError when the url is malformed, InvalidStateError when a later process of
-        the worker is registered and reachable: then this registration was sent earlier and arrived late.
+        with another secret, InvalidArgumentError when the url or the name of an image is malformed, InvalidStateError
+        when a later process of the worker is registered and reachable: then this registration was sent earlier and
+        arrived late.
         """
         target_of(request["url"])
         now = self._clock()
@@ -265,6 +266,9 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         engine_life=request.get("engine_life"),
         started_at=request.get("started_at"),
         disk_limit=request.get("disk_limit"),
+        warm_images={
+            str(references.parse(image).tagged()): count for image, count in (request.get("warm_images") or {}).items()
+        },
     )
 
 

@@ -21,10 +21,12 @@ from .meta import Meta
 from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
 from .volumes import Volume, Volumes
+from .warm import WARM_PREFIX, WarmBox, WarmPool, WarmPools
 from .workers import Load, Worker, Workers
 
 __all__ = [
     "RESERVING",
+    "WARM_PREFIX",
     "Answer",
     "Box",
     "BoxState",
@@ -36,11 +38,13 @@ __all__ = [
     "Tables",
     "Unsettled",
     "Volume",
+    "WarmBox",
+    "WarmPool",
     "Worker",
 ]
 
 
-class Tables(Meta, Workers, Boxes, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
+class Tables(Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
     All methods raise DatabaseUnavailableError while the database cannot be reached or written, and work again
@@ -76,13 +80,13 @@ class Store(Tables):
         await self._backend.close()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Tables]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Tables]:
         """A transaction, atomic and exclusive: what is read through the yielded `Tables` stays true until the
         transaction ends, whoever else shares the database. Inside, await nothing but such reads and writes, and open
-        no second transaction.
+        no second transaction. Without `durable` the end does not wait for the disk; see `Backend.transaction`.
 
         When the end of a PostgreSQL transaction raises DatabaseUnavailableError, it may have been committed all the
         same.
         """
-        async with self._backend.transaction() as connection:
+        async with self._backend.transaction(durable=durable) as connection:
             yield Tables(connection)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ... import errors
 from ..spec import Spec
 from ..states import BoxStatus, DesiredState
-from .table import Table, first, from_json, marks, reader
+from .table import Table, first, from_json, marks, reader, to_row
 
 # A box in one of these states has its cpus and memory reserved; a stopped or failed box does not. A box that is being
 # removed keeps the reservation it had: its container may still run, and the removal may fail.
@@ -50,6 +50,8 @@ class Box(NamedTuple):
     restarted_at: float | None = None  # when the last restart was tried
     wish: int = 0  # how often `desired` has changed
     supervisor: str | None = None  # what runs the commands of a running box, as its worker says
+    warm: str | None = None  # what a request has to ask for to claim this warm box; None: it is no warm box
+    image_id: str | None = None  # of a warm box: the image that it is made of
 
 
 class BoxState(NamedTuple):
@@ -116,6 +118,23 @@ class Boxes(Table):
     async def get_box(self, box_id: str) -> Box | None:
         """The box with that id, in whatever prefix."""
         return first(await self._boxes("WHERE id = ?", (box_id,)))
+
+    async def is_named(self, prefix: str, name: str) -> bool:
+        """Whether a box of the prefix has that name."""
+        return bool(await self._read("SELECT 1 FROM boxes WHERE prefix = ? AND name = ?", (prefix, name)))
+
+    async def claim_box(self, warm: str, worker_ids: Sequence[str], changes: Mapping[str, Any]) -> Box | None:
+        """Make the oldest of the warm boxes that were prepared in the present life of their engine, at one of these
+        workers, an ordinary box with these changes; returns its new row. None: there is none."""
+        fields = {**changes, "warm": None}
+        rows = await self._write(
+            f"UPDATE boxes SET {', '.join(f'{column} = ?' for column in fields)} WHERE id = ("
+            "SELECT boxes.id FROM boxes JOIN workers ON workers.id = worker_id "
+            "WHERE warm = ? AND boxes.status = 'configured' AND boxes.engine_life = workers.engine_life "
+            f"AND worker_id IN ({marks(worker_ids)}) ORDER BY created_at, boxes.id LIMIT 1) RETURNING {_COLUMNS}",
+            (*to_row(fields), warm, *worker_ids),
+        )
+        return first([_box(row) for row in rows])
 
     async def list_boxes(
         self,

@@ -67,9 +67,10 @@ class Connection(Protocol):
 class Backend(Connection, Protocol):
     """One open database. A write outside of a transaction waits until no transaction is open."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+    def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Connection]:
         """A transaction, atomic and exclusive: no other write of any process runs between its beginning and its end.
-        An exception rolls it back."""
+        An exception rolls it back. With `durable` it is on disk when it ends. Otherwise it survives the end of the
+        process, but it may be lost when the machine loses power before a later durable transaction has ended."""
         ...
 
     async def close(self) -> None:

@@ -118,11 +118,12 @@ class Postgresql:
                             raise
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Connection]:
         self._owner.check()
+        begin = f"BEGIN; {_ALONE}" if durable else f"BEGIN; {_ALONE}; SET LOCAL synchronous_commit = off"
         async with self._turn:
             with _translated():
-                session, _ = await self._begin(f"BEGIN; {_ALONE}", (), several=True)
+                session, _ = await self._begin(begin, (), several=True)
             statements = Transaction(POSTGRESQL, partial(_run_translated, session))
             try:
                 with self._owner:

@@ -4,9 +4,10 @@ Statements run directly on the event loop, which is faster than any thread: a po
 writes and another reads, so that a read outside of a transaction never sees a transaction half done. Waiting, for
 the end of a transaction or for another process's lock, never blocks the event loop.
 
-A transaction is on disk when it ends: a thread syncs the write-ahead log, once for all transactions that ended
-meanwhile. A single write outside of a transaction survives the end of the process, but the last of these writes may
-be lost when the machine loses power: heartbeats, leases and deadlines, which are written all the time.
+A durable transaction is on disk when it ends: a thread syncs the write-ahead log, once for all transactions that ended
+meanwhile. Any other transaction, and a single write outside of a transaction, survives the end of the process, but the
+last of these may be lost when the machine loses power: what workers say of boxes, which can be asked again, and
+heartbeats, leases and deadlines, which are written all the time.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Sqlite:
             return await _patiently(self._writer, sql, parameters)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Connection]:
         self._owner.check()
         async with self._turn:
             await _patiently(self._writer, "BEGIN IMMEDIATE")
@@ -113,7 +114,8 @@ class Sqlite:
                 statements.ended = True
                 if self._writer.in_transaction:  # a full disk may have ended it already
                     _run(self._writer, "ROLLBACK")
-        await self._log.sync()
+        if durable:
+            await self._log.sync()
 
     async def _write_now(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         return _run(self._writer, sql, parameters)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from ... import errors
 from ..states import WorkerStatus
-from .table import Table, first, marks, reader, to_row
+from .table import Table, first, from_json, marks, reader, to_row
 
 
 class Worker(NamedTuple):
@@ -36,6 +36,7 @@ class Worker(NamedTuple):
     engine_error: str | None = None  # why its engine does not answer; None: it answers
     started_at: float | None = None  # of the process `epoch`, by the worker's clock
     disk_limit: str | None = None  # enforced, watched or unsupported; None: the worker does not say
+    warm_images: dict[str, int] = {}  # noqa: RUF012 - never changed; how many warm boxes to keep there, by image
 
 
 class Load(NamedTuple):
@@ -56,7 +57,7 @@ def _labels(text: str) -> dict[str, str]:
     return cast(dict[str, str], json.loads(text))
 
 
-_worker = reader(Worker, Worker._fields, status=WorkerStatus, labels=_labels)
+_worker = reader(Worker, Worker._fields, status=WorkerStatus, labels=_labels, warm_images=from_json)
 
 
 class Workers(Table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
 from ..host_access import Policy
+from ..prepared import Prepared
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
 from ..supervisor.links import MOUNT
@@ -28,6 +29,8 @@ from .watch import Watch
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
 MAX_WAITING_STARTS = 64
 START_PATIENCE = 60.0  # seconds
+_CREATED = {"Status": "created", "Pid": 0, "Error": "", **dict.fromkeys(("Running", "Paused", "Restarting"), False)}
+_MADE = 1000  # containers that are remembered until their first start
 
 
 class Containers:
@@ -47,6 +50,7 @@ class Containers:
         quota: Quota,
         reasons: StopReasons,
         supervisors: Supervisors,
+        prepared: Prepared,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -56,7 +60,10 @@ class Containers:
         self._quota = quota
         self._reasons = reasons
         self._supervisors = supervisors
+        self._prepared = prepared
         self._pinning = threading.Lock()
+        self._lock = threading.Lock()
+        self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
     # ---- making ----
@@ -98,7 +105,22 @@ class Containers:
         config = container_config(box, spec, image, self._owner(), directory)
         self._quota.apply(config, spec)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
-            self._engine.api.create_container_from_config(config, container_name(box))
+            made = self._engine.api.create_container_from_config(config, container_name(box))
+        self._note_made(box, made["Id"], config)
+
+    def _note_made(self, box: BoxRef, container_id: str, config: dict[str, Any]) -> None:
+        container = {
+            "Id": container_id,
+            "Name": f"/{container_name(box)}",
+            "Config": config,
+            "HostConfig": config["HostConfig"],
+            "Mounts": [],
+            "State": _CREATED,
+        }
+        with self._lock:
+            self._made[box] = container
+            if len(self._made) > _MADE:
+                self._made.popitem(last=False)
 
     @contextmanager
     def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
@@ -117,7 +139,13 @@ class Containers:
     # ---- finding ----
 
     def get(self, box: BoxRef) -> dict[str, Any]:
-        """The engine's description of the box's container. Raises `NotFoundError` when the owner has none."""
+        """The engine's description of the box's container; that of a prepared box is as if it was never started. Raises
+        `NotFoundError` when the owner has none."""
+        container = self.get_as_is(box)
+        return {**container, "State": {**container["State"], **_CREATED}} if box in self._prepared else container
+
+    def get_as_is(self, box: BoxRef) -> dict[str, Any]:
+        """The engine's description of the box's container, prepared or not. Raises `NotFoundError` like `get`."""
         try:
             with engine_errors("cannot inspect the box"):
                 container = dict(self._engine.api.inspect_container(container_name(box)))
@@ -129,6 +157,13 @@ class Containers:
                 return container
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+
+    def to_start(self, box: BoxRef) -> dict[str, Any]:
+        """As much of the description of the box's container as a start needs. The engine is not asked for the first
+        start of a container that this process has made. Raises like `get_as_is`."""
+        with self._lock:
+            made = self._made.pop(box, None)
+        return made or self.get_as_is(box)
 
     def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
@@ -208,9 +243,11 @@ class Containers:
 
     def delete(self, box: BoxRef, force: bool) -> None:
         """Remove the box's container, if there is one. Raises `InvalidStateError` when it runs, without `force`."""
+        with self._lock:
+            self._made.pop(box, None)
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(container_name(box), v=True, force=force)
+                self._engine.api.remove_container(container_name(box), v=True, force=force or box in self._prepared)
         except NotFoundError:
             pass
         except InvalidStateError as exc:
@@ -218,6 +255,7 @@ class Containers:
                 raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
             self._await_absence(box)
         self._supervisors.forget(container_name(box))
+        self._prepared.discard(box)
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):

@@ -24,6 +24,8 @@ import docker
 import docker.errors
 import docker.utils
 import requests
+import requests.adapters
+from docker.transport import UnixHTTPAdapter
 
 from ...errors import (
     BoxliteError,
@@ -216,8 +218,27 @@ def _send_chunks(connection: socket.socket, body: Iterable[bytes | FilePart]) ->
 # ---- the engine ----
 
 
+class _OnePool(UnixHTTPAdapter):
+    """Keeps the connections to a Unix socket in one pool. The library's own adapter has a pool for each URL, and so it
+    connects anew for each container."""
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+        return super().get_connection("http+docker://localhost", proxies)
+
+
 class _Client(docker.APIClient):
-    """Sets a timeout on every call: the library sets none on some of its streams and hijacked connections."""
+    """Keeps and reuses its connections, and sets a timeout on every call: the library sets none on some of its streams
+    and hijacked connections."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.trust_env = False  # the engine is on this host: neither a proxy nor a password in a file is meant for it
+        own: Any = getattr(self, "_custom_adapter", None)
+        if own is not None:
+            own.close()
+            self.mount("http+docker://", _OnePool(f"http+unix://{own.socket_path}", self.timeout, max_pool_size=_POOL))
+        else:
+            self.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.setdefault("timeout", self.timeout) is None:
@@ -251,7 +272,7 @@ class Engine:
         options: dict[str, Any] = {"base_url": self._url} if self._url else {**docker.utils.kwargs_from_env()}
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
-        return _Client(version="auto", timeout=CALL_TIMEOUT, max_pool_size=_POOL, **options)  # type: ignore[arg-type]
+        return _Client(version="auto", timeout=CALL_TIMEOUT, **options)
 
     def call(
         self,
@@ -367,6 +388,19 @@ class Engine:
             made = _process_behind(self._socket_path())
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
+
+    def refuse_when_ending(self) -> None:
+        """Raise `EngineError` when the engine takes no new connections. An engine that ends still answers on those that
+        it has, and would cut off what it is told to start."""
+        path = self._socket_path()
+        with engine_errors("the container engine takes no new calls"):
+            if path:
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.settimeout(CALL_TIMEOUT)
+                    connection.connect(path)
+            else:
+                where = urlsplit(self.api.base_url)
+                socket.create_connection((where.hostname, where.port or 2375), CALL_TIMEOUT).close()
 
     def _socket_path(self) -> str | None:
         """The path of the engine's Unix socket, if it has one."""

@@ -195,6 +195,11 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     return read_proc(int(children[0]), "comm").strip() not in ("", *_INIT_NAMES)
 
 
+def is_visible(container: Mapping[str, Any]) -> bool:
+    """Whether the first process can be seen. False once it has ended, and where the worker sees no process of boxes."""
+    return bool(read_proc(container["State"]["Pid"], "comm"))
+
+
 def not_executed(said: str) -> str:
     """What the first process said against the main command, in the last lines of its log; empty: nothing."""
     found = [match for line in said.splitlines() if (match := _NOT_EXECUTED.fullmatch(line.strip()))]

@@ -25,6 +25,7 @@ from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
+from ..prepared import Prepared
 from ..runtime import (
     BoxFiles,
     BoxRef,
@@ -72,6 +73,7 @@ from .system_files import SystemFiles
 from .watch import Watch
 
 _SPAWN_PATIENCE = 0.5  # seconds; the first process needs milliseconds
+_FIRST_LOOK, _LAST_LOOK = 0.001, 0.01  # seconds between two looks at the first process
 _NOT_EXECUTED_CODES = (1, 126, 127, 255)  # exit codes of a first process that could not execute the main command
 
 
@@ -84,8 +86,8 @@ class DockerRuntime:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
-    they are started again. `links`: to the supervisors in boxes, which run their commands; None: the engine's exec
-    does.
+    they are started again. `prepared`: the file in which prepared boxes outlive this process; None: they do not.
+    `links`: to the supervisors in boxes, which run their commands; None: the engine's exec does.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class DockerRuntime:
         stop_reasons: Path | None = None,
         records: Path | None = None,
         links: Links | None = None,
+        prepared: Path | None = None,
         enforce_disk_limit: bool = False,
         gb: int = GB,
         max_layers: int = MAX_LAYERS,
@@ -117,6 +120,7 @@ class DockerRuntime:
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)
         self._supervisors = Supervisors(self._engine, links, holder)
+        self._prepared = Prepared(prepared)
         self._containers = Containers(
             self._engine,
             owner,
@@ -126,6 +130,7 @@ class DockerRuntime:
             self._quota,
             self._reasons,
             self._supervisors,
+            self._prepared,
         )
         self.disks = DockerDisks(self._containers, self._bases, copies, self._engine, owner)
 
@@ -187,9 +192,17 @@ class DockerRuntime:
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, base, replacing=held)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
-        return state
+        return replace(state, image_id=image["Id"])
+
+    def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        state = self.create(box, spec)
+        if state.status is not BoxStatus.CONFIGURED:
+            return state
+        self._prepared.add(box)  # before the start, so that nobody ever sees the box run
+        return replace(state, engine_life=self._start(box).engine_life)
 
     def start(self, box: BoxRef) -> BoxState:
+        self._prepared.discard(box)
         try:
             return self._start(box)
         except (EngineError, ExecutionError) as exc:
@@ -210,12 +223,14 @@ class DockerRuntime:
         return f"the image is built for {built_for}, and this worker's engine runs {self._architecture}"
 
     def _start(self, box: BoxRef) -> BoxState:
-        container = self._containers.get(box)
+        life = self._watch.life()
+        container = self._containers.to_start(box)
         state = self._containers.seen(box, container)
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
-            return state
+            self._watch.forget(container["Id"])  # the box may have been a prepared one until now
+            return replace(state, engine_life=life)
         if state.status is BoxStatus.PAUSED:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         self.volumes.check(volume_ids(container))
@@ -223,6 +238,7 @@ class DockerRuntime:
         with self._containers.starts.place():
             self._system_files.before_start(container)
             self._supervisors.starting(container)
+            self._engine.refuse_when_ending()
             began, called = int(time.time()), time.monotonic()
             self._watch.starting(container["Id"])
             with (
@@ -236,10 +252,10 @@ class DockerRuntime:
             self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
             self._reasons.drop(box)
             spawned = time.monotonic()
-            container = self._containers.get(box)
+            container = self._containers.get_as_is(box)
             self._system_files.after_start(container)
             self._supervisors.started(container)
-            state = self._settled(box)
+            state = self._settled(box, container)
         self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in _NOT_EXECUTED_CODES:
             # Either the command ended with this code, or the first process could not execute it.
@@ -247,7 +263,7 @@ class DockerRuntime:
                 said = self._engine.api.logs(container_name(box), tail=5, since=began)
             if reason := main_command.not_executed(said.decode(errors="replace")):
                 raise not_executed(box.box_id, reason)
-        return state
+        return replace(state, engine_life=life)
 
     @contextmanager
     def _paths_kept(self, paths: list[str]) -> Iterator[None]:
@@ -264,16 +280,18 @@ class DockerRuntime:
             self._policy.recheck(paths, writable_paths(running))
             yield
 
-    def _settled(self, box: BoxRef) -> BoxState:
-        """The state once the first process has executed the main command, or could not."""
-        deadline = time.monotonic() + _SPAWN_PATIENCE
-        while True:
-            container = self._containers.get(box)
-            if not container["State"]["Running"]:
-                return self._containers.inspect(box)
+    def _settled(self, box: BoxRef, container: Mapping[str, Any]) -> BoxState:
+        """The state once the first process has executed the main command, or could not. `container`: as the engine
+        describes it after its start."""
+        pause, deadline = _FIRST_LOOK, time.monotonic() + _SPAWN_PATIENCE
+        while container["State"]["Running"]:
             if main_command.has_executed(container) or time.monotonic() > deadline:
                 return self._containers.seen(box, container)
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)
+            if not main_command.is_visible(container) or time.monotonic() > deadline:
+                container = self._containers.get_as_is(box)
+        return self._containers.inspect(box)
 
     def stop(self, box: BoxRef, timeout: float, reason: str = "") -> BoxState:
         container = self._containers.get(box)
@@ -326,6 +344,8 @@ class DockerRuntime:
     # ---- commands ----
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+        if box in self._prepared:
+            raise StoppedError(f"box {box.box_id} is not running: it was not started yet")
         run = self._supervisors.live(container_name(box))
         container = self._containers.get(box) if run is None else None
         try:

@@ -43,6 +43,7 @@ class Watch:
         self._last_event: int | None = None  # Unix time in nanoseconds
         self._events = 0
         self._states: dict[str, BoxState] = {}
+        self._life = ""  # the engine's; empty: not asked since the events began
         # By container id:
         self._stops: set[str] = set()  # stopped by this worker; until the next start
         self._signals: Counter[tuple[str, str]] = Counter()  # sent by this worker, and not yet reported
@@ -70,6 +71,24 @@ class Watch:
         with self._changed:
             if self._listening_since is not None and self._events == marker:
                 self._states[container_id] = state
+
+    def forget(self, container_id: str) -> None:
+        """Forget the container's state, which has changed without an event."""
+        with self._changed:
+            self._events += 1
+            self._states.pop(container_id, None)
+
+    def life(self) -> str:
+        """The life of the engine. It is asked for once while the events go on: the end of the engine ends them."""
+        with self._changed:
+            known, began = self._life, self._listening_since
+        if known:
+            return known
+        life = self._engine.life()
+        with self._changed:
+            if began is not None and self._listening_since == began:
+                self._life = life
+        return life
 
     # ---- ends ----
 
@@ -170,6 +189,7 @@ class Watch:
             self._listening_since = None
             self._events += 1
             self._states.clear()
+            self._life = ""
             for ended in self._commands.values():
                 ended.set()  # the end may go unreported, so those who wait must look for themselves
             self._changed.notify_all()

@@ -53,6 +53,7 @@ class Registration:
     max_boxes: int | None
     rng: random.Random
     cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
+    warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.time)  # Unix time; orders the epochs of this worker
     registered: threading.Event = field(default_factory=threading.Event)
@@ -219,6 +220,7 @@ class Registration:
                 "cpu_limit": capacity.cpus * self.cpu_overcommit,
             },
             "disk_limit": str(capacity.disk_limit),
+            "warm_images": dict(self.warm_images),
             "version": __version__,
             "engine_version": capacity.engine_version,
             "engine_life": held.engine_life if held else self.runtime.life(),

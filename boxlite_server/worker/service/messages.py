@@ -87,6 +87,8 @@ def box(state: BoxState) -> pb.Box:
         out_of_memory=state.out_of_memory,
         reason=state.reason,
         supervisor=state.supervisor,
+        image_id=state.image_id,
+        engine_life=state.engine_life,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
             for p in state.ports

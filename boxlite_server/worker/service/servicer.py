@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -21,7 +21,7 @@ from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
-from ..runtime import BoxRef, BoxRuntime
+from ..runtime import BoxRef, BoxRuntime, BoxState
 from . import messages
 from .incoming import Upload, imported
 from .order import BoxOrder
@@ -108,17 +108,26 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
-        with self._turn(box, context, makes=True):
-            return messages.box(self._runtime.create(box, messages.spec(request.spec)))
+        with self._turn(box, context, makes=True, wish=request.box.wish if request.start else None):
+            spec = messages.spec(request.spec)
+            made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
+            return messages.box(self._first_start(box) if request.start else made)
+
+    def _first_start(self, box: BoxRef) -> BoxState:
+        """Start a box that was just made; remove the box if it cannot be started."""
+        try:
+            return self._runtime.start(box)
+        except BoxliteError:
+            with suppress(BoxliteError):  # what is left is an orphan
+                self._runtime.remove(box, force=True)
+            self._order.removed(box)
+            raise
 
     @_answers
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
         with self._turn(box, context, wish=request.wish):
-            life = self._runtime.life()
-            answer = messages.box(self._runtime.start(box))
-        answer.engine_life = life
-        return answer
+            return messages.box(self._runtime.start(box))
 
     @_answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:

@@ -156,7 +156,7 @@ def test_a_create_that_is_interrupted_does_not_say_that_there_is_no_box(
 
 def interrupt_at_once(interruption: errors.BoxliteError) -> Any:
     @asynccontextmanager
-    async def writing(*_: Any) -> AsyncIterator[None]:
+    async def writing(*_: Any, **_how: Any) -> AsyncIterator[None]:
         raise interruption
         yield
 

@@ -143,6 +143,7 @@ def test_introduction_and_first_heartbeat(
         "secret": identity.secret,
         "epoch": "epoch",
         "labels": {"k": "v"},
+        "warm_images": {},
         "disk_limit": "watched",
         "engine_version": "fake",
         "engine_life": fake_site.runtime.life(),

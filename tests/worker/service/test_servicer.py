@@ -77,6 +77,8 @@ def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
     created = client.CreateBox(create_request(fake_site, ref))
     assert (created.box_id, created.generation, created.status) == (ref.box_id, 1, pb.BOX_STATUS_CONFIGURED)
     assert not created.HasField("pid")
+    assert created.image_id.startswith("sha256:")
+    created.ClearField("image_id")
     assert client.CreateBox(create_request(fake_site, ref)) == created
     started = client.StartBox(ref)
     assert started.status == pb.BOX_STATUS_RUNNING
@@ -92,6 +94,26 @@ def test_a_life_over_the_wire(fake_site: Site, client: Client) -> None:
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))
     assert refusal(client.GetBox, ref)[:2] == (grpc.StatusCode.NOT_FOUND, "not_found")
+
+
+def test_a_box_is_made_and_started_by_one_call(fake_site: Site, client: Client) -> None:
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1, wish=1)
+    request = create_request(fake_site, ref)
+    request.start = True
+    started = client.CreateBox(request)
+    assert (started.status, started.engine_life) == (pb.BOX_STATUS_RUNNING, fake_site.runtime.life())
+    assert client.CreateBox(request) == started
+    client.StopBox(pb.StopBoxRequest(box=pb.BoxRef(box_id=ref.box_id, generation=1, wish=2)))
+    assert refusal(client.CreateBox, request)[1] == "invalid_state"
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+
+
+def test_a_box_that_cannot_be_started_at_once_is_not_left(fake_site: Site, client: Client) -> None:
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1, wish=1)
+    request = create_request(fake_site, ref, cmd=["/no/such/program"])
+    request.start = True
+    assert refusal(client.CreateBox, request)[1] == "execution_failed"
+    assert refusal(client.GetBox, ref)[1] == "not_found"
 
 
 def test_a_late_start_or_stop_is_refused(fake_site: Site, client: Client) -> None:

@@ -25,6 +25,8 @@ _FILTER = {
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     box = await core.creation.create(prefix, body, request_key=request_key())
+    if body.get("start") and box.status == BoxStatus.CONFIGURED:
+        box = await core.boxes.start(prefix, box.id)
     return await views.placed_box(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .... import errors
 from ...core import Core
+from ...domain.warm import pool_of
 from ...fleet.registry import HEARTBEAT_SECONDS
 from ...states import WorkerStatus
 from ...store import Load
@@ -74,3 +75,29 @@ async def reconcile(core: Core, body: dict[str, Any]) -> Any:
     return views.reconciled(
         await core.reconciler.run(dry_run=dry_run, worker=body.get("worker")), dry_run, core.clock()
     )
+
+
+async def get_warm_pools(core: Core) -> Any:
+    workers = {worker.id: worker.name for worker in await core.store.list_workers()}
+    return {
+        "pools": [
+            {
+                "image": wish.pool.image,
+                "cpus": wish.pool.cpus,
+                "memory_mib": wish.pool.memory_mib,
+                "boxes": wish.pool.boxes,
+                "ready": count,
+                "worker": workers.get(wish.worker_id or ""),
+            }
+            for wish, count in await core.pools.ready()
+        ],
+        "claimed_total": core.pools.warm.claimed,
+        "missed_total": core.pools.warm.missed,
+    }
+
+
+async def set_warm_pools(core: Core, body: dict[str, Any]) -> Any:
+    await core.pools.keep(
+        [pool_of(pool["image"], pool["boxes"], pool.get("cpus"), pool.get("memory_mib")) for pool in body["pools"]]
+    )
+    return await get_warm_pools(core)
