@@ -48,20 +48,28 @@ def test_no_request_is_a_fault_of_the_server(
         status, body = answer(site, hostile)
         if status >= 500 and status != 501:
             faults.append((status, hostile.why, hostile.target[:200], hostile.body[:200], body[:300]))
-        if status == 201 and b'"box_id"' in body and b'"snapshot' not in body:
-            boxes = hostile.target.partition("/boxes")[0] + "/boxes"
-            site.http("DELETE", f"{boxes}/{json.loads(body)['box_id']}?force=true")
+        if status == 201:
+            unmake(site, hostile.target, json.loads(body))
     assert not faults
     for process in site.processes:
         assert "Traceback" not in process.log.read_text(errors="replace"), process.tail()
     assert site.http("DELETE", f"/v1/acme/boxes/{box}?force=true")[0] == 204
     assert site.containers() == []
+    assert site.volumes() == []
 
 
 def made(cluster: Cluster, path: str, body: dict[str, Any]) -> dict[str, Any]:
     status, _, answered = cluster.http("POST", path, body)
     assert status == 201, answered
     return dict(answered)
+
+
+def unmake(cluster: Cluster, target: str, made: dict[str, Any]) -> None:
+    """Remove the box or the volume that the request has made, under the prefix that it was made in."""
+    for collection, key in (("/volumes", "id"), ("/boxes", "box_id")):
+        prefix, found, rest = target.partition(collection)
+        if found and key in made and rest.partition("?")[0] in ("", "/import"):
+            cluster.http("DELETE", f"{prefix}{collection}/{made[key]}?force=true")
 
 
 def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from support.cluster import Cluster, wait_until
 
-from boxlite_server.local import dockerd
-
 
 @pytest.fixture(scope="module")
 def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -98,12 +96,8 @@ def test_the_life_of_a_volume(pair: Cluster) -> None:
 
 
 def volumes_of(cluster: Cluster) -> list[str]:
-    """Volumes with our labels on either engine."""
-    found = []
-    for worker in cluster.workers:
-        answer = dockerd.request(worker.docker_host, "GET", '/volumes?filters={"label":["boxlite.volume"]}')
-        found += [entry["Name"] for entry in json.loads(answer)["Volumes"] or []]
-    return found
+    """The cluster's volumes on either engine."""
+    return [found for worker in cluster.workers for found in cluster.volumes(worker.docker_host)]
 
 
 def test_boxes_go_where_their_volume_is_and_find_what_was_written(pair: Cluster, test_image: str) -> None:

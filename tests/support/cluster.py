@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from boxlite_server.local import dockerd
 from support.child import BOUND
@@ -219,10 +220,21 @@ class Cluster:
 
     def containers(self, docker_host: str | None = None) -> list[str]:
         """Ids of this cluster's containers on an engine, running or not."""
-        _, _, workers = self.http("GET", "/v1/admin/workers")
-        mine = {worker["id"] for worker in workers["workers"]}
         host = docker_host or self.docker_host
-        return [found for worker in mine for found in dockerd.containers(host, f"boxlite.worker={worker}")]
+        return [found for label in self._labels() for found in dockerd.containers(host, label)]
+
+    def volumes(self, docker_host: str | None = None) -> list[str]:
+        """Names of this cluster's volumes on an engine."""
+        found = []
+        for label in self._labels():
+            filters = urlencode({"filters": json.dumps({"label": [label]})})
+            answer = json.loads(dockerd.request(docker_host or self.docker_host, "GET", f"/volumes?{filters}"))
+            found += [volume["Name"] for volume in answer["Volumes"] or []]
+        return found
+
+    def _labels(self) -> list[str]:
+        """The label of each worker's things on its engine."""
+        return [f"boxlite.worker={worker['id']}" for worker in self.http("GET", "/v1/admin/workers")[2]["workers"]]
 
     def tails(self) -> str:
         """The ends of all logs."""
