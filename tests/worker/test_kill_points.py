@@ -44,25 +44,33 @@ class MortalRuntime(DockerRuntime):
     """Dies at its n-th step of a kind, before or after it; from then on it reaches the engine no more."""
 
     def die_at(self, step: str, number: int, when: str) -> None:
-        session, send = self._engine.api, self._engine.api.send
+        engine, session = self._engine, self._engine.api
+        call, send = session.send, engine.send
         self.is_dead, left = False, number
         pattern = re.compile(STEPS[step])
 
-        def mortal(request: Any, **how: Any) -> Any:
+        def pass_on(request: str, act: Callable[[], Any]) -> Any:
             nonlocal left
             if self.is_dead:
                 raise Death
-            path = re.sub(r"^\S+?://[^/]+(/v[\d.]+)?", "", request.url)
-            if pattern.match(f"{request.method} {path}"):
+            if pattern.match(request):
                 left -= 1
                 if left == 0:
                     self.is_dead = True
                     if when == "after":
-                        send(request, **how).close()
+                        act().close()
                     raise Death
-            return send(request, **how)
+            return act()
 
-        session.send = mortal
+        def mortal_call(request: Any, **how: Any) -> Any:
+            path = re.sub(r"^\S+?://[^/]+(/v[\d.]+)?", "", request.url)
+            return pass_on(f"{request.method} {path}", lambda: call(request, **how))
+
+        def mortal_send(method: str, path: str, *args: Any, **how: Any) -> Any:
+            return pass_on(f"{method} {path}", lambda: send(method, path, *args, **how))
+
+        session.send = mortal_call
+        engine.send = mortal_send  # type: ignore[method-assign]
 
 
 @dataclass

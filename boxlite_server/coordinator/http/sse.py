@@ -44,7 +44,7 @@ def stream_run(
 ) -> StreamingResponse:
     """Answer with the events of a run, like those of an execution. `raw`: output is sent byte for byte."""
     headers = {**_HEADERS, EXECUTION_ID: execution_id}
-    return _RunResponse(events, _output(core, events, raw=raw), headers)
+    return _RunResponse(events, _output(core, events, raw=raw, is_run=True), headers)
 
 
 def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> StreamingResponse:
@@ -71,7 +71,7 @@ def _response(events: AsyncIterator[bytes]) -> StreamingResponse:
 
 
 async def _output(
-    core: Core, output: AsyncGenerator[pb.OutputEvent, None], *, raw: bool = False
+    core: Core, output: AsyncGenerator[pb.OutputEvent, None], *, raw: bool = False, is_run: bool = False
 ) -> AsyncIterator[bytes]:
     joiner = Utf8Joiner()
     try:
@@ -79,20 +79,22 @@ async def _output(
             async for event in _until_stopping(core, output):
                 if event is None:
                     yield keepalive_event()
-                elif event.HasField("chunk"):
+                    continue
+                position = event.position or (None if is_run else 0)  # only the log of a run that is kept has positions
+                if event.HasField("chunk"):
                     if data := joiner.push(event.chunk.stream, event.chunk.data):
-                        yield output_event(event.chunk.stream, data, event.position, raw=raw)
+                        yield output_event(event.chunk.stream, data, position, raw=raw)
                 elif event.HasField("dropped_bytes"):
-                    yield lost_event(UNREAD, event.position, event.dropped_bytes)
+                    yield lost_event(UNREAD, position, event.dropped_bytes)
                 elif event.HasField("gap"):
-                    yield lost_event(event.gap, event.position)
+                    yield lost_event(event.gap, position)
                 elif event.HasField("cut"):
                     rest = b"" if raw else joiner.pop(event.cut.stream)
                     yield cut_event(event.cut.stream, event.cut.dropped_bytes + len(rest))
                 elif event.HasField("ended"):
                     for stream, data in joiner.flush():
-                        yield output_event(stream, data, event.position, raw=raw)
-                    yield exit_event(event.ended, event.position)
+                        yield output_event(stream, data, position, raw=raw)
+                    yield exit_event(event.ended, position)
     except errors.BoxliteError as exc:
         yield error_event(exc.message)
 
@@ -137,21 +139,21 @@ async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncI
 # ---- events ---------------------------------------------------------------------------------------------
 
 
-def output_event(stream: int, data: bytes, position: int, *, raw: bool = False) -> bytes:
+def output_event(stream: int, data: bytes, position: int | None, *, raw: bool = False) -> bytes:
     """Build an output event. Unless it is `raw`, bytes that are not UTF-8 become U+FFFD: clients drop an event that
     holds any."""
     sent = data if raw else data.decode("utf-8", "replace").encode()
     return _event(_NAMES[stream], {"data": base64.b64encode(sent).decode()}, position)
 
 
-def exit_event(ended: pb.Execution, position: int) -> bytes:
+def exit_event(ended: pb.Execution, position: int | None) -> bytes:
     body: dict[str, Any] = {"exit_code": ended.exit_code, "duration_ms": ended.duration_ms}
     if ended.error_message:
         body["error"] = ended.error_message
     return _event("exit", body, position)
 
 
-def lost_event(message: str, position: int, dropped_bytes: int | None = None) -> bytes:
+def lost_event(message: str, position: int | None, dropped_bytes: int | None = None) -> bytes:
     """Build the event that says that output before `position` is missing. Clients that do not know it ignore it."""
     body: dict[str, Any] = {"message": message}
     if dropped_bytes is not None:
@@ -186,5 +188,5 @@ def keepalive_event() -> bytes:
 
 
 def _event(name: str, body: dict[str, Any], position: int | None = None) -> bytes:
-    event_id = f"id: {position}\n" if position else ""  # no log of a run keeps positions
+    event_id = "" if position is None else f"id: {position}\n"
     return f"event: {name}\n{event_id}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
