@@ -104,8 +104,7 @@ class Core:
         connect: Connect = GrpcLink,
     ) -> Core:
         """Build the parts over an open database."""
-        leases = Leases(store, clock, holder=ids.new_id())
-        fleet = Fleet(store, clock)
+        fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
         calls = Calls(fleet, connect)
         volumes = Volumes(store, fleet, calls, leases, clock)
         schedule = Schedule(store, leases, clock)

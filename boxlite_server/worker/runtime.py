@@ -1,7 +1,8 @@
 """The seam between the worker and the engine that runs its boxes.
 
-`BoxRuntime` keeps boxes, `Process` is one command in a box (`commands.py`, named here again). Both block and may be
-called from many threads. Nothing here knows an engine: this module is all that a second implementation needs.
+`BoxRuntime` keeps boxes, `Process` is one command in a box (`commands.py`), and `BoxFiles` are the files of a box
+(`box_files.py`); both are named here again. All block and may be called from many threads. Nothing here knows an
+engine: this module is all that a second implementation needs.
 
 Every method about a box names it by `BoxRef`. The runtime refuses a generation lower than the one that it holds with
 `InvalidStateError`; a box that it does not hold is a `NotFoundError`. It sees and touches only the boxes of its own
@@ -15,8 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import IO, NamedTuple, Protocol
+from typing import Protocol
 
+from .box_files import ArchiveStream as ArchiveStream
+from .box_files import BoxFiles as BoxFiles
+from .box_files import FileKind as FileKind
+from .box_files import FilePart as FilePart
+from .box_files import FileState as FileState
 from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
 from .commands import STDERR as STDERR
 from .commands import STDOUT as STDOUT
@@ -253,77 +259,6 @@ class Volumes(Protocol):
 
     def list(self) -> list[Volume]:
         """All volumes of this owner."""
-
-
-# ---- files ----
-
-
-class FileKind(StrEnum):
-    FILE = "file"
-    DIRECTORY = "directory"
-    LINK = "link"
-    OTHER = "other"  # a device, a pipe, a socket
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """What is at a path. `target`: the path in the box that a link leads to in the end, whether that exists or not."""
-
-    kind: FileKind
-    target: str = ""
-
-
-class ArchiveStream(Protocol):
-    """A tar archive that can be read once. Raises `EngineError` when the engine breaks it off."""
-
-    def __iter__(self) -> Iterator[bytes]: ...
-
-    def close(self) -> None:
-        """Let go of the archive, from any thread. Repeating this is harmless."""
-
-
-class FilePart(NamedTuple):
-    """`size` bytes of an open file from `position` on. The kernel can copy them past this process."""
-
-    file: IO[bytes]
-    position: int
-    size: int
-
-
-class BoxFiles(Protocol):
-    """The files of one box, whether it runs or not.
-
-    Paths are absolute and clean, and never leave the box: the engine follows links inside it, except a link at the
-    end of a path. An engine may hold up all other calls about the box while an archive is under way, so both ends
-    have to be fast.
-    """
-
-    def owner(self) -> tuple[int, int] | None:
-        """(uid, gid) of the box's user; None where the box's image does not tell."""
-
-    def stat(self, path: str) -> FileState | None:
-        """What is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
-
-    def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
-        """Unpack a tar archive made by this worker below an existing directory.
-
-        Files are replaced. A link is replaced too, not followed. Directories are merged, and take the archive's
-        mode and owner. Raises `InvalidStateError` where a directory would replace something else, or the reverse,
-        and `ResourceExhaustedError` when the box's disk is full; the entries before that point are unpacked then.
-        """
-
-    def replaceable(self) -> frozenset[str]:
-        """Paths of files that belong to the runtime, so that `put` cannot replace them, but `replace` can."""
-
-    def replace(self, path: str, content: bytes) -> None:
-        """Replace the content of one of the `replaceable` files. It stays through restarts of the box."""
-
-    def get(self, path: str) -> ArchiveStream:
-        """The file, or the directory and all below it, under the path's last name.
-
-        A `path` that ends in `/.` gives the directory's content, and the directory itself as `.`. Raises
-        `NotFoundError`.
-        """
 
 
 # ---- disks ----

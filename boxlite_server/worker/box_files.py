@@ -1,0 +1,76 @@
+"""The seam for the files of a box, whether it runs or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import IO, NamedTuple, Protocol
+
+
+class FileKind(StrEnum):
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    OTHER = "other"  # a device, a pipe, a socket
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What is at a path. `target`: the path in the box that a link leads to in the end, whether that exists or not."""
+
+    kind: FileKind
+    target: str = ""
+
+
+class ArchiveStream(Protocol):
+    """A tar archive that can be read once. Raises `EngineError` when the engine breaks it off."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None:
+        """Let go of the archive, from any thread. Repeating this is harmless."""
+
+
+class FilePart(NamedTuple):
+    """`size` bytes of an open file from `position` on. The kernel can copy them past this process."""
+
+    file: IO[bytes]
+    position: int
+    size: int
+
+
+class BoxFiles(Protocol):
+    """The files of one box, whether it runs or not.
+
+    Paths are absolute and clean, and never leave the box: the engine follows links inside it, except a link at the
+    end of a path. An engine may hold up all other calls about the box while an archive is under way, so both ends
+    have to be fast.
+    """
+
+    def owner(self) -> tuple[int, int] | None:
+        """(uid, gid) of the box's user; None where the box's image does not tell."""
+
+    def stat(self, path: str) -> FileState | None:
+        """What is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
+
+    def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
+        """Unpack a tar archive made by this worker below an existing directory.
+
+        Files are replaced. A link is replaced too, not followed. Directories are merged, and take the archive's
+        mode and owner. Raises `InvalidStateError` where a directory would replace something else, or the reverse,
+        and `ResourceExhaustedError` when the box's disk is full; the entries before that point are unpacked then.
+        """
+
+    def replaceable(self) -> frozenset[str]:
+        """Paths of files that belong to the runtime, so that `put` cannot replace them, but `replace` can."""
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Replace the content of one of the `replaceable` files. It stays through restarts of the box."""
+
+    def get(self, path: str) -> ArchiveStream:
+        """The file, or the directory and all below it, under the path's last name.
+
+        A `path` that ends in `/.` gives the directory's content, and the directory itself as `.`. Raises
+        `NotFoundError`.
+        """
