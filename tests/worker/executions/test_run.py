@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.sites import Site, in_thread
+from support.sites import Site, abandon, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import ExecutionError, InvalidStateError, NotFoundError
@@ -188,7 +188,9 @@ def test_a_followed_command_outlives_its_caller_and_is_joined(executions: Execut
 
 
 class TestAfterTheDeathOfTheWorker:
-    def next_life(self, site: Site, tmp_path: Path, journal: Path) -> Executions:
+    def next_life(self, former: Executions, site: Site, tmp_path: Path, journal: Path) -> Executions:
+        for execution in former.live():
+            abandon(execution._process)
         executions = Executions(site.runtime, tmp_path, journal=Journal(journal))
         executions.recover()
         executions.tick()
@@ -206,7 +208,7 @@ class TestAfterTheDeathOfTheWorker:
         events = shell(executions, box, "echo up; sleep 1000", execution_id=execution_id)
         next(events)
         assert isinstance(next(events), Chunk)
-        state = self.ended(self.next_life(site, tmp_path, journal), box, execution_id)
+        state = self.ended(self.next_life(executions, site, tmp_path, journal), box, execution_id)
         assert (state.status, state.exit_code) == (ExecutionStatus.KILLED, 137)
         assert "restarted" in state.error_message
 
@@ -218,7 +220,7 @@ class TestAfterTheDeathOfTheWorker:
         events = shell(executions, box, script, execution_id=execution_id, stdin=b"x", how=follow)
         next(events)
         assert isinstance(next(events), Chunk)
-        executions = self.next_life(site, tmp_path, journal)
+        executions = self.next_life(executions, site, tmp_path, journal)
         whole(shell(executions, box, "touch go-5"))
         assert self.ended(executions, box, execution_id).exit_code == 6
 
@@ -230,7 +232,7 @@ class TestAfterTheDeathOfTheWorker:
         events = shell(executions, box, "echo up; sleep 1000", execution_id=execution_id, stdin=data, how=follow)
         next(events)
         assert isinstance(next(events), Chunk)
-        state = self.ended(self.next_life(site, tmp_path, journal), box, execution_id)
+        state = self.ended(self.next_life(executions, site, tmp_path, journal), box, execution_id)
         assert (state.status, state.exit_code) == (ExecutionStatus.KILLED, 137)
 
 
