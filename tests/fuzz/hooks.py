@@ -236,11 +236,13 @@ def _short(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_beyond_a_schema(case: Any, response: Any) -> bool:
-    """No schema can say which page tokens were handed out, what is in an archive, or how parts go together."""
+    """No schema can say which page tokens were handed out, which users an image has, what is in an archive, or how
+    parts go together."""
     if _operation_id(case) in ("uploadFiles", "downloadFiles", "importBox"):
         return True
-    if _operation_id(case) in ("createBox", "startExecution"):
-        return _error(response).get("message", "").startswith(TOGETHER)
+    if _operation_id(case) in ("createBox", "startBox", "startExecution"):
+        message = _error(response).get("message", "")
+        return message.startswith(TOGETHER) or "no matching entries in" in message
     return "pageToken" in (case.query or {})
 
 
