@@ -407,12 +407,14 @@ class ResizeExecutionRequest(_message.Message):
     def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class PutFilesRequest(_message.Message):
-    __slots__ = ("header", "data")
+    __slots__ = ("header", "data", "end")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     header: PutFilesHeader
     data: bytes
-    def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    end: bool
+    def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PutFilesHeader(_message.Message):
     __slots__ = ("box", "path", "overwrite", "source_is_dir")

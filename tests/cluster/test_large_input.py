@@ -182,7 +182,6 @@ def test_a_command_is_killed_when_its_client_is_lost_in_the_middle_of_a_message(
         client.to_the_cut()
     told_of_the_loss(cluster, box, execution)
     with attached_again(cluster, box, execution) as client:
-        client.say(type="stdin_eof")
         assert client.to_the_end() == 137
     assert client.stdout == b"begun\n"  # and not: whole
 

@@ -25,6 +25,7 @@ from .wires import Fault
 
 PREFIX = "default"
 LONGEST_OPERATION = 1500.0  # virtual seconds: others may be in front, and every worker is waited for in turn
+MANY_RESTARTS = 6  # of an engine, after which a box that it always ends may be given up
 LONGEST_REST = 200.0  # virtual seconds from the end of all trouble until nothing changes any more
 
 # After these nothing was done; after all others nobody knows.
@@ -46,6 +47,7 @@ class Story:
         self._numbers = itertools.count()
         self._operations: dict[asyncio.Task[None], float] = {}  # since when
         self._recoveries: list[asyncio.Task[None]] = []
+        self._restarts: Counter[Host] = Counter()  # of engines
         self._truth = Truth(cluster)
 
     async def tell(self, steps: Sequence[Step]) -> None:
@@ -237,10 +239,12 @@ class Story:
         self._host(which).slowness = seconds
 
     async def restart_engine(self, which: int) -> None:
-        """What ran is started again, and what was at rest stays so."""
+        """What ran is started again, unless that was in vain many times, and what was at rest stays so."""
+        host = self._host(which)
+        self._restarts[host] += 1
         for claim in self._claims:
-            claim.befalls({})
-        self._host(which).runtime.restart()
+            claim.befalls({RUNNING: {RUNNING, FAILED}} if self._restarts[host] > MANY_RESTARTS else {})
+        host.runtime.restart()
 
     async def lose_container(self, which: int) -> None:
         if claim := self._pick(which):

@@ -43,6 +43,7 @@ class Files:
             async for data in archive:
                 for chunk in rpc.chunks(data):
                     yield pb.PutFilesRequest(data=chunk)
+            yield pb.PutFilesRequest(end=True)
 
         async with self._schedule.use(box):
             first = pb.PutFilesRequest(header=header)

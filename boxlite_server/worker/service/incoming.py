@@ -27,11 +27,12 @@ class Upload:
         self._context.send_initial_metadata((rpc.ACCEPTED,))
         try:
             for request in self._requests:
+                if request.end:
+                    return
                 yield request.data
         except grpc.RpcError as exc:
             raise UpstreamUnavailableError("the upload broke off") from exc
-        if not self._context.is_active():
-            raise UpstreamUnavailableError("the upload broke off")
+        raise UpstreamUnavailableError("the upload broke off before its end")
 
     def drain(self) -> None:
         """Read an accepted upload to its end: a sender that is interrupted does not receive the error."""

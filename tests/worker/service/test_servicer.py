@@ -241,9 +241,14 @@ def test_attach_box(fake_site: Site, client: Client) -> None:
 
 
 def upload(box: pb.BoxRef, path: str, *data: bytes) -> Iterator[pb.PutFilesRequest]:
-    yield pb.PutFilesRequest(header=pb.PutFilesHeader(box=box, path=path, overwrite=True))
+    yield opening(box, path)
     for chunk in data:
         yield pb.PutFilesRequest(data=chunk)
+    yield pb.PutFilesRequest(end=True)
+
+
+def opening(box: pb.BoxRef, path: str) -> pb.PutFilesRequest:
+    return pb.PutFilesRequest(header=pb.PutFilesHeader(box=box, path=path, overwrite=True))
 
 
 def archive_of(name: str, data: bytes) -> bytes:
@@ -281,9 +286,10 @@ def test_an_upload_is_accepted_before_its_data(client: Client, box: pb.BoxRef) -
     accepted = threading.Event()
 
     def requests() -> Iterator[pb.PutFilesRequest]:
-        yield from upload(box, "/accepted")
+        yield opening(box, "/accepted")
         assert accepted.wait(60)
         yield pb.PutFilesRequest(data=archive_of("f", b"x"))
+        yield pb.PutFilesRequest(end=True)
 
     call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
     assert rpc.ACCEPTED in tuple(call.initial_metadata())
@@ -295,7 +301,8 @@ def test_an_upload_that_is_cancelled_writes_nothing(client: Client, box: pb.BoxR
     cancelled = threading.Event()
 
     def requests() -> Iterator[pb.PutFilesRequest]:
-        yield from upload(box, "/cancelled", archive_of("f", b"x"))
+        yield opening(box, "/cancelled")
+        yield pb.PutFilesRequest(data=archive_of("f", b"x"))
         cancelled.wait(60)
 
     call = client.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
@@ -303,6 +310,16 @@ def test_an_upload_that_is_cancelled_writes_nothing(client: Client, box: pb.BoxR
     call.cancel()
     cancelled.set()
     assert refusal(client.GetFiles, pb.GetFilesRequest(box=box, path="/cancelled"))[1] == "not_found"
+
+
+def test_an_upload_that_ends_without_its_end_writes_nothing(client: Client, box: pb.BoxRef) -> None:
+    """gRPC can report a stream that was broken off as one that ended."""
+    whole = list(upload(box, "/unfinished", archive_of("f", b"x")))
+    assert refusal(client.PutFiles, iter(whole[:-1]))[1:] == (
+        "upstream_unavailable",
+        "the upload broke off before its end",
+    )
+    assert refusal(client.GetFiles, pb.GetFilesRequest(box=box, path="/unfinished"))[1] == "not_found"
 
 
 def test_transfers_are_limited(
@@ -315,9 +332,10 @@ def test_transfers_are_limited(
     done = threading.Event()
 
     def requests() -> Iterator[pb.PutFilesRequest]:
-        yield from upload(box, "/one")
+        yield opening(box, "/one")
         assert done.wait(60)
         yield pb.PutFilesRequest(data=archive_of("f", b"x"))
+        yield pb.PutFilesRequest(end=True)
 
     call = limited.stub.PutFiles.future(requests(), metadata=rpc.with_secret(SECRET), timeout=60)
     call.initial_metadata()

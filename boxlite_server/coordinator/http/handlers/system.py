@@ -58,4 +58,4 @@ async def get_readiness(core: Core) -> Any:
     active = sum(worker.status == WorkerStatus.ACTIVE and core.fleet.is_heard(worker) for worker in found)
     if active:
         return {"status": "ready", "active_workers": active, "reason": None}
-    return {"status": "not_ready", "active_workers": 0, "reason": "no worker is active"}, 503
+    return {"status": "not_ready", "active_workers": 0, "reason": "no active worker has been heard yet"}, 503
