@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,9 +190,12 @@ def test_a_followed_command_outlives_its_caller_and_is_joined(executions: Execut
 
 class TestAfterTheDeathOfTheWorker:
     def next_life(self, former: Executions, site: Site, tmp_path: Path, journal: Path) -> Executions:
+        after = tmp_path / "journal-2"
+        with former._journal._lock:
+            shutil.copytree(journal, after)  # the threads of the dead worker write nothing any more
         for execution in former.live():
             abandon(execution._process)
-        executions = Executions(site.runtime, tmp_path, journal=Journal(journal))
+        executions = Executions(site.runtime, tmp_path, journal=Journal(after))
         executions.recover()
         executions.tick()
         return executions
