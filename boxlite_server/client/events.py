@@ -11,9 +11,11 @@ import http.client
 import json
 import logging
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
@@ -32,13 +34,6 @@ class _Event(NamedTuple):
     data: str
 
 
-class _LeaveError(BaseException):
-    """Signals of the user end the client itself, with this exit code."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-
 def run_command(api: ApiClient, box: str, body: Json) -> int:
     """Run a command without input to its end, and return its exit code. Raises `BoxliteError`; NotFoundError also for
     a server that has no such operation."""
@@ -47,18 +42,17 @@ def run_command(api: ApiClient, box: str, body: Json) -> int:
 
 class _Run:
     def __init__(self, api: ApiClient, box: str) -> None:
-        self._api = api
+        self._api = api.another()  # of the thread that follows the command: no other thread could close it
         self._box = box
         self._execution = ""
         self._received = 0  # bytes of output
         self._signals = 0
 
     def run(self, body: Json) -> int:
-        try:
-            with self._signals_caught():
-                code = self._follow(body)
-        except _LeaveError as leave:
-            return leave.code
+        if threading.current_thread() is threading.main_thread():
+            code = self._follow_with_signals(body)
+        else:
+            code = self._follow(body)
         if code is None:
             return stream.attach_again(self._api, self._box, self._execution, self._received)
         return code if 0 <= code <= 255 else 255
@@ -78,7 +72,8 @@ class _Run:
                     return code
         except (OSError, http.client.HTTPException, ValueError) as error:
             log.debug("events: %s", error)
-        self._api.close()
+        finally:
+            self._api.close()
         return None
 
     def _take(self, event: _Event) -> int | None:
@@ -113,29 +108,53 @@ class _Run:
 
     # Signals
 
-    @contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
-        caught = [number for number in stream.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        former = {number: signal.signal(number, self._on_signal) for number in caught}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    def _follow_with_signals(self, body: Json) -> int | None:
+        """Follow the command in a thread, and send the user's signals to it: a signal may come just before a call
+        that waits for the server, and would wait with it. After some signals, the client leaves the command."""
+        outcome = Future[int | None]()
+        with _signals_as_bytes() as (numbers, end):
+            threading.Thread(target=self._follow_into, args=(body, outcome, end), daemon=True).start()
+            while number := numbers.recv(1)[0]:
+                self._signals += 1
+                if not self._execution or self._signals > stream.MAX_FORWARDED:
+                    return 128 + number
+                self._send_signal(number)
+        return outcome.result()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if not self._execution or self._signals > stream.MAX_FORWARDED:
-            raise _LeaveError(128 + number)
-        self._send_signal(number)
+    def _follow_into(self, body: Json, outcome: Future[int | None], end: socket.socket) -> None:
+        with end:
+            try:
+                outcome.set_result(self._follow(body))
+            except BaseException as error:
+                outcome.set_exception(error)
+            end.send(bytes(1))
 
     def _send_signal(self, number: int) -> threading.Thread:
         path = self._api.path("boxes", self._box, "executions", self._execution, "signal")
         return stream.send_signal(self._api, path, number)
+
+
+@contextmanager
+def _signals_as_bytes() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection: from the first come the numbers of signals of the user as bytes; the second, which the
+    caller closes, adds to them."""
+    reader, writer = socket.socketpair()
+    # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
+    caught = [number for number in stream.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with reader, writer:
+        writer.setblocking(False)
+        former_descriptor = signal.set_wakeup_fd(writer.fileno())
+        former = {number: signal.signal(number, _go_on) for number in caught}
+        try:
+            yield reader, writer.dup()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(former_descriptor)
+
+
+def _go_on(number: int, frame: FrameType | None) -> None:
+    """Handles a signal that is read as a byte."""
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[_Event]:
