@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import IO, NamedTuple, Protocol
 
+from ..rpc import CHUNK_BYTES
+
 
 class FileKind(StrEnum):
     FILE = "file"
@@ -30,6 +32,20 @@ class ArchiveStream(Protocol):
 
     def close(self) -> None:
         """Let go of the archive, from any thread. Repeating this is harmless."""
+
+
+class WholeArchive:
+    """An `ArchiveStream` in memory, whose reader holds up nobody."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._content), CHUNK_BYTES):
+            yield self._content[start : start + CHUNK_BYTES]
+
+    def close(self) -> None:
+        pass
 
 
 class FilePart(NamedTuple):
@@ -74,3 +90,6 @@ class BoxFiles(Protocol):
         A `path` that ends in `/.` gives the directory's content, and the directory itself as `.`. Raises
         `NotFoundError`.
         """
+
+    def close(self) -> None:
+        """Let go of what the calls have made use of. Nothing else is called after that."""

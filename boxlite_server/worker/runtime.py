@@ -23,6 +23,7 @@ from .box_files import BoxFiles as BoxFiles
 from .box_files import FileKind as FileKind
 from .box_files import FilePart as FilePart
 from .box_files import FileState as FileState
+from .box_files import WholeArchive as WholeArchive
 from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
 from .commands import STDERR as STDERR
 from .commands import STDOUT as STDOUT
@@ -441,7 +442,7 @@ class BoxRuntime(Protocol):
         """The box's main command. Of a box at rest: its next run, which begins with `start`."""
 
     def files(self, box: BoxRef) -> BoxFiles:
-        """The box's files."""
+        """The box's files; the caller closes them."""
 
     def close(self) -> None:
         """Disconnect from the engine. Boxes stay as they are."""

@@ -93,6 +93,9 @@ class FakeFiles:
             tar.add(source, "." if path.endswith("/.") else PurePosixPath(path).name)
         return FakeArchive(data.getvalue())
 
+    def close(self) -> None:
+        pass
+
     def _host(self, path: str) -> Path:
         """Where a path of the box is on this host; its last part is not followed."""
         parent, _, name = path.rstrip("/").rpartition("/")

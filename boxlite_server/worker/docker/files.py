@@ -10,8 +10,9 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cached_property
 from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
@@ -36,7 +37,7 @@ _CONFLICTS = ("cannot overwrite", "not a directory", "is a directory", "resource
 class DockerFiles:
     """The `BoxFiles` of one container. `system_files`: who replaces those of boxes; None: nobody does."""
 
-    def __init__(self, engine: Engine, container: dict[str, Any], system_files: SystemFiles | None = None) -> None:
+    def __init__(self, engine: Engine, container: Mapping[str, Any], system_files: SystemFiles | None = None) -> None:
         self._engine = engine
         self._container = container
         self._system_files = system_files or SystemFiles(None)
@@ -87,12 +88,19 @@ class DockerFiles:
         except _NotThereError as exc:
             raise NotFoundError(exc.message) from exc
 
+    def close(self) -> None:
+        pass
+
     def _read(self, path: str) -> Answer:
         return self._engine.call("GET", self._path, {"path": path}, stream=True, timeout=UNPACK_TIMEOUT)
 
     # ---- the user ----
 
     def owner(self) -> tuple[int, int] | None:
+        return self._owner
+
+    @cached_property
+    def _owner(self) -> tuple[int, int] | None:
         # The container's user is `user[:group]`, each a name or a number; an empty one is root.
         user, _, group = self._user.partition(":")
         uid: int | None = 0

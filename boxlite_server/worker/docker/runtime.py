@@ -336,7 +336,12 @@ class DockerRuntime:
         return DiskUse(layer_bytes(self._engine, container), int(limit))
 
     def files(self, box: BoxRef) -> BoxFiles:
-        return DockerFiles(self._engine, self._containers.get(box), self._system_files)
+        run = None if box in self._prepared else self._supervisors.live(container_name(box))
+        if run is None:
+            container = self._containers.get(box)
+            if (run := self._supervisors.reached(container)) is None:
+                return DockerFiles(self._engine, container, self._system_files)
+        return self._supervisors.files(run, self._system_files)
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
         self._watch.run(on_change, stopping)

@@ -18,13 +18,18 @@ from ...errors import BoxliteError, EngineError, InvalidStateError, NotFoundErro
 from ..commands import ExecSpec, Process
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup
+from ..runtime import BoxFiles
 from ..supervisor.command import UnheardError
+from ..supervisor.files import SupervisedFiles
 from ..supervisor.link import Link
 from ..supervisor.links import Links
 from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings
+from ..supervisor.service import FileService
 from .config import MIB, SUPERVISOR, has_directory, is_supervised
 from .engine import Engine, engine_errors
+from .files import DockerFiles
 from .main_command import ending_with
+from .system_files import SystemFiles
 
 _PATIENCE = 2.0  # seconds for the supervisor to dial, after its start or the worker's
 _BRING_AGAIN = 60.0  # seconds between two execs that bring a supervisor into a box
@@ -157,6 +162,12 @@ class Supervisors:
             log.debug("left to the engine's exec: %s", exc)
             return None
 
+    def files(self, run: _Run, system_files: SystemFiles) -> BoxFiles:
+        """The files of a box, the small ones by its file service."""
+        if run.files is None:
+            run.files = DockerFiles(self._engine, run.container, system_files)
+        return SupervisedFiles(FileService(run.link, SUPERVISOR), run.files)
+
     def readopt(self, container: Mapping[str, Any], handle: str) -> Process:
         """The command that a former worker process started. Raises as `BoxRuntime.readopt` does."""
         if self._links is None or not has_directory(container):
@@ -177,7 +188,7 @@ class Supervisors:
             if run is None or run.init != pid:
                 try:
                     self._links.prepare(name)
-                    run = _Run(self._links.link(name), pid, _surroundings(self._engine, container))
+                    run = _Run(self._links.link(name), pid, container, _surroundings(self._engine, container))
                 except OSError as exc:
                     log.warning("the supervisor of %s cannot be heard: %s", name, exc)
                     return None
@@ -219,16 +230,18 @@ class Supervisors:
 
 
 class _Run:
-    """One run of a box. `init`: the pid of its first process. `deadline`: until when commands wait for the supervisor
-    to dial. `bring_at`: when another supervisor may be brought in."""
+    """One run of a box. `init`: the pid of its first process. `container`: as the engine described it then. `deadline`:
+    until when commands wait for the supervisor to dial. `bring_at`: when another supervisor may be brought in."""
 
-    def __init__(self, link: Link, init: int, box: Surroundings) -> None:
+    def __init__(self, link: Link, init: int, container: Mapping[str, Any], box: Surroundings) -> None:
         self.link = link
         self.init = init
+        self.container = container
         self.box = box
         self.deadline = time.monotonic() + _PATIENCE
         self.bring_at = 0.0
         self.bringing = threading.Lock()
+        self.files: DockerFiles | None = None  # by the engine
 
 
 def _surroundings(engine: Engine, container: Mapping[str, Any]) -> Surroundings:

@@ -34,7 +34,7 @@ MAX_TIME = 2**33  # seconds: the year 2242
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _ZEROS = bytes(CHUNK_BYTES)
-_ENCODING = ("utf-8", "surrogateescape")
+ENCODING = ("utf-8", "surrogateescape")
 _EXACT_TIME = re.compile(r"\d{1,10}\.\d{1,9}", re.ASCII)
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE)
@@ -165,7 +165,7 @@ def read(source: Source, *, trusted: bool = False, skipped: Skipped | None = Non
         if len(header) < _BLOCK:
             raise InvalidArgumentError("the archive is cut off" if position else _no_tar(header, position))
         try:
-            info = tarfile.TarInfo.frombuf(header, *_ENCODING)
+            info = tarfile.TarInfo.frombuf(header, *ENCODING)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             return
         except (tarfile.HeaderError, ValueError) as exc:
@@ -239,6 +239,12 @@ def _apply(info: tarfile.TarInfo, fields: Mapping[str, str]) -> None:
     info.pax_headers = {"mtime": exact} if _EXACT_TIME.fullmatch(exact) else {}
 
 
+def nanoseconds(info: tarfile.TarInfo) -> int:
+    """The time of an entry, as exactly as its header has it."""
+    seconds, _, fraction = info.pax_headers.get("mtime", f"{int(info.mtime)}").partition(".")
+    return int(seconds) * 10**9 + int(fraction.ljust(9, "0"))
+
+
 def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
     if info.type in _KINDS:
         info.type = _KINDS[info.type]
@@ -249,7 +255,7 @@ def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} has a size below zero")
     if info.type == tarfile.SYMTYPE and not info.linkname:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} is a link to nothing")
-    if "\0" in info.linkname or len(info.linkname.encode(*_ENCODING)) > MAX_PATH_BYTES:
+    if "\0" in info.linkname or len(info.linkname.encode(*ENCODING)) > MAX_PATH_BYTES:
         raise InvalidArgumentError(f"the archive's entry {info.name!r} has a target that is too long or holds a NUL")
 
 
@@ -259,7 +265,7 @@ def _clean(name: str, what: str) -> str:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidArgumentError(f"{what} {name!r} leads upwards; '..' is not allowed in an archive")
-    sizes = [len(part.encode(*_ENCODING)) for part in parts]
+    sizes = [len(part.encode(*ENCODING)) for part in parts]
     if "\0" in name or max(sizes, default=0) > MAX_NAME_BYTES or sum(sizes) + len(sizes) > MAX_PATH_BYTES:
         raise InvalidArgumentError(f"{what} {name[:80]!r} has a name that is too long or holds a NUL")
     return "/".join(parts)
@@ -289,7 +295,7 @@ def header(entry: Entry, name: str, *, owner: tuple[int, int] | None = None, lin
     info.uid, info.gid = owner or (min(max(old.uid, 0), 2**31 - 1), min(max(old.gid, 0), 2**31 - 1))
     info.devmajor, info.devminor = old.devmajor, old.devminor
     info.pax_headers = {**info.pax_headers, **{f"SCHILY.xattr.{key}": value for key, value in entry.attributes.items()}}
-    return info.tobuf(tarfile.PAX_FORMAT, *_ENCODING)
+    return info.tobuf(tarfile.PAX_FORMAT, *ENCODING)
 
 
 def _whole(time: float) -> float:

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
-from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart, FileState
+from ..runtime import ArchiveStream, BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart, FileState, WholeArchive
 from . import tar
 from .existing import Existing, fingerprint
 from .spool import Follower, Spool, SpooledFile
@@ -51,9 +51,8 @@ class Files:
         Returns what was skipped, in the form of `Skipped.text`: named pipes, and extended attributes that are not
         the box's to have. Sparse files are written without holes.
         """
-        files = self._runtime.files(box)
         target = _clean(path)
-        with self._spool.open() as file:
+        with closing(self._runtime.files(box)) as files, self._spool.open() as file:
             for chunk in chunks:
                 file.write(chunk)
             summary = tar.check(file)
@@ -78,20 +77,28 @@ class Files:
         nowhere, or to a directory that it lies in, stays a link. Raises `NotFoundError`, `InvalidStateError` where
         links lead in a circle, and `InvalidArgumentError` for what is neither a file nor a directory.
         """
-        files = self._runtime.files(box)
         wanted = _clean(path)
-        source, state = self._found(files, wanted, path)
-        is_dir = state.kind is FileKind.DIRECTORY
-        # The root has no name, so only its content can be copied.
-        only_content = is_dir and (path.endswith("/.") or "/" in (source, wanted))
-        inside = f"{source.rstrip('/')}/." if only_content else source
-        name = "." if only_content else posixpath.basename(wanted)
-        if follow_links or (source != wanted and not only_content):
-            yield is_dir, tar.finished(self._renamed(files, inside, name, (), follow_links=follow_links))
+        with closing(self._runtime.files(box)) as files:
+            source, state = self._found(files, wanted, path)
+            is_dir = state.kind is FileKind.DIRECTORY
+            # The root has no name, so only its content can be copied.
+            only_content = is_dir and (path.endswith("/.") or "/" in (source, wanted))
+            inside = f"{source.rstrip('/')}/." if only_content else source
+            name = "." if only_content else posixpath.basename(wanted)
+            if follow_links or (source != wanted and not only_content):
+                yield is_dir, tar.finished(self._renamed(files, inside, name, (), follow_links=follow_links))
+                return
+            with self._followed(files.get(inside)) as chunks:
+                yield is_dir, chunks
+
+    @contextmanager
+    def _followed(self, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
+        """Yield the chunks of an archive, whose source a slow reader does not hold up. Closes the archive."""
+        if isinstance(archive, WholeArchive):
+            yield iter(archive)
             return
-        stream = files.get(inside)
-        with closing(Follower(self._spool, iter(stream), stream.close)) as follower:
-            yield is_dir, iter(follower)
+        with closing(Follower(self._spool, iter(archive), archive.close)) as follower:
+            yield iter(follower)
 
     @staticmethod
     def _found(files: BoxFiles, path: str, asked: str) -> tuple[str, FileState]:
@@ -115,9 +122,8 @@ class Files:
     ) -> Iterator[bytes]:
         """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
         box."""
-        answer = files.get(source)
-        with closing(Follower(self._spool, iter(answer), answer.close)) as follower:
-            stream = Stream(follower)
+        with self._followed(files.get(source)) as chunks:
+            stream = Stream(chunks)
             top = "" if source.endswith("/.") else posixpath.basename(source)
             for entry in tar.read(stream, trusted=True):
                 rest = entry.name.removeprefix(top).lstrip("/")

@@ -108,10 +108,11 @@ class Link:
             return self._changed.wait_for(lambda: self._is_live, seconds)
 
     def running(self) -> int:
-        """How many commands run, whoever started them."""
+        """How many commands of clients run, whoever started them."""
         with self._changed:
-            mine = sum(command.exit_code is None for command in self._commands.values())
-            return mine + len(self._left) + sum(isinstance(known, Started) for known in self._others.values())
+            mine = [known for known, command in self._commands.items() if command.exit_code is None]
+            others = [known for known, told in self._others.items() if isinstance(told, Started)]
+            return sum(not known & wire.OWN for known in (*mine, *self._left, *others))
 
     def close(self, *, gone: bool = False) -> None:
         """Hear nobody any more. `gone`: the box is, and so are its commands; otherwise they go on, and whoever waits
@@ -134,11 +135,14 @@ class Link:
 
     # ---- commands ----
 
-    def start(self, spec: int, size: tuple[int, int] | None, streams: Sequence[int]) -> Command:
+    def start(
+        self, spec: int, size: tuple[int, int] | None, streams: Sequence[int], *, is_own: bool = False
+    ) -> Command:
         """Have a command started. `spec`: the descriptor of its spec; `size`: of its terminal; `streams`: its stdin,
-        stdout and stderr, where it has no terminal. Raises `UnheardError`."""
+        stdout and stderr, where it has no terminal. `is_own`: it is the worker's own, and not to outlive the worker's
+        process. Raises `UnheardError`."""
         with self._changed:
-            command = Command(self._new_id(), has_terminal=size is not None)
+            command = Command(self._new_id(is_own), has_terminal=size is not None)
             self._send(wire.start(command.command_id, size), [spec, *streams])
             self._commands[command.command_id] = command
             return command
@@ -203,9 +207,9 @@ class Link:
         with suppress(UnheardError):
             self._send(wire.forget(command_id))
 
-    def _new_id(self) -> int:
+    def _new_id(self, is_own: bool) -> int:
         while True:
-            command_id = secrets.randbits(32)
+            command_id = secrets.randbits(31) | (wire.OWN if is_own else 0)
             if command_id and not any(command_id in known for known in (self._commands, self._others, self._left)):
                 return command_id
 
@@ -418,6 +422,8 @@ class Link:
     def _mention(self, answer: Started | Ended | Failed) -> None:
         """Take note of the state of a command whose start nobody waits for."""
         command_id = answer.command_id
+        if command_id & wire.OWN and command_id not in self._commands:
+            self._left.setdefault(command_id, True)  # a former process of the worker needed it
         if (command := self._commands.get(command_id)) is not None:
             if isinstance(answer, Ended):
                 command.end(answer.exit_code, answer.is_lost)

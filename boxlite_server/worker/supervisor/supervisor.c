@@ -4,7 +4,7 @@
  * It runs as process 1 of the box (`init -- COMMAND…`: runs the main command, reaps orphans, forwards signals, exits
  * with the main command's code), or beside another process 1 (`init`). It has the rights of the box's processes and
  * no more. It dials the worker's socket, which lies in the directory of this program, and dials again when the
- * connection ends; commands go on meanwhile.
+ * connection ends; commands go on meanwhile. `init --files` is no supervisor, but a command for the worker: see files.c.
  *
  * Each command runs under a keeper: a fork of the supervisor that adopts all that the command starts
  * (PR_SET_CHILD_SUBREAPER), so that the command can be killed as a tree, whatever it does with sessions and parents.
@@ -19,6 +19,8 @@
  * itself reads no file of the box and never waits for a process of the box: keepers do.
  */
 #define _GNU_SOURCE
+#include "files.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -1075,6 +1077,8 @@ static void start_main(char **argv)
 int main(int argc, char **argv)
 {
     sigset_t all;
+    if (argc == 2 && !strcmp(argv[1], "--files"))
+        return serve_files();
     const char *name = strrchr(argv[0], '/');
     int length = name ? (int)(name + 1 - argv[0]) : 0;
     if (snprintf(address.sun_path, sizeof address.sun_path, "%.*ssocket", length, argv[0]) >=

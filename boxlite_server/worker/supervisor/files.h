@@ -1,0 +1,2 @@
+/* The file service of the supervisor's program. Serves the requests of the input, and returns an exit code. */
+int serve_files(void);

@@ -1,0 +1,177 @@
+"""The file service: a program in a box that reads and writes small files for the worker; see `files.c`.
+
+The worker asks on a socket, and each request is answered there before the next. What comes is untrusted: the box may
+have put anything in the program's place, or have stopped it.
+
+    type  mode, uid, gid, time  path  content
+    S                           *              what is at the path; a link at its end is not followed
+    R                           *              read a regular file
+    W     *                     *     *        write one, in place of whatever is there but a directory
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+import time
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from . import wire
+from .command import Command, UnheardError
+from .ends import sealed
+from .link import Link
+
+MAX_BYTES = 1 << 20  # of a file
+MAX_PATH = 4095  # bytes
+PATIENCE = 5.0  # seconds for all requests of one transfer
+_REQUEST = struct.Struct("<B3xIIIIIqI4x")
+_ANSWER = struct.Struct("<IIIII4xq")
+_MAX_ID = 2**31 - 1
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
+
+
+class UnservedError(Exception):
+    """The file service did nothing, or cannot be trusted to have done it. The engine has to."""
+
+
+class Found(NamedTuple):
+    """A file of a box. `mode` has its kind, as in stat(). `modified`: nanoseconds since 1970; an answer has whole
+    seconds."""
+
+    mode: int
+    uid: int
+    gid: int
+    modified: int
+
+
+_NOTHING = Found(0, 0, 0, 0)
+
+
+class FileService:
+    """The file service of one box, started at the first request. `program`: its path in the box.
+
+    Requests raise `UnservedError`. Once one was not answered in time, or with nonsense, so do all others.
+    """
+
+    def __init__(self, link: Link, program: str, patience: float = PATIENCE) -> None:
+        self._link = link
+        self._spec = wire.spec("", "", [program, "--files"], ["HOME=/"])
+        self._patience = patience
+        self._deadline = 0.0
+        self._command: Command | None = None
+        self._socket: socket.socket | None = None
+        self._is_broken = False
+
+    def stat(self, path: str) -> Found | None:
+        """What is at a path; None: nothing."""
+        try:
+            return self._ask("S", path)[0]
+        except _RefusedError as exc:
+            if exc.number in _NOWHERE:
+                return None
+            raise
+
+    def read(self, path: str) -> tuple[Found, bytes]:
+        """A regular file and its content, of at most `MAX_BYTES` bytes."""
+        found, content = self._ask("R", path)
+        if not stat.S_ISREG(found.mode):
+            raise self._broken("it read what is no file")
+        return found, content
+
+    def write(self, path: str, file: Found, content: bytes) -> None:
+        """Write a regular file, in place of what is there, at once and whole."""
+        self._ask("W", path, file, content)
+
+    def close(self) -> None:
+        """End the program. It can no longer be asked then."""
+        self._end(kill=False)
+
+    # ---- requests ----
+
+    def _ask(self, kind: str, path: str, file: Found = _NOTHING, content: bytes = b"") -> tuple[Found, bytes]:
+        name = path.encode(errors="surrogateescape")
+        if len(name) > MAX_PATH or len(content) > MAX_BYTES:
+            raise UnservedError("the path or the file is too large")
+        seconds, nanoseconds = divmod(file.modified, 10**9)
+        head = _REQUEST.pack(
+            ord(kind), len(name), len(content), stat.S_IMODE(file.mode), file.uid, file.gid, seconds, nanoseconds
+        )
+        connection = self._connected()
+        try:
+            self._wait(connection)
+            connection.sendall(head + name + content)
+            error, size, mode, uid, gid, modified = _ANSWER.unpack(self._receive(connection, _ANSWER.size))
+            if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
+                raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
+            received = self._receive(connection, size)
+        except OSError as exc:
+            raise self._broken(str(exc)) from exc
+        if error:
+            raise _RefusedError(error)
+        return Found(mode, uid, gid, modified * 10**9), received
+
+    def _receive(self, connection: socket.socket, size: int) -> bytes:
+        received = bytearray()
+        while len(received) < size:
+            self._wait(connection)
+            piece = connection.recv(size - len(received))
+            if not piece:
+                raise self._broken("it has ended")
+            received += piece
+        return bytes(received)
+
+    def _wait(self, connection: socket.socket) -> None:
+        """Have the next call on the connection end when the patience does."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self._broken("it did not answer in time")
+        connection.settimeout(left)
+
+    # ---- the program ----
+
+    def _connected(self) -> socket.socket:
+        """The connection to the program, which is started at first."""
+        if self._is_broken:
+            raise UnservedError("the file service has ended")
+        if self._socket is None:
+            self._deadline = time.monotonic() + self._patience
+            try:
+                self._start()
+            except (OSError, UnheardError) as exc:
+                raise self._broken(str(exc)) from exc
+        assert self._socket is not None
+        return self._socket
+
+    def _start(self) -> None:
+        with ExitStack() as theirs:
+            self._socket, other = socket.socketpair()
+            theirs.enter_context(other)
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            theirs.callback(os.close, nothing)
+            streams = (other.fileno(), other.fileno(), nothing)
+            self._command = self._link.start(sealed(self._spec, theirs), None, streams, is_own=True)
+
+    def _broken(self, why: str) -> UnservedError:
+        self._end(kill=True)
+        return UnservedError(f"the file service is of no use: {why}")
+
+    def _end(self, *, kill: bool) -> None:
+        self._is_broken = True
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._command is not None:
+            self._link.leave(self._command, kill=kill)
+            self._command = None
+
+
+class _RefusedError(UnservedError):
+    """The program in the box was refused by the kernel, or itself refuses. `number`: an error number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"the file service refuses: {os.strerror(number) if number < 4096 else number}")
+        self.number = number
