@@ -417,16 +417,18 @@ class PutFilesRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PutFilesHeader(_message.Message):
-    __slots__ = ("box", "path", "overwrite", "source_is_dir")
+    __slots__ = ("box", "path", "overwrite", "source_is_dir", "archive")
     BOX_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     path: str
     overwrite: bool
     source_is_dir: bool
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ...) -> None: ...
+    archive: bytes
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ..., archive: _Optional[bytes] = ...) -> None: ...
 
 class PutFilesResponse(_message.Message):
     __slots__ = ("skipped",)
@@ -445,12 +447,14 @@ class GetFilesRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., follow_symlinks: _Optional[bool] = ...) -> None: ...
 
 class FilesChunk(_message.Message):
-    __slots__ = ("source_is_dir", "data")
+    __slots__ = ("source_is_dir", "data", "is_all")
     SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    IS_ALL_FIELD_NUMBER: _ClassVar[int]
     source_is_dir: bool
     data: bytes
-    def __init__(self, source_is_dir: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+    is_all: bool
+    def __init__(self, source_is_dir: _Optional[bool] = ..., data: _Optional[bytes] = ..., is_all: _Optional[bool] = ...) -> None: ...
 
 class SnapshotRef(_message.Message):
     __slots__ = ("box", "snapshot_id")

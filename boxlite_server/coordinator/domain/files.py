@@ -38,27 +38,39 @@ class Files:
         """
         box = await self._turns.get(prefix, id_or_name)
         header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
+        beginning = bytearray()
 
         async def requests() -> AsyncIterator[pb.PutFilesRequest]:
+            for chunk in rpc.chunks(bytes(beginning)):
+                yield pb.PutFilesRequest(data=chunk)
             async for data in archive:
                 for chunk in rpc.chunks(data):
                     yield pb.PutFilesRequest(data=chunk)
             yield pb.PutFilesRequest(end=True)
 
         async with self._schedule.use(box):
+            async for data in archive:
+                beginning += data
+                if len(beginning) > rpc.CHUNK_BYTES:
+                    break
+            else:
+                header.archive = bytes(beginning)
             first = pb.PutFilesRequest(header=header)
             return (await self._calls.put_files(box.worker_id, first, requests())).skipped
 
     async def download(
         self, prefix: str, id_or_name: str, path: str, *, follow_symlinks: bool
-    ) -> tuple[bool, AsyncGenerator[bytes, None]]:
-        """Whether `path` is a directory, and a tar archive of it. Raises NotFoundError for a missing path before the
-        first byte."""
+    ) -> tuple[bool, bytes | AsyncGenerator[bytes, None]]:
+        """Whether `path` is a directory, and a tar archive of it, whole if it is small. Raises NotFoundError for a
+        missing path before the first byte."""
         box = await self._turns.get(prefix, id_or_name)
         request = pb.GetFilesRequest(box=ref(box), path=path, follow_symlinks=follow_symlinks)
         answers = self._calls.get_files(box.worker_id, request)
         async with self._schedule.use(box):
             first = await anext(answers)
+            if first.is_all:
+                await answers.aclose()
+                return first.source_is_dir, first.data
 
         async def chunks() -> AsyncGenerator[bytes, None]:
             async with self._schedule.use(box), aclosing(answers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -268,7 +269,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.PutFilesResponse:
         with self._transfer():
             header = next(request, pb.PutFilesRequest()).header
-            upload = Upload(request, context)
+            upload = Upload(header, request, context)
             try:
                 skipped = self._files.put(
                     messages.ref(header.box),
@@ -292,9 +293,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             ),
         ):
             # The first message waits for the first data: the client takes it for success.
-            yield pb.FilesChunk(source_is_dir=is_dir, data=next(chunks))
-            for chunk in chunks:
-                yield pb.FilesChunk(data=chunk)
+            first, second = next(chunks), next(chunks, None)
+            yield pb.FilesChunk(source_is_dir=is_dir, data=first, is_all=second is None)
+            if second is not None:
+                for chunk in itertools.chain((second,), chunks):
+                    yield pb.FilesChunk(data=chunk)
 
     def _transfer(self) -> AbstractContextManager[None]:
         return _slot(self._transfer_slots, f"has {MAX_TRANSFERS} transfers under way")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import connexion
+from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
@@ -31,6 +32,8 @@ async def upload_files(
 async def download_files(core: Core, prefix: str, box_id: str, path: str, follow_symlinks: bool = False) -> Any:
     """Answer with an archive. Refusals come before the answer begins; a failure after that breaks the connection,
     since an archive that ends early looks whole."""
-    is_dir, chunks = await core.files.download(prefix, box_id, path, follow_symlinks=follow_symlinks)
+    is_dir, archive = await core.files.download(prefix, box_id, path, follow_symlinks=follow_symlinks)
     headers = {"X-Boxlite-Source-Is-Dir": "true" if is_dir else "false"}
-    return ArchiveResponse(chunks, media_type=MEDIA_TYPE, headers=headers)
+    if isinstance(archive, bytes):
+        return Response(archive, media_type=MEDIA_TYPE, headers=headers)
+    return ArchiveResponse(archive, media_type=MEDIA_TYPE, headers=headers)
