@@ -97,6 +97,7 @@ class Server:
         response, size = connection.getresponse(), 0
         while piece := response.read1(1 << 20):
             size += len(piece)
+        response.read()  # which takes note of the end
         self._own.used = time.monotonic()
         if response.status != 200:
             raise RefusedError(response.status, b"no archive")

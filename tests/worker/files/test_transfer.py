@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sites import Site
+from support.sites import Site, collect
 
 from boxlite_server.errors import (
     AlreadyExistsError,
@@ -23,12 +23,15 @@ from boxlite_server.errors import (
     ResourceExhaustedError,
 )
 from boxlite_server.rpc import CHUNK_BYTES
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.files import tar as archive
 from boxlite_server.worker.files.spool import Follower, Spool
 from boxlite_server.worker.files.transfer import Files
-from boxlite_server.worker.runtime import BoxRef, FileKind, FileState
+from boxlite_server.worker.runtime import BoxRef, ExecSpec, FileKind, FileState
 
 TIME = 1_700_000_000
+KEPT = ".dockerenv bin dev etc home lib lib64 proc root run sbin sys tmp usr var"
+REMOVE_ALL_NEW = f"""cd /; for name in * .[!.]*; do case " {KEPT} " in *" $name "*) ;; *) rm -rf "./$name"; esac; done"""
 
 
 def file(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -98,11 +101,24 @@ class Box:
         return sorted(self.get(path)[1])
 
 
-@pytest.fixture
-def box(site: Site, tmp_path: Path) -> Iterator[Box]:
-    """A box that was never started: no transfer needs it to run."""
-    ref = site.new_box()
+@pytest.fixture(params=["at rest", "running"])
+def box(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Iterator[Box]:
+    """A box that was never started, whose files the engine copies, and a running one, which has a file service."""
+    if request.param == "running" and isinstance(site.runtime, DockerRuntime):
+        ref = request.getfixturevalue("started")
+        yield Box(site, tmp_path, ref)
+        assert collect(site.runtime.spawn(ref, ExecSpec(("sh", "-c", REMOVE_ALL_NEW))))[2] == 0
+        return
+    ref = site.new_box() if request.param == "at rest" else site.running_box()
     yield Box(site, tmp_path, ref)
+    site.runtime.remove(ref, force=True)
+
+
+@pytest.fixture(scope="module")
+def started(site: Site) -> Iterator[BoxRef]:
+    """A running box that the tests share, each leaving it as it was."""
+    ref = site.running_box()
+    yield ref
     site.runtime.remove(ref, force=True)
 
 
