@@ -106,7 +106,7 @@ class DockerFiles:
         uid: int | None = 0
         gid: int | None = 0
         if user:
-            entry = self._look_up("/etc/passwd", user)
+            entry = [] if user.isdecimal() and group else self._look_up("/etc/passwd", user)
             uid = int(user) if user.isdecimal() else _number(entry, 2)
             gid = _number(entry, 3) if entry else 0 if user.isdecimal() else None
         if group:

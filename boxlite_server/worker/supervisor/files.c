@@ -13,6 +13,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <linux/openat2.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,6 +23,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -83,6 +86,17 @@ static bool is_fleeting(int file)
     }
 }
 
+/* Open a path as the engine resolves it: not through those links of /proc that are more than their text, where the
+ * kernel knows of that. Returns a descriptor, or -1 with errno set. */
+static int open_path(int flags)
+{
+    struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC), .resolve = RESOLVE_NO_MAGICLINKS};
+    long file = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    if (file < 0 && (errno == ENOSYS || errno == EPERM))
+        return open(path, flags | O_CLOEXEC);
+    return (int)file;
+}
+
 static void describe(const struct stat *state)
 {
     told.answer.mode = state->st_mode;
@@ -94,7 +108,7 @@ static void describe(const struct stat *state)
 static int look(void)
 {
     struct stat state;
-    int file = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    int file = open_path(O_PATH | O_NOFOLLOW);
     if (file < 0)
         return errno;
     int error = fstat(file, &state) ? errno : is_fleeting(file) ? ENOTSUP : 0;
@@ -112,6 +126,8 @@ static int read_content(int file)
         return errno;
     if (!S_ISREG(state.st_mode) || is_fleeting(file) || fgetxattr(file, "security.capability", NULL, 0) >= 0)
         return ENOTSUP;
+    if (state.st_size > MAX_FILE)
+        return EFBIG;
     while ((size = read(file, told.content + told.answer.size, sizeof told.content - told.answer.size)) > 0)
         told.answer.size += (uint32_t)size;
     describe(&state);
@@ -120,17 +136,15 @@ static int read_content(int file)
 
 static int read_file(void)
 {
-    struct stat state;
-    if (lstat(path, &state))
-        return errno;
-    if (!S_ISREG(state.st_mode)) /* to open a device may do something */
+    int error = look();
+    if (error)
+        return error;
+    if (!S_ISREG(told.answer.mode)) /* to open a device may do something */
         return ENOTSUP;
-    if (state.st_size > MAX_FILE)
-        return EFBIG;
-    int file = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    int file = open_path(O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (file < 0)
         return errno;
-    int error = read_content(file);
+    error = read_content(file);
     close(file);
     return error;
 }
@@ -179,12 +193,14 @@ static int write_beside(int directory, const char *name, const struct request *r
 
 static int write_file(const struct request *request)
 {
-    char *slash = strrchr(path, '/');
-    *slash = 0;
-    int directory = open(slash == path ? "/" : path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    char name[NAME_MAX + 1], *slash = strrchr(path, '/');
+    if (snprintf(name, sizeof name, "%s", slash + 1) >= (int)sizeof name)
+        return ENAMETOOLONG;
+    slash[slash == path] = 0;
+    int directory = open_path(O_PATH | O_DIRECTORY);
     if (directory < 0)
         return errno;
-    int error = is_fleeting(directory) ? ENOTSUP : write_beside(directory, slash + 1, request);
+    int error = is_fleeting(directory) ? ENOTSUP : write_beside(directory, name, request);
     close(directory);
     return error;
 }
@@ -238,6 +254,7 @@ int serve_files(void)
 {
     struct request request;
     prctl(PR_SET_DUMPABLE, 0);
+    signal(SIGXFSZ, SIG_IGN); /* a file that is too large is told by an error number */
     for (;;) {
         alarm(PATIENCE); /* which kills this process */
         if (!take(&request))

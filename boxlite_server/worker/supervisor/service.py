@@ -57,10 +57,9 @@ class FileService:
     Requests raise `UnservedError`. Once one was not answered in time, or with nonsense, so do all others.
     """
 
-    def __init__(self, link: Link, program: str, patience: float = PATIENCE) -> None:
+    def __init__(self, link: Link, program: str) -> None:
         self._link = link
         self._spec = wire.spec("", "", [program, "--files"], ["HOME=/"])
-        self._patience = patience
         self._deadline = 0.0
         self._command: Command | None = None
         self._socket: socket.socket | None = None
@@ -138,7 +137,7 @@ class FileService:
         if self._is_broken:
             raise UnservedError("the file service has ended")
         if self._socket is None:
-            self._deadline = time.monotonic() + self._patience
+            self._deadline = time.monotonic() + PATIENCE
             try:
                 self._start()
             except (OSError, UnheardError) as exc:

@@ -31,7 +31,9 @@ from boxlite_server.worker.runtime import BoxRef, ExecSpec, FileKind, FileState
 
 TIME = 1_700_000_000
 KEPT = ".dockerenv bin dev etc home lib lib64 proc root run sbin sys tmp usr var"
-REMOVE_ALL_NEW = f"""cd /; for name in * .[!.]*; do case " {KEPT} " in *" $name "*) ;; *) rm -rf "./$name"; esac; done"""
+REMOVE_ALL_NEW = (
+    f"""cd /; for name in * .[!.]*; do case " {KEPT} " in *" $name "*) ;; *) rm -rf "./$name"; esac; done"""
+)
 
 
 def file(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
