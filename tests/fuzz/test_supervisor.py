@@ -1,4 +1,4 @@
-"""Damaged specs, account files and packets against the supervisor, built with sanitizers.
+"""Damaged specs, account files, packets and requests for files against the supervisor's program, built with sanitizers.
 
 `make test` does that for a moment, `make fuzz` for a minute or as many seconds as it is given.
 """
@@ -9,6 +9,8 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ def compile_with_sanitizers(source: Path, program: Path) -> Path:
         command = [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined", "-fno-sanitize-trap=undefined"]
     else:
         pytest.skip("this takes clang, gcc or the package ziglang")
-    subprocess.run([*command, *FLAGS, source, "-o", program], check=True)
+    subprocess.run([*command, *FLAGS, source, SOURCES / "files.c", "-o", program], check=True)
     return program
 
 
@@ -130,3 +132,63 @@ def test_packets_that_no_worker_sends(tmp_path: Path) -> None:
     finally:
         supervisor.kill()  # its keepers see that, and kill their commands
         supervisor.wait()
+
+
+REQUEST = struct.Struct("<B3xIIIIIqI4x")
+
+
+NAMES = ["file", "directory", "link", "circle", "pipe", "new", "directory/x", "nosuch/x"]
+DAMAGE = {
+    "path_size": [0, 1, 4095, 4096, (1 << 32) - 1],
+    "size": [1, (1 << 20) + 1, (1 << 32) - 1],
+    "mode": [1 << 12, 1 << 31],
+    "nanoseconds": [10**9, (1 << 32) - 1],
+    "kind": [0, ord("s"), 255],
+}
+
+
+def request(draw: random.Random, place: Path, *, is_damaged: bool) -> bytes:
+    """A request to the file service. Where it is damaged, one field is; what is written is in its place alone."""
+    kind, path = draw.choice("SRWW"), os.fsencode(place / draw.choice(NAMES))
+    content = draw.randbytes(draw.choice([0, 1, 512, 70_000, 1 << 20])) if kind == "W" else b""
+    head = {
+        "kind": ord(kind),
+        "path_size": len(path),
+        "size": len(content),
+        "mode": draw.choice([0, 0o644, 0o7777]),
+        "uid": os.geteuid(),
+        "gid": os.getegid(),
+        "seconds": draw.randrange(1 << 33),
+        "nanoseconds": draw.choice([0, 999_999_999]),
+    }
+    if is_damaged:
+        field = draw.choice([name for name in DAMAGE if (kind, name) != ("W", "path_size")])
+        head[field] = draw.choice(DAMAGE[field])
+    return REQUEST.pack(*head.values()) + path + content
+
+
+def requests(draw: random.Random, place: Path) -> bytes:
+    """Some requests, and something at the end that is none."""
+    sent = b"".join(request(draw, place, is_damaged=False) for _ in range(draw.randrange(5)))
+    if draw.random() < 0.2:
+        return sent[: draw.randrange(len(sent) + 1)]
+    return sent + request(draw, place, is_damaged=True) + draw.randbytes(5000)
+
+
+@pytest.mark.timeout(0 if SECONDS else 180)
+def test_requests_for_files_that_no_worker_sends(tmp_path: Path) -> None:
+    program = compile_with_sanitizers(SOURCES / "supervisor.c", tmp_path / "sanitized")
+    place = tmp_path / "place"
+    (place / "directory").mkdir(parents=True)
+    (place / "file").write_bytes(bytes(1000))
+    (place / "link").symlink_to("file")
+    (place / "circle").symlink_to("circle")
+    os.mkfifo(place / "pipe")
+    until = deadline()
+    while time.monotonic() < until:
+        seed = random.randrange(1 << 63)
+        sent = requests(random.Random(seed), place)
+        done = subprocess.run([program, "--files"], input=sent, capture_output=True, check=False, timeout=60)
+        assert done.returncode in (0, -signal.SIGPIPE) and not done.stderr, f"seed {seed}: {done.stderr.decode()}"
+    assert not list(place.glob("**/.boxlite-*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "sanitized"]

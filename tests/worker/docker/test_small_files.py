@@ -29,7 +29,8 @@ KINDS = ["root", "of a user", "an init of its own", "no shell"]
 SERVICE = "/dev/boxlite/init --files "
 FOR_EACH_SERVICE = (
     "for p in /proc/[0-9]*; do "
-    f"""case "$(tr '\\0' ' ' 2>/dev/null < $p/cmdline)" in "{SERVICE}"*) kill -$0 ${{p#/proc/}}; echo found; esac; done"""
+    f"""case "$(tr '\\0' ' ' 2>/dev/null < $p/cmdline)" in "{SERVICE}"*) """
+    "kill -$0 ${p#/proc/}; echo found; esac; done"
 )
 
 
@@ -56,10 +57,11 @@ class Box:
         self._transfers.put(self.ref, path, [tar(data, **fields)], overwrite=True, source_is_dir=False)
 
     def entries(self, path: str) -> list[tuple[tarfile.TarInfo, bytes]]:
-        with self._transfers.get(self.ref, path, follow_links=False) as (is_dir, chunks):
-            opened = tarfile.open(fileobj=io.BytesIO(b"".join(chunks)))
-        files = [(info, opened.extractfile(info) if info.isfile() else None) for info in opened.getmembers()]
-        return [(info, file.read() if file is not None else b"") for info, file in files]
+        with self._transfers.get(self.ref, path, follow_links=False) as (_, chunks):
+            data = io.BytesIO(b"".join(chunks))
+        with tarfile.open(fileobj=data) as opened:
+            files = [(info, opened.extractfile(info) if info.isfile() else None) for info in opened.getmembers()]
+            return [(info, file.read() if file is not None else b"") for info, file in files]
 
     def entry(self, path: str) -> tuple[tarfile.TarInfo, bytes]:
         (found,) = self.entries(path)
@@ -236,8 +238,9 @@ def test_an_upload_has_the_same_result(new_box: Callable[..., Box], monkeypatch:
 
 def test_a_download_has_the_same_result(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.shell(
-        "mkdir /down && cd /down && for m in 644 4755 2711 1600 0; do echo $m > $m; chmod $m $m; done && chown 12:34 644"
-        " && echo n > $(printf 'n%.0s' $(seq 200)) && touch -d @100 644 && ln 644 hard && ln -s 644 link"
+        "mkdir /down && cd /down && for m in 644 4755 2711 1600 0; do echo $m > $m; chmod $m $m; done"
+        " && chown 12:34 644 && touch -d @100 644 && ln 644 hard && ln -s 644 link"
+        " && echo n > $(printf 'n%.0s' $(seq 200))"
     )
     paths = [f"/down/{name}" for name in ("644", "4755", "2711", "1600", "0", "n" * 200, "hard", "link")]
     results = []

@@ -31,9 +31,7 @@ from boxlite_server.worker.runtime import BoxRef, ExecSpec, FileKind, FileState
 
 TIME = 1_700_000_000
 KEPT = ".dockerenv bin dev etc home lib lib64 proc root run sbin sys tmp usr var"
-REMOVE_ALL_NEW = (
-    f"""cd /; for name in * .[!.]*; do case " {KEPT} " in *" $name "*) ;; *) rm -rf "./$name"; esac; done"""
-)
+REMOVE_NEW = f"""cd /; for name in * .[!.]*; do case " {KEPT} " in *" $name "*) ;; *) rm -rf "./$name"; esac; done"""
 
 
 def file(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -109,7 +107,7 @@ def box(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Iterator[
     if request.param == "running" and isinstance(site.runtime, DockerRuntime):
         ref = request.getfixturevalue("started")
         yield Box(site, tmp_path, ref)
-        assert collect(site.runtime.spawn(ref, ExecSpec(("sh", "-c", REMOVE_ALL_NEW))))[2] == 0
+        assert collect(site.runtime.spawn(ref, ExecSpec(("sh", "-c", REMOVE_NEW))))[2] == 0
         return
     ref = site.new_box() if request.param == "at rest" else site.running_box()
     yield Box(site, tmp_path, ref)

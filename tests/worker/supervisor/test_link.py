@@ -307,3 +307,29 @@ def test_the_end_of_the_supervisor_ends_all_commands_after_what_it_has_said_last
     assert (is_lost.exit_code, is_lost.is_lost) == (137, True)
     child.wait()
     child.communicate()
+
+
+def test_the_workers_own_commands_are_no_commands_of_clients(peer: Peer) -> None:
+    peer.greet()
+    null = os.open(os.devnull, os.O_RDWR)
+    command = peer.link.start(null, None, [null, null, null], is_own=True)
+    os.close(null)
+    assert peer.hear()[:2] == ("S", command.command_id)
+    peer.say(packet("A", command.command_id, 7))
+    assert command.started.result(SOON)[0] == wire.Started(command.command_id, 7)
+    assert peer.link.running() == 0
+    peer.link.leave(command)
+    assert peer.link.running() == 0
+    peer.say(packet("X", command.command_id))
+    assert peer.hear() == ("F", command.command_id, 0)
+
+
+def test_own_commands_of_a_former_worker_are_killed_and_forgotten(peer: Peer) -> None:
+    mine, clients = wire.OWN | 5, 6
+    peer.greet(packet("A", mine, 7), packet("A", clients, 8), packet("X", wire.OWN | 9))
+    assert {peer.hear(), peer.hear()} == {("K", mine, 0), ("F", wire.OWN | 9, 0)}
+    peer.say(packet("Q", mine, 0))
+    peer.say(packet("X", mine, 137, flags=1))
+    assert peer.hear() == ("F", mine, 0)
+    assert peer.link.running() == 1
+    assert peer.link.claim(clients) is not None

@@ -1,0 +1,235 @@
+"""The file service: what the program does with requests, and what the worker makes of whatever answers it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import stat
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boxlite_server.worker.supervisor import service
+from boxlite_server.worker.supervisor.command import Command, UnheardError
+from boxlite_server.worker.supervisor.service import MAX_BYTES, FileService, Found, UnservedError
+
+ANSWER = struct.Struct("<IIIII4xq")
+REQUEST = struct.Struct("<B3xIIIIIqI4x")
+ME = Found(0o644, os.geteuid(), os.getegid(), 0)
+
+Answering = Callable[[socket.socket], object]
+
+
+class Played:
+    """In place of a link: whatever plays the program in the box gets the other end of the socket."""
+
+    def __init__(self, play: Answering) -> None:
+        self._play = play
+        self.left: list[bool] = []  # whether commands were to be killed when they were let go
+
+    def start(self, spec: int, size: object, streams: Sequence[int], *, is_own: bool) -> Command:
+        assert is_own
+        other = socket.socket(fileno=os.dup(streams[0]))
+        threading.Thread(target=self._run, args=(other,), daemon=True).start()
+        return Command(1, has_terminal=False)
+
+    def _run(self, other: socket.socket) -> None:
+        with other:
+            self._play(other)
+
+    def leave(self, command: Command, *, kill: bool) -> None:
+        self.left.append(kill)
+
+
+def served(play: Answering) -> tuple[FileService, Played]:
+    played: Any = Played(play)
+    return FileService(played, "/init"), played
+
+
+@pytest.fixture
+def real(supervisor: Path) -> Iterator[FileService]:
+    """The program itself, on this host."""
+    made = []
+
+    def play(other: socket.socket) -> None:
+        made.append(subprocess.Popen([supervisor, "--files"], stdin=other, stdout=other))
+
+    found, _ = served(play)
+    yield found
+    found.close()
+    assert [process.wait(60) for process in made] in ([], [0])
+
+
+# ---- what the worker makes of answers -------------------------------------------------------------------
+
+LIES: dict[str, bytes] = {
+    "nothing": b"",
+    "a part": b"\0" * 31,
+    "more than a file may have": ANSWER.pack(0, MAX_BYTES + 1, stat.S_IFREG, 0, 0, 0),
+    "as much as there is": ANSWER.pack(0, 2**32 - 1, stat.S_IFREG, 0, 0, 0) + bytes(4096),
+    "less than it says": ANSWER.pack(0, 100, stat.S_IFREG, 0, 0, 0) + bytes(99),
+    "a directory": ANSWER.pack(0, 1, stat.S_IFDIR, 0, 0, 0) + b"x",
+    "a user that cannot be": ANSWER.pack(0, 0, stat.S_IFREG, 2**32 - 1, 0, 0),
+    "a time that cannot be": ANSWER.pack(0, 0, stat.S_IFREG, 0, 0, 2**62),
+    "an unknown error": ANSWER.pack(2**32 - 1, 0, 0, 0, 0, 0),
+    "an error": ANSWER.pack(errno.EACCES, 0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_cannot_be_is_none(lie: str) -> None:
+    def play(other: socket.socket) -> None:
+        other.recv(1 << 16)
+        other.sendall(LIES[lie])
+
+    found, played = served(play)
+    with pytest.raises(UnservedError):
+        found.read("/f")
+    found.close()
+    assert played.left == [lie not in ("an error", "an unknown error")]
+
+
+@pytest.mark.parametrize("piece", [b"", b"\0"])
+def test_a_program_that_never_ends_its_answer_is_killed(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> None:
+    monkeypatch.setattr(service, "PATIENCE", 0.3)
+    done = threading.Event()
+
+    def play(other: socket.socket) -> None:
+        try:
+            while not done.wait(0.05):
+                other.sendall(piece)
+        except OSError:
+            pass
+
+    found, played = served(play)
+    began = time.monotonic()
+    with pytest.raises(UnservedError):
+        found.read("/f")
+    assert time.monotonic() - began < 30
+    assert played.left == [True]
+    with pytest.raises(UnservedError):
+        found.stat("/f")
+    assert played.left == [True]
+    found.close()
+    done.set()
+
+
+def test_a_program_that_takes_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PATIENCE", 0.3)
+    done = threading.Event()
+    found, played = served(lambda other: done.wait(60))
+    with pytest.raises(UnservedError):
+        found.write("/f", ME, bytes(MAX_BYTES))
+    assert played.left == [True]
+    done.set()
+
+
+def test_without_a_supervisor_nothing_is_served() -> None:
+    class Deaf:
+        def start(self, *_: object, is_own: bool) -> Command:
+            raise UnheardError
+
+    deaf: Any = Deaf()
+    found = FileService(deaf, "/init")
+    for _ in range(2):
+        with pytest.raises(UnservedError):
+            found.stat("/f")
+    found.close()
+
+
+# ---- what the program does ------------------------------------------------------------------------------
+
+
+def test_stat_and_what_is_not_there(real: FileService, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    (tmp_path / "l").symlink_to("f")
+    for name in ("nosuch", "f/below", "nosuch/below"):
+        assert real.stat(f"{tmp_path}/{name}") is None
+    found = real.stat("/proc/self/nosuch")
+    assert found is None
+    with pytest.raises(UnservedError):
+        real.stat("/proc/self/status")
+    with pytest.raises(UnservedError):
+        real.read("/proc/version")
+
+
+@pytest.mark.parametrize("path", ["relative", "", "/" + "x" * 5000, "/a\0b"])
+def test_a_path_that_no_worker_asks_for(real: FileService, path: str) -> None:
+    with pytest.raises(UnservedError):
+        real.stat(path)
+
+
+def on_disk(tmp_path: Path, real: FileService) -> Path:
+    """A directory that the program does not take for one of the running box alone."""
+    for place in (tmp_path, Path(__file__).parent):
+        try:
+            real.stat(str(place))
+        except UnservedError:
+            continue
+        return place
+    pytest.skip("all directories are in memory")
+
+
+def test_a_write_that_fails_leaves_the_former_file(
+    supervisor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: the program may write no more than some bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    def play(other: socket.socket) -> None:
+        subprocess.Popen([supervisor, "--files"], stdin=other, stdout=other, preexec_fn=limit)
+
+    found, played = served(play)
+    (tmp_path / "f").write_bytes(b"former")
+    with pytest.raises(UnservedError):
+        found.write(f"{tmp_path}/f", ME, bytes(100_000))
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"former"
+    found.close()
+    assert played.left == [False]  # it has told of its failure, and goes on
+
+
+def test_a_write_replaces_a_link_and_no_directory(real: FileService, tmp_path: Path) -> None:
+    place = on_disk(tmp_path, real)
+    if place != tmp_path:
+        pytest.skip("the directory for tests is in memory")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "l").symlink_to("/etc/passwd")
+    with pytest.raises(UnservedError):
+        real.write(f"{tmp_path}/d", ME, b"x")
+    real.write(f"{tmp_path}/l", ME, b"x")
+    assert not (tmp_path / "l").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "l"]
+
+
+def test_a_request_that_no_worker_sends_ends_the_program(supervisor: Path, tmp_path: Path) -> None:
+    path = f"{tmp_path}/f".encode()
+    for head in (
+        REQUEST.pack(ord("W"), len(path), MAX_BYTES + 1, 0o644, 0, 0, 0, 0),
+        REQUEST.pack(ord("W"), len(path), 2**32 - 1, 0o644, 0, 0, 0, 0),
+        REQUEST.pack(ord("R"), len(path), 1, 0, 0, 0, 0, 0),
+        REQUEST.pack(ord("S"), 0, 0, 0, 0, 0, 0, 0),
+        REQUEST.pack(ord("S"), 4096, 0, 0, 0, 0, 0, 0),
+        REQUEST.pack(ord("S"), 2**32 - 1, 0, 0, 0, 0, 0, 0),
+        REQUEST.pack(ord("W"), len(path), 0, 0o100644, 0, 0, 0, 0),
+        REQUEST.pack(ord("W"), len(path), 0, 0o644, 0, 0, 0, 10**9),
+    ):
+        done = subprocess.run([supervisor, "--files"], input=head + path + bytes(5000), capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_request_is_refused(supervisor: Path) -> None:
+    head = REQUEST.pack(ord("Z"), 1, 0, 0, 0, 0, 0, 0)
+    done = subprocess.run([supervisor, "--files"], input=head + b"/", capture_output=True, timeout=60)
+    assert ANSWER.unpack(done.stdout)[0] == errno.ENOSYS
