@@ -268,6 +268,24 @@ def test_files_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     assert next(client.GetFiles(pb.GetFilesRequest(box=box, path="/d"))).source_is_dir
 
 
+def test_a_small_file_is_one_message_either_way(client: Client, box: pb.BoxRef) -> None:
+    archive = archive_of("any", b"content")
+    header = opening(box, "/d/f")
+    header.header.archive = archive
+    call = client.stub.PutFiles.future(iter([header]), metadata=rpc.with_secret(SECRET), timeout=60)
+    call.result()
+    assert rpc.ACCEPTED not in [tuple(metadatum) for metadatum in call.initial_metadata()]  # nothing more is wanted
+    (chunk,) = client.GetFiles(pb.GetFilesRequest(box=box, path="/d/f"))
+    assert chunk.is_all
+    assert b"content" in chunk.data
+    header.header.archive = b"no archive"
+    assert refusal(client.PutFiles, iter([header]))[1] == "invalid_argument"
+    client.PutFiles(upload(box, "/d/large", archive_of("any", bytes(rpc.CHUNK_BYTES))))
+    first, *others = client.GetFiles(pb.GetFilesRequest(box=box, path="/d/large"))
+    assert others
+    assert not any(chunk.is_all for chunk in (first, *others))
+
+
 def test_refused_transfers(client: Client, box: pb.BoxRef) -> None:
     unknown = pb.BoxRef(box_id="nosuchbox000", generation=1)
     for call, request, code in [
