@@ -24,7 +24,7 @@ from ..supervisor.files import SupervisedFiles
 from ..supervisor.link import Link
 from ..supervisor.links import Links
 from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings
-from ..supervisor.service import FileService
+from ..supervisor.service import FileService, Programs
 from .config import MIB, SUPERVISOR, has_directory, is_supervised
 from .engine import Engine, engine_errors
 from .files import DockerFiles
@@ -166,7 +166,7 @@ class Supervisors:
         """The files of a box, the small ones by its file service."""
         if run.files is None:
             run.files = DockerFiles(self._engine, run.container, system_files)
-        return SupervisedFiles(FileService(run.link, SUPERVISOR), run.files)
+        return SupervisedFiles(FileService(run.programs), run.files)
 
     def readopt(self, container: Mapping[str, Any], handle: str) -> Process:
         """The command that a former worker process started. Raises as `BoxRuntime.readopt` does."""
@@ -188,7 +188,9 @@ class Supervisors:
             if run is None or run.init != pid:
                 try:
                     self._links.prepare(name)
-                    run = _Run(self._links.link(name), pid, container, _surroundings(self._engine, container))
+                    link = self._links.link(name)
+                    programs = Programs(link, SUPERVISOR, self._links.later)
+                    run = _Run(link, programs, pid, container, _surroundings(self._engine, container))
                 except OSError as exc:
                     log.warning("the supervisor of %s cannot be heard: %s", name, exc)
                     return None
@@ -233,8 +235,11 @@ class _Run:
     """One run of a box. `init`: the pid of its first process. `container`: as the engine described it then. `deadline`:
     until when commands wait for the supervisor to dial. `bring_at`: when another supervisor may be brought in."""
 
-    def __init__(self, link: Link, init: int, container: Mapping[str, Any], box: Surroundings) -> None:
+    def __init__(
+        self, link: Link, programs: Programs, init: int, container: Mapping[str, Any], box: Surroundings
+    ) -> None:
         self.link = link
+        self.programs = programs
         self.init = init
         self.container = container
         self.box = box

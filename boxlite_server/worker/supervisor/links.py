@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class Links:
                 link.listen()
                 self._links[name] = link
             return link
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function, which does not block, after so many seconds."""
+        self._poller.later(seconds, function)
 
     def known(self, name: str) -> Link | None:
         """The link of a box, if it listens already."""

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import struct
+import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -28,6 +31,7 @@ from .link import Link
 MAX_BYTES = 1 << 20  # of a file
 MAX_PATH = 4095  # bytes
 PATIENCE = 5.0  # seconds for all requests of one transfer
+REST = 2.0  # seconds for which a program waits for the next transfer; it ends by itself after ten
 _REQUEST = struct.Struct("<B3xIIIIIqI4x")
 _ANSWER = struct.Struct("<IIIII4xq")
 _MAX_ID = 2**31 - 1
@@ -51,19 +55,80 @@ class Found(NamedTuple):
 _NOTHING = Found(0, 0, 0, 0)
 
 
+class Program(NamedTuple):
+    """The program, which runs in a box, and the socket on which it answers."""
+
+    command: Command
+    socket: socket.socket
+
+
+class Programs:
+    """The programs in one box: each has one user at a time. What a transfer has used rests for a moment, since the next
+    may follow at once. `path`: of the program in the box. `later` calls a function after so many seconds."""
+
+    def __init__(self, link: Link, path: str, later: Callable[[float, Callable[[], None]], None]) -> None:
+        self._link = link
+        self._spec = wire.spec("", "", [path, "--files"], ["HOME=/"])
+        self._later = later
+        self._lock = threading.Lock()
+        self._resting: Program | None = None
+
+    def take(self) -> Program:
+        """A program for the caller alone. Raises OSError and `UnheardError`."""
+        with self._lock:
+            program, self._resting = self._resting, None
+        if program is None:
+            return self._start()
+        if _can_be_read(program.socket):  # it has ended, or says what nobody has asked
+            self.end(program, kill=True)
+            return self._start()
+        return program
+
+    def _start(self) -> Program:
+        with ExitStack() as theirs:
+            mine, other = socket.socketpair()
+            theirs.enter_context(other)
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            theirs.callback(os.close, nothing)
+            streams = (other.fileno(), other.fileno(), nothing)
+            try:
+                return Program(self._link.start(sealed(self._spec, theirs), None, streams, is_own=True), mine)
+            except BaseException:
+                mine.close()
+                raise
+
+    def give_back(self, program: Program) -> None:
+        """Let the program rest: it has answered all that it was asked."""
+        with self._lock:
+            former, self._resting = self._resting, program
+        if former is not None:
+            self.end(former, kill=False)
+        self._later(REST, lambda: self._end_resting(program))
+
+    def _end_resting(self, program: Program) -> None:
+        with self._lock:
+            if self._resting is not program:
+                return
+            self._resting = None
+        self.end(program, kill=False)
+
+    def end(self, program: Program, *, kill: bool) -> None:
+        """End a program, which does so itself when its input ends, unless the box has stopped it."""
+        program.socket.close()
+        self._link.leave(program.command, kill=kill)
+
+
 class FileService:
-    """The file service of one box, started at the first request. `program`: its path in the box.
+    """The file service of one box, for one transfer.
 
     Requests raise `UnservedError`. Once one was not answered in time, or with nonsense, so do all others.
     """
 
-    def __init__(self, link: Link, program: str) -> None:
-        self._link = link
-        self._spec = wire.spec("", "", [program, "--files"], ["HOME=/"])
+    def __init__(self, programs: Programs) -> None:
+        self._programs = programs
+        self._program: Program | None = None
         self._deadline = 0.0
-        self._command: Command | None = None
-        self._socket: socket.socket | None = None
-        self._is_broken = False
+        self._is_over = False
 
     def stat(self, path: str) -> Found | None:
         """What is at a path; None: nothing."""
@@ -86,8 +151,11 @@ class FileService:
         self._ask("W", path, file, content)
 
     def close(self) -> None:
-        """End the program. It can no longer be asked then."""
-        self._end(kill=False)
+        """Let go of the program. Nothing can be asked any more then."""
+        self._is_over = True
+        program, self._program = self._program, None
+        if program is not None:
+            self._programs.give_back(program)
 
     # ---- requests ----
 
@@ -130,42 +198,24 @@ class FileService:
             raise self._broken("it did not answer in time")
         connection.settimeout(left)
 
-    # ---- the program ----
-
     def _connected(self) -> socket.socket:
-        """The connection to the program, which is started at first."""
-        if self._is_broken:
-            raise UnservedError("the file service has ended")
-        if self._socket is None:
+        """The connection to the program, which is taken at first."""
+        if self._is_over:
+            raise UnservedError("the file service was of no use before")
+        if self._program is None:
             self._deadline = time.monotonic() + PATIENCE
             try:
-                self._start()
+                self._program = self._programs.take()
             except (OSError, UnheardError) as exc:
                 raise self._broken(str(exc)) from exc
-        assert self._socket is not None
-        return self._socket
-
-    def _start(self) -> None:
-        with ExitStack() as theirs:
-            self._socket, other = socket.socketpair()
-            theirs.enter_context(other)
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            theirs.callback(os.close, nothing)
-            streams = (other.fileno(), other.fileno(), nothing)
-            self._command = self._link.start(sealed(self._spec, theirs), None, streams, is_own=True)
+        return self._program.socket
 
     def _broken(self, why: str) -> UnservedError:
-        self._end(kill=True)
+        self._is_over = True
+        program, self._program = self._program, None
+        if program is not None:
+            self._programs.end(program, kill=True)
         return UnservedError(f"the file service is of no use: {why}")
-
-    def _end(self, *, kill: bool) -> None:
-        self._is_broken = True
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._command is not None:
-            self._link.leave(self._command, kill=kill)
-            self._command = None
 
 
 class _RefusedError(UnservedError):
@@ -174,3 +224,9 @@ class _RefusedError(UnservedError):
     def __init__(self, number: int) -> None:
         super().__init__(f"the file service refuses: {os.strerror(number) if number < 4096 else number}")
         self.number = number
+
+
+def _can_be_read(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))

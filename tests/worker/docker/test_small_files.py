@@ -22,7 +22,7 @@ from boxlite_server.worker.runtime import BoxRef, ExecSpec, Mount
 from boxlite_server.worker.supervisor import service
 from boxlite_server.worker.supervisor.command import UnheardError
 from boxlite_server.worker.supervisor.files import SupervisedFiles
-from boxlite_server.worker.supervisor.service import MAX_BYTES, FileService
+from boxlite_server.worker.supervisor.service import MAX_BYTES, Programs
 
 TIME = 1_700_000_000
 KINDS = ["root", "of a user", "an init of its own", "no shell"]
@@ -149,7 +149,7 @@ def by_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise UnheardError
 
-    monkeypatch.setattr(FileService, "_start", refuse)
+    monkeypatch.setattr(Programs, "take", refuse)
 
 
 # ---- by the file service --------------------------------------------------------------------------------
@@ -349,6 +349,14 @@ def test_a_box_that_harms_its_file_service_is_served_by_the_engine(
     wait_until(lambda: SERVICE.strip() not in box.shell("ps"), "the file service is killed")
     box.put("/f", b"as before")
     assert box.shell("cat /f") == "as before"
+
+
+def test_a_program_that_was_killed_while_it_rested_is_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.put("/rested", b"x")
+    box.shell(FOR_EACH_SERVICE, "KILL")
+    wait_until(lambda: SERVICE.strip() not in box.shell("ps"), "the file service is killed")
+    refuse_engine(monkeypatch)
+    assert box.get("/rested") == b"x"
 
 
 SWAPS = {

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from boxlite_server.worker.supervisor import service
 from boxlite_server.worker.supervisor.command import Command, UnheardError
-from boxlite_server.worker.supervisor.service import MAX_BYTES, FileService, Found, UnservedError
+from boxlite_server.worker.supervisor.service import MAX_BYTES, FileService, Found, Programs, UnservedError
 
 ANSWER = struct.Struct("<IIIII4xq")
 REQUEST = struct.Struct("<B3xIIIIIqI4x")
@@ -42,16 +43,20 @@ class Played:
         return Command(1, has_terminal=False)
 
     def _run(self, other: socket.socket) -> None:
-        with other:
+        with other, suppress(ConnectionError):
             self._play(other)
 
     def leave(self, command: Command, *, kill: bool) -> None:
         self.left.append(kill)
 
 
+def programs(link: Any, later: Callable[[float, Callable[[], None]], None] = lambda *_: None) -> Programs:
+    return Programs(link, "/init", later)
+
+
 def served(play: Answering) -> tuple[FileService, Played]:
-    played: Any = Played(play)
-    return FileService(played, "/init"), played
+    played = Played(play)
+    return FileService(programs(played)), played
 
 
 @pytest.fixture
@@ -62,7 +67,8 @@ def real(supervisor: Path) -> Iterator[FileService]:
     def play(other: socket.socket) -> None:
         made.append(subprocess.Popen([supervisor, "--files"], stdin=other, stdout=other))
 
-    found, _ = served(play)
+    kept = programs(Played(play), lambda _, function: function())  # it rests for no time
+    found = FileService(kept)
     yield found
     found.close()
     assert [process.wait(60) for process in made] in ([], [0])
@@ -94,7 +100,7 @@ def test_an_answer_that_cannot_be_is_none(lie: str) -> None:
     with pytest.raises(UnservedError):
         found.read("/f")
     found.close()
-    assert played.left == [lie not in ("an error", "an unknown error")]
+    assert played.left == ([] if lie in ("an error", "an unknown error") else [True])
 
 
 @pytest.mark.parametrize("piece", [b"", b"\0"])
@@ -137,12 +143,55 @@ def test_without_a_supervisor_nothing_is_served() -> None:
         def start(self, *_: object, is_own: bool) -> Command:
             raise UnheardError
 
-    deaf: Any = Deaf()
-    found = FileService(deaf, "/init")
+    found = FileService(programs(Deaf()))
     for _ in range(2):
         with pytest.raises(UnservedError):
             found.stat("/f")
     found.close()
+
+
+# ---- one transfer after the other ----------------------------------------------------------------------
+
+
+def test_the_next_transfer_asks_the_same_program_unless_that_has_said_more() -> None:
+    spoken = [ANSWER.pack(errno.ENOENT, 0, 0, 0, 0, 0)] * 2 + [ANSWER.pack(errno.ENOENT, 0, 0, 0, 0, 0) + b"more"]
+    heard: list[bytes] = []
+    started: list[int] = []
+
+    def play(other: socket.socket) -> None:
+        started.append(1)
+        while said := other.recv(1 << 16):
+            heard.append(said)
+            other.sendall(spoken[min(len(heard) - 1, 2)])
+
+    played = Played(play)
+    kept = programs(played)
+    for number in range(1, 5):
+        found = FileService(kept)
+        assert found.stat("/f") is None
+        found.close()
+        assert (len(started), len(heard)) == (max(1, number - 2), number)
+    assert played.left == [True]
+
+
+def test_a_program_rests_for_a_while_alone() -> None:
+    due: list[Callable[[], None]] = []
+    played = Played(answering_that_nothing_is_there)
+    kept = programs(played, lambda seconds, function: due.append(function))
+    both = [FileService(kept), FileService(kept)]
+    for found in both:
+        assert found.stat("/f") is None
+    for found in both:
+        found.close()
+    assert played.left == [False]  # of two one is enough
+    for function in due:
+        function()
+    assert played.left == [False, False]
+
+
+def answering_that_nothing_is_there(other: socket.socket) -> None:
+    while other.recv(1 << 16):
+        other.sendall(ANSWER.pack(errno.ENOENT, 0, 0, 0, 0, 0))
 
 
 # ---- what the program does ------------------------------------------------------------------------------
@@ -196,7 +245,7 @@ def test_a_write_that_fails_leaves_the_former_file(
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"former"
     found.close()
-    assert played.left == [False]  # it has told of its failure, and goes on
+    assert played.left == []  # it has told of its failure, and goes on
 
 
 def test_a_write_replaces_a_link_and_no_directory(real: FileService, tmp_path: Path) -> None:
