@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ...errors import BoxliteError, InvalidStateError
-from ..commands import GONE_EXIT_CODE, Process
+from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef
 from .output_log import OutputLog
 from .tally import Tally
@@ -98,6 +98,19 @@ class EndedProcess:
         raise InvalidStateError("the command has ended")
 
     def close(self) -> None: ...
+
+
+class _Pace:
+    """Lets output gather for a moment where small pieces follow each other."""
+
+    def __init__(self) -> None:
+        self._read_at = -math.inf
+
+    def rest(self, size: int) -> None:
+        """Sleep, if need be, after a piece of `size` bytes."""
+        if size < SMALL_BYTES and time.monotonic() - self._read_at < GATHER_SECONDS:
+            time.sleep(GATHER_SECONDS)
+        self._read_at = time.monotonic()
 
 
 class Execution:
@@ -282,28 +295,49 @@ class Execution:
 
     # ---- the pump ----
 
-    def run(self, on_end: Callable[[], None]) -> None:
-        """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
+    def run(self, on_output: Callable[[], None], on_end: Callable[[], None]) -> None:
+        """Move output to the log until it ends, then collect the exit code. This is the body of a thread.
+
+        `on_output` is called when there is output, once.
+        """
+        was_empty = self.output.is_empty
         try:
-            for piece in self.pieces():
-                self.output.append(*piece)
+            for _ in self._moves():
+                if was_empty:
+                    on_output()
+                    was_empty = False
         except Exception as exc:
             self._lose_output(exc)
         self.collect(on_end)
 
+    def _moves(self) -> Iterator[None]:
+        """Move the output to the log, and yield after each piece."""
+        process = self._process
+        if not isinstance(process, Durable):
+            for piece in self.pieces():
+                self.output.append(*piece)
+                yield
+            return
+        pace = _Pace()
+        while (size := process.move(self.output)) is not None:
+            self._note_output(size)
+            yield
+            pace.rest(size)
+
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Yield the output as it comes, as (STDOUT or STDERR, data), until it ends."""
-        read_at = -math.inf
+        pace = _Pace()
         try:
             while (piece := self._process.read()) is not None:
-                self.has_run = True
-                self._tally.add_output(len(piece[1]))
+                self._note_output(len(piece[1]))
                 yield piece
-                if len(piece[1]) < SMALL_BYTES and time.monotonic() - read_at < GATHER_SECONDS:
-                    time.sleep(GATHER_SECONDS)
-                read_at = time.monotonic()
+                pace.rest(len(piece[1]))
         except Exception as exc:
             self._lose_output(exc)
+
+    def _note_output(self, size: int) -> None:
+        self.has_run = True
+        self._tally.add_output(size)
 
     def _lose_output(self, reason: Exception) -> None:
         """Kill the command: it would block for ever on output that nobody reads."""

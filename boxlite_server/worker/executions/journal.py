@@ -38,13 +38,15 @@ class Record:
     hangup: float = 0  # seconds without a reader until SIGHUP; 0: never
     awaits_reader: bool = False  # `hangup` also counts when no reader comes at all
     tied: bool = False  # the command is killed when another process finds it: its caller or its input is lost
-    delivered_bytes: int = 0
+    delivered_bytes: int = 0  # these three are what `Delivered` has
+    delivered_position: int = 0
+    delivered_at_position: int = 0
+    has_output: bool = True  # whether there is output; where its log is missing, it is lost
     ended_at_ms: int = 0  # the fields below are set with this one
     status: str = ""
     exit_code: int = 0
     duration_ms: int = 0
     error_message: str = ""
-    has_output: bool = True  # whether there was output, which ends with the process
 
     @classmethod
     def started(cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, **fields: Any) -> Self:
@@ -83,6 +85,11 @@ class Journal:
         with self._lock:
             self._records = {record.execution_id: record for record in found}
         return found
+
+    def execution_ids(self) -> set[str]:
+        """The executions that have a record."""
+        with self._lock:
+            return set(self._records)
 
     def add(self, record: Record) -> None:
         with self._lock:
