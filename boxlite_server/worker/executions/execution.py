@@ -50,6 +50,14 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Who feeds a command: a name, and how much input the command had been handed before the source's first byte."""
+
+    name: str = ""
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutionState:
     """`exit_code` and `duration_ms` are set once the execution is over. `started_at_ms` is Unix time."""
 
@@ -60,6 +68,7 @@ class ExecutionState:
     duration_ms: int | None = None
     error_message: str = ""
     delivered: Delivered = Delivered()
+    counts_input: bool = False  # whether a write by a source may be repeated, also in the next worker process
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +138,12 @@ class Execution:
         hangup: float = 0,
         started_at_ms: int,
         gap: str | None = None,
+        source: Source = Source(),
+        on_source: Callable[[Source], None] = lambda source: None,
     ) -> None:
         """`started_at_ms` is Unix time. `gap` is None for an execution that this process started. For one that a
-        former process started, it is the reason why earlier output is lost, or empty if none is lost."""
+        former process started, it is the reason why earlier output is lost, or empty if none is lost. `source`: who has
+        fed the command last; `on_source` is called with another one before the command is handed its first byte."""
         self.execution_id = execution_id
         self.box = box
         self.is_main = is_main
@@ -148,6 +160,9 @@ class Execution:
         self._lock = threading.Lock()
         self._input = threading.Lock()
         self._input_closed = False
+        self._source = source
+        self._on_source = on_source
+        self._counts_input = isinstance(process, Durable)
         self.in_message = False  # whether the end of a message is still to be written
         self._ending: ExecutionStatus | None = None
         self._error = ""
@@ -160,7 +175,8 @@ class Execution:
     def state(self) -> ExecutionState:
         with self._lock:
             running = ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self._started_at_ms)
-            return replace(self._final or running, delivered=self._delivered)
+            state = self._final or replace(running, counts_input=self._counts_input)
+            return replace(state, delivered=self._delivered)
 
     @property
     def is_over(self) -> bool:
@@ -168,12 +184,15 @@ class Execution:
 
     # ---- for clients ----
 
-    def write(self, data: bytes, close: bool, timeout: float, *, more: bool = False) -> tuple[int, bool]:
+    def write(
+        self, data: bytes, close: bool, timeout: float, *, more: bool = False, source: str = "", offset: int = 0
+    ) -> tuple[int, bool]:
         """Write input to the command for at most `timeout` seconds. Returns the number of bytes taken, and whether
         there was no time left to do what `close` asks for.
 
         `close` closes the input once all of `data` is taken. `more`: the data belongs to a message that goes on.
-        Raises `InvalidStateError` for data to a command that has ended or whose input is closed.
+        `source`: who writes, with `offset` bytes before `data`; bytes of it that the command was handed by an earlier
+        call count as taken, and are not handed over again. Raises `InvalidStateError` for data to a command that has ended or whose input is closed.
         """
         deadline = self._clock() + timeout
         if not self._input.acquire(timeout=max(timeout, 0)):
@@ -184,14 +203,27 @@ class Execution:
                     what = "has ended" if self.is_over else "has had the end of its input"
                     raise InvalidStateError(f"execution {self.execution_id} {what}")
                 return 0, False
-            taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
-            self._tally.add_input(taken)
+            taken = self._repeated(source, offset, len(data))
+            if rest := data[taken:]:
+                new = self._process.write(rest, max(deadline - self._clock(), 0.0))
+                self._tally.add_input(new)
+                taken += new
             self.in_message = more or taken < len(data)
             if close and taken == len(data):
                 self._input_closed = self._process.close_input(max(deadline - self._clock(), 0.0))
             return taken, close and not self._input_closed
         finally:
             self._input.release()
+
+    def _repeated(self, source: str, offset: int, size: int) -> int:
+        """How many of the `size` bytes behind `offset` the command has been handed already."""
+        process = self._process
+        if not source or not size or not isinstance(process, Durable):
+            return 0
+        if source != self._source.name:
+            self._source = Source(source, process.taken - offset)
+            self._on_source(self._source)
+        return min(max(process.taken - self._source.base - offset, 0), size)
 
     def feed(self, data: bytes, on_done: Callable[[], None] = lambda: None) -> None:
         """Write all of the input and end it, then call `on_done`. What the command does not take at once is written

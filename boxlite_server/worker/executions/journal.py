@@ -41,6 +41,8 @@ class Record:
     delivered_bytes: int = 0  # these three are what `Delivered` has
     delivered_position: int = 0
     delivered_at_position: int = 0
+    input_source: str = ""  # these two are what `Source` has
+    input_base: int = 0
     has_output: bool = True  # whether there is output; where its log is missing, it is lost
     ended_at_ms: int = 0  # the fields below are set with this one
     status: str = ""

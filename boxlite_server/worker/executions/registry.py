@@ -31,7 +31,7 @@ from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
+from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus, Source
 from .journal import Journal, Record, now_ms
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
 from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
@@ -411,6 +411,10 @@ class Executions:
             hangup=record.hangup,
             started_at_ms=record.started_at_ms,
             gap=kept.gap if kept else None,
+            source=Source(record.input_source, record.input_base),
+            on_source=lambda source: self._journal.update(
+                execution_id, input_source=source.name, input_base=source.base
+            ),
         )
         execution.confirm(kept.delivered if kept else Delivered())
         return execution

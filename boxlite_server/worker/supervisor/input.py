@@ -35,24 +35,29 @@ class Input:
         """How many bytes the command has been handed since its start."""
         if not self._kept:
             return 0
-        waiting = unread(self._kept[1].fileno()) if len(self._kept) > 1 else 0
-        return os.lseek(self._kept[0].fileno(), 0, os.SEEK_CUR) - waiting
+        return os.lseek(self._kept[0].fileno(), 0, os.SEEK_CUR) - self._in_hop()
+
+    def _in_hop(self) -> int:
+        return unread(self._kept[1].fileno()) if len(self._kept) > 1 else 0
 
     def write(self, data: bytes, timeout: float, news: News) -> int:
         """Write for at most `timeout` seconds, and not on after `news`. Returns the number of bytes written. Raises
         OSError when the other end is closed."""
-        if not self._kept:
-            self._prepare()
+        if not self._kept or self._in_hop():
+            self._prepare(self.taken)
         spool, begin = self._kept[0].fileno(), self.taken
-        os.pwrite(spool, data, begin)
+        end = begin + os.pwrite(spool, data, begin)
         try:
-            self._push(begin + len(data), time.monotonic() + timeout, news)
+            self._push(end, time.monotonic() + timeout, news)
         finally:
             os.ftruncate(spool, 0)  # frees the memory; what is in a pipe stays
         return self.taken - begin
 
-    def _prepare(self) -> None:
+    def _prepare(self, taken: int) -> None:
+        """Make spool and hop, in place of those that the terminal did not take all bytes from. The holder goes from the
+        ones to the others at once."""
         numbers = [os.memfd_create("input", os.MFD_CLOEXEC)]
+        os.lseek(numbers[0], taken, os.SEEK_SET)
         if isinstance(self._end, Terminal):
             numbers += os.pipe()
         else:
@@ -81,7 +86,6 @@ class Input:
         if not hop:
             os.splice(spool, self._end.fileno(), left, flags=os.SPLICE_F_NONBLOCK)
             return
-        waiting = unread(hop[0])
-        if not waiting:
+        if not (waiting := self._in_hop()):
             waiting = os.splice(spool, hop[1], min(left, _STEP), flags=os.SPLICE_F_NONBLOCK)
         os.splice(hop[0], self._end.fileno(), waiting, flags=os.SPLICE_F_NONBLOCK)

@@ -265,7 +265,9 @@ class SupervisedProcess:
                 raise InvalidStateError("the command takes no more input: it has ended")
             try:
                 return self._input.write(data, max(deadline - time.monotonic(), 0), self._command.news)
-            except OSError:
+            except OSError as exc:
+                if exc.errno not in (errno.EPIPE, errno.EIO):
+                    raise ResourceExhaustedError(f"the worker cannot pass on input now: {exc.strerror}") from exc
                 return len(data)  # the command has closed its input, or is about to end
         finally:
             self._input_lock.release()
