@@ -24,8 +24,9 @@ class Input:
     one more pipe, the hop, which the holder keeps as well: what is still in it was not handed over.
     """
 
-    def __init__(self, end: End, keep: Callable[[list[int]], None], kept: Sequence[int] = ()) -> None:
-        """`keep` hands the descriptors of spool and hop to the holder; `kept`: those that it has."""
+    def __init__(self, end: End, keep: Callable[..., None], kept: Sequence[int] = ()) -> None:
+        """`keep` has the holder keep descriptors: those of the pipe, of the spool and of the hop. `kept`: the last two,
+        as the holder has kept them."""
         self._end = end
         self._keep = keep
         self._kept = [Owned(descriptor) for descriptor in kept]
@@ -56,15 +57,17 @@ class Input:
     def _prepare(self, taken: int) -> None:
         """Make spool and hop, in place of those that the terminal did not take all bytes from. The holder goes from the
         ones to the others at once."""
+        pipe = []
         numbers = [os.memfd_create("input", os.MFD_CLOEXEC)]
         os.lseek(numbers[0], taken, os.SEEK_SET)
         if isinstance(self._end, Terminal):
             numbers += os.pipe()
         else:
+            pipe.append(self._end.fileno())
             with suppress(OSError):  # each write takes a page of the pipe
                 fcntl.fcntl(self._end.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._kept = [Owned(number) for number in numbers]
-        self._keep(numbers)
+        self._keep(*pipe, *numbers)
 
     def _push(self, end: int, deadline: float, news: News) -> None:
         poll = select.poll()

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from ...errors import (
     BoxliteError,
@@ -91,7 +92,8 @@ class SupervisedProcess:
         self._ends = ends
         self._memory = memory
         feeding = next((ends[name] for name in _INPUTS if name in ends), None)
-        self._input = Input(feeding, self._keep_input, fed) if feeding is not None else None
+        keep = partial(holder.keep, f"{self.handle} in") if holder is not None else lambda *descriptors: None
+        self._input = Input(feeding, keep, fed) if feeding is not None else None
         self._had_input = self._input is not None
         self._input_lock = threading.Lock()
         self._outputs = {end.fileno(): (stream, end) for name, stream in _OUTPUTS.items() if (end := ends.get(name))}
@@ -154,13 +156,7 @@ class SupervisedProcess:
                 self.handle, *(terminal.descriptors if isinstance(terminal, Terminal) else self._outputs)
             )
             if "in" in self._ends:
-                self._keep_input([])
-
-    def _keep_input(self, descriptors: list[int]) -> None:
-        """Have the holder keep what feeds the command: its pipe, if it has one, and the `descriptors` of `Input`."""
-        if self._holder is not None:
-            pipe = [self._ends["in"].fileno()] if "in" in self._ends else []
-            self._holder.keep(f"{self.handle} in", *pipe, *descriptors)
+                self._holder.keep(f"{self.handle} in", self._ends["in"].fileno())
 
     @property
     def handle(self) -> str:
