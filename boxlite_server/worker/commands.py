@@ -112,8 +112,8 @@ class Durable(Process, Protocol):
         """How many bytes of input the command has been handed since its start, by whichever worker process."""
 
     def move(self, sink: Sink) -> int | None:
-        """Move the next piece of output to the sink, in place of `read`; blocks. Returns its size, and None where `read`
-        does."""
+        """Move the next piece of output to the sink, in place of `read`; blocks. Returns its size, or None where `read`
+        returns None."""
 
 
 class LogReader(Protocol):

@@ -1,4 +1,4 @@
-"""A worker that is killed again and again under full streams of output and input: nothing is lost, nothing comes twice."""
+"""A worker is killed again and again under full streams of output and input: nothing is lost, nothing comes twice."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Client:
     exit_code: int | None = None
     connections: int = 0
     has_ended_input: bool = False
+    came: asyncio.Event = field(default_factory=asyncio.Event)  # output
 
     async def run(self, stopping: asyncio.Event) -> None:
         path = f"/v1/boxes/{self.box}/executions/{self.execution}/attach"
@@ -68,20 +69,23 @@ class Client:
                 await asyncio.sleep(0.2)
 
     async def _feed(self, connection: ClientConnection, stopping: asyncio.Event) -> None:
-        while self.script == RAW and not self.output[1]:  # until it is raw
-            await asyncio.sleep(0.01)
+        await self._until(1 if self.script == RAW else 0)  # the terminal is raw
         while not stopping.is_set():
             line = self.rng.randbytes(self.rng.randrange(1, 700)).hex().encode() + b"\n"
             await connection.send(line)
             self.sent += line
             await asyncio.sleep(self.rng.random() * 0.05)
         if self.script == RAW:
-            while len(self.output[1]) <= len(self.sent):
-                await asyncio.sleep(0.01)
+            await self._until(1 + len(self.sent))
             await connection.send(json.dumps({"type": "signal", "sig": self.code - 128}))
         elif not self.has_ended_input:
             await connection.send(json.dumps({"type": "stdin_eof"}))
             self.has_ended_input = True
+
+    async def _until(self, size: int) -> None:
+        while len(self.output[1]) < size:
+            self.came.clear()
+            await self.came.wait()
 
     async def _take(self, connection: ClientConnection) -> None:
         try:
@@ -89,6 +93,7 @@ class Client:
                 frame = await connection.recv()
                 if isinstance(frame, bytes):
                     self.output[frame[0]] += frame[1:]
+                    self.came.set()
                 elif (message := json.loads(frame))["type"] == "exit":
                     self.exit_code = message["exit_code"]
                 else:

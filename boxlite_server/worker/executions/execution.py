@@ -192,7 +192,8 @@ class Execution:
 
         `close` closes the input once all of `data` is taken. `more`: the data belongs to a message that goes on.
         `source`: who writes, with `offset` bytes before `data`; bytes of it that the command was handed by an earlier
-        call count as taken, and are not handed over again. Raises `InvalidStateError` for data to a command that has ended or whose input is closed.
+        call count as taken, and are not handed over again. Raises `InvalidStateError` for data to a command that has
+        ended or whose input is closed.
         """
         deadline = self._clock() + timeout
         if not self._input.acquire(timeout=max(timeout, 0)):

@@ -4,11 +4,11 @@ The log is a file that grows at its end and is freed at its beginning. Positions
 is the number of log bytes before it, and only the last `capacity` bytes still exist. A record is a header (stream: 1
 byte, length: 4 bytes) and the payload. Positions handed out are always the start of a record.
 
-The file alone tells what the log holds, whenever its writer is killed. Its first page, the head, names the last record's
-position and stream before any byte of that record is written; the size of the file tells how long the record is. The
-kernel moves bytes from a pipe to the file, and counts them in the file's size, in one call that no signal cuts in two:
-each byte is in the pipe or in the log. What was read into the memory of this process is in neither for a moment, so
-that a log with such pieces is whole only once it is closed.
+The file alone tells what the log holds, whenever its writer is killed. Its first page, the head, names the position and
+stream of the last record before any byte of that record is written; the size of the file tells how long the record is.
+The kernel moves bytes from a pipe to the file, and counts them in the file's size, in one call that no signal cuts in
+two: each byte is in the pipe or in the log. What was read into the memory of this process is in neither for a moment,
+so that a log with such pieces is whole only once its command has ended.
 
 The file is open while the log is written. A log that is closed keeps only the file's path, and each read opens it, so
 that finished executions hold no descriptors.
@@ -118,7 +118,7 @@ class OutputLog:
         self._changed = threading.Condition()
         self._base = begin
         self._start = begin
-        self._freed = begin  # the position up to which the file has a hole
+        self._freed = begin  # where the start was when space was freed last
         self._end = begin
         self._dropped_payload = 0
         self._is_whole = True  # whether the file holds all output that was taken, also while a record is written
@@ -312,7 +312,8 @@ class OutputLog:
     def _free(self, file: int) -> None:
         """Free what lies before the start, once it is worth it. The head tells the start already."""
         if self._start - self._freed > self._capacity // _HOLES:
-            punch_hole(file, self._offset(self._freed), self._start - self._freed)
+            if size := (self._offset(self._start) // _HEAD_BYTES - 1) * _HEAD_BYTES:  # whole pages behind the head
+                punch_hole(file, _HEAD_BYTES, size)
             self._freed = self._start
 
     def _recover(self, has_ended: bool) -> bool:

@@ -109,7 +109,7 @@ class FormerLogs:
         if log is not None:
             is_served = log.holds(record.delivered_position)
             is_cut = log.begin and not record.is_main
-            return Kept(log, GAP if is_cut else "", _delivered(record) if is_served else Delivered())
+            return Kept(log, GAP if is_cut else "", record.delivered if is_served else Delivered())
         if record.has_output:
             return self._nothing(record)
         return Kept(self._fresh(record), "", Delivered())
@@ -122,10 +122,6 @@ class FormerLogs:
         log = OutputLog(self._directory, self._capacity, now_ms() << 20 if late else 0, record.execution_id)
         log.clear()
         return log
-
-
-def _delivered(record: Record) -> Delivered:
-    return Delivered(record.delivered_bytes, record.delivered_position, record.delivered_at_position)
 
 
 def _recorded_outcome(record: Record) -> Outcome:

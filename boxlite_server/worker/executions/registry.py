@@ -31,7 +31,7 @@ from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus, Source
+from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
 from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
@@ -114,14 +114,7 @@ class Executions:
             process = self._spawn(execution_id, entry, box, spec)
             tied = owned or bool(stdin)
             record = Record.started(
-                execution_id,
-                box,
-                process.handle,
-                timeout,
-                hangup=hangup,
-                awaits_reader=expects_reader,
-                tied=tied,
-                has_output=False,
+                execution_id, box, process.handle, timeout, hangup=hangup, awaits_reader=expects_reader, tied=tied
             )
             self._journal.add(record)
             self._begin(record, process, entry, pumped=not owned)
@@ -221,13 +214,7 @@ class Executions:
         """Note how much output the attached client has received; see `Execution.confirm`."""
         execution = self.find(box_id, execution_id)
         execution.confirm(delivered)
-        known = execution.state.delivered
-        self._journal.update(
-            execution_id,
-            delivered_bytes=known.total,
-            delivered_position=known.position,
-            delivered_at_position=known.at_position,
-        )
+        self._journal.record_delivered(execution_id, execution.state.delivered)
 
     def read_output(
         self,
@@ -411,10 +398,8 @@ class Executions:
             hangup=record.hangup,
             started_at_ms=record.started_at_ms,
             gap=kept.gap if kept else None,
-            source=Source(record.input_source, record.input_base),
-            on_source=lambda source: self._journal.update(
-                execution_id, input_source=source.name, input_base=source.base
-            ),
+            source=record.source,
+            on_source=lambda source: self._journal.record_source(execution_id, source),
         )
         execution.confirm(kept.delivered if kept else Delivered())
         return execution

@@ -18,8 +18,8 @@ _STEP = 4096  # bytes of input at once to a terminal
 class Input:
     """The input of a command, through its pipe or terminal.
 
-    Input goes to the pipe out of a file in memory, the spool. The kernel moves the bytes and moves the file's own offset
-    behind them in one call that no signal cuts in two. The holder keeps the file, so that its offset tells the next
+    Input goes to the pipe out of a file in memory, the spool. The kernel moves the bytes, and the file's own offset
+    with them, in one call that no signal cuts in two. The holder keeps the file, so that its offset tells the next
     worker process what the command was handed, at whatever moment this one is killed. To a terminal, bytes go through
     one more pipe, the hop, which the holder keeps as well: what is still in it was not handed over.
     """

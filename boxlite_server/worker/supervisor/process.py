@@ -152,9 +152,7 @@ class SupervisedProcess:
         """Have the holder keep the ends: the input apart, since it may be closed before the others."""
         if self._holder is not None and self._ends:
             terminal = self._ends.get("terminal")
-            self._holder.keep(
-                self.handle, *(terminal.descriptors if isinstance(terminal, Terminal) else self._outputs)
-            )
+            self._holder.keep(self.handle, *(terminal.descriptors if isinstance(terminal, Terminal) else self._outputs))
             if "in" in self._ends:
                 self._holder.keep(f"{self.handle} in", self._ends["in"].fileno())
 

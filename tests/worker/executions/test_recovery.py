@@ -133,9 +133,7 @@ def test_a_log_that_is_removed_or_damaged_meanwhile_is_told_as_lost(
 
 
 @pytest.mark.parametrize("tty", [False, True], ids=["pipe", "terminal"])
-def test_input_whose_answer_was_lost_with_the_worker_is_not_taken_twice(
-    worker: Worker, box: BoxRef, tty: bool
-) -> None:
+def test_input_whose_answer_was_lost_with_the_worker_is_not_taken_twice(worker: Worker, box: BoxRef, tty: bool) -> None:
     if not is_durable(worker, box):
         pytest.skip("nobody counts the input of such a command")
     script = "stty raw -echo 2>/dev/null; touch ready; head -c 14; exit 6"
