@@ -281,7 +281,7 @@ class AttachBoxRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., hangup_seconds: _Optional[float] = ...) -> None: ...
 
 class Execution(_message.Message):
-    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered")
+    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input")
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,7 @@ class Execution(_message.Message):
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_INPUT_FIELD_NUMBER: _ClassVar[int]
     execution_id: str
     status: ExecutionStatus
     exit_code: int
@@ -296,7 +297,8 @@ class Execution(_message.Message):
     duration_ms: int
     error_message: str
     delivered: Delivered
-    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ...) -> None: ...
+    counts_input: bool
+    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ..., counts_input: _Optional[bool] = ...) -> None: ...
 
 class Delivered(_message.Message):
     __slots__ = ("bytes", "position", "bytes_at_position")
@@ -367,18 +369,22 @@ class ConfirmOutputRequest(_message.Message):
     def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ...) -> None: ...
 
 class WriteInputRequest(_message.Message):
-    __slots__ = ("execution", "data", "close", "more", "lost")
+    __slots__ = ("execution", "data", "close", "more", "lost", "source", "offset")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     execution: ExecutionRef
     data: bytes
     close: bool
     more: bool
     lost: bool
-    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ..., more: _Optional[bool] = ..., lost: _Optional[bool] = ...) -> None: ...
+    source: str
+    offset: int
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ..., more: _Optional[bool] = ..., lost: _Optional[bool] = ..., source: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class WriteInputResponse(_message.Message):
     __slots__ = ("accepted", "still_open")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import InvalidArgumentError
 
@@ -88,6 +88,32 @@ class Process(Protocol):
 
     def close(self) -> None:
         """Let go of the command without killing it: a blocked `read` and `wait` return soon."""
+
+
+class Sink(Protocol):
+    """Where output goes without a way through the memory of this process."""
+
+    def take(self, stream: int, pipe: int, count: int) -> int:
+        """Move at most `count` bytes, which have come, out of a pipe. Returns how many. May wait until there is
+        room."""
+
+
+@runtime_checkable
+class Durable(Process, Protocol):
+    """A `Process` of which nothing is lost when the worker process is killed at any moment: what it has said and what
+    it is fed lie in pipes that outlive the worker process."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all output is still to come that no worker process has moved to a sink."""
+
+    @property
+    def taken(self) -> int:
+        """How many bytes of input the command has been handed since its start, by whichever worker process."""
+
+    def move(self, sink: Sink) -> int | None:
+        """Move the next piece of output to the sink, in place of `read`; blocks. Returns its size, or None where `read`
+        returns None."""
 
 
 class LogReader(Protocol):

@@ -25,7 +25,6 @@ from ..formats import in_url
 from .disk_watch import DiskWatch
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
-from .executions.output_log import remove_logs
 from .executions.registry import Executions
 from .files.spool import Spool
 from .files.transfer import Files
@@ -169,7 +168,6 @@ class Worker:
         # Frees the threads of cancelled calls that still wait for a pull; they would keep the process alive.
         self._runtime.close()
         self._health.stop()
-        remove_logs(self._config.home / "spool")
 
     def _register(self) -> None:
         assert self._registration is not None

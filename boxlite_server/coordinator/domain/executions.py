@@ -6,9 +6,11 @@ far that client has been served, so that a client goes on where it stopped, whic
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from ... import errors, ids, rpc
@@ -20,12 +22,14 @@ from ..store import Box
 from .boxes import Boxes
 from .counting import Counting
 from .deadlines import Schedule
+from .feeding import Feed
 from .observing import Observer
 from .runs import run_request
 from .turns import Turns, ref
 
 T = TypeVar("T")
 
+LEAVING_SECONDS = 5.0  # for which a client waits until the input of the client before it is handed on
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
 
 
@@ -54,6 +58,7 @@ class Executions:
         self._leases = leases
         self._counting = counting
         self._grace = reconnect_grace
+        self._leaving: dict[str, asyncio.Event] = {}  # set at the end of the attachment, by execution id
 
     # ---- commands -------------------------------------------------------------------------------------
 
@@ -224,12 +229,13 @@ class Executions:
         box: Box,
         execution_id: str,
         data: bytes,
+        feed: Feed,
         *,
         more: bool = False,
         waits: Callable[[int], bool] = lambda idle: True,
     ) -> None:
-        """Hand all of `data` to the command, however long the command takes to read it. `more`: the data belongs to a
-        message that goes on in another call.
+        """Hand all of `data` to the command, however long the command takes to read it, and once, also where its worker
+        is restarted. `more`: the data belongs to a message that goes on in another call.
 
         Raises InvalidStateError once the command has ended or its input is closed, and TimedOutError when `waits`
         says so: it gets the number of calls in a row in which the command has read nothing, and returns whether to
@@ -239,9 +245,16 @@ class Executions:
         while True:
             chunk = rest[: rpc.CHUNK_BYTES]
             goes_on = more or len(chunk) < len(rest)
-            request = pb.WriteInputRequest(execution=_ref(box, execution_id), data=bytes(chunk), more=goes_on)
-            answer = await self._calls.write_input(box.worker_id, request)
+            request = pb.WriteInputRequest(
+                execution=_ref(box, execution_id),
+                data=bytes(chunk),
+                more=goes_on,
+                source=feed.name,
+                offset=feed.sent,
+            )
+            answer = await feed.insist(partial(self._calls.write_input, box.worker_id, request))
             rest = rest[answer.accepted :]
+            feed.sent += answer.accepted
             if not rest:
                 return
             idle = 0 if answer.accepted else idle + 1
@@ -249,13 +262,13 @@ class Executions:
                 raise errors.TimedOutError(f"the command does not read its input; {len(rest)} bytes are left")
 
     async def close_input(
-        self, box: Box, execution_id: str, *, waits: Callable[[int], bool] = lambda idle: True
+        self, box: Box, execution_id: str, feed: Feed, *, waits: Callable[[int], bool] = lambda idle: True
     ) -> None:
         """End the input of the command, as soon as the command has taken what was written. Raises TimedOutError like
         `write`; ignores a command that has ended."""
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), close=True)
         idle = 0
-        while (await self._calls.write_input(box.worker_id, request)).still_open:
+        while (await feed.insist(partial(self._calls.write_input, box.worker_id, request))).still_open:
             idle += 1
             if not waits(idle):
                 raise errors.TimedOutError("the command does not read its input, which cannot be ended")
@@ -291,11 +304,24 @@ class Executions:
     @asynccontextmanager
     async def attachment(self, execution_id: str) -> AsyncIterator[Lease]:
         """Be the one attached client for the duration of the `with` block. Raises AlreadyExistsError while another
-        client is attached, through whatever coordinator."""
-        async with self._leases.try_hold(f"attach/{execution_id}") as lease:
-            if lease is None:
-                raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
-            yield lease
+        client is attached, through whatever coordinator, and waits a little for a client that has left."""
+        if (left := self._leaving.get(execution_id)) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(left.wait(), LEAVING_SECONDS)
+        is_held = False
+        try:
+            async with self._leases.try_hold(f"attach/{execution_id}") as lease:
+                if lease is None:
+                    raise errors.AlreadyExistsError(f"another client is attached to execution {execution_id}")
+                is_held = True
+                yield lease
+        finally:
+            if is_held and (left := self._leaving.pop(execution_id, None)) is not None:
+                left.set()
+
+    def leave(self, execution_id: str) -> None:
+        """Note that the attached client has left, and that its attachment ends once its input is handed on."""
+        self._leaving[execution_id] = asyncio.Event()
 
 
 def _ref(box: Box, execution_id: str) -> pb.ExecutionRef:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ...errors import BoxliteError, InvalidStateError
-from ..commands import GONE_EXIT_CODE, Process
+from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef
 from .output_log import OutputLog
 from .tally import Tally
@@ -50,6 +50,14 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Who feeds a command: a name, and how much input the command had been handed before the source's first byte."""
+
+    name: str = ""
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutionState:
     """`exit_code` and `duration_ms` are set once the execution is over. `started_at_ms` is Unix time."""
 
@@ -60,6 +68,7 @@ class ExecutionState:
     duration_ms: int | None = None
     error_message: str = ""
     delivered: Delivered = Delivered()
+    counts_input: bool = False  # whether a write by a source may be repeated, also in the next worker process
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,19 @@ class EndedProcess:
     def close(self) -> None: ...
 
 
+class _Pace:
+    """Lets output gather for a moment where small pieces follow each other."""
+
+    def __init__(self) -> None:
+        self._read_at = -math.inf
+
+    def rest(self, size: int) -> None:
+        """Sleep, if need be, after a piece of `size` bytes."""
+        if size < SMALL_BYTES and time.monotonic() - self._read_at < GATHER_SECONDS:
+            time.sleep(GATHER_SECONDS)
+        self._read_at = time.monotonic()
+
+
 class Execution:
     """One command, its output and its end. `clock` is monotonic, in seconds."""
 
@@ -116,9 +138,12 @@ class Execution:
         hangup: float = 0,
         started_at_ms: int,
         gap: str | None = None,
+        source: Source = Source(),
+        on_source: Callable[[Source], None] = lambda source: None,
     ) -> None:
         """`started_at_ms` is Unix time. `gap` is None for an execution that this process started. For one that a
-        former process started, it is the reason why earlier output is lost, or empty if none is lost."""
+        former process started, it is the reason why earlier output is lost, or empty if none is lost. `source`: who has
+        fed the command last; `on_source` is called with another one before the command is handed its first byte."""
         self.execution_id = execution_id
         self.box = box
         self.is_main = is_main
@@ -135,6 +160,9 @@ class Execution:
         self._lock = threading.Lock()
         self._input = threading.Lock()
         self._input_closed = False
+        self._source = source
+        self._on_source = on_source
+        self._counts_input = isinstance(process, Durable)
         self.in_message = False  # whether the end of a message is still to be written
         self._ending: ExecutionStatus | None = None
         self._error = ""
@@ -147,7 +175,8 @@ class Execution:
     def state(self) -> ExecutionState:
         with self._lock:
             running = ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self._started_at_ms)
-            return replace(self._final or running, delivered=self._delivered)
+            state = self._final or replace(running, counts_input=self._counts_input)
+            return replace(state, delivered=self._delivered)
 
     @property
     def is_over(self) -> bool:
@@ -155,12 +184,16 @@ class Execution:
 
     # ---- for clients ----
 
-    def write(self, data: bytes, close: bool, timeout: float, *, more: bool = False) -> tuple[int, bool]:
+    def write(
+        self, data: bytes, close: bool, timeout: float, *, more: bool = False, source: str = "", offset: int = 0
+    ) -> tuple[int, bool]:
         """Write input to the command for at most `timeout` seconds. Returns the number of bytes taken, and whether
         there was no time left to do what `close` asks for.
 
         `close` closes the input once all of `data` is taken. `more`: the data belongs to a message that goes on.
-        Raises `InvalidStateError` for data to a command that has ended or whose input is closed.
+        `source`: who writes, with `offset` bytes before `data`; bytes of it that the command was handed by an earlier
+        call count as taken, and are not handed over again. Raises `InvalidStateError` for data to a command that has
+        ended or whose input is closed.
         """
         deadline = self._clock() + timeout
         if not self._input.acquire(timeout=max(timeout, 0)):
@@ -171,14 +204,27 @@ class Execution:
                     what = "has ended" if self.is_over else "has had the end of its input"
                     raise InvalidStateError(f"execution {self.execution_id} {what}")
                 return 0, False
-            taken = self._process.write(data, max(deadline - self._clock(), 0.0)) if data else 0
-            self._tally.add_input(taken)
+            taken = self._repeated(source, offset, len(data))
+            if rest := data[taken:]:
+                new = self._process.write(rest, max(deadline - self._clock(), 0.0))
+                self._tally.add_input(new)
+                taken += new
             self.in_message = more or taken < len(data)
             if close and taken == len(data):
                 self._input_closed = self._process.close_input(max(deadline - self._clock(), 0.0))
             return taken, close and not self._input_closed
         finally:
             self._input.release()
+
+    def _repeated(self, source: str, offset: int, size: int) -> int:
+        """How many of the `size` bytes behind `offset` the command has been handed already."""
+        process = self._process
+        if not source or not size or not isinstance(process, Durable):
+            return 0
+        if source != self._source.name:
+            self._source = Source(source, process.taken - offset)
+            self._on_source(self._source)
+        return min(max(process.taken - self._source.base - offset, 0), size)
 
     def feed(self, data: bytes, on_done: Callable[[], None] = lambda: None) -> None:
         """Write all of the input and end it, then call `on_done`. What the command does not take at once is written
@@ -282,28 +328,49 @@ class Execution:
 
     # ---- the pump ----
 
-    def run(self, on_end: Callable[[], None]) -> None:
-        """Move output to the log until it ends, then collect the exit code. This is the body of a thread."""
+    def run(self, on_output: Callable[[], None], on_end: Callable[[], None]) -> None:
+        """Move output to the log until it ends, then collect the exit code. This is the body of a thread.
+
+        `on_output` is called when there is output, once.
+        """
+        was_empty = self.output.is_empty
         try:
-            for piece in self.pieces():
-                self.output.append(*piece)
+            for _ in self._moves():
+                if was_empty:
+                    on_output()
+                    was_empty = False
         except Exception as exc:
             self._lose_output(exc)
         self.collect(on_end)
 
+    def _moves(self) -> Iterator[None]:
+        """Move the output to the log, and yield after each piece."""
+        process = self._process
+        if not isinstance(process, Durable):
+            for piece in self.pieces():
+                self.output.append(*piece)
+                yield
+            return
+        pace = _Pace()
+        while (size := process.move(self.output)) is not None:
+            self._note_output(size)
+            yield
+            pace.rest(size)
+
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Yield the output as it comes, as (STDOUT or STDERR, data), until it ends."""
-        read_at = -math.inf
+        pace = _Pace()
         try:
             while (piece := self._process.read()) is not None:
-                self.has_run = True
-                self._tally.add_output(len(piece[1]))
+                self._note_output(len(piece[1]))
                 yield piece
-                if len(piece[1]) < SMALL_BYTES and time.monotonic() - read_at < GATHER_SECONDS:
-                    time.sleep(GATHER_SECONDS)
-                read_at = time.monotonic()
+                pace.rest(len(piece[1]))
         except Exception as exc:
             self._lose_output(exc)
+
+    def _note_output(self, size: int) -> None:
+        self.has_run = True
+        self._tally.add_output(size)
 
     def _lose_output(self, reason: Exception) -> None:
         """Kill the command: it would block for ever on output that nobody reads."""

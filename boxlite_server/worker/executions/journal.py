@@ -17,7 +17,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from ..runtime import BoxRef
-from .execution import ExecutionState
+from .execution import Delivered, ExecutionState, Source
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +38,33 @@ class Record:
     hangup: float = 0  # seconds without a reader until SIGHUP; 0: never
     awaits_reader: bool = False  # `hangup` also counts when no reader comes at all
     tied: bool = False  # the command is killed when another process finds it: its caller or its input is lost
-    delivered_bytes: int = 0
+    delivered_bytes: int = 0  # these three are what `Delivered` has
+    delivered_position: int = 0
+    delivered_at_position: int = 0
+    input_source: str = ""  # these two are what `Source` has
+    input_base: int = 0
+    has_output: bool = True  # whether there is output; where its log is missing, it is lost
     ended_at_ms: int = 0  # the fields below are set with this one
     status: str = ""
     exit_code: int = 0
     duration_ms: int = 0
     error_message: str = ""
-    has_output: bool = True  # whether there was output, which ends with the process
 
     @classmethod
     def started(cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, **fields: Any) -> Self:
         """The record of an execution that starts now. `timeout` is in seconds, 0 means none."""
         now = now_ms()
         deadline_ms = now + int(timeout * 1000) if timeout > 0 else 0
-        fields = {"is_main": False, "started_at_ms": now, "deadline_ms": deadline_ms, **fields}
+        fields = {"is_main": False, "started_at_ms": now, "deadline_ms": deadline_ms, "has_output": False, **fields}
         return cls(execution_id, box.box_id, box.generation, handle, **fields)
+
+    @property
+    def delivered(self) -> Delivered:
+        return Delivered(self.delivered_bytes, self.delivered_position, self.delivered_at_position)
+
+    @property
+    def source(self) -> Source:
+        return Source(self.input_source, self.input_base)
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
@@ -84,6 +96,11 @@ class Journal:
             self._records = {record.execution_id: record for record in found}
         return found
 
+    def execution_ids(self) -> set[str]:
+        """The executions that have a record."""
+        with self._lock:
+            return set(self._records)
+
     def add(self, record: Record) -> None:
         with self._lock:
             self._records[record.execution_id] = record
@@ -96,6 +113,19 @@ class Journal:
                 self._records[execution_id] = changed = replace(record, **fields)
                 if changed != record:
                     self._write(changed)
+
+    def record_delivered(self, execution_id: str, delivered: Delivered) -> None:
+        """Write down how much output the attached client has received."""
+        self.update(
+            execution_id,
+            delivered_bytes=delivered.total,
+            delivered_position=delivered.position,
+            delivered_at_position=delivered.at_position,
+        )
+
+    def record_source(self, execution_id: str, source: Source) -> None:
+        """Write down who feeds the command from now on."""
+        self.update(execution_id, input_source=source.name, input_base=source.base)
 
     def record_end(self, state: ExecutionState, ended_at_ms: int, *, has_output: bool) -> None:
         """Write down that the execution ended in `state`, at `ended_at_ms` (Unix time)."""

@@ -6,16 +6,28 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import InvalidStateError, NotFoundError
-from ..commands import GONE_EXIT_CODE, Process
+from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
-from .execution import Execution, ExecutionState, ExecutionStatus
+from .execution import Delivered, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
+from .output_log import OutputLog
 
 GAP = "the worker was restarted: output since the last that was received is lost"
 
 log = logging.getLogger(__name__)
+
+
+class Kept(NamedTuple):
+    """What is left of the output of an execution: its log, why other output is lost (empty: none is lost), and how far
+    the attached client has been served."""
+
+    output: OutputLog
+    gap: str
+    delivered: Delivered
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,46 @@ class FormerExecutions:
                 execution = self._take_over(record, _find_again(self._runtime, record))
                 log.info("execution %s of a former process: %s", record.execution_id, execution.state.status)
                 del self._missing[record.execution_id]
+
+
+class FormerLogs:
+    """The logs that former processes kept in `directory`, each under the name of its execution."""
+
+    def __init__(self, directory: Path, capacity: int) -> None:
+        self._directory = directory
+        self._capacity = capacity
+
+    def of_running(self, record: Record, process: Process) -> Kept:
+        """The log to go on with."""
+        if record.is_main:  # its output is read again from its beginning
+            return Kept(self._fresh(record, late=True), "", Delivered(record.delivered_bytes))
+        if not isinstance(process, Durable) or not process.is_whole:
+            return self._nothing(record)
+        return self._found(record)
+
+    def of_ended(self, record: Record) -> Kept:
+        """The log to be read. What a command said between the end of the former process and its own is lost."""
+        return self._found(record) if record.ended_at_ms else self._nothing(record)
+
+    def _found(self, record: Record) -> Kept:
+        has_ended = bool(record.ended_at_ms)
+        log = OutputLog.recovered(self._directory, record.execution_id, self._capacity, has_ended=has_ended)
+        if log is not None:
+            is_served = log.holds(record.delivered_position)
+            is_cut = log.begin and not record.is_main
+            return Kept(log, GAP if is_cut else "", record.delivered if is_served else Delivered())
+        if record.has_output:
+            return self._nothing(record)
+        return Kept(self._fresh(record), "", Delivered())
+
+    def _nothing(self, record: Record) -> Kept:
+        return Kept(self._fresh(record, late=True), GAP, Delivered())
+
+    def _fresh(self, record: Record, *, late: bool = False) -> OutputLog:
+        """An empty log. `late`: its positions are none of the former log."""
+        log = OutputLog(self._directory, self._capacity, now_ms() << 20 if late else 0, record.execution_id)
+        log.clear()
+        return log
 
 
 def _recorded_outcome(record: Record) -> Outcome:

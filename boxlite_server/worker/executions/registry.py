@@ -34,7 +34,7 @@ from .alarms import Alarms
 from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
-from .recovery import GAP, FormerExecutions, Outcome
+from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
 from .tally import Tally
 
 KEEP_FINISHED = 300.0  # seconds
@@ -77,6 +77,7 @@ class Executions:
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._journal = journal or Journal(None)
+        self._logs = FormerLogs(spool, log_capacity)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
@@ -213,8 +214,7 @@ class Executions:
         """Note how much output the attached client has received; see `Execution.confirm`."""
         execution = self.find(box_id, execution_id)
         execution.confirm(delivered)
-        if execution.is_main:  # the next process can read its output again, and continue from there
-            self._journal.update(execution_id, delivered_bytes=execution.state.delivered.total)
+        self._journal.record_delivered(execution_id, execution.state.delivered)
 
     def read_output(
         self,
@@ -367,11 +367,11 @@ class Executions:
         record: Record,
         process: Process,
         entry: Future[Execution],
-        gap: str | None = None,
+        kept: Kept | None = None,
         *,
         pumped: bool = True,
     ) -> None:
-        execution = self._execution(record, process, gap)
+        execution = self._execution(record, process, kept)
         if pumped:
             threading.Thread(
                 target=self._run, args=(execution,), name=f"execution {record.execution_id}", daemon=True
@@ -384,22 +384,31 @@ class Executions:
             box_id, execution_id = record.box_id, record.execution_id
             self._alarms.set(max(left, 0.0), lambda: self._time_out(box_id, execution_id), execution_id)
 
-    def _execution(self, record: Record, process: Process, gap: str | None) -> Execution:
-        return Execution(
-            record.execution_id,
+    def _execution(self, record: Record, process: Process, kept: Kept | None = None) -> Execution:
+        """`kept`: what a former process has left; None for an execution that this process starts."""
+        execution_id = record.execution_id
+        execution = Execution(
+            execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            OutputLog(self._spool, self._log_capacity, 0 if gap is None else now_ms() << 20),
+            kept.output if kept else OutputLog(self._spool, self._log_capacity, name=execution_id),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,
             hangup=record.hangup,
             started_at_ms=record.started_at_ms,
-            gap=gap,
+            gap=kept.gap if kept else None,
+            source=record.source,
+            on_source=lambda source: self._journal.record_source(execution_id, source),
         )
+        execution.confirm(kept.delivered if kept else Delivered())
+        return execution
 
     def _run(self, execution: Execution) -> None:
-        execution.run(lambda: self._note_end(execution, now_ms()))
+        execution.run(
+            lambda: self._journal.update(execution.execution_id, has_output=True),
+            lambda: self._note_end(execution, now_ms()),
+        )
 
     def _note_end(self, execution: Execution, at_ms: int) -> None:
         """Record that the execution ended at `at_ms` (Unix time)."""
@@ -420,8 +429,8 @@ class Executions:
         Executions that cannot be found because the engine does not answer are looked for again later; until
         then, calls about them raise the engine's error.
         """
-        remove_logs(self._spool)
         self._former.load(KEEP_FINISHED)
+        remove_logs(self._spool, self._journal.execution_ids())
         with suppress(BoxliteError):
             self._former.find()
 
@@ -436,19 +445,17 @@ class Executions:
                 self._mains[BoxRef(record.box_id, record.generation)] = entry
             else:
                 self._counts[record.box_id] += 1
-        self._begin(record, process, entry, "" if record.is_main else GAP)
+        self._begin(record, process, entry, self._logs.of_running(record, process))
         execution = entry.result()
-        # The output of a main command is read again from its beginning.
-        execution.confirm(Delivered(record.delivered_bytes, 0, 0))
         if record.tied:
             execution.lose_input(RESTARTED)
             self._alarms.set(0.0, lambda: self.abandon(execution))
         return execution
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
-        gap = GAP if record.has_output else ""
-        execution = self._execution(record, EndedProcess(), gap)
-        execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or gap))
+        kept = self._logs.of_ended(record)
+        execution = self._execution(record, EndedProcess(), kept)
+        execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or kept.gap))
         entry: Future[Execution] = Future()
         entry.set_result(execution)
         with self._changed:

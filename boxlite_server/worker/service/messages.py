@@ -142,6 +142,7 @@ def execution(state: ExecutionState) -> pb.Execution:
             position=state.delivered.position,
             bytes_at_position=state.delivered.at_position,
         ),
+        counts_input=state.counts_input,
     )
 
 

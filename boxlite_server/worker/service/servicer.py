@@ -243,7 +243,9 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._executions.lose_input(box_id, execution_id)
         # Answer before the caller's deadline: the caller must learn how many bytes were taken.
         patience = min(INPUT_PATIENCE, (context.time_remaining() or INPUT_PATIENCE * 2) / 2)
-        accepted, still_open = execution.write(request.data, request.close, patience, more=request.more)
+        accepted, still_open = execution.write(
+            request.data, request.close, patience, more=request.more, source=request.source, offset=request.offset
+        )
         return pb.WriteInputResponse(accepted=accepted, still_open=still_open)
 
     @_answers

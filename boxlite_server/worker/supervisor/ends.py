@@ -7,22 +7,19 @@ import fcntl
 import os
 import select
 import termios
-import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from .command import News
-
-_PIPE_BYTES = 1024 * 1024
+PIPE_BYTES = 1024 * 1024
 _RECEIVE = 128 * 1024  # bytes at once
 
 
-class End:
-    """The worker's end of a pipe or terminal. It is closed when nobody refers to it any more, so that its number cannot
-    mean something else to a thread that still uses it."""
+class Owned:
+    """A descriptor that is closed when nobody refers to it any more, so that its number cannot mean something else to a
+    thread that still uses it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        os.set_blocking(descriptor, False)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
@@ -30,20 +27,26 @@ class End:
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self, limit: int = _RECEIVE) -> bytes | None:
-        """What has come, at most `limit` bytes; empty at the end, None when nothing has come."""
-        try:
-            return os.read(self._descriptor, min(limit, _RECEIVE))
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""  # the other end of a terminal is closed
+
+class End(Owned):
+    """The worker's end of a pipe or terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        os.set_blocking(descriptor, False)
+
+    @property
+    def source(self) -> int:
+        """The pipe to take output from, whose size `ready` tells."""
+        return self._descriptor
+
+    def ready(self, *, is_hung_up: bool = False) -> int | None:
+        """How many bytes can be taken; 0 at the end, None when nothing has come. `is_hung_up`: nobody can write."""
+        return self.unread() or (0 if is_hung_up else None)
 
     def unread(self) -> int:
-        """How many bytes have come and were not read."""
-        count = array.array("i", [0])
-        fcntl.ioctl(self._descriptor, termios.FIONREAD, count)
-        return count[0]
+        """How many bytes have come and were not taken."""
+        return unread(self.source)
 
     def has_writers(self) -> bool:
         """Whether somebody can still write to a pipe."""
@@ -51,28 +54,43 @@ class End:
         poll.register(self._descriptor, 0)  # a hang-up is always reported
         return not poll.poll(0)
 
-    def write(self, data: bytes, timeout: float, news: News) -> int:
-        """Write for at most `timeout` seconds, and not on after `news`. Returns the number of bytes written. Raises
-        OSError when the other end is closed."""
-        deadline = time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        poll.register(news, select.POLLIN)
-        view = memoryview(data)
-        sent = 0
-        while sent < len(data):
-            try:
-                sent += os.write(self._descriptor, view[sent:])
-            except BlockingIOError:
-                left = deadline - time.monotonic()
-                ready = poll.poll(left * 1000) if left > 0 else []
-                if not ready or any(number == news.fileno() for number, _ in ready):
-                    break
-        return sent
+
+class Terminal(End):
+    """The master of a command's terminal. Its output goes through a pipe, the relay, which the holder keeps too."""
+
+    def __init__(self, descriptor: int, relay: Sequence[int] = ()) -> None:
+        super().__init__(descriptor)
+        self._relay = [Owned(end) for end in relay or os.pipe()]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What the holder has to keep: the master and both ends of the relay."""
+        return [self.fileno(), *(end.fileno() for end in self._relay)]
+
+    @property
+    def source(self) -> int:
+        return self._relay[0].fileno()
+
+    def ready(self, *, is_hung_up: bool = False) -> int | None:
+        is_over = False
+        try:
+            os.splice(self.fileno(), self._relay[1].fileno(), _RECEIVE, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            pass  # nothing has come, or the relay is full
+        except OSError:
+            is_over = True  # the other end is closed
+        return super().ready(is_hung_up=is_over)
 
     def resize(self, cols: int, rows: int) -> None:
-        """Set the size of a terminal. Raises OSError when its other end is closed."""
-        termios.tcsetwinsize(self._descriptor, (rows, cols))
+        """Set the size of the terminal. Raises OSError when its other end is closed."""
+        termios.tcsetwinsize(self.fileno(), (rows, cols))
+
+
+def unread(pipe: int) -> int:
+    """How many bytes are in a pipe."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 def pipes(closing: ExitStack) -> tuple[dict[str, End], list[int]]:
@@ -89,7 +107,7 @@ def pipes(closing: ExitStack) -> tuple[dict[str, End], list[int]]:
         os.fchmod(other, 0o666)  # so that any user of the box can open /dev/stderr
         if name != "in":
             with suppress(OSError):  # a worker without root may have so many large pipes, and no more
-                fcntl.fcntl(other, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                fcntl.fcntl(other, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return ours, theirs
 
 

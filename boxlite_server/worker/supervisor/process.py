@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from ...errors import (
     BoxliteError,
@@ -27,13 +28,14 @@ from ...errors import (
     ResourceExhaustedError,
     UnsupportedError,
 )
-from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, check_signal
+from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, Sink, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
 from ..kernel.processes import family, kill_all, parent_of, pid_inside
 from . import wire
 from .command import Command, UnansweredError, UnheardError
-from .ends import End, pipes, sealed
+from .ends import End, Terminal, pipes, sealed
+from .input import Input
 from .link import Link
 from .wire import Failed, Stage, Started
 
@@ -41,6 +43,8 @@ HANDLE_PREFIX = "supervised "
 ANSWER_PATIENCE = 10.0  # seconds
 _OUTPUTS = {"terminal": STDOUT, "out": STDOUT, "err": STDERR}  # the stream that each of the worker's ends carries
 _INPUTS = ("terminal", "in")
+_TERMINAL_DESCRIPTORS = 3  # that the holder keeps of a command with a terminal
+_RECEIVE = 128 * 1024  # bytes at once
 _SILENCE = 0.1  # seconds after which a terminal, whose command has ended, has said all that the command said
 
 
@@ -78,15 +82,18 @@ class SupervisedProcess:
         holder: Holder | None,
         ends: dict[str, End],
         memory: MemoryLimit,
+        fed: Sequence[int] = (),
     ) -> None:
-        """`ends`, by their names: `terminal`, or `in`, `out` and `err`."""
+        """`ends`, by their names: `terminal`, or `in`, `out` and `err`. `fed`: what a former `Input` has left."""
         self._link = link
         self._command = command
         self._box = box
         self._holder = holder
         self._ends = ends
         self._memory = memory
-        self._input = next((ends[name] for name in _INPUTS if name in ends), None)
+        feeding = next((ends[name] for name in _INPUTS if name in ends), None)
+        keep = partial(holder.keep, f"{self.handle} in") if holder is not None else lambda *descriptors: None
+        self._input = Input(feeding, keep, fed) if feeding is not None else None
         self._had_input = self._input is not None
         self._input_lock = threading.Lock()
         self._outputs = {end.fileno(): (stream, end) for name, stream in _OUTPUTS.items() if (end := ends.get(name))}
@@ -94,6 +101,7 @@ class SupervisedProcess:
         for number in (command.news.fileno(), *self._outputs):
             self._poll.register(number, select.POLLIN)
         self._pieces: deque[tuple[int, bytes]] = deque()
+        self._is_new = True  # its terminal's relay may hold what a former process has left there
         self._unread: dict[int, int] | None = None  # bytes still to be read once the command has ended, by descriptor
         self._is_closed = False
         self._lost = ""
@@ -117,7 +125,7 @@ class SupervisedProcess:
                 raise ResourceExhaustedError(f"the worker cannot start another command now: {exc.strerror}") from exc
             command = link.start(described, size, streams)
         if (terminal := _started(link, command, spec)) is not None:
-            ends = {"terminal": End(terminal)}
+            ends = {"terminal": Terminal(terminal)}
         process = cls(link, command, box, holder, ends, memory)
         process._keep()
         return process
@@ -130,18 +138,21 @@ class SupervisedProcess:
         command = link.claim(int(handle.split()[-1], 16)) if box.container_id in handle else None
         if command is None:
             raise NotFoundError("the box's supervisor does not know the command")
-        outputs = [End(kept) for kept in holder.take(handle)] if holder is not None else []
-        inputs = [End(kept) for kept in holder.take(f"{handle} in")] if holder is not None else []
-        if len(outputs) == 1:
-            ends = {"terminal": outputs[0]}
+        outputs, fed = (holder.take(handle), holder.take(f"{handle} in")) if holder is not None else ([], [])
+        ends: dict[str, End] = {}
+        if len(outputs) == _TERMINAL_DESCRIPTORS:
+            ends["terminal"] = Terminal(outputs[0], outputs[1:])
         else:
-            ends = dict(zip(("out", "err", "in"), (*outputs, *inputs), strict=False))
-        return cls(link, command, box, holder, ends, memory)
+            ends = {name: End(kept) for name, kept in zip(("out", "err"), outputs, strict=False)}
+            if fed:
+                ends["in"] = End(fed.pop(0))
+        return cls(link, command, box, holder, ends, memory, fed)
 
     def _keep(self) -> None:
         """Have the holder keep the ends: the input apart, since it may be closed before the others."""
         if self._holder is not None and self._ends:
-            self._holder.keep(self.handle, *self._outputs)
+            terminal = self._ends.get("terminal")
+            self._holder.keep(self.handle, *(terminal.descriptors if isinstance(terminal, Terminal) else self._outputs))
             if "in" in self._ends:
                 self._holder.keep(f"{self.handle} in", self._ends["in"].fileno())
 
@@ -163,44 +174,64 @@ class SupervisedProcess:
 
     # ---- output ----
 
+    @property
+    def is_whole(self) -> bool:
+        return self.tty or len(self._ends.keys() & {"out", "err"}) == 2
+
     def read(self) -> tuple[int, bytes] | None:
         """See `Process.read`. What the command itself has written is in the pipes when it has ended; what comes after
         that, others have written."""
         while not self._pieces:
-            if self._is_closed or not self._outputs:
+            if self._next(self._read) is None:
                 return None
-            if self._command.exit_code is None:
-                self._take()
-            else:
-                self._take_last()
         return self._pieces.popleft()
 
-    def _take(self) -> None:
-        """Wait for output, or for news."""
-        for number, _ in self._poll.poll():
+    def _read(self, stream: int, pipe: int, count: int) -> int:
+        data = os.read(pipe, min(count, _RECEIVE))
+        self._pieces.append((stream, data))
+        return len(data)
+
+    def move(self, sink: Sink) -> int | None:
+        while (size := self._next(sink.take)) == 0:
+            pass
+        return size
+
+    def _next(self, take: Callable[[int, int, int], int]) -> int | None:
+        """Wait for output or for news, and have output taken by `take(stream, pipe, count)`. Returns how many bytes
+        were taken; None at the end."""
+        if self._is_closed or not self._outputs:
+            return None
+        return self._take(take) if self._command.exit_code is None else self._take_last(take)
+
+    def _take(self, take: Callable[[int, int, int], int]) -> int:
+        taken = 0
+        for number, event in self._poll.poll(0 if self._is_new else None) or [(each, 0) for each in self._outputs]:
             if number in self._outputs:
                 stream, end = self._outputs[number]
-                if data := end.read():
-                    self._pieces.append((stream, data))
-                elif data is not None:
+                if count := end.ready(is_hung_up=bool(event & select.POLLHUP)):
+                    taken += take(stream, end.source, count)
+                elif count == 0:
                     self._drop(number)
+        self._is_new = False
+        return taken
 
-    def _take_last(self) -> None:
+    def _take_last(self, take: Callable[[int, int, int], int]) -> int:
         """Take what the command has left in one of its pipes, or in its terminal."""
         number, (stream, end) = next(iter(self._outputs.items()))
         if self._unread is None:
             self._unread = {each: end.unread() for each, (_, end) in self._outputs.items()}
             self._poll.unregister(self._command.news)
         if self.tty:  # what was written to it comes a moment later
-            data = end.read() if self._poll.poll(_SILENCE * 1000) else b""
+            count = end.ready() if end.unread() or self._poll.poll(_SILENCE * 1000) else 0
         else:
-            data = end.read(self._unread[number]) if self._unread[number] else b""
-            self._unread[number] -= len(data or b"")
-        if data:
-            self._pieces.append((stream, data))
-        else:
-            self._drop(number)
-            self._drain(end)
+            count = self._unread[number]
+        if count:
+            taken = take(stream, end.source, count)
+            self._unread[number] -= taken
+            return taken
+        self._drop(number)
+        self._drain(end)
+        return 0
 
     def _drop(self, number: int) -> None:
         self._poll.unregister(number)
@@ -213,6 +244,10 @@ class SupervisedProcess:
 
     # ---- input ----
 
+    @property
+    def taken(self) -> int:
+        return self._input.taken if self._input is not None else 0
+
     def write(self, data: bytes, timeout: float) -> int:
         deadline = time.monotonic() + timeout
         if not self._input_lock.acquire(timeout=max(timeout, 0)):
@@ -224,7 +259,9 @@ class SupervisedProcess:
                 raise InvalidStateError("the command takes no more input: it has ended")
             try:
                 return self._input.write(data, max(deadline - time.monotonic(), 0), self._command.news)
-            except OSError:
+            except OSError as exc:
+                if exc.errno not in (errno.EPIPE, errno.EIO):
+                    raise ResourceExhaustedError(f"the worker cannot pass on input now: {exc.strerror}") from exc
                 return len(data)  # the command has closed its input, or is about to end
         finally:
             self._input_lock.release()
@@ -294,10 +331,11 @@ class SupervisedProcess:
 
     def resize(self, cols: int, rows: int) -> None:
         self._refuse_when_over()
-        if not self.tty:
+        terminal = self._ends.get("terminal")
+        if not isinstance(terminal, Terminal):
             raise InvalidStateError("the command has no terminal")
         try:
-            self._ends["terminal"].resize(cols, rows)
+            terminal.resize(cols, rows)
         except OSError as exc:
             raise _over() from exc
 
@@ -326,8 +364,7 @@ class SupervisedProcess:
         self._is_closed = True
         self._command.news.set()
         self._drop_input()
-        if self._holder is not None:
-            self._holder.drop(self.handle)
+        self._forget_kept()
         if self._command.exit_code is not None:
             self._link.forget(self._command)
         else:
@@ -340,6 +377,12 @@ class SupervisedProcess:
         if self._ends.pop("in", None) is not None:
             self._input = None
             if self._holder is not None:
+                self._holder.drop(f"{self.handle} in")
+
+    def _forget_kept(self) -> None:
+        if self._holder is not None:
+            self._holder.drop(self.handle)
+            if self.tty:
                 self._holder.drop(f"{self.handle} in")
 
 

@@ -13,7 +13,7 @@ from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, NotFoundError
-from boxlite_server.worker.commands import ExecSpec
+from boxlite_server.worker.commands import Durable, ExecSpec
 from boxlite_server.worker.executions.execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from boxlite_server.worker.executions.journal import Journal, Record
 from boxlite_server.worker.executions.output_log import Chunk, Gap
@@ -83,12 +83,71 @@ def test_a_running_command_is_found_again_with_its_exit_code(worker: Worker, box
     worker.start(box, "touch go1")
     assert worker.executions.find(box.box_id, execution).write(b"in\nput", True, 60) == (6, False)
     lost, output, state = read(worker, box, execution)
+    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 7)
+    if is_durable(worker, box):
+        assert (lost, output, state.error_message) == ([], b"begun\nmore\nin\nput", "")
+        return
     assert output == b"more\nin\nput"
     assert len(lost) == 1 and "restarted" in lost[0]
-    assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 7)
     assert "restarted" in state.error_message
     # Once more, and for whoever knows a position in the former log.
     assert read(worker, box, execution, 12345) == (lost, output, state)
+
+
+def is_durable(worker: Worker, box: BoxRef) -> bool:
+    """Whether the box's commands lose nothing with their worker: those under a supervisor."""
+    process = worker._site.runtime.spawn(box, ExecSpec(("true",)))
+    collect(process)
+    return isinstance(process, Durable)
+
+
+def test_a_reader_goes_on_in_the_next_life_where_it_was_in_the_last(worker: Worker, box: BoxRef) -> None:
+    if not is_durable(worker, box):
+        pytest.skip("the output of such a command ends with its worker")
+    execution = worker.start(box, "echo one; read x; echo two >&2; exit 3")
+    first = next(worker.executions.read_output(box.box_id, execution))
+    assert isinstance(first, Chunk) and first.data == b"one\n"
+    worker.executions.confirm(box.box_id, execution, Delivered(4, first.position, 4))
+    worker = worker.die()()
+    assert worker.executions.get(box.box_id, execution).delivered == Delivered(4, first.position, 4)
+    worker.executions.find(box.box_id, execution).write(b"\n", False, 60)
+    assert read(worker, box, execution, first.position)[:2] == ([], b"two\n")
+    worker = worker.die()()
+    assert read(worker, box, execution, first.position)[:2] == ([], b"two\n")
+    assert read(worker, box, execution)[:2] == ([], b"one\ntwo\n")
+
+
+@pytest.mark.parametrize("how", ["removed", "damaged"])
+def test_a_log_that_is_removed_or_damaged_meanwhile_is_told_as_lost(
+    worker: Worker, box: BoxRef, tmp_path: Path, how: str
+) -> None:
+    execution = worker.start(box, "echo one; read x; echo two")
+    next(worker.executions.read_output(box.box_id, execution))
+    next_life = worker.die()
+    (log,) = tmp_path.glob(f"output-{execution}")
+    log.unlink() if how == "removed" else log.write_bytes(b"nonsense" * 1000)
+    worker = next_life()
+    worker.executions.find(box.box_id, execution).write(b"\n", False, 60)
+    lost, output, _ = read(worker, box, execution)
+    assert (len(lost), output) == (1, b"two\n")
+
+
+@pytest.mark.parametrize("tty", [False, True], ids=["pipe", "terminal"])
+def test_input_whose_answer_was_lost_with_the_worker_is_not_taken_twice(worker: Worker, box: BoxRef, tty: bool) -> None:
+    if not is_durable(worker, box):
+        pytest.skip("nobody counts the input of such a command")
+    script = "stty raw -echo 2>/dev/null; touch ready; head -c 14; exit 6"
+    execution = worker.start(box, script, hangup=60 if tty else 0)
+    read(worker, box, worker.start(box, "until test -e ready; do sleep 0.02; done; rm ready"))
+    feed = worker.executions.find(box.box_id, execution)
+    assert feed.state.counts_input
+    assert feed.write(b"one,", False, 60, source="me") == (4, False)
+    assert feed.write(b"two,", False, 60, source="me", offset=4) == (4, False)
+    worker = worker.die()()
+    feed = worker.executions.find(box.box_id, execution)
+    assert feed.write(b"two,three,", False, 60, source="me", offset=4) == (10, False)
+    assert feed.write(b"three,", False, 60, source="me", offset=8) == (6, False)
+    assert read(worker, box, execution)[1:][0] == b"one,two,three,"
 
 
 def test_what_is_said_in_between_is_not_lost(worker: Worker, box: BoxRef) -> None:
@@ -141,10 +200,9 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
     next_life = worker.die()
     worker = next_life()
     lost, output, state = read(worker, box, execution)
-    assert (output, state.exit_code, state.status) == (b"", 3, ExecutionStatus.COMPLETED)
+    assert (output, state.exit_code, state.status) == (b"said\n", 3, ExecutionStatus.COMPLETED)
     assert (state.duration_ms, state.started_at_ms) == (before.duration_ms, before.started_at_ms)
-    assert len(lost) == 1
-    assert state.error_message == lost[0]
+    assert (lost, state.error_message) == ([], "")
     worker = worker.die()()
     assert read(worker, box, execution) == (lost, output, state)
     last_life = worker.die()

@@ -41,6 +41,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.unread, self.unread_since = 0, self.loop.time()  # see Connections
         self.lost = asyncio.Event()  # set at the end of the connection, for a session that is not receiving
         self.acknowledged = 0  # the highest count that the client has answered with a pong
+        self.is_closing = False  # whether the closing handshake has begun, see `close_gently`
         self.news = asyncio.Event()  # set with every change of `acknowledged`
         self._fragmenter = Fragmenter(PIECE_BYTES)
         self.conn.max_message_size, self.conn.max_fragment_size = None, PIECE_BYTES
@@ -59,9 +60,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def ping(self, count: int) -> None:
         """Ask the client to acknowledge the `count` bytes of output sent so far."""
-        if not self.close_sent and not self.transport.is_closing():
+        if not self.close_sent and not self.is_closing and not self.transport.is_closing():
             self.conn.send_ping(_COUNT.pack(count))
             self.transport.write(b"".join(self.conn.data_to_send()))
+
+    def close_gently(self, code: int) -> None:
+        """Begin the closing handshake, and go on handing over what the client sends until it answers."""
+        if not self.close_sent and not self.is_closing and not self.transport.is_closing():
+            self.is_closing = True
+            self.conn.send_close(code)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
 
     def is_gone(self) -> bool:
         return False  # `send_keepalive_ping` looks after that
@@ -145,7 +154,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def send_keepalive_ping(self) -> None:
         if is_silent(self.transport.get_extra_info("socket")):
             self.transport.abort()
-        else:
+        elif not self.is_closing:
             super().send_keepalive_ping()
 
     async def send(self, message: ASGISendEvent) -> None:

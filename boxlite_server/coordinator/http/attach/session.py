@@ -15,6 +15,7 @@ from .... import errors
 from ...._gen import worker_pb2 as pb
 from ....formats import parse_json
 from ...domain.executions import Executions
+from ...domain.feeding import Feed
 from ...store import Box
 from ..utf8 import Utf8Joiner
 from . import frames
@@ -62,6 +63,7 @@ class Session:
         self._joiner = Utf8Joiner()
         self._told = ""  # the reason for lost output, once the client was told
         self._input = InputQueue()
+        self._feeding = Feed(is_counted=execution.counts_input)
         self._undelivered = 0  # bytes of input that were received and not handed to the command
         self._sent_before = 0  # bytes of output that were sent when the command stopped reading its input
         self._is_over = False  # whether the command has ended
@@ -106,7 +108,8 @@ class Session:
                     await self._send(event)
         except errors.BoxliteError as exc:
             await self._socket.send_text(frames.error_frame(exc.message))
-            await self._socket.close(CLOSE_TRY_AGAIN)
+            self._peer.close_gently(CLOSE_TRY_AGAIN)
+            await self._peer.lost.wait()
 
     async def _send(self, event: pb.OutputEvent) -> None:
         if event.HasField("chunk"):
@@ -174,10 +177,10 @@ class Session:
             try:
                 if isinstance(entry, Piece):
                     await self._executions.write(
-                        self._box, self._id, entry.data, more=entry.more, waits=self._may_go_on
+                        self._box, self._id, entry.data, self._feeding, more=entry.more, waits=self._may_go_on
                     )
                 else:
-                    await self._executions.close_input(self._box, self._id)
+                    await self._executions.close_input(self._box, self._id, self._feeding)
             except (errors.InvalidStateError, errors.NotFoundError) as exc:
                 await self._refused(exc)
             except errors.BoxliteError as exc:
@@ -203,10 +206,11 @@ class Session:
     async def _deliver_rest(self, feed: asyncio.Future[None], replaced: asyncio.Future[Any]) -> None:
         """Hand on what the client has sent before it went away, for as long as the command goes on taking it. In the
         middle of a message that makes no sense any more."""
+        self._executions.leave(self._id)
         while not (feed.done() or replaced.done() or self._is_over or self._peer.in_message):
             before = self._undelivered
             await asyncio.wait({feed, replaced}, timeout=REST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if self._undelivered == before:
+            if self._undelivered == before and not self._feeding.is_waiting:
                 return
 
     async def _lose_input(self, reason: str) -> None:
@@ -255,7 +259,8 @@ class Session:
             await self._complain(exc.message)
 
     async def _complain(self, text: str) -> None:
-        await self._socket.send_text(frames.error_frame(text))
+        if not self._peer.is_closing:
+            await self._socket.send_text(frames.error_frame(text))
 
 
 def is_size(number: int) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
+from ...domain.feeding import Feed
 from .. import sse, views
 from ..bodies import drain, unless_gone
 from ..errors import UpgradeRequiredError
@@ -63,14 +64,15 @@ async def send_execution_input(core: Core, prefix: str, box_id: str, execution_i
     """Pass input on as it arrives. Input for a command that has ended is ignored, since clients end the input of
     a command that has exited. A body that breaks off is input that the command has lost."""
     executions, request = core.executions, connexion.request
-    box, _ = await executions.get(prefix, box_id, execution_id)
+    box, execution = await executions.get(prefix, box_id, execution_id)
+    feed = Feed(is_counted=execution.counts_input)
     body = request.stream()
     try:
         async for chunk in body:
-            await executions.write(box, execution_id, chunk, more=True, waits=_waits)
-        await executions.write(box, execution_id, b"")
+            await executions.write(box, execution_id, chunk, feed, more=True, waits=_waits)
+        await executions.write(box, execution_id, b"", feed)
         if request.headers.get("x-close-stdin", "").lower() == "true":
-            await executions.close_input(box, execution_id, waits=_waits)
+            await executions.close_input(box, execution_id, feed, waits=_waits)
     except ClientDisconnect:
         await executions.lose_input(box, execution_id)
         raise errors.InvalidArgumentError("the client went away in the middle of the input") from None
