@@ -1,7 +1,8 @@
 """Warm boxes: boxes that nobody owns yet, prepared at a worker, each for the first request that it fits.
 
-A warm box is a row like any other, with its room reserved, under a prefix that no request can name. A request that asks
-for nothing but what the box has already claims it: one statement gives the row the request's prefix, name and labels.
+A warm box is a row like any other, with its room reserved, under a prefix that no request can name. Its container runs
+and awaits its main command. A request that fits claims the box: one statement gives the row the request's prefix, name
+and spec, and from then on the box is created like any other, by a worker that has the most of it already.
 `control/pools.py` makes warm boxes and replaces them; here they are given up.
 """
 
@@ -39,7 +40,8 @@ def spec_of(pool: WarmPool) -> Spec:
 
 def key_of(spec: Spec) -> str | None:
     """What a box of this spec has in common with all boxes that can stand in for it; None for a box whose making takes
-    more than an image and a size. The name counts only as the name of the host, which a warm box has from its id."""
+    more than an image and a size. The environment, the working directory and the main command are set at the claim; the
+    name counts only as the name of the host, which a warm box has from its id."""
     try:
         pool = pool_of(spec.image, 0, spec.cpus, spec.memory_mib)
     except errors.InvalidArgumentError:
@@ -51,7 +53,10 @@ def key_of(spec: Spec) -> str | None:
 
 def _made_of(spec: Spec) -> pb.BoxSpec:
     message = spec.to_proto("")
-    message.ClearField("hostname")
+    for name in ("hostname", "env", "entrypoint", "cmd"):
+        message.ClearField(name)
+    if spec.working_dir.startswith("/"):
+        message.ClearField("working_dir")
     return message
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from ... import references
 from ...errors import EngineError, ExecutionError, InvalidArgumentError, InvalidStateError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..prepared import Main
@@ -126,7 +127,8 @@ def image_of(main: Main) -> dict[str, Any]:
 
 def made_of(spec: BoxSpec) -> str:
     """What of a spec an engine cannot change later, as text. The host name is left as it is."""
-    return repr(replace(spec, env={}, working_dir="", entrypoint=(), cmd=(), hostname=""))
+    image = str(references.parse(spec.image).tagged())
+    return repr(replace(spec, image=image, env={}, working_dir="", entrypoint=(), cmd=(), hostname=""))
 
 
 def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
