@@ -128,10 +128,7 @@ class Containers:
             "Mounts": [],
             "State": _CREATED,
         }
-        with self._lock:
-            self._made[box] = container
-            if len(self._made) > _MADE:
-                self._made.popitem(last=False)
+        self.remember(box, container)
 
     @contextmanager
     def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
@@ -171,17 +168,27 @@ class Containers:
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
 
-    def as_told(self, container: dict[str, Any]) -> dict[str, Any]:
+    def as_told(self, container: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's description of a box's container, with the main command where the engine knows nothing of it."""
         record = self._prepared.get(container["Name"].lstrip("/"))
-        return as_told(container, record.main) if record is not None else container
+        return as_told(container, record.main) if record is not None else dict(container)
+
+    def remember(self, box: BoxRef, container: dict[str, Any]) -> None:
+        """Remember the description of a container until its first start: of a container that was just made, or of a
+        prepared box."""
+        with self._lock:
+            self._made[box] = container
+            if len(self._made) > _MADE:
+                self._made.popitem(last=False)
 
     def to_start(self, box: BoxRef) -> dict[str, Any]:
         """As much of the description of the box's container as a start needs. The engine is not asked for the first
         start of a container that this process has made. Raises like `get_as_is`."""
         with self._lock:
             made = self._made.pop(box, None)
-        return self.as_told(made) if made else self.get_as_is(box)
+        if made is None or (made["State"]["Running"] and not self._supervisors.awaits_main(container_name(box))):
+            return self.get_as_is(box)
+        return self.as_told(made)
 
     def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`

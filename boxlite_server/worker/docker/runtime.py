@@ -240,8 +240,10 @@ class DockerRuntime:
         if self._prepared.unclaimed(container_name(box)) is None:
             return state
         life = self._start(box).engine_life
-        if not self._supervisors.await_waiting(self._containers.get_as_is(box)):
+        container = self._containers.get_as_is(box)
+        if not self._supervisors.await_waiting(container):
             raise EngineError(f"box {box.box_id} cannot be prepared: its supervisor does not dial")
+        self._containers.remember(box, container)
         return replace(state, unclaimed=True, engine_life=life)
 
     def start(self, box: BoxRef) -> BoxState:

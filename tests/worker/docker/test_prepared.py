@@ -156,7 +156,8 @@ def seen_of(workers: Workers, box: BoxRef) -> dict[str, Any]:
     seen["own"] = workers.run(box, look, env={"A": "own"}, working_dir="/")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime._supervisors, "spawn", lambda run, spec: None)
-        assert not isinstance(process := runtime.spawn(box, ExecSpec(("true",))), SupervisedProcess)
+        process = runtime.spawn(box, ExecSpec(("true",)))
+        assert not isinstance(process, SupervisedProcess)
         collect(process)
         seen["by engine"] = workers.run(box, look)
     with runtime.disks.export(box) as export:
@@ -247,7 +248,8 @@ def test_damaged_records_keep_no_worker_from_starting(workers: Workers, tmp_path
     [record] = (tmp_path / "prepared").glob("boxlite-*")
     record.write_text("{")
     assert workers.next().inspect(box).status is BoxStatus.RUNNING
-    assert workers.runtime.prepare(other := BoxRef(ids.new_id(), 1), workers.site.spec()).unclaimed
+    other = workers.prepared()
+    assert workers.runtime.inspect(other).unclaimed
     workers.runtime.remove(other, force=False)
     record.unlink()
 
