@@ -23,7 +23,7 @@ from support.fake_runtime import IMAGE
 
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.domain.warm import key_of, pool_of, spec_of
+from boxlite_server.coordinator.domain.warm import pool_of
 from boxlite_server.coordinator.store import WARM_PREFIX
 
 # A process that is killed leaves coroutines that it has not begun to run.
@@ -96,8 +96,8 @@ async def _keep_warm(core: Core) -> None:
     """Keep a warm box, and wait until it is there."""
     async with core.store.transaction() as tx:
         await tx.put_warm_pools([pool_of(IMAGE, 1, 1, 256)])
-    while not await core.store.has_warm(key_of(spec_of(pool_of(IMAGE, 1, 1, 256))) or ""):
-        await asyncio.sleep(1)
+    await asyncio.sleep(LATE)
+    assert [wish.pool.boxes - ready for wish, ready in await core.pools.ready()] == [0]
 
 
 # What a warm box is told at its claim.
@@ -263,7 +263,12 @@ class Watcher:
         kept = [(box_id, box) for host in self.cluster.hosts for box_id, box in host.runtime._boxes.items()]
         told = {box_id: str(dict(box.spec.env)) for box_id, box in kept}
         boxes = {
-            str(row.name): (row.status, str(there[row.id].status), frozenset(self.truth.snapshots(row.id)), told[row.id])
+            str(row.name): (
+                row.status,
+                str(there[row.id].status),
+                frozenset(self.truth.snapshots(row.id)),
+                told[row.id],
+            )
             for row in self.truth.rows()
             if row.prefix != WARM_PREFIX
         }

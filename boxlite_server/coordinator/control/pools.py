@@ -148,6 +148,7 @@ class Pools:
             self._pauses.failed(str(wish))
             return False
         self._pauses.succeeded(str(wish))
+        self.warm.count_made()
         return True
 
     async def _discard(self, box: WarmBox) -> None:

@@ -95,7 +95,7 @@ class Creation:
         """Make a warm box the client's. None when there is none that fits, or the one that there was is gone."""
         key = key_of(spec)
         if key is None or not await self._store.has_warm(key):
-            self._warm.missed += key in self._warm.kept
+            self._warm.count_miss(prefix, key)
             return None
         async with self._store.transaction() as tx:
             await self._own_request(tx, request_key)
@@ -106,10 +106,9 @@ class Creation:
             ready = [c.worker.id for c in candidates if c.reachable and c.worker.status == WorkerStatus.ACTIVE]
             box = await tx.claim_box(key, ready, _claimed(prefix, spec, request_key, start, self._clock()))
         if box is None:
-            self._warm.missed += 1
+            self._warm.count_miss(prefix, key)
             return None
-        self._warm.claimed += 1
-        self._warm.wanted.set()
+        self._warm.count_claim(prefix)
         return await self._create_claimed(box, request_key, start)
 
     async def _create_claimed(self, box: Box, request_key: str | None, start: bool) -> Box | None:

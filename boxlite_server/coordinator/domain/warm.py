@@ -20,6 +20,7 @@ from ..fleet.registry import Fleet
 from ..spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, Spec
 from ..states import BoxStatus
 from ..store import WARM_PREFIX, Store, WarmBox, WarmPool
+from .counting import Counting
 from .observing import Observer
 from .turns import Turns
 
@@ -61,18 +62,30 @@ def _made_of(spec: Spec) -> pb.BoxSpec:
 
 
 class Warm:
-    """Gives warm boxes up. `claimed` and `missed` count, since this process began, the requests that a pool was kept
-    for: those that got a warm box, and those that found none ready."""
+    """Gives warm boxes up, and counts what becomes of all."""
 
-    def __init__(self, store: Store, fleet: Fleet, turns: Turns, observer: Observer) -> None:
+    def __init__(self, store: Store, fleet: Fleet, turns: Turns, observer: Observer, counting: Counting) -> None:
         self._store = store
         self._fleet = fleet
         self._turns = turns
         self._observer = observer
+        self._counting = counting
         self.wanted = asyncio.Event()  # set when there is a warm box less
         self.kept: frozenset[str] = frozenset()  # of what kinds there should be warm boxes
-        self.claimed = 0
-        self.missed = 0
+
+    def count_claim(self, prefix: str) -> None:
+        """Count a request that got a warm box."""
+        self._counting.add(prefix, "warm_claims")
+        self.wanted.set()
+
+    def count_miss(self, prefix: str, key: str | None) -> None:
+        """Count a request that got no warm box, if there should have been one."""
+        if key in self.kept:
+            self._counting.add(prefix, "warm_misses")
+
+    def count_made(self) -> None:
+        """Count a warm box that was made."""
+        self._counting.add(WARM_PREFIX, "warm_made")
 
     async def discard(self, box_id: str) -> bool:
         """Remove a warm box, unless it has been claimed. Returns whether it is removed; one whose worker does not
@@ -99,6 +112,8 @@ class Warm:
         if chosen:
             log.info("giving up %d warm boxes to make room", len(chosen))
         gone = await asyncio.gather(*(self._try_to_discard(box.id) for box in chosen))
+        for _ in filter(None, gone):
+            self._counting.add(WARM_PREFIX, "warm_given_up")
         return any(gone)
 
     async def _try_to_discard(self, box_id: str) -> bool:

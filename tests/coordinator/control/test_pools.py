@@ -242,7 +242,13 @@ def test_the_claims_and_the_misses_are_counted(tell: Any) -> None:
         await keep(site, 1)
         for _ in range(3):
             await site.create()
-        assert (site.core.pools.warm.claimed, site.core.pools.warm.missed) == (1, 2)
+        await site.create(user="another")
+        mine, all_of_them = await site.core.counting.counters("default"), await site.core.counting.totals()
+        assert (mine.warm_claims, mine.warm_misses, mine.boxes_created) == (1, 2, 4)
+        assert (mine.warm_made, mine.warm_given_up) == (0, 0)
+        assert (all_of_them.warm_claims, all_of_them.warm_misses, all_of_them.warm_made) == (1, 2, 1)
+        await site.reopen()
+        assert await site.core.counting.counters("default") == mine
 
     tell(story)
 
@@ -328,6 +334,7 @@ def test_a_box_that_finds_no_room_gets_that_of_warm_boxes(tell: Any) -> None:
         big = one.memory_mib - 128
         box = await site.create(memory_mib=big)
         assert (box.status, len(await warm(site))) == ("configured", 1)
+        assert (await site.core.counting.totals()).warm_given_up == 3
         await look(site, rounds=3)
         assert len(await warm(site)) == 1, "none is made where there is room for one more only"
         last = await site.create(cpus=2)
