@@ -29,7 +29,8 @@ from .world import IMAGE, NO_ANSWER, World, wait_until
 
 KINDS = ("lost", "doubled", "orphan", "oversold", "ghost", "state", "content", "answer", "exit", "fault")
 INTERRUPTED = 130
-WARM_BOXES = 4
+WARM_BOXES = 6
+MAX_BOXES = 14  # at each worker: too few for all, at times
 SHOWN = 6  # records shown with a flaw; all of them are in a file
 
 
@@ -123,9 +124,7 @@ def _run(options: argparse.Namespace, world: World) -> int:
     stopping.set()
     wait_until(lambda: _keep_warm(api, 0), "the pools are emptied")
     warm = api.ask("/v1/admin/warm")
-    print(
-        f"claimed since the last coordinator began: {warm['claimed_total']}, missed: {warm['missed_total']}", flush=True
-    )
+    print("; ".join(f"{name} {warm[name]}" for name in warm if name.endswith("_total")), flush=True)
     for thread in threads:
         thread.join(timeout=300)
     flaws = [Flaw("fault", f"client {client.name} failed: {client.fault!r}") for client in clients if client.fault]
@@ -169,7 +168,7 @@ def _build(options: argparse.Namespace, world: World) -> None:
     else:
         world.add_coordinator("--db-path", str(world.directory / "coordinator.db"))
     for _ in range(options.workers):
-        world.add_host(image, max_boxes=10)
+        world.add_host(image, max_boxes=MAX_BOXES)
 
 
 def _keep_warm(api: Api, boxes: int) -> bool:

@@ -260,8 +260,7 @@ class Watcher:
         and the environment that its worker was told. Of each volume: what its row says; and how many there are at the
         workers."""
         there = {box_id: state for host in self.cluster.hosts for box_id, state in host.containers().items()}
-        kept = [(box_id, box) for host in self.cluster.hosts for box_id, box in host.runtime._boxes.items()]
-        told = {box_id: str(dict(box.spec.env)) for box_id, box in kept}
+        told = {box_id: str(host.told(box_id)) for host in self.cluster.hosts for box_id in host.containers()}
         boxes = {
             str(row.name): (
                 row.status,

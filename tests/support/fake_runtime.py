@@ -199,6 +199,10 @@ class FakeRuntime:
         self.ping()
         return f"life-{self.lives}"
 
+    def spec_of(self, box_id: str) -> BoxSpec:
+        """What a box was made of."""
+        return self._boxes[box_id].spec
+
     def restart(self) -> None:
         """Restart the engine, which kills all boxes that run."""
         with self._lock:
