@@ -130,7 +130,7 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "image_id", "reason", "supervisor", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "image_id", "reason", "supervisor", "unclaimed", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class Box(_message.Message):
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SUPERVISOR_FIELD_NUMBER: _ClassVar[int]
+    UNCLAIMED_FIELD_NUMBER: _ClassVar[int]
     LIVE_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     box_id: str
@@ -157,9 +158,10 @@ class Box(_message.Message):
     image_id: str
     reason: str
     supervisor: str
+    unclaimed: bool
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., image_id: _Optional[str] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., image_id: _Optional[str] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., unclaimed: _Optional[bool] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec", "start", "prepare")

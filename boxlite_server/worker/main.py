@@ -96,7 +96,7 @@ class Worker:
             stop_reasons=config.home / "stop-reasons.json",
             records=_made(config.home / "system-files"),
             links=_links(config),
-            prepared=config.home / "prepared.json",
+            prepared=config.home / "prepared",
             enforce_disk_limit=config.enforce_disk_limit,
         )
         journal = Journal(_made(config.home / "executions"))

@@ -114,6 +114,7 @@ class BoxState:
     `reason`: why `stop` was called for a box that is stopped since, as `stop` was told.
     `supervisor`: what runs the commands of a running box, for people: `init`, a supervisor as the box's first process;
     `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
+    `unclaimed`: the box was prepared, and no `create` has claimed it.
     `image_id`: of the image that the box is made of; only `create` and `prepare` tell it. `engine_life`: the engine's
     life at the start, or the one before if it ended meanwhile; only `start` and `prepare` tell it.
     """
@@ -128,6 +129,7 @@ class BoxState:
     interrupted: bool = False
     out_of_memory: bool = False
     reason: str = ""
+    unclaimed: bool = False
     image_id: str = ""
     engine_life: str = ""
 
@@ -360,7 +362,8 @@ class BoxRuntime(Protocol):
         at no other time."""
 
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
-        """Make the box, not started, or return the state of the existing one. Removes older generations first.
+        """Make the box, not started, or return the state of the existing one. Removes older generations first. A box
+        that was prepared, and that nobody has claimed, becomes a box of this spec.
 
         Fetches the image when it is missing. Raises `ImageError` when the image cannot be had,
         `InvalidArgumentError` when the engine refuses the spec or the operator the host path, `UnsupportedError`
@@ -369,10 +372,11 @@ class BoxRuntime(Protocol):
         """
 
     def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
-        """Make the box like `create`, and do already what takes long of its start, the run of the main command
-        included. The box counts as not started: its state is that of a box that was just made, and only `start` makes
-        it run, which takes no time then, unless the main command has ended meanwhile. Repeated, it prepares the box
-        anew where that run has ended. Raises what `create` and `start` raise.
+        """Make the box like `create`, and do already what takes long of its start. The box counts as not started, and
+        its main command is not: `start` runs that, in no time. Until then `create` can claim the box for another spec,
+        in no time if the image, the size and all that cannot be changed are the same. Repeated, it prepares the box
+        anew where the engine has ended it. Raises what `create` and `start` raise, and `UnsupportedError` where boxes
+        have no supervisors.
         """
 
     def start(self, box: BoxRef) -> BoxState:

@@ -24,11 +24,13 @@ from . import check, faults, isolation, postgres, sdk
 from .api import Api
 from .history import ACKNOWLEDGED, REFUSED, UNKNOWN, UNREACHED, History
 from .model import Flaw, Model
-from .traffic import Client, sample
-from .world import NO_ANSWER, World, wait_until
+from .traffic import MEMORY_MIB, Client, sample
+from .world import IMAGE, NO_ANSWER, World, wait_until
 
 KINDS = ("lost", "doubled", "orphan", "oversold", "ghost", "state", "content", "answer", "exit", "fault")
 INTERRUPTED = 130
+WARM_BOXES = 6
+MAX_BOXES = 14  # at each worker: too few for all, at times
 SHOWN = 6  # records shown with a flaw; all of them are in a file
 
 
@@ -99,6 +101,7 @@ def _run(options: argparse.Namespace, world: World) -> int:
     _build(options, world)
     api = Api(world.url, history, "checker")
     wait_until(lambda: _all_active(api, options.workers), "all workers are registered")
+    _keep_warm(api, WARM_BOXES)
 
     stopping = threading.Event()
     clients = _clients(options, world, history, stopping)
@@ -119,6 +122,9 @@ def _run(options: argparse.Namespace, world: World) -> int:
     done.run(planned, options.seconds)
     world.heal()
     stopping.set()
+    wait_until(lambda: _keep_warm(api, 0), "the pools are emptied")
+    warm = api.ask("/v1/admin/warm")
+    print("; ".join(f"{name} {warm[name]}" for name in warm if name.endswith("_total")), flush=True)
     for thread in threads:
         thread.join(timeout=300)
     flaws = [Flaw("fault", f"client {client.name} failed: {client.fault!r}") for client in clients if client.fault]
@@ -162,7 +168,13 @@ def _build(options: argparse.Namespace, world: World) -> None:
     else:
         world.add_coordinator("--db-path", str(world.directory / "coordinator.db"))
     for _ in range(options.workers):
-        world.add_host(image, max_boxes=10)
+        world.add_host(image, max_boxes=MAX_BOXES)
+
+
+def _keep_warm(api: Api, boxes: int) -> bool:
+    """Have the fleet keep so many warm boxes of the kind that clients ask for."""
+    pools = [{"image": IMAGE, "memory_mib": MEMORY_MIB, "boxes": boxes}] if boxes else []
+    return api.call("keep warm", {"boxes": boxes}, "PUT", "/v1/admin/warm", {"pools": pools}).acknowledged
 
 
 def _all_active(api: Api, count: int) -> bool:

@@ -16,7 +16,7 @@ from .world import NO_ANSWER, World, survey
 QUIET_SECONDS = 180.0  # until all is as it should be; a stray container is left alone for the first minute
 TELL_SECONDS = 30.0
 HOLDING = ("configured", "running", "paused")  # a box that is "stopping" may be a stopped box that is being removed
-STATES = {"configured": {"created", "exited"}, "stopped": {"created", "exited"}, "running": {"running"}}
+STATES = {"configured": {"created", "exited", "waiting"}, "stopped": {"created", "exited"}, "running": {"running"}}
 
 # What an engine says of a container whose start was cut off when it was killed; see Engine.cure.
 REMAINS = ("id already in use", ": already exists")
@@ -50,7 +50,7 @@ def structure(found: Survey) -> list[Flaw]:
             flaws.append(Flaw("lost", f"box {box_id} ({box['status']}) has no container"))
         else:
             host, container = containers[box_id][0]
-            if container["state"] not in STATES[box["status"]]:
+            if not states_of(container) & STATES[box["status"]]:
                 text = f"box {box_id} is {box['status']}, and its container is {container['state']}"
                 flaws.append(Flaw("state", text))
             elif host != box["worker"]:
@@ -58,6 +58,12 @@ def structure(found: Survey) -> list[Flaw]:
     names = Counter(box["name"] for box in found["boxes"] if box["name"])
     flaws += [Flaw("doubled", f"{count} boxes are named {name}") for name, count in names.items() if count > 1]
     return flaws
+
+
+def states_of(container: dict[str, Any]) -> set[str]:
+    """What a container may be in. The engine does not say whether a supervisor still waits for the main command."""
+    waits = container["state"] == "running" and container.get("command", "").endswith("--wait")
+    return {container["state"], "waiting"} if waits else {container["state"]}
 
 
 def oversold(records: Iterable[Record]) -> list[Flaw]:

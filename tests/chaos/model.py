@@ -106,6 +106,8 @@ class Model:
                 source = self.boxes.get(record.args.get("box", ""))
                 disk = deepcopy(source.disk) if source else Disk()
                 box = self.boxes[box_id] = Box(box_id, disk=disk, records=[record], acknowledged_at=record.end)
+                if any(attempt.args.get("start") for attempt in attempts):
+                    box.status = {RUNNING, IDLE} if record.op == "find" else {RUNNING}
                 if record.op == "find":  # and never acknowledged: its making may have been broken off, and be undone
                     box.there, box.acknowledged_at = {True, False}, float("inf")
 

@@ -28,6 +28,7 @@ class Held:
     """A box as its client knows it."""
 
     id: str
+    mark: str  # which its environment has
     snapshots: list[str] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
 
@@ -91,16 +92,20 @@ class Client:
         if self._rng.random() < 0.1:
             # The same name for all clients in the same few seconds: one of them at most may get it.
             name = f"wanted-{int(time.monotonic()) // 5}"
+        start = self._rng.random() < 0.4
         body: dict[str, Any] = {"image": IMAGE, "cpus": 1, "memory_mib": MEMORY_MIB, "labels": {"mark": mark}}
+        body |= {"env": {"MARK": mark}, "start": start}
+        if self._rng.random() < 0.3:
+            body["cmd"] = ["tail", "-f", "/dev/null"]
         if name:
             body["name"] = name
-        args = {"mark": mark, "name": name, "keyed": keyed}
+        args = {"mark": mark, "name": name, "keyed": keyed, "start": start}
         for _ in range(ATTEMPTS if keyed else 1):
             record = self._api.call(
                 "create", args, "POST", "/v1/boxes", body, key=mark if keyed else None, learn=_box_id
             )
             if record.acknowledged:
-                self._boxes.append(Held(record.result["box_id"]))
+                self._boxes.append(Held(record.result["box_id"], mark))
                 return
             if not record.perhaps and record.outcome == REFUSED:
                 return
@@ -108,7 +113,7 @@ class Client:
                 break
         found = self._api.call("find", {"mark": mark}, "GET", f"/v1/boxes?label=mark%3D{mark}", learn=_ids)
         if found.acknowledged and found.result["ids"]:
-            self._boxes.append(Held(found.result["ids"][0]))
+            self._boxes.append(Held(found.result["ids"][0], mark))
 
     def _clone(self, box: Held) -> None:
         if len(self._boxes) > BOXES:
@@ -119,7 +124,7 @@ class Client:
             "clone", args, "POST", box_path(box.id, "/clone"), {"name": mark}, key=mark, learn=_box_id
         )
         if self._is_done(record, box):
-            self._boxes.append(Held(record.result["box_id"], files=set(box.files)))
+            self._boxes.append(Held(record.result["box_id"], box.mark, files=set(box.files)))
 
     def _remove(self, box: Held) -> None:
         for _ in range(ATTEMPTS):
@@ -148,7 +153,8 @@ class Client:
     def _execute(self, box: Held) -> None:
         nonce = self._new("x")
         args = {"box": box.id, "nonce": nonce}
-        body = {"command": "sh", "args": ["-c", f"echo {nonce} >> {LOG}; echo {nonce}"]}
+        script = f'[ "$MARK" = {box.mark} ] || echo "the box is that of $MARK"; echo {nonce} >> {LOG}; echo {nonce}'
+        body = {"command": "sh", "args": ["-c", script]}
         keyed = self._rng.random() < 0.5
         path = box_path(box.id, "/exec")
         for _ in range(ATTEMPTS if keyed else 1):

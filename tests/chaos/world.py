@@ -174,7 +174,13 @@ class Engine(Process):
         volumes = json.loads(engine.request(self.docker_host, "GET", f"/volumes?{labelled}"))
         return {
             "containers": [
-                {"name": found["Names"][0], "state": found["State"], "labels": found["Labels"]} for found in containers
+                {
+                    "name": found["Names"][0],
+                    "state": found["State"],
+                    "labels": found["Labels"],
+                    "command": found["Command"],
+                }
+                for found in containers
             ],
             "images": [
                 {"tags": found["RepoTags"], "labels": found["Labels"]}

@@ -23,6 +23,8 @@ from support.fake_runtime import IMAGE
 
 from boxlite_server import errors
 from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.domain.warm import pool_of
+from boxlite_server.coordinator.store import WARM_PREFIX
 
 # A process that is killed leaves coroutines that it has not begun to run.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
@@ -32,7 +34,7 @@ NAME = "it"
 LATE = 8.0  # seconds; the next coordinator is there after one, and has had a report from each worker after six
 SETTLED = 90.0
 
-Look = dict[str, tuple[str, str, frozenset[str]]]  # of each box: see `Watcher.look`
+Look = dict[str, tuple[str, str, frozenset[str], str]]  # of each box: see `Watcher.look`
 
 _watched: ContextVar[bool] = ContextVar("watched", default=False)
 
@@ -45,6 +47,8 @@ class Kind(NamedTuple):
     steps: tuple[str, ...]
     leases: int = 1
     finds_it_done: bool = True  # whether a repetition gets the answer that the first one did not live to give
+    first: tuple[str, ...] = ()  # steps between the first lease and the second
+    has_pool: bool = False  # whether there is a warm box before, and another one afterwards
 
 
 def _request(name: str) -> dict[str, Any]:
@@ -88,6 +92,31 @@ def _import(core: Core, archive: bytes) -> Any:
     return _once(core, "import", lambda key: core.archives.load(PREFIX, NAME, chunks(), request_key=key))
 
 
+async def _keep_warm(core: Core) -> None:
+    """Keep a warm box, and wait until it is there."""
+    async with core.store.transaction() as tx:
+        await tx.put_warm_pools([pool_of(IMAGE, 1, 1, 256)])
+    await asyncio.sleep(LATE)
+    assert [wish.pool.boxes - ready for wish, ready in await core.pools.ready()] == [0]
+
+
+# What a warm box is told at its claim.
+_OWN = {"env": {"OWN": "own"}, "cmd": ["sh"]}
+
+
+def _claim(core: Core, archive: bytes) -> Any:
+    request = {**_request(NAME), **_OWN}
+    return _once(core, "claim", lambda key: core.creation.create(PREFIX, request, request_key=key))
+
+
+def _claim_and_start(core: Core, archive: bytes) -> Any:
+    async def ask(key: str) -> Any:
+        box = await core.creation.create(PREFIX, {**_request(NAME), **_OWN, "start": True}, request_key=key)
+        return await core.boxes.start(PREFIX, NAME) if box.status == "configured" else box
+
+    return _once(core, "claim", ask)
+
+
 KINDS = {
     "create": Kind((), _create, ("insert boxes", "call CreateBox", "update boxes to configured"), leases=2),
     "create and start": Kind(
@@ -95,6 +124,22 @@ KINDS = {
         _create_and_start,
         ("insert boxes", "call CreateBox", "update boxes to running, desired running"),
         leases=2,
+    ),
+    "claim": Kind(
+        (),
+        _claim,
+        ("call CreateBox", "update boxes to configured"),
+        leases=2,
+        first=("update boxes to creating",),
+        has_pool=True,
+    ),
+    "claim and start": Kind(
+        (),
+        _claim_and_start,
+        ("call CreateBox", "update boxes to running, desired running"),
+        leases=2,
+        first=("update boxes to creating, desired running",),
+        has_pool=True,
     ),
     "start": Kind(
         ("create",),
@@ -191,6 +236,8 @@ class Watcher:
         self._archive = await self.coordinator.run(self._export)
         for name in kind.before:
             await self.ask(KINDS[name])
+        if kind.has_pool:
+            await self.coordinator.run(_keep_warm)
 
     @property
     def coordinator(self) -> Coordinator:
@@ -209,19 +256,29 @@ class Watcher:
             _watched.reset(token)
 
     def look(self) -> Look:
-        """Of each box: what its row says, what its container does, and which snapshots there are of it. Of each
-        volume: what its row says; and how many there are at the workers."""
+        """Of each box that somebody owns: what its row says, what its container does, which snapshots there are of it,
+        and the environment that its worker was told. Of each volume: what its row says; and how many there are at the
+        workers."""
         there = {box_id: state for host in self.cluster.hosts for box_id, state in host.containers().items()}
+        told = {box_id: str(host.told(box_id)) for host in self.cluster.hosts for box_id in host.containers()}
         boxes = {
-            str(row.name): (row.status, str(there[row.id].status), frozenset(self.truth.snapshots(row.id)))
+            str(row.name): (
+                row.status,
+                str(there[row.id].status),
+                frozenset(self.truth.snapshots(row.id)),
+                told[row.id],
+            )
             for row in self.truth.rows()
+            if row.prefix != WARM_PREFIX
         }
         held = sum(len(host.runtime.volumes.list()) for host in self.cluster.hosts)
-        return boxes | {name: (state, str(held), frozenset()) for name, state in self.truth.volumes().items()}
+        return boxes | {name: (state, str(held), frozenset(), "") for name, state in self.truth.volumes().items()}
 
     async def loads(self) -> dict[str, int]:
-        """MiB reserved at each worker that has boxes."""
+        """MiB reserved at each worker that has boxes; in all of them, where the warm ones may be at any."""
         loads = await self.coordinator.run(lambda core: core.store.loads())
+        if await self.coordinator.run(lambda core: core.store.warm_pools()):
+            return {"": sum(load.memory_mib for load in loads.values())}
         return {worker_id: load.memory_mib for worker_id, load in loads.items() if load.boxes}
 
     def _on_step(self, name: str, is_done: bool) -> None:
@@ -253,7 +310,8 @@ def _steps(kind: Kind) -> Iterator[str]:
     def numbered(step: str) -> Iterator[str]:
         return (f"{step} ({number})" if number > 1 else step for number in range(1, kind.leases + 1))
 
-    yield from (*numbered("take lease"), *kind.steps, *numbered("give back lease"))
+    leases = list(numbered("take lease"))
+    yield from (*leases[:1], *kind.first, *leases[1:], *kind.steps, *numbered("give back lease"))
 
 
 def _points() -> Iterator[Any]:
@@ -285,6 +343,7 @@ def _undisturbed(name: str) -> tuple[list[Look], list[dict[str, int]]]:
         looks.append(watcher.look())
         reserved.append(await watcher.loads())
         await watcher.watch(KINDS[name])
+        await asyncio.sleep(LATE)
         looks.append(watcher.look())
         reserved.append(await watcher.loads())
 

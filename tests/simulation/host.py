@@ -57,6 +57,10 @@ class Host:
             self.process.task.cancel()
             self.process = None
 
+    def told(self, box_id: str) -> dict[str, str]:
+        """The environment that the box was made with."""
+        return dict(self.runtime.spec_of(box_id).env)
+
     def containers(self) -> dict[str, Any]:
         """What is really there, by box id."""
         return {state.box.box_id: state for state in self.runtime.list_boxes()}

@@ -95,6 +95,7 @@ class Story:
             "cpus": claim.cpus,
             "memory_mib": claim.memory_mib,
             "labels": {"claim": str(claim.number)},
+            "env": {"CLAIM": str(claim.number)},
             "start": claim.is_started,
         }
 

@@ -29,6 +29,11 @@ class Row(NamedTuple):
     memory_mib: int
     labels: str
     reserved: int
+    spec: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(json.loads(self.spec)["env"])
 
     @property
     def claim(self) -> int:
@@ -109,6 +114,10 @@ class Truth:
                     yield f"{host.name} has a container that is nobody's: {state.box}; the row is {row}"
                 elif row.status not in (str(state.status), FAILED):
                     yield f"box {row.id} is {state.status}, and its row says {row.status}"
+                elif state.unclaimed == bool(row.prefix):
+                    yield f"box {row.id} of prefix {row.prefix!r} is {'not ' * (not state.unclaimed)}unclaimed"
+                elif (told := host.told(box_id)) != row.env:
+                    yield f"box {row.id} was told {told}, and its row says {row.env}"
         for row in rows.values():
             if row.status not in QUIET:
                 yield f"box {row.id} stays {row.status}"

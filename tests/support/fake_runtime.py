@@ -58,6 +58,7 @@ class FakeBox:
     exit_code: int | None = None
     interrupted: bool = False
     reason: str = ""  # of the last stop
+    unclaimed: bool = False  # it was prepared, and is nobody's
     said: list[tuple[int, bytes]] = field(default_factory=list)
     logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
     attached: list[FakeMain] = field(default_factory=list)
@@ -76,7 +77,12 @@ class FakeBox:
         if self.status is BoxStatus.RUNNING and self.main is not None:
             return BoxState(self.ref, self.status, pid=self.main.pid, ports=self.published)
         return BoxState(
-            self.ref, self.status, exit_code=self.exit_code, interrupted=self.interrupted, reason=self.reason
+            self.ref,
+            self.status,
+            exit_code=self.exit_code,
+            interrupted=self.interrupted,
+            reason=self.reason,
+            unclaimed=self.unclaimed,
         )
 
 
@@ -193,6 +199,10 @@ class FakeRuntime:
         self.ping()
         return f"life-{self.lives}"
 
+    def spec_of(self, box_id: str) -> BoxSpec:
+        """What a box was made of."""
+        return self._boxes[box_id].spec
+
     def restart(self) -> None:
         """Restart the engine, which kills all boxes that run."""
         with self._lock:
@@ -220,7 +230,7 @@ class FakeRuntime:
             found = self._boxes.get(box.box_id)
             if found is not None:
                 self._refuse_stale(box, found)
-                if found.ref == box:
+                if found.ref == box and not found.unclaimed:
                     return found.state
             spec = self._policy.admit(spec)
             self.volumes.check(spec)
@@ -246,8 +256,12 @@ class FakeRuntime:
 
     def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         """Only make the box: a start takes no time here anyway."""
-        state = self.create(box, spec)
-        return replace(state, engine_life=self.life()) if state.status is BoxStatus.CONFIGURED else state
+        if (found := self._boxes.get(box.box_id)) is None:
+            self.create(box, spec)
+            found = self._boxes[box.box_id]
+            found.unclaimed = True
+        state = replace(found.state, image_id=self.images.id_of(spec.image))
+        return replace(state, engine_life=self.life()) if found.unclaimed else found.state
 
     def start(self, box: BoxRef) -> BoxState:
         life = self.life()
@@ -258,6 +272,7 @@ class FakeRuntime:
             found = self._find(box)
             if found.status is BoxStatus.RUNNING:
                 return found.state
+            found.unclaimed = False
             spec = found.spec
             running = [other.spec for other in self._boxes.values() if other.status is BoxStatus.RUNNING]
             writable = {m.host_path for other in running for m in other.mounts if m.host_path and not m.read_only}

@@ -33,6 +33,7 @@ class Container:
     status: str = "configured"
     interrupted: bool = False
     reason: str = ""  # why the worker stopped it unasked
+    unclaimed: bool = False  # it was prepared
 
 
 class FakeWorker:
@@ -55,6 +56,8 @@ class FakeWorker:
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
         self.image_id = "sha256:1"  # of whatever image a box is made of
+        self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
+        self.prepares = True  # whether it can; an older version makes boxes that run the image's command
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
         # What it reports of the commands in each box.
         self.live_executions = 0
@@ -75,6 +78,15 @@ class FakeWorker:
     def refuse(self, method: str, error: Exception) -> None:
         """Answer calls of this method with the error."""
         self.before[method] = _raising(error)
+
+    def refuse_once(self, method: str, error: Exception) -> None:
+        """Answer the next call of this method with the error."""
+
+        async def hook() -> None:
+            del self.before[method]
+            raise error
+
+        self.before[method] = hook
 
     def lose(self, method: str, *, after: bool = False) -> None:
         """Lose calls of this method on their way to the worker or, with `after`, their answers."""
@@ -195,11 +207,15 @@ class FakeWorker:
             exit_code=0 if found.status == "stopped" else None,
             interrupted=found.interrupted,
             reason=found.reason,
+            unclaimed=found.unclaimed,
             engine_life=self.engine_life,
         )
 
     def _CreateBox(self, request: pb.CreateBoxRequest) -> pb.Box:
-        made = self._make(request.box)
+        self._make(request.box)
+        self.boxes[request.box.box_id].unclaimed = request.prepare and self.prepares
+        self.specs[request.box.box_id] = request.spec
+        made = self._answer(request.box)
         made.image_id = self.image_id
         return self._StartBox(request.box) if request.start else made
 

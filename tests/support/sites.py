@@ -73,7 +73,7 @@ def docker_site(request: pytest.FixtureRequest, *, supervised: bool = False) -> 
         policy(allowed),
         Holder(home),
         records=home / "system-files",
-        prepared=home / "prepared.json",
+        prepared=home / "prepared",
         links=links,
     )
     image, bare_image = request.getfixturevalue("test_image"), request.getfixturevalue("bare_image")

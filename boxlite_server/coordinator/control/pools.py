@@ -140,12 +140,15 @@ class Pools:
             async with making as (box, worker):
                 request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box.box_id), prepare=True)
                 state = await self._calls.create_box(worker, request)
+                if not state.unclaimed:
+                    raise errors.UnsupportedError(f"worker {worker.name} does not prepare boxes")  # an older version
                 await self._turns.change(box.box_id, engine_life=state.engine_life, image_id=state.image_id)
         except errors.BoxliteError as exc:
             log.info("no warm box of %s can be made now: %s", wish.pool.image, exc.message)
             self._pauses.failed(str(wish))
             return False
         self._pauses.succeeded(str(wish))
+        self.warm.count_made()
         return True
 
     async def _discard(self, box: WarmBox) -> None:

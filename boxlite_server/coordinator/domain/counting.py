@@ -1,4 +1,5 @@
-"""Counts commands. A count is written a moment later, together with others: no command waits for the database."""
+"""Counts commands and warm boxes. A count is written a moment later, together with others: nobody waits for the
+database."""
 
 from __future__ import annotations
 
@@ -34,6 +35,11 @@ class Counting:
         await self._write()
         return await self._store.counters(prefix)
 
+    async def totals(self) -> Counters:
+        """The counters of all prefixes together; see `counters`."""
+        await self._write()
+        return await self._store.total_counters()
+
     async def close(self) -> None:
         await self._tasks.close()
         await self._write()
@@ -49,7 +55,7 @@ class Counting:
                 try:
                     await self._store.count(prefix, counter, number)
                 except errors.DatabaseError as exc:
-                    log.warning("commands were counted, and the counts cannot be written: %s", exc)
+                    log.warning("the counts cannot be written yet: %s", exc)
                     return
                 self._unwritten[prefix, counter] -= number
                 if not self._unwritten[prefix, counter]:

@@ -26,7 +26,7 @@ from ..spec import Spec
 from ..states import BoxStatus, DesiredState, WorkerStatus
 from ..store import Box, Store, Tables, Worker
 from .observing import Observer
-from .turns import Turns, forgotten, ref
+from .turns import Turns, forgotten
 from .volumes import Volumes
 from .warm import Warm, key_of
 
@@ -92,11 +92,10 @@ class Creation:
                 return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key, start)
 
     async def _claim(self, prefix: str, spec: Spec, request_key: str | None, start: bool) -> Box | None:
-        """Make a warm box the client's, and start it if it is to be started. None when there is none that fits, or the
-        one that there was cannot be started."""
+        """Make a warm box the client's. None when there is none that fits, or the one that there was is gone."""
         key = key_of(spec)
         if key is None or not await self._store.has_warm(key):
-            self._warm.missed += key in self._warm.kept
+            self._warm.count_miss(prefix, key)
             return None
         async with self._store.transaction() as tx:
             await self._own_request(tx, request_key)
@@ -106,26 +105,35 @@ class Creation:
             candidates = await self._fleet.candidates(tx)
             ready = [c.worker.id for c in candidates if c.reachable and c.worker.status == WorkerStatus.ACTIVE]
             box = await tx.claim_box(key, ready, _claimed(prefix, spec, request_key, start, self._clock()))
-            if box is not None:
-                await tx.count(prefix, "boxes_created")
         if box is None:
-            self._warm.missed += 1
+            self._warm.count_miss(prefix, key)
             return None
-        self._warm.claimed += 1
-        self._warm.wanted.set()
-        return await self._start_claimed(box, request_key) if start else box
+        self._warm.count_claim(prefix)
+        return await self._create_claimed(box, request_key, start)
 
-    async def _start_claimed(self, box: Box, request_key: str | None) -> Box | None:
+    async def _create_claimed(self, box: Box, request_key: str | None, start: bool) -> Box | None:
+        """Have the worker of a warm box make the box that the row says by now. None: it cannot, and the box is gone.
+        The row's claim is on disk, and so is what the worker was told: after a crash, the rest follows from these."""
+        ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         async with self._turns.alone(box.id):
+            if await self._store.get_box(box.id) is None:
+                return None  # another coordinator took the claim for one that was broken off
             with _unknown_when_interrupted(request_key):
                 try:
                     worker = await self._fleet.reachable(box.worker_id)
-                    state = await self._calls.start_box(worker, ref(box))
-                except errors.BoxliteError as exc:
-                    log.warning("warm box %s cannot be started, making another box: %s", box.id, exc)
-                    await self._undo(box.id, refused=True)
+                    state = await self._create_on(worker, box.id, box.generation, box.spec, ends_at, start)
+                    return await self._made(box.id, state, worker, start, durable=False)
+                except INTERRUPTED:
+                    raise  # the row stays: the box is finished or undone later
+                except TRY_ELSEWHERE as exc:
+                    log.warning("warm box %s cannot be used, making another box: %s", box.id, exc)
+                    if not await self._undo(box.id, refused=True) and start and isinstance(exc, UNCERTAIN):
+                        await self._store.count(box.prefix, "boxes_failed")  # it may run there, and must not run twice
+                        raise
                     return None
-                return await self._observer.started(box, state, worker)
+                except Exception:
+                    await self._failed(box.id, box.prefix)
+                    raise
 
     async def _create_somewhere(
         self,
@@ -240,9 +248,10 @@ class Creation:
                     raise
                 await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
 
-    async def _undo(self, box_id: str, *, refused: bool) -> None:
-        """Remove what there is of a box that was not made. When its worker does not answer, the reconciler removes
-        the box later; but a box that was `refused` is forgotten, since its client was told that there is none."""
+    async def _undo(self, box_id: str, *, refused: bool) -> bool:
+        """Remove what there is of a box that was not made; returns whether nothing is left. When its worker does not
+        answer, the reconciler removes the box later; but a box that was `refused` is forgotten, since its client was
+        told that there is none."""
         box = await self._turns.change(box_id, status=BoxStatus.REMOVING)
         try:
             await self._observer.clean_up(box)
@@ -251,6 +260,8 @@ class Creation:
                 await self._turns.forget(box_id)
             else:
                 log.warning("box %s will be cleaned up later: %s", box_id, exc)
+            return False
+        return True
 
     async def _create_on(
         self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float, start: bool
@@ -260,16 +271,17 @@ class Creation:
         timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
         return await self._calls.create_box(worker, request, timeout=timeout)
 
-    async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool) -> Box:
-        """The row of a box that was just made, as it is on disk. `start`: the worker was asked to start the box."""
+    async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool, *, durable: bool = True) -> Box:
+        """The row of a box that was just made, as it is on disk if `durable`. `start`: the worker was asked to start
+        the box."""
         if not start:
-            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED)
+            return await self._turns.change(box_id, status=BoxStatus.CONFIGURED, durable=durable)
         if state.status == pb.BOX_STATUS_CONFIGURED:
             return await self._turns.change(box_id, status=BoxStatus.CONFIGURED, desired=DesiredState.STOPPED)
         box = await self._store.get_box(box_id)
         if box is None:
             raise forgotten(box_id)
-        return await self._observer.started(box, state, worker, durable=True)
+        return await self._observer.started(box, state, worker, durable=durable)
 
     async def _resolved(self, prefix: str, spec: Spec) -> tuple[Spec, str | None]:
         """The spec with the ids of its volumes, and the id of the one worker that has them."""
@@ -397,7 +409,7 @@ def _new_row(
 def _claimed(prefix: str, spec: Spec, request_key: str | None, start: bool, now: float) -> dict[str, Any]:
     """What changes in the row of a warm box when a request claims it."""
     changes: dict[str, Any] = {"prefix": prefix, "name": spec.name, "spec": spec.to_json(), "labels": dict(spec.labels)}
-    changes |= {"request_key": request_key, "created_at": now, "updated_at": now}
+    changes |= {"status": BoxStatus.CREATING, "request_key": request_key, "created_at": now, "updated_at": now}
     return changes | {"desired": DesiredState.RUNNING, "wish": 1} if start else changes
 
 

@@ -43,6 +43,7 @@ class Seen(NamedTuple):
     generation: int
     status: BoxStatus
     interrupted: bool = False  # it was killed, and not by its worker
+    unclaimed: bool = False  # it was prepared, and nobody has told its worker whose it is
 
 
 class Verdict(NamedTuple):
@@ -57,6 +58,8 @@ def judge(box: BoxState, seen: Seen | None, engine_life: str | None) -> Verdict 
         return _without_container(box)
     if box.status == BoxStatus.REMOVING:
         return Verdict(Kind.FINISH_REMOVE, "its removal was broken off")
+    if box.status == BoxStatus.CREATING and seen.unclaimed:
+        return Verdict(Kind.UNDO_CREATE, "its making was broken off; the container is that of a warm box")
     if seen.status in (BoxStatus.RUNNING, BoxStatus.PAUSED):
         return _running(box, seen, engine_life)
     if box.desired == DesiredState.RUNNING:  # also in the middle of its making, by a request that starts it
@@ -137,4 +140,4 @@ def state_of(box: Box) -> BoxState:
 
 def seen_of(state: pb.Box) -> Seen:
     """What `judge` reads of a worker's answer about a box."""
-    return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted)
+    return Seen(state.box_id, state.generation, STATUS[state.status], state.interrupted, state.unclaimed)

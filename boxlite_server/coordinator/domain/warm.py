@@ -1,7 +1,8 @@
 """Warm boxes: boxes that nobody owns yet, prepared at a worker, each for the first request that it fits.
 
-A warm box is a row like any other, with its room reserved, under a prefix that no request can name. A request that asks
-for nothing but what the box has already claims it: one statement gives the row the request's prefix, name and labels.
+A warm box is a row like any other, with its room reserved, under a prefix that no request can name. Its container runs
+and awaits its main command. A request that fits claims the box: one statement gives the row the request's prefix, name
+and spec, and from then on the box is created like any other, by a worker that has the most of it already.
 `control/pools.py` makes warm boxes and replaces them; here they are given up.
 """
 
@@ -19,6 +20,7 @@ from ..fleet.registry import Fleet
 from ..spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, Spec
 from ..states import BoxStatus
 from ..store import WARM_PREFIX, Store, WarmBox, WarmPool
+from .counting import Counting
 from .observing import Observer
 from .turns import Turns
 
@@ -39,7 +41,8 @@ def spec_of(pool: WarmPool) -> Spec:
 
 def key_of(spec: Spec) -> str | None:
     """What a box of this spec has in common with all boxes that can stand in for it; None for a box whose making takes
-    more than an image and a size. The name counts only as the name of the host, which a warm box has from its id."""
+    more than an image and a size. The environment, the working directory and the main command are set at the claim; the
+    name counts only as the name of the host, which a warm box has from its id."""
     try:
         pool = pool_of(spec.image, 0, spec.cpus, spec.memory_mib)
     except errors.InvalidArgumentError:
@@ -51,23 +54,38 @@ def key_of(spec: Spec) -> str | None:
 
 def _made_of(spec: Spec) -> pb.BoxSpec:
     message = spec.to_proto("")
-    message.ClearField("hostname")
+    for name in ("hostname", "env", "entrypoint", "cmd"):
+        message.ClearField(name)
+    if spec.working_dir.startswith("/"):
+        message.ClearField("working_dir")
     return message
 
 
 class Warm:
-    """Gives warm boxes up. `claimed` and `missed` count, since this process began, the requests that a pool was kept
-    for: those that got a warm box, and those that found none ready."""
+    """Gives warm boxes up, and counts what becomes of all."""
 
-    def __init__(self, store: Store, fleet: Fleet, turns: Turns, observer: Observer) -> None:
+    def __init__(self, store: Store, fleet: Fleet, turns: Turns, observer: Observer, counting: Counting) -> None:
         self._store = store
         self._fleet = fleet
         self._turns = turns
         self._observer = observer
+        self._counting = counting
         self.wanted = asyncio.Event()  # set when there is a warm box less
         self.kept: frozenset[str] = frozenset()  # of what kinds there should be warm boxes
-        self.claimed = 0
-        self.missed = 0
+
+    def count_claim(self, prefix: str) -> None:
+        """Count a request that got a warm box."""
+        self._counting.add(prefix, "warm_claims")
+        self.wanted.set()
+
+    def count_miss(self, prefix: str, key: str | None) -> None:
+        """Count a request that got no warm box, if there should have been one."""
+        if key in self.kept:
+            self._counting.add(prefix, "warm_misses")
+
+    def count_made(self) -> None:
+        """Count a warm box that was made."""
+        self._counting.add(WARM_PREFIX, "warm_made")
 
     async def discard(self, box_id: str) -> bool:
         """Remove a warm box, unless it has been claimed. Returns whether it is removed; one whose worker does not
@@ -94,6 +112,8 @@ class Warm:
         if chosen:
             log.info("giving up %d warm boxes to make room", len(chosen))
         gone = await asyncio.gather(*(self._try_to_discard(box.id) for box in chosen))
+        for _ in filter(None, gone):
+            self._counting.add(WARM_PREFIX, "warm_given_up")
         return any(gone)
 
     async def _try_to_discard(self, box_id: str) -> bool:

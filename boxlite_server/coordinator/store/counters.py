@@ -16,6 +16,10 @@ class Counters(NamedTuple):
     boxes_stopped: int = 0
     commands_executed: int = 0
     exec_errors: int = 0
+    warm_claims: int = 0
+    warm_misses: int = 0
+    warm_made: int = 0
+    warm_given_up: int = 0
 
 
 class CounterRows(Table):
@@ -33,6 +37,12 @@ class CounterRows(Table):
     async def counters(self, prefix: str) -> Counters:
         columns = ", ".join(Counters._fields)
         row = await self._read_one(f"SELECT {columns} FROM counters WHERE prefix = ?", (prefix,))
+        return Counters(*row) if row else Counters()
+
+    async def total_counters(self) -> Counters:
+        """The counters of all prefixes together."""
+        columns = ", ".join(f"CAST(coalesce(sum({field}), 0) AS BIGINT)" for field in Counters._fields)
+        row = await self._read_one(f"SELECT {columns} FROM counters")
         return Counters(*row) if row else Counters()
 
     async def count_boxes(self, prefix: str, status: BoxStatus | None = None) -> int:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from ... import references
 from ...errors import EngineError, ExecutionError, InvalidArgumentError, InvalidStateError
-from ..commands import DEFAULT_COLS, DEFAULT_ROWS
+from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
+from ..prepared import Main
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from ..supervisor.links import MOUNT, PROGRAM_NAME
 from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
@@ -25,7 +28,9 @@ _INITS = frozenset(
 )
 SUPERVISOR = f"{MOUNT}/{PROGRAM_NAME}"
 _UNDER_SUPERVISOR = [SUPERVISOR, "--"]
+AWAITING = [SUPERVISOR, "--wait"]
 
+_TOLD = "BoxliteTold"  # a key of the descriptions that `as_told` makes
 _SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
 _TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_ADDRESS = re.compile(r"cannot assign requested address", re.IGNORECASE)
@@ -37,10 +42,17 @@ _ADDRESS = re.compile(r"(?:Bind for|listen (?:tcp|udp)[46]?) (\S+?):? ")
 
 
 def container_config(
-    box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], owner: Owner, directory: str = ""
+    box: BoxRef,
+    spec: BoxSpec,
+    image: Mapping[str, Any],
+    owner: Owner,
+    directory: str = "",
+    *,
+    awaits_main: bool = False,
 ) -> dict[str, Any]:
     """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
-    image. `directory`: that of the box's supervisor, on the host; empty: it has none."""
+    image. `directory`: that of the box's supervisor, on the host; empty: it has none. `awaits_main`: the supervisor
+    waits until it is told the main command, and what goes with that (`main_of`)."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
@@ -75,6 +87,9 @@ def container_config(
     }
     if directory:
         _add_supervisor(config, directory, command or list(defaults.get("Cmd") or ()))
+    if awaits_main:
+        config |= {"Entrypoint": AWAITING, "Cmd": [], "Env": [], "WorkingDir": None}
+        config["HostConfig"]["Init"] = False
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -88,6 +103,32 @@ def _add_supervisor(config: dict[str, Any], directory: str, command: list[str]) 
         config["Cmd"] = (config["Cmd"] if own else command) or None
         config["Entrypoint"] = [*_UNDER_SUPERVISOR, *own]
         host["Init"] = False
+
+
+def main_of(spec: BoxSpec, image: Mapping[str, Any]) -> Main:
+    """The main command of a box, and what goes with it, as the engine makes them of the spec and its image. `image`:
+    the configuration in the engine's description."""
+    entrypoint = spec.entrypoint or tuple(image.get("Entrypoint") or ())
+    cmd = spec.cmd or (() if spec.entrypoint else tuple(image.get("Cmd") or ()))
+    env = dict(pair.partition("=")[::2] for pair in image.get("Env") or ())
+    return Main(
+        entrypoint,
+        cmd if entrypoint or cmd else tuple(KEEP_ALIVE),
+        tuple(f"{name}={value}" for name, value in {**env, **spec.env}.items()),
+        spec.working_dir or image.get("WorkingDir") or "",
+        as_first=not _needs_init(spec, image),
+    )
+
+
+def image_of(main: Main) -> dict[str, Any]:
+    """The configuration of an image that names this main command."""
+    return {"Entrypoint": main.entrypoint, "Cmd": main.cmd, "Env": main.env, "WorkingDir": main.working_dir}
+
+
+def made_of(spec: BoxSpec) -> str:
+    """What of a spec an engine cannot change later, as text. The host name is left as it is."""
+    image = str(references.parse(spec.image).tagged())
+    return repr(replace(spec, image=image, env={}, working_dir="", entrypoint=(), cmd=(), hostname=""))
 
 
 def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
@@ -157,6 +198,27 @@ def has_directory(container: Mapping[str, Any]) -> bool:
 def is_supervised(container: Mapping[str, Any]) -> bool:
     """Whether a supervisor is the container's first process."""
     return has_directory(container) and (container["Config"]["Entrypoint"] or [])[:2] == _UNDER_SUPERVISOR
+
+
+def as_told(container: Mapping[str, Any], main: Main) -> dict[str, Any]:
+    """The engine's description of a container that awaits its main command, as if the engine had been told it."""
+    entrypoint = [*([] if main.as_first else _UNDER_SUPERVISOR), *main.entrypoint]
+    path, *args = [*entrypoint, *main.cmd]
+    told = {"Entrypoint": entrypoint, "Cmd": [*main.cmd], "Env": [*main.env], "WorkingDir": main.working_dir}
+    return {**container, "Config": {**container["Config"], **told}, "Path": path, "Args": args, _TOLD: True}
+
+
+def was_told(container: Mapping[str, Any]) -> bool:
+    """Whether the description is one of `as_told`: the engine itself knows nothing of the main command."""
+    return _TOLD in container
+
+
+def with_settings(spec: ExecSpec, container: Mapping[str, Any]) -> ExecSpec:
+    """A command for the engine's exec, with what the engine does not know of the box."""
+    if not was_told(container):
+        return spec
+    env = dict(pair.partition("=")[::2] for pair in container["Config"]["Env"])
+    return replace(spec, env={**env, **spec.env}, working_dir=spec.working_dir or container["Config"]["WorkingDir"])
 
 
 def own_entrypoint(container: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
 from ..host_access import Policy
 from ..prepared import Prepared
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
 from ..supervisor.links import MOUNT
-from .config import container_config, published, spec_errors
+from .config import as_told, container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
 from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
@@ -81,28 +81,39 @@ class Containers:
         return self._policy.admit(spec)
 
     def create(
-        self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], replacing: Iterable[BoxRef] = ()
+        self,
+        box: BoxRef,
+        spec: BoxSpec,
+        image: Mapping[str, Any],
+        replacing: Iterable[BoxRef] = (),
+        *,
+        awaits_main: bool = False,
     ) -> BoxState:
         """Make the container, not started, after removing those of `replacing`.
 
-        `image`: the engine's description of the base for `spec.image`. Raises as `BoxRuntime.create` does, and
-        `ResourceExhaustedError` when too many boxes are being started.
+        `image`: the engine's description of the base for `spec.image`. `awaits_main`: see `container_config`. Raises
+        as `BoxRuntime.create` does, `ResourceExhaustedError` when too many boxes are being started, and
+        `UnsupportedError` for a box that should await its main command, and can have no supervisor.
         """
         with self.starts.place():
             for former in replacing:
                 self.delete(former, force=True)
             spec = self.admit(spec)
             directory = self._supervisors.directory(container_name(box))
+            if awaits_main and not directory:
+                raise UnsupportedError(f"box {box.box_id} cannot be prepared: it would have no supervisor")
             try:
-                self._make(box, spec, image, directory)
+                self._make(box, spec, image, directory, awaits_main=awaits_main)
             except (EngineError, InvalidArgumentError) as exc:
-                if not self._supervisors.is_invisible(directory, exc.message):
+                if not self._supervisors.is_invisible(directory, exc.message) or awaits_main:
                     raise
                 self._make(box, spec, image, "")
         return BoxState(box, BoxStatus.CONFIGURED)
 
-    def _make(self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], directory: str) -> None:
-        config = container_config(box, spec, image, self._owner(), directory)
+    def _make(
+        self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], directory: str, *, awaits_main: bool = False
+    ) -> None:
+        config = container_config(box, spec, image, self._owner(), directory, awaits_main=awaits_main)
         self._quota.apply(config, spec)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
             made = self._engine.api.create_container_from_config(config, container_name(box))
@@ -117,10 +128,7 @@ class Containers:
             "Mounts": [],
             "State": _CREATED,
         }
-        with self._lock:
-            self._made[box] = container
-            if len(self._made) > _MADE:
-                self._made.popitem(last=False)
+        self.remember(box, container)
 
     @contextmanager
     def _pinned(self, config: dict[str, Any], cpus: int) -> Iterator[None]:
@@ -142,7 +150,9 @@ class Containers:
         """The engine's description of the box's container; that of a prepared box is as if it was never started. Raises
         `NotFoundError` when the owner has none."""
         container = self.get_as_is(box)
-        return {**container, "State": {**container["State"], **_CREATED}} if box in self._prepared else container
+        if container_name(box) in self._prepared:
+            return {**container, "State": {**container["State"], **_CREATED}}
+        return container
 
     def get_as_is(self, box: BoxRef) -> dict[str, Any]:
         """The engine's description of the box's container, prepared or not. Raises `NotFoundError` like `get`."""
@@ -154,16 +164,31 @@ class Containers:
         if container is not None:
             labels = container["Config"]["Labels"] or {}
             if labels.items() >= owner_labels(self._owner()).items():
-                return container
+                return self.as_told(container)
         self.up_to(box)
         raise NotFoundError(f"box {box.box_id} (generation {box.generation}) is not on this worker")
+
+    def as_told(self, container: Mapping[str, Any]) -> dict[str, Any]:
+        """The engine's description of a box's container, with the main command where the engine knows nothing of it."""
+        record = self._prepared.get(container["Name"].lstrip("/"))
+        return as_told(container, record.main) if record is not None else dict(container)
+
+    def remember(self, box: BoxRef, container: dict[str, Any]) -> None:
+        """Remember the description of a container until its first start: of a container that was just made, or of a
+        prepared box."""
+        with self._lock:
+            self._made[box] = container
+            if len(self._made) > _MADE:
+                self._made.popitem(last=False)
 
     def to_start(self, box: BoxRef) -> dict[str, Any]:
         """As much of the description of the box's container as a start needs. The engine is not asked for the first
         start of a container that this process has made. Raises like `get_as_is`."""
         with self._lock:
             made = self._made.pop(box, None)
-        return made or self.get_as_is(box)
+        if made is None or (made["State"]["Running"] and not self._supervisors.awaits_main(container_name(box))):
+            return self.get_as_is(box)
+        return self.as_told(made)
 
     def inspect(self, box: BoxRef, *, counting: bool = False) -> BoxState:
         """The state of the box, from the engine; the number of its commands only if `counting`. Raises `NotFoundError`
@@ -187,7 +212,7 @@ class Containers:
         """The state in the engine's description of the box's container, with what runs its commands."""
         state = state_of(box, container)
         if state.status is not BoxStatus.RUNNING:
-            return state
+            return replace(state, unclaimed=self._prepared.unclaimed(container_name(box)) is not None)
         return replace(state, supervisor=self._supervisors.kind(container))
 
     def _is_command(self, exec_id: str) -> bool:
@@ -245,9 +270,10 @@ class Containers:
         """Remove the box's container, if there is one. Raises `InvalidStateError` when it runs, without `force`."""
         with self._lock:
             self._made.pop(box, None)
+        force = force or container_name(box) in self._prepared
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(container_name(box), v=True, force=force or box in self._prepared)
+                self._engine.api.remove_container(container_name(box), v=True, force=force)
         except NotFoundError:
             pass
         except InvalidStateError as exc:
@@ -255,7 +281,7 @@ class Containers:
                 raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
             self._await_absence(box)
         self._supervisors.forget(container_name(box))
-        self._prepared.discard(box)
+        self._prepared.forget(container_name(box))
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):

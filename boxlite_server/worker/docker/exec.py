@@ -46,6 +46,7 @@ class _Exec:
     def __init__(self, engine: Engine, container: Mapping[str, Any], exec_id: str, tty: bool, mark: str = "") -> None:
         """`container`: the engine's description. `mark`: the command's `MARK`; empty: to be read when needed."""
         self._engine = engine
+        self._container = container
         self._container_id: str = container["Id"]
         self._init: int = container["State"]["Pid"]
         self._exec_id = exec_id
@@ -172,7 +173,7 @@ class _Exec:
 
     def wait(self) -> int:
         code = self._waiter.until(self._exit_code)
-        if code == GONE_EXIT_CODE and not self.lost and (end := ending_with(self._engine, self._container_id)):
+        if code == GONE_EXIT_CODE and not self.lost and (end := ending_with(self._engine, self._container)):
             self._waiter.lost = f"the command ended with its box: {end}"
         return code
 

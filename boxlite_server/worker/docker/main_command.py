@@ -22,7 +22,7 @@ from ..commands import check_signal
 from ..holder import Holder, is_connected
 from ..kernel.processes import is_alive, is_in, read_proc
 from ..supervisor.links import PROGRAM_NAME
-from .config import MIB, is_supervised, own_command
+from .config import AWAITING, MIB, is_supervised, own_command, was_told
 from .engine import Engine, engine_errors
 from .logs import said_before, unix_time
 from .process import DETACH_KEYS, Waiter
@@ -52,6 +52,7 @@ class MainProcess:
         self._watch = watch
         self._holder = holder
         self._container_id: str = container["Id"]
+        self._config: Mapping[str, Any] = container["Config"]
         self._tty: bool = container["Config"]["Tty"]
         self._memory: int = container["HostConfig"].get("Memory", 0)  # bytes; 0: no limit
         self._finished = 0.0  # Unix time
@@ -133,7 +134,8 @@ class MainProcess:
     def signal(self, number: int) -> None:
         check_signal(number)
         with engine_errors("cannot signal the main command"):
-            container = self._engine.api.inspect_container(self._container_id)
+            found = self._engine.api.inspect_container(self._container_id)
+            container = {**found, "Config": self._config}
             if number == signal.SIGSTOP and has_init(container):
                 _stop_below_init(container)
                 return
@@ -188,11 +190,26 @@ def has_executed(container: Mapping[str, Any]) -> bool:
     pid = container["State"]["Pid"]
     if not has_init(container):
         name = read_proc(pid, "comm")
-        return bool(name) and not name.startswith(_RUNTIME_NAME)
+        is_up = bool(name) and not name.startswith(_RUNTIME_NAME)
+        return is_up and not (was_told(container) and _is_supervisor(pid))
     children = read_proc(pid, f"task/{pid}/children").split()
     if not children or not is_alive(int(children[0])):  # not begun, or ended: then the container ends too
         return False
     return read_proc(int(children[0]), "comm").strip() not in ("", *_INIT_NAMES)
+
+
+def awaits_main(container: Mapping[str, Any]) -> bool:
+    """Whether the first process is still, or will be, the supervisor that is to become the main command."""
+    if has_init(container) or not was_told(container):
+        return False
+    pid = container["State"]["Pid"]
+    return read_proc(pid, "comm").startswith(_RUNTIME_NAME) or _is_supervisor(pid)
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Whether the process is a supervisor that awaits its main command, or has ended."""
+    line = read_proc(pid, "cmdline")
+    return not line or line.split("\0")[:2] == AWAITING
 
 
 def is_visible(container: Mapping[str, Any]) -> bool:
@@ -259,16 +276,17 @@ def ending(container: Mapping[str, Any]) -> str:
     return f"its main command ({command}) ended with exit code {container['State']['ExitCode']}"
 
 
-def ending_with(engine: Engine, container_id: str) -> str:
-    """`ending` of a container that may be ending just now; empty if its main command runs on, or never ran."""
+def ending_with(engine: Engine, container: Mapping[str, Any]) -> str:
+    """`ending` of a container that may be ending just now; empty if its main command runs on, or never ran.
+    `container`: as it was described before."""
     deadline = time.monotonic() + _ENDING_PATIENCE
     with suppress(EngineError, NotFoundError), engine_errors("cannot inspect the box"):
-        while (container := engine.api.inspect_container(container_id))["State"]["Running"]:
+        while (state := engine.api.inspect_container(container["Id"])["State"])["Running"]:
             # The kernel kills all commands before process 1 is gone, which has no memory any more by then.
-            if read_proc(container["State"]["Pid"], "cmdline") or time.monotonic() > deadline:
+            if read_proc(state["Pid"], "cmdline") or time.monotonic() > deadline:
                 return ""
             time.sleep(_LOOK)
-        return ending(container) if container["State"]["Status"] == "exited" else ""
+        return ending({**container, "State": state}) if state["Status"] == "exited" else ""
     return ""
 
 

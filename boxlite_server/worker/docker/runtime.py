@@ -6,13 +6,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import (
     GO_ON,
+    BoxliteError,
     EngineError,
     ExecutionError,
     ImageError,
@@ -25,7 +26,7 @@ from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
-from ..prepared import Prepared
+from ..prepared import Prepared, Record, Stage
 from ..runtime import (
     BoxFiles,
     BoxRef,
@@ -35,6 +36,7 @@ from ..runtime import (
     Capacity,
     DiskUse,
     ExecSpec,
+    FileKind,
     LogReader,
     Owner,
     Process,
@@ -48,10 +50,15 @@ from .config import (
     MIB,
     command_errors,
     host_paths,
+    image_of,
+    made_of,
+    main_of,
     not_executed,
     port_errors,
     spec_errors,
     volume_ids,
+    was_told,
+    with_settings,
     writable_paths,
 )
 from .containers import Containers, state_of
@@ -86,7 +93,7 @@ class DockerRuntime:
     refuse boxes whose disk limit the engine cannot enforce. `gb`: bytes in a GB of a disk limit.
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
-    they are started again. `prepared`: the file in which prepared boxes outlive this process; None: they do not.
+    they are started again. `prepared`: the directory in which prepared boxes outlive this process; None: they do not.
     `links`: to the supervisors in boxes, which run their commands; None: the engine's exec does.
     """
 
@@ -156,18 +163,22 @@ class DockerRuntime:
     def tidy(self) -> None:
         """Finish what was left undone when a former process was killed. Called while no call is under way."""
         self.disks.tidy()
-        for name in {*self._system_files.names(), *self._supervisors.names()}:
+        for name in {*self._system_files.names(), *self._supervisors.names(), *self._prepared.names()}:
             try:
                 with engine_errors("cannot inspect a box"):
-                    container = self._engine.api.inspect_container(name)
+                    container = self._containers.as_told(self._engine.api.inspect_container(name))
             except NotFoundError:
                 self._system_files.forget(name)
                 self._supervisors.forget(name)
+                self._prepared.forget(name)
                 continue
             if container["State"]["Running"]:
                 self._supervisors.started(container)
                 if self._system_files.is_pending(container):
                     self._system_files.after_start(container)
+                if was_told(container) and name not in self._prepared:  # its start may have been cut off
+                    with suppress(BoxliteError):  # the box is at rest then
+                        self._start_main(container)
 
     def close(self) -> None:
         self._supervisors.close()
@@ -177,6 +188,32 @@ class DockerRuntime:
     # ---- boxes ----
 
     def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+        record = self._prepared.unclaimed(container_name(box))
+        if record is None:
+            return self._create(box, spec)
+        if self._is_claimed(box, spec, record):
+            return BoxState(box, BoxStatus.CONFIGURED)
+        self._containers.delete(box, force=True)
+        return self._create(box, spec)
+
+    def _is_claimed(self, box: BoxRef, spec: BoxSpec, record: Record) -> bool:
+        """Make a prepared box one of this spec. Returns False, and leaves the box as it is, where that cannot be."""
+        name, main = container_name(box), main_of(spec, image_of(record.image))
+        if made_of(spec) != record.made_of:
+            return False
+        if not self._supervisors.awaits_main(name):  # not yet, after a restart of the worker
+            container = self._containers.get_as_is(box)
+            if not container["State"]["Running"] or not self._supervisors.await_waiting(container):
+                return False
+        if main.working_dir != record.image.working_dir:  # the engine would make it if it were missing
+            found = self.files(box).stat(main.working_dir)
+            if found is None or found.kind is not FileKind.DIRECTORY:
+                return False
+        self._prepared.put(name, replace(record, stage=Stage.CLAIMED, main=main))
+        return True
+
+    def _create(self, box: BoxRef, spec: BoxSpec, *, is_asked_for: bool = True) -> BoxState:
+        """See `create`. `is_asked_for`: the box is somebody's; any other awaits its main command."""
         held = self._containers.up_to(box)
         if box in held:
             return self._containers.inspect(box)
@@ -189,20 +226,28 @@ class DockerRuntime:
             raise LocalImageError(f"image {spec.image!r} cannot run here: {foreign}")
         base = self._bases.of_image(image)
         prepared = time.monotonic()
+        if not is_asked_for:  # before the container, so that none is there that nobody can tell its main command
+            image_main = main_of(BoxSpec(spec.image), base.get("Config") or {})
+            main = main_of(spec, base.get("Config") or {})
+            self._prepared.put(container_name(box), Record(Stage.PREPARED, made_of(spec), image_main, main))
         # The older generations go only now, so that a pull that fails costs the box nothing.
-        state = self._containers.create(box, spec, base, replacing=held)
+        state = self._containers.create(box, spec, base, replacing=held, awaits_main=not is_asked_for)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
         return replace(state, image_id=image["Id"])
 
     def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
-        state = self.create(box, spec)
-        if state.status is not BoxStatus.CONFIGURED:
+        state = self._create(box, spec, is_asked_for=False)
+        if self._prepared.unclaimed(container_name(box)) is None:
             return state
-        self._prepared.add(box)  # before the start, so that nobody ever sees the box run
-        return replace(state, engine_life=self._start(box).engine_life)
+        life = self._start(box).engine_life
+        container = self._containers.get_as_is(box)
+        if not self._supervisors.await_waiting(container):
+            raise EngineError(f"box {box.box_id} cannot be prepared: its supervisor does not dial")
+        self._containers.remember(box, container)
+        return replace(state, unclaimed=True, engine_life=life)
 
     def start(self, box: BoxRef) -> BoxState:
-        self._prepared.discard(box)
+        self._prepared.start(container_name(box))
         try:
             return self._start(box)
         except (EngineError, ExecutionError) as exc:
@@ -226,37 +271,23 @@ class DockerRuntime:
         life = self._watch.life()
         container = self._containers.to_start(box)
         state = self._containers.seen(box, container)
+        if state.status is BoxStatus.PAUSED:
+            raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
+        began, called = int(time.time()), time.monotonic()
         if state.status is BoxStatus.RUNNING:
             if self._system_files.is_pending(container):
                 self._system_files.after_start(container)
             self._watch.forget(container["Id"])  # the box may have been a prepared one until now
-            return replace(state, engine_life=life)
-        if state.status is BoxStatus.PAUSED:
-            raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
-        self.volumes.check(volume_ids(container))
-        what = f"box {box.box_id} cannot be started"
-        with self._containers.starts.place():
-            self._system_files.before_start(container)
-            self._supervisors.starting(container)
-            self._engine.refuse_when_ending()
-            began, called = int(time.time()), time.monotonic()
-            self._watch.starting(container["Id"])
-            with (
-                self._paths_kept(host_paths(container)),
-                spec_errors(),
-                port_errors(box.box_id),
-                command_errors(box.box_id),
-                engine_errors(what),
-            ):
-                self._engine.api.start(container_name(box))
-            self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
-            self._reasons.drop(box)
-            spawned = time.monotonic()
-            container = self._containers.get_as_is(box)
-            self._system_files.after_start(container)
-            self._supervisors.started(container)
+            if not was_told(container):
+                return replace(state, engine_life=life)
             state = self._settled(box, container)
-        self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
+        else:
+            self.volumes.check(volume_ids(container))
+            with self._containers.starts.place():
+                container = self._run(box, container)
+                spawned = time.monotonic()
+                state = self._settled(box, container)
+            self._meter.booted(box, box_spawn=spawned - called, container_init=time.monotonic() - spawned)
         if state.exit_code in _NOT_EXECUTED_CODES:
             # Either the command ended with this code, or the first process could not execute it.
             with engine_errors("cannot read the log"):
@@ -264,6 +295,40 @@ class DockerRuntime:
             if reason := main_command.not_executed(said.decode(errors="replace")):
                 raise not_executed(box.box_id, reason)
         return replace(state, engine_life=life)
+
+    def _run(self, box: BoxRef, container: dict[str, Any]) -> dict[str, Any]:
+        """Have the engine start the box's container. Returns the engine's description of it afterwards."""
+        self._system_files.before_start(container)
+        self._supervisors.starting(container)
+        self._engine.refuse_when_ending()
+        self._watch.starting(container["Id"])
+        with (
+            self._paths_kept(host_paths(container)),
+            spec_errors(),
+            port_errors(box.box_id),
+            command_errors(box.box_id),
+            engine_errors(f"box {box.box_id} cannot be started"),
+        ):
+            self._engine.api.start(container_name(box))
+        self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
+        self._reasons.drop(box)
+        container = self._containers.get_as_is(box)
+        self._system_files.after_start(container)
+        self._supervisors.started(container)
+        return container
+
+    def _start_main(self, container: Mapping[str, Any]) -> None:
+        """Have the supervisor of a box start the main command that it awaits. Where it cannot, the box is ended."""
+        if main_command.has_executed(container):
+            return
+        try:
+            self._supervisors.start_main(container)
+        except BoxliteError:
+            if main_command.ending_with(self._engine, container):
+                return  # the command could not be executed, or has ended already
+            with suppress(BoxliteError), engine_errors("cannot end a box"):
+                self._engine.api.kill(container["Id"])
+            raise
 
     @contextmanager
     def _paths_kept(self, paths: list[str]) -> Iterator[None]:
@@ -283,6 +348,10 @@ class DockerRuntime:
     def _settled(self, box: BoxRef, container: Mapping[str, Any]) -> BoxState:
         """The state once the first process has executed the main command, or could not. `container`: as the engine
         describes it after its start."""
+        if was_told(container):
+            if container_name(box) in self._prepared:
+                return self._containers.seen(box, container)
+            self._start_main(container)
         pause, deadline = _FIRST_LOOK, time.monotonic() + _SPAWN_PATIENCE
         while container["State"]["Running"]:
             if main_command.has_executed(container) or time.monotonic() > deadline:
@@ -349,7 +418,7 @@ class DockerRuntime:
     # ---- commands ----
 
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
-        if box in self._prepared:
+        if container_name(box) in self._prepared:
             raise StoppedError(f"box {box.box_id} is not running: it was not started yet")
         run = self._supervisors.live(container_name(box))
         container = self._containers.get(box) if run is None else None
@@ -359,14 +428,15 @@ class DockerRuntime:
             if run is not None and (process := self._supervisors.spawn(run, spec)) is not None:
                 return process
             container = container or self._containers.get(box)
+            spec = with_settings(spec, container)
             by_engine = ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
             self._supervisors.note_by_engine(container_name(box))
             return by_engine
         except (StoppedError, ExecutionError, EngineError) as exc:
             # When the box ends meanwhile, the engine says so in many ways.
-            container_id = self._containers.get(box)["Id"]
-            end = main_command.ending_with(self._engine, container_id)
-            if not end or self._watch.was_stopped(container_id):
+            container = self._containers.get(box)
+            end = main_command.ending_with(self._engine, container)
+            if not end or self._watch.was_stopped(container["Id"]):
                 raise
             raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 

@@ -23,12 +23,12 @@ from ..supervisor.command import UnheardError
 from ..supervisor.files import SupervisedFiles
 from ..supervisor.link import Link
 from ..supervisor.links import Links
-from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings
+from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings, start_main
 from ..supervisor.service import FileService, Programs
-from .config import MIB, SUPERVISOR, has_directory, is_supervised
+from .config import MIB, SUPERVISOR, has_directory, is_supervised, own_command
 from .engine import Engine, engine_errors
 from .files import DockerFiles
-from .main_command import ending_with
+from .main_command import awaits_main, ending_with
 from .system_files import SystemFiles
 
 _PATIENCE = 2.0  # seconds for the supervisor to dial, after its start or the worker's
@@ -84,6 +84,29 @@ class Supervisors:
         """Listen for the supervisor of a box that runs. `container`: as the engine describes it now."""
         if self._links is not None and has_directory(container):
             self._run_of(container)
+
+    def awaits_main(self, name: str) -> bool:
+        """Whether the supervisor of a box is connected and awaits the main command."""
+        run = self.live(name)
+        return run is not None and run.link.awaits_main
+
+    def await_waiting(self, container: Mapping[str, Any]) -> bool:
+        """Wait until the supervisor of a box that was just started is connected. Returns whether it awaits the main
+        command."""
+        run = self._run_of(container) if self._links is not None else None
+        return run is not None and run.link.wait_live(_PATIENCE) and run.link.awaits_main
+
+    def start_main(self, container: Mapping[str, Any]) -> None:
+        """Have the main command started in a box that runs, if its supervisor awaits it. `container`: the engine's
+        description with the main command. Raises `ExecutionError`, and `EngineError` when nobody knows whether the
+        command was started."""
+        run = self._run_of(container) if self._links is not None else None
+        if run is None or not run.link.wait_live(_PATIENCE):
+            raise EngineError("the box's supervisor, which is to start the main command, does not dial")
+        run.box = _surroundings(self._engine, container)  # the box may have been claimed since
+        if run.link.awaits_main:
+            is_first, tty = not is_supervised(container), bool(container["Config"]["Tty"])
+            start_main(run.link, run.box, own_command(container), tty=tty, as_first=is_first)
 
     def forget(self, name: str) -> None:
         """Remove what is kept for a box that is gone."""
@@ -195,7 +218,7 @@ class Supervisors:
                     log.warning("the supervisor of %s cannot be heard: %s", name, exc)
                     return None
                 self._runs[name] = run
-        if is_supervised(container):
+        if is_supervised(container) or awaits_main(container):
             run.link.expect(pid)
         return run
 
@@ -250,14 +273,14 @@ class _Run:
 
 
 def _surroundings(engine: Engine, container: Mapping[str, Any]) -> Surroundings:
-    config, container_id = container["Config"], container["Id"]
+    config = container["Config"]
     return Surroundings(
-        container_id=container_id,
+        container_id=container["Id"],
         env=(_DEFAULT_PATH, f"HOSTNAME={config['Hostname']}", *(config["Env"] or ())),
         working_dir=config["WorkingDir"] or "",
         cgroup=Cgroup.of(container["State"]["Pid"]),
         memory_mib=container["HostConfig"].get("Memory", 0) // MIB,
-        why_ended=lambda: ending_with(engine, container_id),
+        why_ended=lambda: ending_with(engine, container),
     )
 
 

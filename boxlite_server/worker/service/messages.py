@@ -87,6 +87,7 @@ def box(state: BoxState) -> pb.Box:
         out_of_memory=state.out_of_memory,
         reason=state.reason,
         supervisor=state.supervisor,
+        unclaimed=state.unclaimed,
         image_id=state.image_id,
         engine_life=state.engine_life,
         ports=[

@@ -58,6 +58,7 @@ class Link:
         self._unmentioned = 0  # commands of the greeting that are still to come
         self._mentioned: dict[int, Started | Ended | Failed] = {}
         self._is_live = False
+        self.awaits_main = False  # whether the supervisor has said, and still does, that it awaits the main command
         self._commands: dict[int, Command] = {}
         self._others: dict[int, Started | Ended] = {}  # known to the supervisor, started by a former process
         self._left: dict[int, bool] = {}  # let go by this process; whether they are to be killed
@@ -146,6 +147,22 @@ class Link:
             self._send(wire.start(command.command_id, size), [spec, *streams])
             self._commands[command.command_id] = command
             return command
+
+    def start_main(self, spec: int, *, as_first: bool) -> Command:
+        """Have the main command started, for which the supervisor waits. Raises `UnheardError`."""
+        with self._changed:
+            command = Command(self._new_id(), has_terminal=False)
+            self._send(wire.main(command.command_id, as_first=as_first), [spec])
+            self._commands[command.command_id] = command
+            return command
+
+    def main_started(self, command: Command, *, gone: bool) -> None:
+        """Take note that the main command was started. `gone`: in place of the supervisor."""
+        with self._changed:
+            self._commands.pop(command.command_id, None)
+            self.awaits_main = False
+            if gone:
+                self._give_up()
 
     def claim(self, command_id: int) -> Command | None:
         """Follow a command that a former process started; None: the supervisor does not know it."""
@@ -396,6 +413,7 @@ class Link:
             if not isinstance(answer, Greeting):
                 raise ProtocolError(f"no greeting, but {answer}")
             self._unmentioned = answer.known
+            self.awaits_main = answer.awaits_main
         else:
             former = self._mentioned.get(answer.command_id) if not isinstance(answer, Greeting | Signalled) else answer
             if former is not None and not (isinstance(former, Started) and isinstance(answer, Ended)):

@@ -386,6 +386,25 @@ class SupervisedProcess:
                 self._holder.drop(f"{self.handle} in")
 
 
+def start_main(link: Link, box: Surroundings, command: Sequence[str], *, tty: bool, as_first: bool) -> None:
+    """Start the main command of a box whose supervisor awaits it. Raises `ExecutionError` when it cannot be started,
+    and `EngineError` when nobody knows whether it was."""
+    spec = ExecSpec(tuple(command), working_dir=box.working_dir, tty=tty)
+    with ExitStack() as theirs:
+        try:
+            content = wire.spec("", spec.working_dir, command, box.environment(spec))
+            told = link.start_main(sealed(content, theirs), as_first=as_first)
+        except ValueError as exc:
+            raise ExecutionError(f"the main command cannot be started: {exc}") from exc
+        except (OSError, UnheardError) as exc:
+            raise EngineError(f"the main command cannot be started: {exc}") from exc
+    try:
+        _started(link, told, spec)
+    except BeyondSupervisorError as exc:
+        raise EngineError(f"the main command cannot be started: {exc}") from exc
+    link.main_started(told, gone=as_first)
+
+
 def _pid_told(command: Command) -> int:
     """The pid inside the box that the supervisor has told; 0: none."""
     told = command.started.result()[0] if command.started.done() and not command.started.exception() else None

@@ -2,9 +2,11 @@
  * The supervisor of a box: it starts the worker's commands inside the box, and tells the worker how they end.
  *
  * It runs as process 1 of the box (`init -- COMMAND…`: runs the main command, reaps orphans, forwards signals, exits
- * with the main command's code), or beside another process 1 (`init`). It has the rights of the box's processes and
- * no more. It dials the worker's socket, which lies in the directory of this program, and dials again when the
- * connection ends; commands go on meanwhile. `init --files` is no supervisor, but a command for the worker: see files.c.
+ * with the main command's code), or beside another process 1 (`init`). As process 1 of a box that was made before
+ * anybody asked for it (`init --wait`), it waits for the worker to name the main command. It has the rights of the
+ * box's processes and no more. It dials the worker's socket, which lies in the directory of this program, and dials
+ * again when the connection ends; commands go on meanwhile. `init --files` is no supervisor, but a command for the
+ * worker: see files.c.
  *
  * Each command runs under a keeper: a fork of the supervisor that adopts all that the command starts
  * (PR_SET_CHILD_SUBREAPER), so that the command can be killed as a tree, whatever it does with sessions and parents.
@@ -16,7 +18,8 @@
  * remembers of each command how it started and how it ended until the worker forgets the command.
  *
  * Nothing is allocated while it runs, except by keepers, for one command each. Everything is bounded. The supervisor
- * itself reads no file of the box and never waits for a process of the box: keepers do.
+ * itself reads no file of the box (but /etc/passwd, before a main command that was waited for) and never waits for a
+ * process of the box: keepers do.
  */
 #define _GNU_SOURCE
 #include "files.h"
@@ -70,10 +73,12 @@ enum {
 /* ---- packets ---- */
 
 enum {
-    SPAWN = 'S', SIGNAL = 'G', KILL = 'K', FORGET = 'F',              /* from the worker */
+    SPAWN = 'S', SIGNAL = 'G', KILL = 'K', FORGET = 'F', MAIN = 'M',  /* from the worker */
     HELLO = 'H', STARTED = 'A', EXITED = 'X', FAILED = 'E', ANSWER = 'Q', /* to the worker */
 };
 enum { TERMINAL = 1 };            /* flag of SPAWN */
+enum { AS_FIRST = 1 };            /* flag of MAIN */
+enum { AWAITS_MAIN = 1 };         /* flag of HELLO */
 enum { BY_SIGNAL = 1, LOST = 2 }; /* flags of EXITED */
 enum { AT_USER = 1, AT_GROUP, AT_IDENTITY, AT_DIRECTORY, AT_EXEC, AT_RESOURCES, AT_SPEC, AT_TERMINAL }; /* of FAILED */
 
@@ -751,6 +756,7 @@ static int next_pause = MIN_PAUSE; /* milliseconds */
 static struct packet own_answer;   /* an answer that no keeper has given */
 static bool tell_hello, tell_own_answer;
 static pid_t main_pid; /* 0: there is no main command */
+static bool awaits_main;
 static bool has_reaped_all = true;
 
 static int64_t now(void)
@@ -842,7 +848,7 @@ static bool tell_of(struct command *command)
 /* Tell the worker all that it is to be told. Returns false where it takes no more at present. */
 static bool tell_all(void)
 {
-    struct packet hello = {.type = HELLO, .a = PROTOCOL};
+    struct packet hello = {.type = HELLO, .flags = awaits_main ? AWAITS_MAIN : 0, .a = PROTOCOL};
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
         hello.b += c->id != 0;
     if (!tell(&tell_hello, &hello, -1) || !tell(&tell_own_answer, &own_answer, -1))
@@ -924,6 +930,12 @@ static void reap(void)
     }
 }
 
+static bool ends_by_default(uint32_t number)
+{
+    return number != SIGCONT && number != SIGURG && number != SIGWINCH && number != SIGTSTP && number != SIGTTIN &&
+           number != SIGTTOU;
+}
+
 static void handle_signals(void)
 {
     struct signalfd_siginfo batch[BATCH];
@@ -933,6 +945,8 @@ static void handle_signals(void)
             has_reaped_all = false;
         else if (main_pid)
             kill(main_pid, (int)signal->ssi_signo);
+        else if (awaits_main && ends_by_default(signal->ssi_signo))
+            _exit(128 + (int)signal->ssi_signo);
 }
 
 static void answer(uint8_t type, uint32_t id, int error, uint32_t stage)
@@ -991,18 +1005,87 @@ static int pass_on(const struct packet *request)
     return error == EPIPE ? ESRCH : error;
 }
 
+/* Let go of the box's input and output, so that its output ends with its commands. */
+static void drop_output(void)
+{
+    int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0; nothing >= 0 && i < 3; i++)
+        dup2(nothing, i);
+    if (nothing > 2)
+        close(nothing);
+}
+
+/* End the box, whose main command cannot be executed. */
+static _Noreturn void give_up(const char *name, int error)
+{
+    char *text = strerror(error);
+    dprintf(STDERR_FILENO, "exec %s: %c%s\n", name, tolower((unsigned char)*text), text + 1);
+    _exit(error == ENOENT ? 127 : 126);
+}
+
+/* Start the main command of the box; ends the box where it cannot be executed. */
+static void start_main(struct start *start)
+{
+    start->is_main = true;
+    start->pid = &main_pid;
+    main_pid = start_program(start);
+    if (main_pid <= 0)
+        give_up(start->argv[0], (int)failure.error);
+    drop_output();
+}
+
+/* Become the main command, as process 1; ends the box where it cannot be executed. */
+static _Noreturn void become_main(const struct start *start)
+{
+    sigprocmask(SIG_SETMASK, &original_mask, NULL);
+    execute(start->argv, start->envp);
+    give_up(start->argv[0], errno);
+}
+
+/* Start the main command that was waited for, or become it (AS_FIRST), and tell the worker. Nothing is started where
+ * its spec is bad or its directory cannot be entered. */
+static void begin_main(struct received *request)
+{
+    static struct start start;
+    uint32_t id = request->packet.id;
+    bool is_first = request->packet.flags & AS_FIRST;
+    failure.stage = 0;
+    if (awaits_main && read_spec(&start, request->descriptors[0]) && chdir(start.directory))
+        fail(AT_DIRECTORY, errno);
+    if (failure.stage)
+        answer(FAILED, id, (int)failure.error, failure.stage);
+    else {
+        if (awaits_main && !is_first) {
+            start.directory = NULL;
+            start_main(&start);
+        }
+        answer(STARTED, id, main_pid ? main_pid : getpid(), 0);
+    }
+    tell(&tell_own_answer, &own_answer, -1); /* now, since the command may be the box's end */
+    if (awaits_main && !failure.stage && is_first)
+        become_main(&start);
+    awaits_main = awaits_main && failure.stage;
+}
+
 /* Do what a packet of the worker says. Returns false where it says nothing that a worker would. */
 static bool obey(struct received *request)
 {
     uint32_t id = request->packet.id;
     struct command *command = find(id);
-    int wanted = request->packet.type != SPAWN ? 0 : request->packet.flags & TERMINAL ? 1 : 4, error;
+    bool takes_streams = request->packet.type == SPAWN && !(request->packet.flags & TERMINAL);
+    int wanted = takes_streams ? 4 : request->packet.type == SPAWN || request->packet.type == MAIN, error;
     if (!id || (request->count != wanted && !request->is_cut))
         return false;
     switch (request->packet.type) {
     case SPAWN:
         if ((error = spawn(request)))
             answer(FAILED, id, error, AT_RESOURCES);
+        return true;
+    case MAIN:
+        if (request->is_cut)
+            answer(FAILED, id, EMFILE, AT_RESOURCES);
+        else
+            begin_main(request);
         return true;
     case SIGNAL:
     case KILL:
@@ -1059,21 +1142,6 @@ static void step(void)
         reap();
 }
 
-/* Start the main command of the box; ends the box where it cannot be executed. */
-static void start_main(char **argv)
-{
-    static struct start start = {.is_main = true, .pid = &main_pid};
-    start.argv = argv;
-    start.envp = environ;
-    main_pid = start_program(&start);
-    if (main_pid > 0)
-        return;
-    int error = (int)failure.error;
-    char *text = strerror(error);
-    dprintf(STDERR_FILENO, "exec %s: %c%s\n", argv[0], tolower((unsigned char)*text), text + 1);
-    _exit(error == ENOENT ? 127 : 126);
-}
-
 int main(int argc, char **argv)
 {
     sigset_t all;
@@ -1095,13 +1163,15 @@ int main(int argc, char **argv)
         return 125;
     for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
         *c = (struct command){.socket = -1, .master = -1, .pid = pids++};
-    if (argc > 2 && !strcmp(argv[1], "--"))
-        start_main(argv + 2);
-    int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int i = 0; nothing >= 0 && i < 3; i++)
-        dup2(nothing, i); /* so that the box's output ends with its commands */
-    if (nothing > 2)
-        close(nothing);
+    if (argc > 2 && !strcmp(argv[1], "--")) {
+        static struct start start;
+        start.argv = argv + 2;
+        start.envp = environ;
+        start_main(&start);
+    } else if (argc == 2 && !strcmp(argv[1], "--wait"))
+        awaits_main = true; /* which has the output until then */
+    else
+        drop_output();
     for (;;)
         step();
 }

@@ -9,8 +9,12 @@ numbers `a` and `b` (4 each). The worker chooses the ids, which are not 0.
     G  signal it         a: the signal's number
     K  kill it, and all that it has started
     F  forget it: its end was noted
+    M  start the main command of a box, which awaits it, under an id of its own
+                         flags: 1 as process 1, in place of the supervisor; descriptor: the spec
+                         it is answered as S is, and its end is that of the box
     from the supervisor
-    H  greeting          a: the protocol's version; b: how many commands it knows, each of which follows as A, X or E
+    H  greeting          flags: 1 the box awaits its main command; a: the protocol's version
+                         b: how many commands it knows, each of which follows as A, X or E
     A  started           a: the pid inside the box; descriptor: the terminal, in the first answer
     X  ended             flags: 1 by a signal, 2 the exit code is lost; a: the exit code
     E  not started       a: the error number; b: the stage at which it failed
@@ -33,7 +37,7 @@ OWN = 1 << 31  # bit of the ids of the worker's own commands, which are no execu
 PACKET_BYTES = 16
 _HEADER = struct.Struct("<BBHIII")
 _COUNTS = struct.Struct("<II")
-_TERMINAL, _BY_SIGNAL, _LOST = 1, 1, 2  # flags
+_TERMINAL, _AS_FIRST, _AWAITS_MAIN, _BY_SIGNAL, _LOST = 1, 1, 1, 1, 2  # flags
 _MAX_ERRNO = 4095
 _MAX_SIZE = 65535  # columns and rows of a terminal
 
@@ -58,6 +62,7 @@ class Stage(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Greeting:
     known: int
+    awaits_main: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,10 @@ def start(command_id: int, size: tuple[int, int] | None) -> bytes:
         return _packet("S", command_id)
     cols, rows = (min(max(number, 0), _MAX_SIZE) for number in size)
     return _packet("S", command_id, cols | rows << 16, flags=_TERMINAL)
+
+
+def main(command_id: int, *, as_first: bool) -> bytes:
+    return _packet("M", command_id, flags=_AS_FIRST if as_first else 0)
 
 
 def signal(command_id: int, number: int) -> bytes:
@@ -138,8 +147,8 @@ def parse(packet: bytes) -> Answer:
 
 def _parsed(kind: int, flags: int, command_id: int, a: int, b: int) -> Answer | None:
     match chr(kind), flags:
-        case "H", 0 if a == VERSION and b <= MAX_COMMANDS:
-            return Greeting(b)
+        case "H", _ if flags <= _AWAITS_MAIN and a == VERSION and b <= MAX_COMMANDS:
+            return Greeting(b, bool(flags))
         case "A", 0 if 0 < a < 1 << 31 and b == 0:
             return Started(command_id, a)
         case "X", _ if flags <= _BY_SIGNAL | _LOST and a <= 255 and b == 0:

@@ -50,7 +50,7 @@ async def with_images(site: CoordinatorSite, *names: str, **fields: Any) -> list
 # ---- claims ----
 
 
-def test_a_request_that_fits_gets_a_warm_box_without_a_call_to_the_worker(tell: Any) -> None:
+def test_a_request_that_fits_gets_a_warm_box_by_one_call_to_the_worker(tell: Any) -> None:
     async def story(site: CoordinatorSite) -> None:
         [one] = await with_images(site, "one")
         await keep(site, 1)
@@ -59,10 +59,11 @@ def test_a_request_that_fits_gets_a_warm_box_without_a_call_to_the_worker(tell: 
         box = await site.create(name="web", labels={"team": "blue"}, auto_stop=60)
         assert (box.id, box.status, box.name, box.prefix) == (ready.id, "configured", "web", "default")
         assert (box.labels, box.spec.auto_stop, box.created_at) == ({"team": "blue"}, 60, site.clock())
-        assert one.calls == []
+        assert one.calls == ["CreateBox"]
+        assert not one.boxes[box.id].unclaimed
         assert box == await site.core.boxes.get("default", "web")
         assert (await site.core.boxes.start("default", "web")).status == "running"
-        assert one.calls == ["StartBox"]
+        assert one.calls == ["CreateBox", "StartBox"]
 
     tell(story)
 
@@ -74,7 +75,7 @@ def test_a_box_that_is_to_run_at_once_takes_one_call(tell: Any) -> None:
         one.calls.clear()
         box = await site.create(start=True)
         assert (box.status, box.desired) == ("running", "running")
-        assert one.calls == ["StartBox"]
+        assert one.calls == ["CreateBox"]
         assert (await site.core.store.counters("default")).boxes_created == 1
 
     tell(story)
@@ -87,11 +88,8 @@ def test_a_box_that_is_to_run_at_once_takes_one_call(tell: Any) -> None:
         {"cpus": 2},
         {"image": "alpine:3"},
         {"image": "not an image"},
-        {"env": {"A": "b"}},
-        {"cmd": ["sleep", "1"]},
-        {"entrypoint": ["sh"]},
         {"user": "box"},
-        {"working_dir": "/srv"},
+        {"working_dir": "not/absolute"},
         {"tty": True},
         {"network": {"mode": "disabled"}},
         {"ports": [{"guest_port": 80}]},
@@ -105,6 +103,29 @@ def test_a_request_for_anything_else_gets_a_box_of_its_own(tell: Any, other: dic
         [ready] = await warm(site)
         assert (await site.create(**other)).id != ready.id
         assert [box.id for box in await warm(site)] == [ready.id]
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"env": {"A": "b"}},
+        {"cmd": ["sleep", "1"]},
+        {"entrypoint": ["sh"], "cmd": ["-c", "true"]},
+        {"working_dir": "/srv"},
+        {"name": "web", "labels": {"a": "b"}, "auto_remove": True, "detach": False, "auto_stop": 5},
+    ],
+)
+def test_what_a_box_is_told_at_its_claim_is_free(tell: Any, own: dict[str, Any]) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        [one] = await with_images(site, "one")
+        await keep(site, 1)
+        [ready] = await warm(site)
+        box = await site.create(**own)
+        assert box.id == ready.id
+        assert one.specs[box.id] == box.spec.to_proto(box.id)
+        assert dict(one.specs[box.id].env) == own.get("env", {})
 
     tell(story)
 
@@ -153,11 +174,51 @@ def test_a_warm_box_that_cannot_be_started_is_replaced_by_a_new_one(tell: Any) -
         [one] = await with_images(site, "one")
         await keep(site, 1)
         [ready] = await warm(site)
-        one.refuse("StartBox", errors.EngineError("the engine says no"))
+        one.refuse_once("CreateBox", errors.EngineError("the engine says no"))
         box = await site.create(name="web", start=True)
         assert (box.status, box.name) == ("running", "web")
         assert box.id != ready.id
         assert list(one.boxes) == [box.id]
+
+    tell(story)
+
+
+def test_a_main_command_that_a_claimed_box_cannot_execute_is_the_requests_fault(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        [one] = await with_images(site, "one")
+        await keep(site, 1)
+        one.refuse_once("CreateBox", errors.ExecutionError("the main command was not found in the box"))
+        with pytest.raises(errors.ExecutionError, match="not found"):
+            await site.create(name="web", cmd=["nope"], start=True)
+        assert (await site.core.boxes.list("default")).boxes == []
+        assert one.calls.count("CreateBox") == 2, "the pool's box, and one claim"
+
+    tell(story)
+
+
+def test_a_claimed_box_that_may_run_at_a_worker_that_was_lost_runs_nowhere_else(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one, two = await with_images(site, "one", "two")
+        await keep(site, 1)
+        [ready] = await warm(site)
+        its, other = (one, two) if ready.worker_id == one.id else (two, one)
+        its.lose(EVERY)
+        with pytest.raises(errors.UnreachableError):
+            await site.create(name="web", start=True)
+        assert other.boxes == {}
+        assert (await site.core.boxes.list("default")).boxes == []
+        box = await site.create(name="web")
+        assert (box.status, box.worker_id) == ("configured", other.id)
+
+    tell(story)
+
+
+def test_a_worker_that_prepares_no_boxes_has_none_in_its_pools(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        [one] = await with_images(site, "one")
+        one.prepares = False
+        await keep(site, 1)
+        assert (await warm(site), one.boxes) == ([], {})
 
     tell(story)
 
@@ -181,7 +242,13 @@ def test_the_claims_and_the_misses_are_counted(tell: Any) -> None:
         await keep(site, 1)
         for _ in range(3):
             await site.create()
-        assert (site.core.pools.warm.claimed, site.core.pools.warm.missed) == (1, 2)
+        await site.create(user="another")
+        mine, all_of_them = await site.core.counting.counters("default"), await site.core.counting.totals()
+        assert (mine.warm_claims, mine.warm_misses, mine.boxes_created) == (1, 2, 4)
+        assert (mine.warm_made, mine.warm_given_up) == (0, 0)
+        assert (all_of_them.warm_claims, all_of_them.warm_misses, all_of_them.warm_made) == (1, 2, 1)
+        await site.reopen()
+        assert await site.core.counting.counters("default") == mine
 
     tell(story)
 
@@ -267,6 +334,7 @@ def test_a_box_that_finds_no_room_gets_that_of_warm_boxes(tell: Any) -> None:
         big = one.memory_mib - 128
         box = await site.create(memory_mib=big)
         assert (box.status, len(await warm(site))) == ("configured", 1)
+        assert (await site.core.counting.totals()).warm_given_up == 3
         await look(site, rounds=3)
         assert len(await warm(site)) == 1, "none is made where there is room for one more only"
         last = await site.create(cpus=2)

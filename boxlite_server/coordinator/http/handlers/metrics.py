@@ -14,6 +14,8 @@ async def get_runtime_metrics(core: Core, prefix: str) -> Any:
         "boxes_created_total": counters.boxes_created,
         "boxes_failed_total": counters.boxes_failed,
         "boxes_stopped_total": counters.boxes_stopped,
+        "warm_claims_total": counters.warm_claims,
+        "warm_misses_total": counters.warm_misses,
         "num_running_boxes": await core.store.count_boxes(prefix, BoxStatus.RUNNING),
         "total_commands_executed": counters.commands_executed,
         "total_exec_errors": counters.exec_errors,

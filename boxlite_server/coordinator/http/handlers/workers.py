@@ -79,6 +79,7 @@ async def reconcile(core: Core, body: dict[str, Any]) -> Any:
 
 async def get_warm_pools(core: Core) -> Any:
     workers = {worker.id: worker.name for worker in await core.store.list_workers()}
+    counted = await core.counting.totals()
     return {
         "pools": [
             {
@@ -91,8 +92,10 @@ async def get_warm_pools(core: Core) -> Any:
             }
             for wish, count in await core.pools.ready()
         ],
-        "claimed_total": core.pools.warm.claimed,
-        "missed_total": core.pools.warm.missed,
+        "claimed_total": counted.warm_claims,
+        "missed_total": counted.warm_misses,
+        "made_total": counted.warm_made,
+        "given_up_total": counted.warm_given_up,
     }
 
 

@@ -23,7 +23,7 @@ from ....errors import (
     NotFoundError,
 )
 from ...runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Export, FileKind, Owner, Settings, SnapshotSize
-from ..config import anonymous_volumes, is_supervised, own_entrypoint
+from ..config import anonymous_volumes, is_supervised, own_entrypoint, was_told
 from ..containers import Containers
 from ..engine import Engine, act_on_all, disk_is_full, engine_errors, is_full
 from ..files import DockerArchive, DockerFiles
@@ -335,7 +335,9 @@ def _kept_settings(container: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if stop_signal := container["Config"].get("StopSignal"):
         settings["StopSignal"] = stop_signal
-    if is_supervised(container):
+    if was_told(container):
+        settings |= {name: container["Config"][name] for name in ("Env", "WorkingDir")}
+    if is_supervised(container) or was_told(container):
         settings["Entrypoint"] = own_entrypoint(container)  # an empty one replaces the container's too
         settings["Cmd"] = container["Config"]["Cmd"] or []
     return settings
