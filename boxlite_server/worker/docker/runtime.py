@@ -405,7 +405,7 @@ class DockerRuntime:
         return DiskUse(layer_bytes(self._engine, container), int(limit))
 
     def files(self, box: BoxRef) -> BoxFiles:
-        run = None if box in self._prepared else self._supervisors.live(container_name(box))
+        run = None if container_name(box) in self._prepared else self._supervisors.live(container_name(box))
         if run is None:
             container = self._containers.get(box)
             if (run := self._supervisors.reached(container)) is None:

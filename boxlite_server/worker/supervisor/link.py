@@ -143,7 +143,7 @@ class Link:
         stdout and stderr, where it has no terminal. `is_own`: it is the worker's own, and not to outlive the worker's
         process. Raises `UnheardError`."""
         with self._changed:
-            command = Command(self._new_id(is_own), has_terminal=size is not None)
+            command = Command(self._new_id(is_own=is_own), has_terminal=size is not None)
             self._send(wire.start(command.command_id, size), [spec, *streams])
             self._commands[command.command_id] = command
             return command
@@ -224,7 +224,7 @@ class Link:
         with suppress(UnheardError):
             self._send(wire.forget(command_id))
 
-    def _new_id(self, is_own: bool) -> int:
+    def _new_id(self, *, is_own: bool = False) -> int:
         while True:
             command_id = secrets.randbits(31) | (wire.OWN if is_own else 0)
             if command_id and not any(command_id in known for known in (self._commands, self._others, self._left)):
