@@ -83,6 +83,26 @@ def box(cluster: Cluster, test_image: str) -> Iterator[Box]:
     assert cluster.http("DELETE", f"/v1/boxes/{box.id}?force=true")[0] == 204
 
 
+def test_a_small_file_of_a_running_box_comes_and_goes_whole(box: Box) -> None:
+    assert box.cluster.http("POST", f"/v1/boxes/{box.id}/start")[0] == 200
+    for data in (b"one", b"two"):
+        assert box.put("/new/place/f", tar(("any", data), mode=0o600), "&source_is_dir=false")[0] == 204
+        status, headers, body = box.get("/new/place/f")
+        assert (status, headers["x-boxlite-source-is-dir"]) == (200, "false")
+        assert int(headers["content-length"]) == len(body)
+        with tarfile.open(fileobj=io.BytesIO(body)) as archive:
+            (info,) = archive.getmembers()
+            assert (info.name, info.mode & 0o7777, info.size) == ("f", 0o600, 3)
+            assert data in body
+    assert box.put("/new/place/f", tar(("any", b"three")), "&overwrite=false")[0] == 409
+    assert box.get("/new/place/nosuch")[0] == 404
+    assert box.put("/new/place/f/below", tar(("any", b"x")))[0] == 409
+    assert box.put("/proc/f", tar(("any", b"x")))[0] == 400
+    for _ in range(2):
+        assert box.put("/tree/", tar(("a", None), ("a/b", b"x"), ("c", b"y")))[0] == 204
+    assert len(box.names("/tree")) == 4
+
+
 def test_what_is_written_is_read(box: Box) -> None:
     assert box.put("/srv/a.txt", tar(("host-name", b"content"))) == (204, b"")
     status, headers, body = box.get("/srv/a.txt")
