@@ -313,7 +313,12 @@ class OutputLog:
         """Free what lies before the start, once it is worth it. The head tells the start already."""
         if self._start - self._freed > self._capacity // _HOLES:
             if size := (self._offset(self._start) // _HEAD_BYTES - 1) * _HEAD_BYTES:  # whole pages behind the head
-                punch_hole(file, _HEAD_BYTES, size)
+                try:
+                    punch_hole(file, _HEAD_BYTES, size)
+                except OSError as exc:
+                    raise OSError(
+                        exc.errno, "the log is full, and the worker's disk cannot free a part of a file"
+                    ) from exc
             self._freed = self._start
 
     def _recover(self, has_ended: bool) -> bool:

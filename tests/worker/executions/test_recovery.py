@@ -44,11 +44,21 @@ class Worker:
         with self.executions._journal._lock:
             shutil.copytree(self._journal, after)  # the threads of the dead worker write nothing any more
         for execution in self.executions.live():
-            abandon(execution._process)
+            process = execution._process
+            abandon(process)
+            if isinstance(process, Durable):  # it would go on writing to the log that the next worker takes over
+                end_of(execution.execution_id)
         return lambda: Worker(self._site, self._home, self._life + 1)
 
     def records(self) -> list[str]:
         return sorted(path.name for path in self._journal.iterdir())
+
+
+def end_of(execution: str) -> None:
+    """Wait for the end of the execution's thread."""
+    for thread in threading.enumerate():
+        if thread.name == f"execution {execution}":
+            thread.join(60)
 
 
 @pytest.fixture
@@ -194,9 +204,7 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
 ) -> None:
     execution = worker.start(box, "echo said; exit 3")
     before = read(worker, box, execution)[2]
-    for thread in threading.enumerate():
-        if thread.name == f"execution {execution}":
-            thread.join(60)
+    end_of(execution)
     next_life = worker.die()
     worker = next_life()
     lost, output, state = read(worker, box, execution)
@@ -217,9 +225,7 @@ def test_a_command_that_had_ended_before_is_known_for_a_while(
 def test_a_command_that_said_nothing_has_lost_nothing(worker: Worker, box: BoxRef) -> None:
     execution = worker.start(box, "exit 4")
     before = read(worker, box, execution)[2]
-    for thread in threading.enumerate():
-        if thread.name == f"execution {execution}":
-            thread.join(60)
+    end_of(execution)
     assert read(worker.die()(), box, execution) == ([], b"", before)
 
 

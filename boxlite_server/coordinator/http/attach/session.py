@@ -108,8 +108,11 @@ class Session:
                     await self._send(event)
         except errors.BoxliteError as exc:
             await self._socket.send_text(frames.error_frame(exc.message))
-            self._peer.close_gently(CLOSE_TRY_AGAIN)
-            await self._peer.lost.wait()
+            if self._peer.in_message:  # its rest may be long; such a message is lost
+                await self._socket.close(CLOSE_TRY_AGAIN)
+            else:
+                self._peer.close_gently(CLOSE_TRY_AGAIN)
+                await self._peer.lost.wait()
 
     async def _send(self, event: pb.OutputEvent) -> None:
         if event.HasField("chunk"):
