@@ -28,8 +28,9 @@ from .incoming import Upload, imported
 from .order import BoxOrder
 from .readers import Readers
 
-MAX_CALLS = 1024
-# Readers, runs and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls.
+MAX_CALLS = 1536
+# Readers, runs and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls, most of it
+# to the boxes that wait for their start.
 MAX_READERS = 400
 MAX_RUNS = 256
 MAX_TRANSFERS = 256
