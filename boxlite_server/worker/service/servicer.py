@@ -213,8 +213,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
         with self._readers.register(context) as on_end:
-            ref = request.execution
-            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_end):
+            ref, position = request.execution, request.position
+            if request.resume:
+                state = self._executions.get(ref.box_id, ref.execution_id)
+                position = state.delivered.position
+                yield pb.OutputEvent(position=position, resumed=messages.execution(state))
+            for event in self._executions.read_output(ref.box_id, ref.execution_id, position, on_end):
                 yield messages.output_event(event)
 
     @_answers
