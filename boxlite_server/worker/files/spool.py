@@ -21,7 +21,7 @@ from ..runtime import FilePart
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
 _ZEROS = bytes(CHUNK_BYTES)
-MAX_KEPT = 4  # chunks of a download in memory
+MAX_KEPT = 2  # chunks of a download in memory
 _CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
 
 
