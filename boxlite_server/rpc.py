@@ -22,6 +22,7 @@ EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is address
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the header of a streamed call
 MAX_MESSAGE_BYTES = 12 * 1024 * 1024  # the result of a run has two streams of 4 MiB
 CHUNK_BYTES = 256 * 1024  # of a byte stream in one message
+SENT_BYTES = 1024 * 1024  # of an upload in one message: each message costs both sides about as much as its bytes
 MAX_EXECUTIONS = 2000  # may run on one worker; each takes a thread and a connection to the engine
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,6 @@ def with_secret(secret: str, epoch: str | None = None) -> tuple[tuple[str, str],
 
 
 def chunks(data: bytes) -> Iterator[bytes]:
-    """Yield `data` in pieces that fit one message."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+    """Yield `data`, which goes to a worker, in pieces that fit one message."""
+    for start in range(0, len(data), SENT_BYTES):
+        yield data[start : start + SENT_BYTES]

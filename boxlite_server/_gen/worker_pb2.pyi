@@ -313,28 +313,32 @@ class Delivered(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., position: _Optional[int] = ..., bytes_at_position: _Optional[int] = ...) -> None: ...
 
 class ReadOutputRequest(_message.Message):
-    __slots__ = ("execution", "position")
+    __slots__ = ("execution", "position", "resume")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     execution: ExecutionRef
     position: int
-    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+    resume: bool
+    def __init__(self, execution: _Optional[_Union[ExecutionRef, _Mapping]] = ..., position: _Optional[int] = ..., resume: _Optional[bool] = ...) -> None: ...
 
 class OutputEvent(_message.Message):
-    __slots__ = ("position", "chunk", "ended", "dropped_bytes", "gap", "cut")
+    __slots__ = ("position", "chunk", "ended", "dropped_bytes", "gap", "cut", "resumed")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     position: int
     chunk: OutputChunk
     ended: Execution
     dropped_bytes: int
     gap: str
     cut: Cut
-    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ...) -> None: ...
+    resumed: Execution
+    def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ..., resumed: _Optional[_Union[Execution, _Mapping]] = ...) -> None: ...
 
 class Cut(_message.Message):
     __slots__ = ("stream", "dropped_bytes")

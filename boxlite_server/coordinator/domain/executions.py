@@ -278,11 +278,22 @@ class Executions:
         request = pb.WriteInputRequest(execution=_ref(box, execution_id), lost=True)
         await self._calls.write_input(box.worker_id, request)
 
-    async def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
+    def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
         """The output from `position` on, and the end as the last event. A reader uses the box: it is not idle."""
-        request = pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position)
-        events = self._calls.read_output(box.worker_id, request)
-        async with self._schedule.use(box), aclosing(events):
+        return self._events(box, pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position))
+
+    @asynccontextmanager
+    async def resumed(
+        self, box: Box, execution_id: str
+    ) -> AsyncIterator[tuple[pb.Execution, AsyncGenerator[pb.OutputEvent, None]]]:
+        """The execution as it is now, and its output behind what the attached client has acknowledged, like `read`.
+        Raises NotFoundError for an unknown execution."""
+        events = self._events(box, pb.ReadOutputRequest(execution=_ref(box, execution_id), resume=True))
+        async with aclosing(events):
+            yield (await anext(events)).resumed, events
+
+    async def _events(self, box: Box, request: pb.ReadOutputRequest) -> AsyncGenerator[pb.OutputEvent, None]:
+        async with self._schedule.use(box), aclosing(self._calls.read_output(box.worker_id, request)) as events:
             async for event in events:
                 yield event
 

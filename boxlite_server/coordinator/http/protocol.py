@@ -10,7 +10,6 @@ import h11
 from h11._readers import ChunkedReader, ContentLengthReader
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import errors, ids
@@ -18,6 +17,7 @@ from .connections import Connections, is_silent
 from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response, raw_response
 
 MAX_HEAD_BYTES = 64 * 1024
+AHEAD_BYTES = 512 * 1024  # of a body, read while the application is busy with what came before
 
 # Where h11's readers of bodies count the bytes that are still to come: of the body, or of its chunk.
 _LEFT = {ContentLengthReader: "_remaining", ChunkedReader: "_bytes_in_chunk"}
@@ -83,7 +83,7 @@ class HttpProtocol(H11Protocol):
         if count < left and not self.conn.trailing_data[0] and self._is_busy() and not self.cycle.disconnected:
             setattr(reader, _LEFT[type(reader)], left - count)
             self.cycle.body = self.cycle.body + data if self.cycle.body else data  # type: ignore[assignment]
-            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            if len(self.cycle.body) > AHEAD_BYTES:
                 self.flow.pause_reading()
             self.cycle.message_event.set()
         else:

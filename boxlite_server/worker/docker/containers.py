@@ -27,8 +27,8 @@ from .supervised import Supervisors
 from .watch import Watch
 
 MAX_STARTS = 8  # boxes that the engine makes or starts at once; more would only hold each other up
-MAX_WAITING_STARTS = 64
-START_PATIENCE = 60.0  # seconds
+MAX_WAITING_STARTS = 512
+START_PATIENCE = 50.0  # seconds; the coordinator waits for 60, and so it hears why a box was not started
 _CREATED = {"Status": "created", "Pid": 0, "Error": "", **dict.fromkeys(("Running", "Paused", "Restarting"), False)}
 _MADE = 1000  # containers that are remembered until their first start
 

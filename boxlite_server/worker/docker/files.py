@@ -151,7 +151,7 @@ class DockerArchive:
     def __iter__(self) -> Iterator[bytes]:
         tail = b""
         with engine_errors("the engine broke off an archive"):
-            for chunk in self._answer.pieces(CHUNK_BYTES):
+            for chunk in self._answer.pieces(2 * CHUNK_BYTES):
                 yield chunk
                 tail = (tail + chunk)[-len(_END) :]
         # An engine that fails in the middle ends its answer as if all were well.

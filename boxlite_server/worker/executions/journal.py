@@ -1,13 +1,17 @@
 """What the next worker process must know of the executions of this one: a small file for each execution.
 
 The files are not synced to disk: they need to survive the process, not the machine, whose end also ends the
-commands.
+commands. A file is written in place, a page at once, which the kernel does whole or not at all when the process is
+killed; and it is used again for another execution, since file systems take long to make files where many were just
+removed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
@@ -22,6 +26,9 @@ from .execution import Delivered, ExecutionState, Source
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".json"
+_PAGE = 4096  # bytes, of the kernel's page cache
+_FREE = ".free"
+_MAX_FREE = 256  # files that wait to be used again
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,15 @@ class Journal:
         self._directory = directory
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
+        self._free: list[Path] = []  # files without a record
+        self._numbers = itertools.count()  # the names of these
 
     def load(self) -> list[Record]:
         """Read the records of a former process. Damaged files are deleted."""
         found = []
-        for unfinished in self._directory.glob("*.new") if self._directory else ():
-            unfinished.unlink(missing_ok=True)
+        for pattern in ("*.new", f"*{_FREE}"):
+            for unused in self._directory.glob(pattern) if self._directory else ():
+                unused.unlink(missing_ok=True)
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")) if self._directory else ():
             try:
                 found.append(Record(**json.loads(path.read_text())))
@@ -104,7 +114,7 @@ class Journal:
     def add(self, record: Record) -> None:
         with self._lock:
             self._records[record.execution_id] = record
-            self._write(record)
+            self._write(record, is_new=True)
 
     def update(self, execution_id: str, **fields: Any) -> None:
         """Change fields of a record. An unknown id is ignored."""
@@ -141,24 +151,54 @@ class Journal:
 
     def remove(self, execution_id: str) -> None:
         with self._lock:
-            if self._records.pop(execution_id, None) is not None and self._directory:
-                with suppress(OSError):
-                    self._path(execution_id).unlink(missing_ok=True)
+            if self._records.pop(execution_id, None) is None or self._directory is None:
+                return
+            path = self._path(execution_id)
+            with suppress(OSError):
+                if len(self._free) < _MAX_FREE and _is_page(path):
+                    self._free.append(path.rename(self._directory / f"{next(self._numbers)}{_FREE}"))
+                else:
+                    path.unlink(missing_ok=True)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, *, is_new: bool = False) -> None:
         if self._directory is None:
             return
         path = self._path(record.execution_id)
-        temporary = path.with_suffix(".new")
+        content = json.dumps({name: getattr(record, name) for name in _FIELDS}).encode().ljust(_PAGE)
+        is_page = len(content) == _PAGE
         try:
-            temporary.write_text(json.dumps({name: getattr(record, name) for name in _FIELDS}))
-            temporary.replace(path)
+            if is_page and not is_new and _is_page(path):
+                _overwrite(path, content)
+                return
+            if is_page and self._free:
+                new = self._free.pop()
+                _overwrite(new, content)
+            else:
+                new = path.with_suffix(".new")
+                new.write_bytes(content)
+            new.replace(path)
         except OSError as exc:
             log.warning("execution %s will not outlive this process: %s", record.execution_id, exc)
 
     def _path(self, execution_id: str) -> Path:
         assert self._directory is not None
         return self._directory / f"{quote(execution_id, safe='')}{_SUFFIX}"
+
+
+def _is_page(path: Path) -> bool:
+    """Whether there is a file of one page."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size == _PAGE
+    return False
+
+
+def _overwrite(path: Path, page: bytes) -> None:
+    """Replace the content of a file of one page."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, page, 0)
+    finally:
+        os.close(descriptor)
 
 
 def now_ms() -> int:

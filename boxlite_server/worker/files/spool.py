@@ -21,7 +21,7 @@ from ..runtime import FilePart
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
 _ZEROS = bytes(CHUNK_BYTES)
-MAX_KEPT = 4  # chunks of a download in memory
+MAX_KEPT = 2  # chunks of a download in memory
 _CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
 
 
@@ -72,24 +72,26 @@ class SpooledFile:
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises `ResourceExhaustedError` when the disk is too full."""
+        view = memoryview(data)
         try:
-            if len(data) >= _MIN_HOLE and data == _ZEROS[: len(data)]:
-                os.ftruncate(self._file.fileno(), self.size + len(data))
-                self.size += len(data)
-            else:
-                self._store(data)
+            for start in range(0, len(data), CHUNK_BYTES):
+                piece = view[start : start + CHUNK_BYTES]
+                if _is_hole(piece):
+                    os.ftruncate(self._file.fileno(), self.size + len(piece))
+                    self.size += len(piece)
+                else:
+                    self._store(piece)
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise full(str(exc.strerror)) from exc
             raise
 
-    def _store(self, data: bytes) -> None:
-        self._until_check -= len(data)
+    def _store(self, rest: memoryview) -> None:
+        self._until_check -= len(rest)
         if self._until_check < 0:
             self._spool.check_free()
             self._until_check = _CHECK_EVERY
-        self.stored += len(data)
-        rest = memoryview(data)
+        self.stored += len(rest)
         while rest:
             written = os.pwrite(self._file.fileno(), rest, self.size)
             self.size += written
@@ -105,6 +107,11 @@ class SpooledFile:
             yield FilePart(self._file, position, size)
         elif size:
             yield self.read(size, position)
+
+
+def _is_hole(piece: memoryview) -> bool:
+    """Whether the piece is a long run of zeros. Views are slow to compare, so few bytes are looked at first."""
+    return len(piece) >= _MIN_HOLE and piece[:64] == _ZEROS[:64] and bytes(piece) == _ZEROS[: len(piece)]
 
 
 class Follower:

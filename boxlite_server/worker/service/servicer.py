@@ -28,8 +28,9 @@ from .incoming import Upload, imported
 from .order import BoxOrder
 from .readers import Readers
 
-MAX_CALLS = 1024
-# Readers, runs and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls.
+MAX_CALLS = 1536
+# Readers, runs and transfers hold their threads for long; the rest of MAX_CALLS is left to the other calls, most of it
+# to the boxes that wait for their start.
 MAX_READERS = 400
 MAX_RUNS = 256
 MAX_TRANSFERS = 256
@@ -212,8 +213,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
         with self._readers.register(context) as on_end:
-            ref = request.execution
-            for event in self._executions.read_output(ref.box_id, ref.execution_id, request.position, on_end):
+            ref, position = request.execution, request.position
+            if request.resume:
+                state = self._executions.get(ref.box_id, ref.execution_id)
+                position = state.delivered.position
+                yield pb.OutputEvent(position=position, resumed=messages.execution(state))
+            for event in self._executions.read_output(ref.box_id, ref.execution_id, position, on_end):
                 yield messages.output_event(event)
 
     @_answers

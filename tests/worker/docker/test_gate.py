@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from boxlite_server.worker.docker.engine import engine_errors
 from boxlite_server.worker.docker.gate import Gate
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxStatus
+from boxlite_server.worker.service import servicer
 
 
 class Crowd:
@@ -90,6 +92,27 @@ def test_many_starts_at_once_all_come_about(docker_alone: Site) -> None:
     assert {docker_alone.runtime.inspect(box).status for box in boxes} == {BoxStatus.RUNNING}
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda box: docker_alone.runtime.remove(box, force=True), boxes))
+
+
+def test_five_hundred_starts_at_once_wait_for_their_turn(docker_alone: Site) -> None:
+    runtime = docker_alone.runtime
+    assert isinstance(runtime, DockerRuntime)
+    starts, arrived, all_arrived = runtime._containers.starts, itertools.count(1), threading.Event()
+
+    def enter(_: int) -> None:
+        if next(arrived) == 500:
+            all_arrived.set()
+        with starts.place():
+            assert all_arrived.wait(60)
+
+    with ThreadPoolExecutor(500) as pool:
+        list(pool.map(enter, range(500)))
+
+
+def test_waiting_starts_leave_threads_to_the_other_calls() -> None:
+    waiting = containers.MAX_STARTS + containers.MAX_WAITING_STARTS
+    long_ones = servicer.MAX_READERS + servicer.MAX_RUNS + servicer.MAX_TRANSFERS
+    assert servicer.MAX_CALLS - long_ones - waiting >= 100
 
 
 def test_a_full_disk_of_the_engine_is_exhaustion(docker_alone: Site, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Worker:
         return lambda: Worker(self._site, self._home, self._life + 1)
 
     def records(self) -> list[str]:
-        return sorted(path.name for path in self._journal.iterdir())
+        return sorted(path.name for path in self._journal.glob("*.json"))
 
 
 def end_of(execution: str) -> None:
@@ -356,13 +356,36 @@ class TestJournal:
         assert Journal(tmp_path).load() == []
         assert list(tmp_path.iterdir()) == []
 
+    def test_files_are_used_again(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path)
+        journal.add(self.RECORD)
+        (first,) = tmp_path.iterdir()
+        inode = first.stat().st_ino
+        journal.remove("a/b")
+        journal.add(Record("other", "box", 2, "h", True, 1))
+        journal.update("other", ended_at_ms=5, exit_code=3)
+        (second,) = tmp_path.iterdir()
+        assert second.stat().st_ino == inode
+        assert [(found.execution_id, found.exit_code) for found in Journal(tmp_path).load()] == [("other", 3)]
+
+    def test_a_long_record_and_what_follows_it_are_whole(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path)
+        for message in ("", "x" * 5000, "short", "y" * 9000, "z" * 6000):
+            journal.add(self.RECORD)
+            journal.update("a/b", error_message=message)
+            assert [record.error_message for record in Journal(tmp_path).load()] == [message]
+            journal.update("a/b", error_message="end")
+            assert [record.error_message for record in Journal(tmp_path).load()] == ["end"]
+            journal.remove("a/b")
+            assert Journal(tmp_path).load() == []
+
     def test_a_full_disk_costs_only_the_record(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*args: object) -> None:
             raise OSError(28, "No space left on device")
 
         journal = Journal(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_text", full)
+            patch.setattr(Path, "write_bytes", full)
             journal.add(self.RECORD)
         journal.update("a/b", exit_code=1)
         assert [record.exit_code for record in Journal(tmp_path).load()] == [1]

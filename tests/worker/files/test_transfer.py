@@ -25,7 +25,7 @@ from boxlite_server.errors import (
 from boxlite_server.rpc import CHUNK_BYTES
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.files import tar as archive
-from boxlite_server.worker.files.spool import Follower, Spool
+from boxlite_server.worker.files.spool import MAX_KEPT, Follower, Spool
 from boxlite_server.worker.files.transfer import Files
 from boxlite_server.worker.runtime import BoxRef, ExecSpec, FileKind, FileState
 
@@ -567,7 +567,7 @@ def test_what_was_spooled_for_a_slow_reader_comes_before_what_follows(tmp_path: 
     follower = followed(tmp_path, source())
     assert spooled.wait(60)
     chunks, received = iter(follower), b""
-    while len(received) < 4000:  # what is kept in memory
+    while len(received) < 1000 * MAX_KEPT:  # what is kept in memory
         received += next(chunks)
     caught_up.set()
     received += b"".join(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -166,6 +167,7 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
         (client.GetExecution, unknown),
         (client.KillExecution, unknown),
         (client.ReadOutput, pb.ReadOutputRequest(execution=unknown)),
+        (client.ReadOutput, pb.ReadOutputRequest(execution=unknown, resume=True)),
         (client.WriteInput, pb.WriteInputRequest(execution=unknown)),
     ]:
         status, code, text = refusal(call, message)
@@ -189,6 +191,20 @@ def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     assert client.GetExecution(ref) == last.ended
     again = list(client.ReadOutput(pb.ReadOutputRequest(execution=ref, position=events[-1].position)))
     assert again == [last]
+
+
+def test_a_resumed_reading_goes_on_behind_what_was_received(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "sh", "-c", "echo one; read line; echo $line")
+    first, fresh = itertools.islice(client.ReadOutput(pb.ReadOutputRequest(execution=ref, resume=True)), 2)
+    assert (first.resumed.execution_id, first.resumed.delivered) == (ref.execution_id, pb.Delivered())
+    assert fresh.chunk.data == b"one\n"
+    delivered = pb.Delivered(bytes=4, position=fresh.position, bytes_at_position=4)
+    client.ConfirmOutput(pb.ConfirmOutputRequest(execution=ref, delivered=delivered))
+    stream = client.ReadOutput(pb.ReadOutputRequest(execution=ref, resume=True))
+    assert next(stream).resumed.delivered == delivered, "the state comes before any output"
+    client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"two\n", close=True))
+    chunk, last = stream
+    assert (chunk.chunk.data, last.ended.exit_code) == (b"two\n", 0)
 
 
 def test_signal_and_kill(client: Client, box: pb.BoxRef) -> None:

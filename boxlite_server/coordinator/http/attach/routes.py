@@ -8,7 +8,8 @@ plain HTTP answer.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -20,6 +21,7 @@ from ...._gen import worker_pb2 as pb
 from ...core import Core
 from ...store import Box
 from ..errors import error_response
+from .progress import Progress
 from .session import AttachOptions, Session, is_size
 
 _BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
@@ -37,7 +39,7 @@ class Attachment(NamedTuple):
     """The execution that a client asked to attach to. `named`: the client knows the execution's id already."""
 
     box: Box
-    execution: pb.Execution
+    execution_id: str
     options: AttachOptions
     named: bool = False
 
@@ -46,17 +48,20 @@ class Attach:
     """The ASGI application of all WebSocket paths."""
 
     def __init__(self, core: Core) -> None:
+        self._boxes = core.boxes
         self._executions = core.executions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         socket = WebSocket(scope, receive, send)
         try:
             found = await self._find(scope)
-            async with self._executions.attachment(found.execution.execution_id) as lease:
-                # Read again under the lease: a client that left just now may have received more.
-                execution = await self._executions.state(found.box, found.execution.execution_id)
-                headers = [] if found.named else [(EXECUTION_ID_HEADER, execution.execution_id.encode())]
-                session = Session(self._executions, socket, found.box, execution, found.options)
+            # What a client has received is asked under the lease: a client that left just now may have received more.
+            async with (
+                self._executions.attachment(found.execution_id) as lease,
+                self._output(found) as (execution, events),
+            ):
+                headers = [] if found.named else [(EXECUTION_ID_HEADER, found.execution_id.encode())]
+                session = Session(self._executions, socket, found.box, execution, found.options, events)
                 await _accept(socket, headers)
                 await session.run(lease.lost)
         except WebSocketDisconnect:
@@ -65,17 +70,31 @@ class Attach:
             with suppress(OSError):  # the client went away meanwhile
                 await socket.send_denial_response(error_response(scope, exc))
 
+    @asynccontextmanager
+    async def _output(self, found: Attachment) -> AsyncIterator[tuple[pb.Execution, AsyncIterator[pb.OutputEvent]]]:
+        """The execution, and its output behind what the client has received. Raises NotFoundError for an unknown
+        execution."""
+        box, execution_id, received = found.box, found.execution_id, found.options.received
+        if received is None:
+            async with self._executions.resumed(box, execution_id) as resumed:
+                yield resumed
+            return
+        execution = await self._executions.state(box, execution_id)
+        position = Progress(execution.delivered, received).start_position
+        async with aclosing(self._executions.read(box, execution_id, position)) as events:
+            yield execution, events
+
     async def _find(self, scope: Scope) -> Attachment:
         path = scope["path"]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if match := _EXECUTION.fullmatch(path):
             options = _options(query)
-            box, execution = await self._executions.get(match["prefix"], match["box"], match["execution"])
-            return Attachment(box, execution, options, named=True)
+            box = await self._boxes.get(match["prefix"], match["box"])
+            return Attachment(box, match["execution"], options, named=True)
         if match := _MAIN.fullmatch(path):
             options = _options(query)
             box, execution = await self._executions.attach_box(match["prefix"], match["box"])
-            return Attachment(box, execution, options)
+            return Attachment(box, execution.execution_id, options)
         if match := _TERMINAL.fullmatch(path):
             return await self._open_terminal(match["prefix"], match["box"], query)
         raise errors.NotFoundError(f"no such WebSocket path: {path}")
@@ -87,7 +106,7 @@ class Attach:
         cols, rows = _size(query, "cols", 80), _size(query, "rows", 24)
         request = {"command": command, "args": args, "tty": True, "cols": cols, "rows": rows}
         box, execution = await self._executions.start(prefix, id_or_name, request, expects_reader=True)
-        return Attachment(box, execution, AttachOptions(channels=False))
+        return Attachment(box, execution.execution_id, AttachOptions(channels=False))
 
 
 async def _accept(socket: WebSocket, headers: list[tuple[bytes, bytes]]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,15 @@ class Session:
     """Serves one client from the upgrade to the exit frame or the loss of the connection."""
 
     def __init__(
-        self, executions: Executions, socket: WebSocket, box: Box, execution: pb.Execution, options: AttachOptions
+        self,
+        executions: Executions,
+        socket: WebSocket,
+        box: Box,
+        execution: pb.Execution,
+        options: AttachOptions,
+        events: AsyncIterator[pb.OutputEvent],
     ) -> None:
+        """`events`: the output from where `Progress` has the reading begin."""
         self._executions = executions
         self._socket = socket
         self._peer: WebSocketProtocol = socket.scope["state"][PEER]
@@ -59,6 +66,7 @@ class Session:
         self._id = execution.execution_id
         self._options = options
         self._progress = Progress(execution.delivered, options.received)
+        self._events = events
         self._reported = execution.delivered.bytes
         self._joiner = Utf8Joiner()
         self._told = ""  # the reason for lost output, once the client was told
@@ -102,10 +110,8 @@ class Session:
 
     async def _send_output(self) -> None:
         try:
-            events = self._executions.read(self._box, self._id, self._progress.start_position)
-            async with aclosing(events):
-                async for event in events:
-                    await self._send(event)
+            async for event in self._events:
+                await self._send(event)
         except errors.BoxliteError as exc:
             await self._socket.send_text(frames.error_frame(exc.message))
             if self._peer.in_message:  # its rest may be long; such a message is lost

@@ -24,22 +24,23 @@ class Executions:
     async def attachment(self, execution_id: str) -> AsyncIterator[Any]:
         yield SimpleNamespace(lost=asyncio.Event())
 
-    async def state(self, box: Any, execution_id: str) -> pb.Execution:
-        return pb.Execution(execution_id=execution_id)
+    @asynccontextmanager
+    async def resumed(self, box: Any, execution_id: str) -> AsyncIterator[Any]:
+        yield pb.Execution(execution_id=execution_id), None
 
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_client_that_goes_away_before_its_answer_is_no_fault(
     refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    core: Any = SimpleNamespace(executions=Executions())
+    core: Any = SimpleNamespace(boxes=None, executions=Executions())
     attach, sent = Attach(core), []
 
     async def find(scope: Any) -> Attachment:
         if refused:
             raise errors.NotFoundError("box not found: x")
         box: Any = SimpleNamespace(id="b")
-        return Attachment(box, pb.Execution(execution_id="e"), AttachOptions(), named=True)
+        return Attachment(box, "e", AttachOptions(), named=True)
 
     async def receive() -> Any:
         return {"type": "websocket.connect"}
