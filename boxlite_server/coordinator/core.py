@@ -105,7 +105,7 @@ class Core:
     ) -> Core:
         """Build the parts over an open database."""
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
-        calls = Calls(fleet, connect)
+        calls, counting = Calls(fleet, connect), Counting(store)
         volumes = Volumes(store, fleet, calls, leases, clock)
         schedule, counting = Schedule(store, leases, clock), Counting(store)
         turns = Turns(store, fleet, schedule, leases, clock)

@@ -19,12 +19,15 @@ from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.coordinator.core import Core
+from boxlite_server.coordinator.domain.warm import pool_of
 from boxlite_server.coordinator.fleet.link import GrpcLink
 from boxlite_server.coordinator.store import Box, Store, Worker, sqlite
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.holder import Holder
 from boxlite_server.worker.runtime import Owner
 from boxlite_server.worker.service.servicer import make_server
+from boxlite_server.worker.supervisor.links import Links
+from boxlite_server.worker.supervisor.program import program
 
 PREFIX = "default"
 OWNER = Owner(ids.new_id(), ids.new_id())
@@ -72,9 +75,19 @@ class CountedLink(GrpcLink):
 
 
 @pytest.fixture
-def runtime(docker_host: str, test_image: str, tmp_path: Path) -> Iterator[DockerRuntime]:
+def links(request: pytest.FixtureRequest, tmp_path: Path) -> Links | None:
+    """Links to supervisors, for a test that asks for them."""
+    supervisor = program()
+    assert supervisor is not None
+    return Links(tmp_path / "boxes", supervisor) if getattr(request, "param", False) else None
+
+
+@pytest.fixture
+def runtime(docker_host: str, test_image: str, tmp_path: Path, links: Links | None) -> Iterator[DockerRuntime]:
     """A runtime that hears the engine's events, as a worker's does."""
-    runtime = DockerRuntime(lambda: OWNER, docker_host, holder=Holder(tmp_path), records=tmp_path / "system-files")
+    runtime = DockerRuntime(
+        lambda: OWNER, docker_host, holder=Holder(tmp_path), records=tmp_path / "system-files", links=links
+    )
     stopping, heard = threading.Event(), threading.Event()
     watching = threading.Thread(target=runtime.watch, args=(heard.set, stopping), daemon=True)
     watching.start()
@@ -159,6 +172,31 @@ def test_an_operation_makes_no_call_that_it_does_not_need(
         asyncio.run(story())
     found.pop("stop again")
     assert found == TABLE
+
+
+@pytest.mark.parametrize("links", [True], indirect=True)
+def test_a_claim_asks_the_engine_nothing_and_waits_for_the_disk_once(
+    runtime: DockerRuntime, test_image: str, tmp_path: Path, count: Count
+) -> None:
+    found = []
+
+    async def story() -> None:
+        store = await Store.open(tmp_path / "coordinator.db")
+        core = Core.over(store, None, connect=lambda worker: CountedLink(worker, count))
+        await store.put_worker(worker._replace(engine_life=runtime.life()))
+        await core.pools.keep([pool_of(test_image, 2, memory_mib=128)])
+        await core.pools.look()
+        assert [count for _, count in await core.pools.ready()] == [2]
+        request = {"image": test_image, "memory_mib": 128, "env": {"A": "b"}, "cmd": ["tail", "-f", "/dev/null"]}
+        for start in (True, False):
+            count.begin()
+            box = await core.creation.create(PREFIX, {**request, "start": start})
+            found.append((box.status, count.engine, count.worker, count.syncs))
+        await core.close()
+
+    with serving(runtime, tmp_path) as worker:
+        asyncio.run(story())
+    assert found == [("running", [], ["CreateBox"], 1), ("configured", [], ["CreateBox"], 1)]
 
 
 def before_command(calls: list[str]) -> list[str]:

@@ -79,6 +79,44 @@ def test_released_clients_create_first_and_start_later(warm: Cluster, test_image
     assert warm.http("DELETE", f"/v1/boxes/{box}?force=true")[0] == 204
 
 
+def test_a_warm_box_gets_the_environment_and_the_command_of_the_request(warm: Cluster, test_image: str) -> None:
+    wait_until_ready(warm)
+    [container] = warm.containers()
+    body = {"image": test_image, "env": {"OWN": "own"}, "working_dir": "/tmp", "entrypoint": ["sh", "-c"]}
+    body |= {"cmd": ["echo $OWN in $PWD > /main; exec tail -f /dev/null"], "start": True}
+    status, _, box = warm.http("POST", "/v1/boxes", body)
+    assert (status, box["status"], box["supervisor"]) == (201, "running", "init")
+    assert container in warm.containers()
+    assert say(warm, box["box_id"], "until [ -s /main ]; do sleep 0.02; done; cat /main") == "own in /tmp"
+    assert say(warm, box["box_id"], "echo $OWN in $PWD") == "own in /tmp"
+    assert warm.http("DELETE", f"/v1/boxes/{box['box_id']}?force=true")[0] == 204
+
+
+def test_a_main_command_that_does_not_exist_is_refused_like_in_any_other_box(warm: Cluster, test_image: str) -> None:
+    wait_until_ready(warm)
+    body = {"image": test_image, "entrypoint": ["/not/there"], "start": True}
+    status, _, answer = warm.http("POST", "/v1/boxes", body)
+    assert (status, answer["error"]["code"]) == (422, "execution_failed")
+    assert "not found in the box" in answer["error"]["message"]
+    assert warm.http("GET", "/v1/boxes")[2]["boxes"] == []
+
+
+def test_a_request_that_is_sent_again_gets_its_warm_box_after_the_coordinator_was_killed(
+    warm: Cluster, test_image: str
+) -> None:
+    wait_until_ready(warm)
+    body, key = {"image": test_image, "env": {"OWN": "own"}, "start": True}, {"Idempotency-Key": "warm-1"}
+    first = warm.http("POST", "/v1/boxes", body, headers=key)[2]["box_id"]
+    warm.coordinator.kill()
+    warm.coordinator.start()
+    wait_until(lambda: boxes.worker(warm, "one")["status"] == "active", "the worker is back")
+    status, _, again = warm.http("POST", "/v1/boxes", body, headers=key)
+    assert (status, again["box_id"]) == (201, first)
+    assert len(warm.http("GET", "/v1/boxes")[2]["boxes"]) == 1
+    assert pools(warm)["claimed_total"] >= 1, "counts outlive the coordinator"
+    assert warm.http("DELETE", f"/v1/boxes/{first}?force=true")[0] == 204
+
+
 def test_a_worker_that_was_killed_still_has_its_warm_box(warm: Cluster, test_image: str) -> None:
     wait_until_ready(warm)
     before = set(warm.containers())

@@ -76,11 +76,11 @@ class Fuzzer:
             self._peer.accept()
 
     def _send(self) -> None:
-        kind = self._random.choice("SSSSGKFFFFZ")
+        kind = self._random.choice("SSSSMGKFFFFZ")
         flags = self._random.choice([0, 0, 0, 1, 255])
         count = self._random.choice([1 if flags & 1 else 4] * 9 + [0, 2, 5, 20])
         made = [memory_file(self._spec())] + [os.open(os.devnull, os.O_RDWR) for _ in range(1, count)]
-        passed = tuple(made[:count]) if kind == "S" or self._random.random() < 0.02 else ()
+        passed = tuple(made[:count]) if kind in "SM" or self._random.random() < 0.02 else ()
         number = self._random.choice([0, 9, 15, 18, 19, 64, 65, 1 << 31, (1 << 32) - 1])
         try:
             self._peer.send(Packet(kind, self._random.randrange(0, 40), number, number, flags, passed))

@@ -22,6 +22,8 @@ from boxlite_server import ids
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
+from boxlite_server.worker.supervisor.links import Links
+from boxlite_server.worker.supervisor.program import program
 
 
 class Death(BaseException):
@@ -86,8 +88,13 @@ class Scene:
         self.site = self.next_life()
 
     def next_life(self) -> Site:
-        runtime = MortalRuntime(lambda: self.owner, self.docker_host)
-        runtime.disks.tidy()
+        if hasattr(self, "site"):
+            self.site.runtime.close()
+        home, supervisor = self.directory / "home", program()
+        assert supervisor is not None
+        links = Links(home / "boxes", supervisor)
+        runtime = MortalRuntime(lambda: self.owner, self.docker_host, links=links, prepared=home / "prepared")
+        runtime.tidy()
         self.site = Site(runtime, self.image, self.image, self.directory)
         return self.site
 
@@ -169,6 +176,68 @@ def test_start(scene: Scene, step: str, number: int, when: str) -> None:
     assert boxes(scene) == [(box.box_id, 1, BoxStatus.RUNNING)]
     said = collect(scene.site.runtime.spawn(box, ExecSpec(("sh", "-c", "until cat /starts; do sleep 0.02; done"))))[0]
     assert said == b"x\n", "it was started once"
+
+
+@deaths("create container", "start container")
+def test_prepare(scene: Scene, step: str, number: int, when: str) -> None:
+    box = BoxRef(ids.new_id(), 1)
+    state = survive(scene, step, number, when, lambda site: site.runtime.prepare(box, site.spec()))
+    assert state is not None and state.unclaimed
+    assert boxes(scene) == [(box.box_id, 1, BoxStatus.CONFIGURED)]
+    scene.site.runtime.create(box, scene.site.spec(env={"OWN": "own"}))
+    assert scene.site.runtime.start(box).status is BoxStatus.RUNNING
+    assert collect(scene.site.runtime.spawn(box, ExecSpec(("sh", "-c", "echo $OWN"))))[0] == b"own\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["write the claim", "write the start", "start the main command"])
+def test_claim_and_start(scene: Scene, step: str, when: str) -> None:
+    """The engine has no part in these steps."""
+    box, runtime = BoxRef(ids.new_id(), 1), scene.site.runtime
+    runtime.prepare(box, scene.site.spec())
+    pid = _pid(scene, box)
+    assert isinstance(runtime, MortalRuntime)
+    places = {
+        "write the claim": (runtime._prepared, "put"),
+        "write the start": (runtime._prepared, "start"),
+        "start the main command": (runtime._supervisors, "start_main"),
+    }
+    owner, name = places[step]
+    call = getattr(owner, name)
+
+    def mortal(*args: object) -> None:
+        if when == "after":
+            call(*args)
+        raise Death
+
+    def claim_and_start(site: Site) -> BoxState:
+        cmd = ("sh", "-c", "echo main of $OWN; exec tail -f /dev/null")
+        site.runtime.create(box, site.spec(env={"OWN": "own"}, cmd=cmd))
+        return site.runtime.start(box)
+
+    setattr(owner, name, mortal)
+    with pytest.raises(Death):
+        claim_and_start(scene.site)
+    assert claim_and_start(scene.next_life()).status is BoxStatus.RUNNING
+    assert boxes(scene) == [(box.box_id, 1, BoxStatus.RUNNING)]
+    assert _pid(scene, box) == pid, "it is still the warm box"
+    assert collect(scene.site.runtime.spawn(box, ExecSpec(("sh", "-c", "echo $OWN"))))[0] == b"own\n"
+    log = scene.site.runtime.read_logs(box, None, follow=True)
+    assert log.read() == (1, b"main of own\n")
+    log.close()
+    scene.site.runtime.stop(box, 0)
+    log = scene.site.runtime.read_logs(box, None, follow=True)
+    assert [log.read(), log.read()] == [(1, b"main of own\n"), None], "its main command was started once"
+    log.close()
+
+
+def _pid(scene: Scene, box: BoxRef) -> int:
+    """Of the container's first process."""
+    api = docker.APIClient(base_url=scene.docker_host)
+    try:
+        return int(api.inspect_container(f"boxlite-{box.box_id}-{box.generation}")["State"]["Pid"])
+    finally:
+        api.close()
 
 
 @deaths("commit")

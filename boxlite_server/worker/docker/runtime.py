@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -78,6 +79,8 @@ from .storage.volumes import DockerVolumes
 from .supervised import Supervisors
 from .system_files import SystemFiles
 from .watch import Watch
+
+log = logging.getLogger(__name__)
 
 _SPAWN_PATIENCE = 0.5  # seconds; the first process needs milliseconds
 _FIRST_LOOK, _LAST_LOOK = 0.001, 0.01  # seconds between two looks at the first process
@@ -193,6 +196,7 @@ class DockerRuntime:
             return self._create(box, spec)
         if self._is_claimed(box, spec, record):
             return BoxState(box, BoxStatus.CONFIGURED)
+        log.info("prepared box %s does not fit its claim, or its supervisor is lost: it is made anew", box.box_id)
         self._containers.delete(box, force=True)
         return self._create(box, spec)
 
