@@ -70,3 +70,8 @@ class Command:
             self.started.set_exception(lost)
         while self.signals:
             self.signals.popleft().set_exception(lost)
+
+    def drop_terminal(self) -> None:
+        """Close the terminal that nobody has received, if it has come. Called once the command was let go."""
+        if self.started.done() and self.started.exception() is None and (terminal := self.started.result()[1]):
+            os.close(terminal)

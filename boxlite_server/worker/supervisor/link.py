@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..commands import GONE_EXIT_CODE
@@ -61,7 +62,7 @@ class Link:
         self.awaits_main = False  # whether the supervisor has said, and still does, that it awaits the main command
         self._commands: dict[int, Command] = {}
         self._others: dict[int, Started | Ended] = {}  # known to the supervisor, started by a former process
-        self._left: dict[int, bool] = {}  # let go by this process; whether they are to be killed
+        self._left: dict[int, _Left] = {}  # let go by this process
         self._forgotten: deque[int] = deque(maxlen=_REMEMBERED)
         self._owed: Counter[int] = Counter()  # answers to signals, for commands that this process has forgotten
         self.dropped = 0  # connections, because of what came on them or who dialled
@@ -196,17 +197,22 @@ class Link:
         with self._changed:
             if self._commands.get(command.command_id) is command:
                 del self._commands[command.command_id]
-                self._owed[command.command_id] += len(command.signals)
+                self._owe(command)
                 self._forget(command.command_id)
 
     def leave(self, command: Command, *, kill: bool = False) -> None:
         """Let go of a command whose end is of no interest."""
         with self._changed:
             if self._commands.pop(command.command_id, None) is command and self._life is not None:
-                self._left[command.command_id] = kill
-                self._owed[command.command_id] += len(command.signals)
+                self._left[command.command_id] = _Left(kill, command.started.done())
+                self._owe(command)
                 if kill:
                     self._kill_left(command.command_id)
+
+    def _owe(self, command: Command) -> None:
+        """Expect the answers to signals of a command that nobody follows any more."""
+        if command.signals:
+            self._owed[command.command_id] += len(command.signals)
 
     def _kill_left(self, command_id: int) -> None:
         with suppress(UnheardError):
@@ -248,8 +254,10 @@ class Link:
                     return
                 try:
                     connection, _ = self._listener.accept()
-                except OSError:
+                except BlockingIOError:
                     return
+                except OSError:  # this process has no descriptor left
+                    break
                 if self._life is None and len(self._waiting) < _BACKLOG:
                     self._waiting.append(connection)
                 else:
@@ -376,13 +384,17 @@ class Link:
             if command is not None and command.signals:
                 command.signals.popleft().set_result(answer.errno)
                 return True
-            self._owed.subtract((command_id,))
-            return self._owed[command_id] >= 0
+            if not (owed := self._owed.pop(command_id, 0)):
+                return False
+            if owed > 1:
+                self._owed[command_id] = owed - 1
+            return True
         if command is not None:
             return self._is_expected_of(command, answer, descriptors)
-        if command_id in self._left:
+        if (left := self._left.get(command_id)) is not None:
+            is_news = not (isinstance(answer, Started) and left.is_started)
             self._mention(answer)
-            return True
+            return is_news
         if isinstance(answer, Ended) and isinstance(self._others.get(command_id), Started):
             self._others[command_id] = answer
             return True
@@ -448,9 +460,10 @@ class Link:
             elif command.is_killed:
                 with suppress(UnheardError):
                     self.kill(command)
-        elif command_id in self._left:
+        elif (left := self._left.get(command_id)) is not None:
             if isinstance(answer, Started):
-                if self._left[command_id]:
+                left.is_started = True
+                if left.is_to_be_killed:
                     self._kill_left(command_id)
                 return
             del self._left[command_id]
@@ -460,6 +473,14 @@ class Link:
             self._forget(command_id)
         elif not isinstance(answer, Failed):
             self._others[command_id] = answer
+
+
+@dataclass(slots=True)
+class _Left:
+    """What is known of a command that this process has let go. `is_started`: the supervisor has said so."""
+
+    is_to_be_killed: bool
+    is_started: bool
 
 
 def _can_be_read(descriptor: int) -> bool:
