@@ -229,7 +229,7 @@ class ExecProcess(_Exec):
                 raise StoppedError(f"box {box_id} is not running; start it first") from exc
             raise
         except InvalidArgumentError as exc:
-            raise ExecutionError(exc.message) from exc
+            raise spawn_error(spec, exc.message.partition(": ")[2]) from exc  # the engine's own words
         process = cls(engine, container, exec_id, stream, spec.tty, holder, mark)
         try:
             if spec.tty and not engine.sizes_terminals:
