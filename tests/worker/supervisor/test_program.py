@@ -139,10 +139,10 @@ def test_a_given_home_stays(box: Supervised) -> None:
 
 def test_a_box_whose_root_is_read_only(new_supervised: NewBox) -> None:
     box = new_supervised(ReadonlyRootfs=True)
-    script = "id; pwd; env | sort; touch /x; echo on > /dev/shm/x && cat /dev/shm/x"
+    script = "exec 2>&1; id; pwd; env | sort; touch /x; echo on > /dev/shm/x && cat /dev/shm/x"
     env = dict(line.split("=", 1) for line in said(box, "", "env").decode().splitlines())
-    engines = said(box, "", "sh", "-c", f"{script} 2>&1")
-    assert box.peer.run("sh", "-c", f"{script} 2>&1", env=env) == (0, engines, b"")
+    engines = said(box, "", "sh", "-c", script)
+    assert box.peer.run("sh", "-c", script, env=env) == (0, engines, b"")
     assert b"on\n" in engines
     command = box.peer.spawn("stty", "size", terminal=(132, 40))
     assert read_terminal(*command.started().descriptors) == b"40 132\r\n"
