@@ -6,6 +6,7 @@ import array
 import fcntl
 import os
 import select
+import stat
 import termios
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, suppress
 
+from .wire import ProtocolError
+
+_TERMINAL_DEVICE = (5, 2)  # major and minor number of the master of a pseudo-terminal
 PIPE_BYTES = 1024 * 1024
 _GRACE = 0.5  # seconds that a write to a terminal may take beyond its time
 _AGAIN = 0.01  # seconds until it is woken again
@@ -154,3 +158,12 @@ def sealed(content: bytes, closing: ExitStack) -> int:
     while view:
         view = view[os.write(descriptor, view) :]
     return descriptor
+
+
+def check_terminal(descriptors: list[int]) -> None:
+    """Raise `ProtocolError` for what is not the master of a pseudo-terminal. Anything else could block its reader."""
+    if len(descriptors) == 1:
+        found = os.fstat(descriptors[0])
+        if stat.S_ISCHR(found.st_mode) and (os.major(found.st_rdev), os.minor(found.st_rdev)) == _TERMINAL_DEVICE:
+            return
+    raise ProtocolError("no terminal came for a command with a terminal")

@@ -14,19 +14,18 @@ import os
 import secrets
 import select
 import socket
-import stat
 import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..commands import GONE_EXIT_CODE
 from . import wire
-from .command import Command, UnheardError
+from .command import Command, Left, UnheardError
+from .ends import check_terminal
 from .poller import Poller
 from .wire import Ended, Failed, Greeting, ProtocolError, Signalled, Started
 
@@ -37,7 +36,6 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.05, 5.0  # seconds without accepting after a conne
 _REMEMBERED = 1024  # ids of forgotten commands
 _INT = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-_TERMINAL_DEVICE = (5, 2)  # major and minor number of the master of a pseudo-terminal
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ class Link:
         self.awaits_main = False  # whether the supervisor has said, and still does, that it awaits the main command
         self._commands: dict[int, Command] = {}
         self._others: dict[int, Started | Ended] = {}  # known to the supervisor, started by a former process
-        self._left: dict[int, _Left] = {}  # let go by this process
+        self._left: dict[int, Left] = {}  # let go by this process
         self._forgotten: deque[int] = deque(maxlen=_REMEMBERED)
         self._owed: Counter[int] = Counter()  # answers to signals, for commands that this process has forgotten
         self.dropped = 0  # connections, because of what came on them or who dialled
@@ -204,7 +202,7 @@ class Link:
         """Let go of a command whose end is of no interest."""
         with self._changed:
             if self._commands.pop(command.command_id, None) is command and self._life is not None:
-                self._left[command.command_id] = _Left(kill, command.started.done())
+                self._left[command.command_id] = Left(kill, command.started.done())
                 self._owe(command)
                 if kill:
                     self._kill_left(command.command_id)
@@ -414,7 +412,7 @@ class Link:
         if isinstance(answer, Failed):
             del self._commands[command.command_id]
         elif command.has_terminal:
-            _check_terminal(descriptors)
+            check_terminal(descriptors)
             terminal = descriptors.pop()
         command.started.set_result((answer, terminal))
         return True
@@ -453,7 +451,7 @@ class Link:
         """Take note of the state of a command whose start nobody waits for."""
         command_id = answer.command_id
         if command_id & wire.OWN and command_id not in self._commands:
-            self._left.setdefault(command_id, True)  # a former process of the worker needed it
+            self._left.setdefault(command_id, Left(True, False))  # a former process of the worker needed it
         if (command := self._commands.get(command_id)) is not None:
             if isinstance(answer, Ended):
                 command.end(answer.exit_code, answer.is_lost)
@@ -475,28 +473,11 @@ class Link:
             self._others[command_id] = answer
 
 
-@dataclass(slots=True)
-class _Left:
-    """What is known of a command that this process has let go. `is_started`: the supervisor has said so."""
-
-    is_to_be_killed: bool
-    is_started: bool
-
-
 def _can_be_read(descriptor: int) -> bool:
     """Whether a read would not block now; of a pidfd: whether the process has ended."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _check_terminal(descriptors: list[int]) -> None:
-    """Raise `ProtocolError` for what is not the master of a pseudo-terminal. Anything else could block its reader."""
-    if len(descriptors) == 1:
-        found = os.fstat(descriptors[0])
-        if stat.S_ISCHR(found.st_mode) and (os.major(found.st_rdev), os.minor(found.st_rdev)) == _TERMINAL_DEVICE:
-            return
-    raise ProtocolError("no terminal came for a command with a terminal")
 
 
 def _listener(directory: Path) -> socket.socket:
