@@ -88,7 +88,9 @@ def _uplink(made: Namespace, pid: int, directory: Path) -> Iterator[None]:
         with path.open("ab") as output, _running(command, stdout=output, stderr=output, pass_fds=[told]):
             os.close(told)
             told = -1
-            if select.select([ready], [], [], _READY_SECONDS)[0] and os.read(ready, 1):
+            poll = select.poll()
+            poll.register(ready, select.POLLIN)
+            if poll.poll(_READY_SECONDS * 1000) and os.read(ready, 1):
                 _route(made)
             else:
                 log.warning("slirp4netns did not start: the private engine has no outgoing connections (log: %s)", path)

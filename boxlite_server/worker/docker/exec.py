@@ -24,7 +24,7 @@ from ...errors import (
 from ..commands import GONE_EXIT_CODE, ExecSpec, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
-from ..kernel.processes import MARK, Found, all_in, family, is_in, kill_all, mark_of, output_pipes, pid_inside
+from ..kernel.processes import MARK, Found, all_in, family, is_alive, is_in, kill_all, mark_of, output_pipes, pid_inside
 from .config import MIB
 from .engine import Engine, engine_errors
 from .main_command import ending_with
@@ -116,7 +116,8 @@ class _Exec:
             if self._live_pid() != pid:
                 raise self._ended()
             if not is_in(pid, self._container_id):
-                self._live_pid()  # raises if the command has ended just now
+                if not is_alive(pid):  # whatever the engine knows yet
+                    raise self._ended()
                 raise UnsupportedError("signals need the container engine on the worker's own host")
             yield pid, pinned
         finally:
@@ -228,7 +229,7 @@ class ExecProcess(_Exec):
                 raise StoppedError(f"box {box_id} is not running; start it first") from exc
             raise
         except InvalidArgumentError as exc:
-            raise ExecutionError(exc.message) from exc
+            raise spawn_error(spec, exc.message.partition(": ")[2]) from exc  # the engine's own words
         process = cls(engine, container, exec_id, stream, spec.tty, holder, mark)
         try:
             if spec.tty and not engine.sizes_terminals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -113,10 +113,16 @@ def is_alive(pid: int) -> bool:
     return entry is not None and entry.is_alive
 
 
-def parent_of(pid: int) -> int:
-    """The pid of the process's parent; 0 when it has ended."""
-    entry = _entry(pid)
-    return entry.parent if entry else 0
+def child_inside(pids: Collection[int], inside: int) -> tuple[int, int]:
+    """The process that has the pid `inside` in its own container, and its parent, where each is 0 if it is not among
+    `pids`. The process itself may be a zombie, which no control group lists."""
+    everybody = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+    for pid in everybody:
+        entry = _entry(pid)
+        is_known = entry is not None and (pid in pids or entry.parent in pids)
+        if entry and is_known and pid_inside(pid) == str(inside):
+            return (pid if pid in pids else 0), (entry.parent if entry.parent in pids else 0)
+    return 0, 0
 
 
 def output_pipes(processes: set[Found], box_pid: int) -> Iterator[int]:

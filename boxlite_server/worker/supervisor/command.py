@@ -6,6 +6,7 @@ import os
 import select
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from .wire import Failed, Started
 
@@ -70,3 +71,16 @@ class Command:
             self.started.set_exception(lost)
         while self.signals:
             self.signals.popleft().set_exception(lost)
+
+    def drop_terminal(self) -> None:
+        """Close the terminal that nobody has received, if it has come. Called once the command was let go."""
+        if self.started.done() and self.started.exception() is None and (terminal := self.started.result()[1]):
+            os.close(terminal)
+
+
+@dataclass(slots=True)
+class Left:
+    """What is known of a command that this process has let go. `is_started`: the supervisor has said so."""
+
+    is_to_be_killed: bool
+    is_started: bool

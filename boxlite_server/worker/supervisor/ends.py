@@ -6,11 +6,20 @@ import array
 import fcntl
 import os
 import select
+import stat
 import termios
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, suppress
 
+from .wire import ProtocolError
+
+_TERMINAL_DEVICE = (5, 2)  # major and minor number of the master of a pseudo-terminal
 PIPE_BYTES = 1024 * 1024
+_GRACE = 0.5  # seconds that a write to a terminal may take beyond its time
+_AGAIN = 0.01  # seconds until it is woken again
 _RECEIVE = 128 * 1024  # bytes at once
 
 
@@ -81,9 +90,39 @@ class Terminal(End):
             is_over = True  # the other end is closed
         return super().ready(is_hung_up=is_over)
 
+    def within(self, seconds: float, write: Callable[[], None]) -> None:
+        """Run a function that writes to the terminal, for hardly longer than so many seconds. The terminal came from
+        the box, and whoever has it there too can make writes block: a thread of its own writes, and is woken when the
+        time is over. Raises what the function raises."""
+        written: Future[None] = Future()
+        threading.Thread(target=lambda: _settle(written, write), name="terminal", daemon=True).start()
+        patience = max(seconds, 0) + _GRACE
+        while True:
+            try:
+                return written.result(patience)
+            except FutureTimeoutError:
+                patience = _AGAIN
+                self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        """Have a write that waits in the kernel look again whether it may wait."""
+        with suppress(OSError, termios.error):
+            os.set_blocking(self._descriptor, False)
+            termios.tcflow(self._descriptor, termios.TCOOFF)
+            termios.tcflow(self._descriptor, termios.TCOON)
+
     def resize(self, cols: int, rows: int) -> None:
         """Set the size of the terminal. Raises OSError when its other end is closed."""
         termios.tcsetwinsize(self.fileno(), (rows, cols))
+
+
+def _settle(future: Future[None], function: Callable[[], None]) -> None:
+    try:
+        function()
+    except OSError as exc:
+        future.set_exception(exc)
+    else:
+        future.set_result(None)
 
 
 def unread(pipe: int) -> int:
@@ -119,3 +158,12 @@ def sealed(content: bytes, closing: ExitStack) -> int:
     while view:
         view = view[os.write(descriptor, view) :]
     return descriptor
+
+
+def check_terminal(descriptors: list[int]) -> None:
+    """Raise `ProtocolError` for what is not the master of a pseudo-terminal. Anything else could block its reader."""
+    if len(descriptors) == 1:
+        found = os.fstat(descriptors[0])
+        if stat.S_ISCHR(found.st_mode) and (os.major(found.st_rdev), os.minor(found.st_rdev)) == _TERMINAL_DEVICE:
+            return
+    raise ProtocolError("no terminal came for a command with a terminal")

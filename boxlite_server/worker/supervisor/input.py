@@ -49,7 +49,11 @@ class Input:
         spool, begin = self._kept[0].fileno(), self.taken
         end = begin + os.pwrite(spool, data, begin)
         try:
-            self._push(end, time.monotonic() + timeout, news)
+            deadline = time.monotonic() + timeout
+            if isinstance(self._end, Terminal):
+                self._end.within(timeout, lambda: self._push(end, deadline, news))
+            else:
+                self._push(end, deadline, news)
         finally:
             os.ftruncate(spool, 0)  # frees the memory; what is in a pipe stays
         return self.taken - begin

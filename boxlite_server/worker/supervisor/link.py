@@ -14,7 +14,6 @@ import os
 import secrets
 import select
 import socket
-import stat
 import struct
 import threading
 from collections import Counter, deque
@@ -25,7 +24,8 @@ from pathlib import Path
 
 from ..commands import GONE_EXIT_CODE
 from . import wire
-from .command import Command, UnheardError
+from .command import Command, Left, UnheardError
+from .ends import check_terminal
 from .poller import Poller
 from .wire import Ended, Failed, Greeting, ProtocolError, Signalled, Started
 
@@ -36,7 +36,6 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.05, 5.0  # seconds without accepting after a conne
 _REMEMBERED = 1024  # ids of forgotten commands
 _INT = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-_TERMINAL_DEVICE = (5, 2)  # major and minor number of the master of a pseudo-terminal
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Link:
         self.awaits_main = False  # whether the supervisor has said, and still does, that it awaits the main command
         self._commands: dict[int, Command] = {}
         self._others: dict[int, Started | Ended] = {}  # known to the supervisor, started by a former process
-        self._left: dict[int, bool] = {}  # let go by this process; whether they are to be killed
+        self._left: dict[int, Left] = {}  # let go by this process
         self._forgotten: deque[int] = deque(maxlen=_REMEMBERED)
         self._owed: Counter[int] = Counter()  # answers to signals, for commands that this process has forgotten
         self.dropped = 0  # connections, because of what came on them or who dialled
@@ -196,17 +195,22 @@ class Link:
         with self._changed:
             if self._commands.get(command.command_id) is command:
                 del self._commands[command.command_id]
-                self._owed[command.command_id] += len(command.signals)
+                self._owe(command)
                 self._forget(command.command_id)
 
     def leave(self, command: Command, *, kill: bool = False) -> None:
         """Let go of a command whose end is of no interest."""
         with self._changed:
             if self._commands.pop(command.command_id, None) is command and self._life is not None:
-                self._left[command.command_id] = kill
-                self._owed[command.command_id] += len(command.signals)
+                self._left[command.command_id] = Left(kill, command.started.done())
+                self._owe(command)
                 if kill:
                     self._kill_left(command.command_id)
+
+    def _owe(self, command: Command) -> None:
+        """Expect the answers to signals of a command that nobody follows any more."""
+        if command.signals:
+            self._owed[command.command_id] += len(command.signals)
 
     def _kill_left(self, command_id: int) -> None:
         with suppress(UnheardError):
@@ -248,8 +252,10 @@ class Link:
                     return
                 try:
                     connection, _ = self._listener.accept()
-                except OSError:
+                except BlockingIOError:
                     return
+                except OSError:  # this process has no descriptor left
+                    break
                 if self._life is None and len(self._waiting) < _BACKLOG:
                     self._waiting.append(connection)
                 else:
@@ -376,13 +382,17 @@ class Link:
             if command is not None and command.signals:
                 command.signals.popleft().set_result(answer.errno)
                 return True
-            self._owed.subtract((command_id,))
-            return self._owed[command_id] >= 0
+            if not (owed := self._owed.pop(command_id, 0)):
+                return False
+            if owed > 1:
+                self._owed[command_id] = owed - 1
+            return True
         if command is not None:
             return self._is_expected_of(command, answer, descriptors)
-        if command_id in self._left:
+        if (left := self._left.get(command_id)) is not None:
+            is_news = not (isinstance(answer, Started) and left.is_started)
             self._mention(answer)
-            return True
+            return is_news
         if isinstance(answer, Ended) and isinstance(self._others.get(command_id), Started):
             self._others[command_id] = answer
             return True
@@ -402,7 +412,7 @@ class Link:
         if isinstance(answer, Failed):
             del self._commands[command.command_id]
         elif command.has_terminal:
-            _check_terminal(descriptors)
+            check_terminal(descriptors)
             terminal = descriptors.pop()
         command.started.set_result((answer, terminal))
         return True
@@ -441,16 +451,17 @@ class Link:
         """Take note of the state of a command whose start nobody waits for."""
         command_id = answer.command_id
         if command_id & wire.OWN and command_id not in self._commands:
-            self._left.setdefault(command_id, True)  # a former process of the worker needed it
+            self._left.setdefault(command_id, Left(True, False))  # a former process of the worker needed it
         if (command := self._commands.get(command_id)) is not None:
             if isinstance(answer, Ended):
                 command.end(answer.exit_code, answer.is_lost)
             elif command.is_killed:
                 with suppress(UnheardError):
                     self.kill(command)
-        elif command_id in self._left:
+        elif (left := self._left.get(command_id)) is not None:
             if isinstance(answer, Started):
-                if self._left[command_id]:
+                left.is_started = True
+                if left.is_to_be_killed:
                     self._kill_left(command_id)
                 return
             del self._left[command_id]
@@ -467,15 +478,6 @@ def _can_be_read(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _check_terminal(descriptors: list[int]) -> None:
-    """Raise `ProtocolError` for what is not the master of a pseudo-terminal. Anything else could block its reader."""
-    if len(descriptors) == 1:
-        found = os.fstat(descriptors[0])
-        if stat.S_ISCHR(found.st_mode) and (os.major(found.st_rdev), os.minor(found.st_rdev)) == _TERMINAL_DEVICE:
-            return
-    raise ProtocolError("no terminal came for a command with a terminal")
 
 
 def _listener(directory: Path) -> socket.socket:

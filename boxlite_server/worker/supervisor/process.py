@@ -31,7 +31,7 @@ from ...errors import (
 from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, Sink, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
-from ..kernel.processes import family, kill_all, parent_of, pid_inside
+from ..kernel.processes import child_inside, family, kill_all
 from . import wire
 from .command import Command, UnansweredError, UnheardError
 from .ends import End, Terminal, pipes, sealed
@@ -308,11 +308,9 @@ class SupervisedProcess:
     def _is_killed_from_outside(self) -> bool:
         """Kill the command and all it has started as root of the host can, whatever the box has done to its
         supervisor. Returns whether the command was found and killed."""
-        inside = str(_pid_told(self._command))
         pids = self._box.cgroup.pids() or set()
-        command = next((pid for pid in pids if pid_inside(pid) == inside), 0)
-        root = parent_of(command) if command else 0  # the keeper, which adopts what the command has started
-        if root not in pids or root == self._link.pid:
+        command, root = child_inside(pids - {self._link.pid}, _pid_told(self._command))
+        if not root:  # its keeper is gone
             root = command
         try:
             kill_all(lambda: family(self._box.cgroup.pids() or (), root, "") if root else set())
@@ -417,6 +415,7 @@ def _started(link: Link, command: Command, spec: ExecSpec) -> int | None:
         answer, terminal = command.started.result(ANSWER_PATIENCE)
     except (UnansweredError, FutureTimeoutError) as exc:
         link.leave(command, kill=True)
+        command.drop_terminal()
         raise EngineError(f"command {spec.command[0]!r} cannot be started: {_silence(exc)}") from exc
     if isinstance(answer, Failed):
         raise _refusal(spec, answer)

@@ -618,6 +618,27 @@ static int kill_once(pid_t root)
     return !found ? 0 : killed ? EAGAIN : EPERM;
 }
 
+/* ---- waiting ---- */
+
+static void sleep_for(int milliseconds)
+{
+    nanosleep(&(struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000L}, NULL);
+}
+
+/* Wait for one of the events, for so many milliseconds (-1: for ever). Returns false where that cannot be: somebody in
+ * the box, who has the same user, has lowered this process's limit of descriptors. */
+static bool wait_for_events(struct pollfd *events, nfds_t count, int patience)
+{
+    if (poll(events, count, patience) >= 0)
+        return true;
+    for (nfds_t i = 0; i < count; i++)
+        events[i].revents = 0;
+    if (errno != EINVAL)
+        return true;
+    sleep_for(patience < 0 || patience > MIN_PAUSE ? MIN_PAUSE : patience);
+    return false;
+}
+
 /* ---- the keeper of one command ---- */
 
 struct kept {
@@ -647,7 +668,7 @@ static void wait_for(int socket, int patience)
 {
     struct signalfd_siginfo batch[BATCH];
     struct pollfd events[] = {{.fd = signals, .events = POLLIN}, {.fd = socket, .events = POLLIN}};
-    if (poll(events, 2, patience) > 0 && events[0].revents && read(signals, batch, sizeof batch) < 0)
+    if (wait_for_events(events, 2, patience) && events[0].revents && read(signals, batch, sizeof batch) < 0)
         return;
 }
 
@@ -1129,8 +1150,12 @@ static void step(void)
         if (commands[i].id)
             count = i + 3;
     }
-    if (poll(events, count, has_reaped_all ? (int)patience : 0) < 0)
-        return;
+    if (!wait_for_events(events, count, has_reaped_all ? (int)patience : 0)) {
+        if (connection >= 0)
+            disconnect(); /* so that the worker does not wait for answers */
+        events[0].revents = POLLIN;
+        has_reaped_all = false;
+    }
     for (nfds_t i = 2; i < count; i++)
         if (events[i].revents)
             hear_keeper(&commands[i - 2]);
@@ -1152,7 +1177,7 @@ int main(int argc, char **argv)
     if (snprintf(address.sun_path, sizeof address.sun_path, "%.*ssocket", length, argv[0]) >=
         (int)sizeof address.sun_path)
         return 125;
-    sigfillset(&all);
+    memset(&all, 0xff, sizeof all); /* sigfillset would leave out those that some C libraries keep for themselves */
     sigprocmask(SIG_BLOCK, &all, &original_mask);
     signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
     proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);

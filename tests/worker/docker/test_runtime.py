@@ -292,7 +292,7 @@ class TestWithoutTheConnection:
             assert not found.lost
         site.runtime.remove(box, force=True)
 
-    def test_of_a_command_that_speaks_the_exit_code_is_lost(self, site: Site, docker_host: str) -> None:
+    def test_of_a_command_that_speaks_the_exit_code_is_kept_or_told_lost(self, site: Site, docker_host: str) -> None:
         box = site.running_box()
         with another(site, docker_host) as runtime:
             script = "until test -e /go; do echo x; echo x >> /said; sleep 0.02; done; exit 7"
@@ -300,8 +300,9 @@ class TestWithoutTheConnection:
             found = runtime.readopt(box, process.handle)
             process.close()
             run(site, box, "sh", "-c", "rm /said; until test -e /said; do sleep 0.02; done; sleep 0.1; touch /go")
-            collect(found)
-            assert "spoke while its worker was restarted" in found.lost
+            code = collect(found)[2]
+            # Newer engines read on, and lose nothing.
+            assert (code, found.lost) == (7, "") or "spoke while its worker was restarted" in found.lost
         site.runtime.remove(box, force=True)
 
     def test_the_end_is_heard(self, site: Site, docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
