@@ -192,6 +192,8 @@ def test_metrics_of_a_prefix_outlive_the_coordinator(new_cluster, test_image: st
         "num_running_boxes": 1,
         "total_commands_executed": 1,
         "total_exec_errors": 1,
+        "warm_claims_total": 0,
+        "warm_misses_total": 0,
     }
     wait_until(lambda: cluster.http("GET", "/v1/metrics")[2] == expected, "the counters are right")
     assert cluster.http("GET", "/v1/acme/metrics")[2]["boxes_created_total"] == 0

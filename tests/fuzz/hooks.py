@@ -60,6 +60,7 @@ TOGETHER = (
     "ports",
     "'auto_stop' and 'auto_pause'",
     "give either 'stdin'",
+    "pools: two pools",
     "'stdin_base64'",
 )
 PROGRAMS = ("true", "id", "sh", "cat", "nosuch")
@@ -252,7 +253,7 @@ def _is_beyond_a_schema(case: Any, response: Any) -> bool:
     parts go together."""
     if _operation_id(case) in ("uploadFiles", "downloadFiles", "importBox"):
         return True
-    if _operation_id(case) in ("createBox", "startBox", "startExecution", "runCommand"):
+    if _operation_id(case) in ("createBox", "startBox", "startExecution", "runCommand", "setWarmPools"):
         message = _error(response).get("message", "")
         return message.startswith(TOGETHER) or "no matching entries in" in message
     return "pageToken" in (case.query or {})

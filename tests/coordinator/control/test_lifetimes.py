@@ -16,6 +16,7 @@ from support.fake_worker import EVERY
 from boxlite_server import errors
 from boxlite_server.coordinator.control.lifetimes import RETRY_SECONDS
 from boxlite_server.coordinator.limits import Policy
+from boxlite_server.coordinator.store.counters import Counters
 
 NOTHING = Policy()
 
@@ -288,12 +289,12 @@ def test_counters(site: CoordinatorSite) -> None:
         site.one.refuse(EVERY, errors.UpstreamUnavailableError("down"))
         with pytest.raises(errors.UpstreamUnavailableError):
             await site.core.creation.create("default", {})
-        assert await site.core.counting.counters("default") == (1, 1, 1, 1, 0)
+        assert await site.core.counting.counters("default")[:4] == (1, 1, 1, 1)
 
     asyncio.run(story())
-    assert Blocking(site.core.store).counters("other") == (0, 0, 0, 0, 0)
+    assert Blocking(site.core.store).counters("other") == Counters()
     Blocking(site.core.store).close()
-    assert Blocking(asyncio.run(site.open()).core.store).counters("default") == (1, 1, 1, 1, 0)
+    assert Blocking(asyncio.run(site.open()).core.store).counters("default")[:4] == (1, 1, 1, 1)
 
 
 def test_a_prefix_may_have_so_many_boxes(tmp_path: Path) -> None:

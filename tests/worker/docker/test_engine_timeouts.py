@@ -21,6 +21,7 @@ from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner
 
 CONTAINER = {
     "Id": "c" * 64,
+    "Name": "/boxlite-b-1",
     "Config": {
         "Labels": {"boxlite.cluster": "c", "boxlite.worker": "w", "boxlite.box": "b", "boxlite.generation": "1"},
         "Tty": False,
