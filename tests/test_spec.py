@@ -161,7 +161,7 @@ def app() -> AsyncApp:
         return answer
 
     app = AsyncApp(__name__)
-    app.add_api(RAW, resolver=Resolver(name_of), security_map={"bearer": Anyone})
+    app.add_api(RAW, resolver=Resolver(name_of), security_map={"bearer": Anyone, "oauth2": Anyone})
     return app
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boxlite_server.coordinator.auth import Principal
 from support.asgi import Reply, ask
 from support.blocking import Blocking
 from support.cluster import Cluster
 from support.coordinator_site import CoordinatorSite
 
-from boxlite_server.coordinator.auth import Principal
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
 from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
