@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from . import types
+from . import credentials, types
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -59,13 +58,8 @@ def add_client(parser: argparse.ArgumentParser) -> None:
 
 
 def add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
-    # The help never shows the effective default: it is a secret.
-    parser.add_argument(
-        "--api-key",
-        metavar="KEY",
-        default=os.environ.get("BOXLITE_API_KEY"),
-        help=f"{text} [BOXLITE_API_KEY] (default: no key)",
-    )
+    parser.add_argument("--api-key", metavar="KEY", help=f"{text} [{credentials.VARIABLE}] (default: no key)")
+    parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="read the API key from this file")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, keys, types
+from . import admin, credentials, keys, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
     try:
+        if "api_key" in arguments:
+            arguments.api_key = credentials.take_key(arguments, may_start_again=argv is None)
         return int(arguments.run(arguments))
     except errors.BoxliteError as exc:
         print(f"boxlite-server: {exc.message}", file=sys.stderr)

@@ -14,10 +14,10 @@ from ..errors import InvalidArgumentError
 
 
 class Formatter(argparse.HelpFormatter):
-    """Shows the default of each flag, except where the help text names it already, and never that of the API key."""
+    """Shows the default of each flag, except where the help text names it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
+        if action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return f"{action.help} (default: %(default)s)" if "default" not in (action.help or "") else action.help
 
