@@ -41,7 +41,7 @@ TAG_OF: dict[str, str] = {
         " addImageAlias removeImageAlias",
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
-        "Metrics": "getRuntimeMetrics getBoxMetrics",
+        "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
         "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools",
     }.items()

@@ -31,16 +31,18 @@ class Operation(NamedTuple):
 class Operations:
     """Finds operations by method and path, as Connexion's router does. `spec`: that of the API.
 
-    Raises ValueError for a spec with an operation that does not say who may call it, or with a path below a prefix
-    that the edge would not take for one.
+    Raises ValueError for a spec with an operation that does not say who may call it, or with a path that the edge would
+    take for one below a prefix, and that is none, or the other way round.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         greedy = {p["name"] for p in spec["components"]["parameters"].values() if p["schema"].get("format") == "path"}
         by_method: dict[str, list[tuple[str, Operation]]] = {}
         for path in sort_routes(list(spec["paths"])):  # the router's order: what is most specific comes first
-            if path.startswith(_TENANT) and path.removeprefix(_TENANT).partition("/")[0] not in PREFIXED:
-                raise ValueError(f"{path}: the segment behind the prefix is not in PREFIXED")
+            if path.startswith(_TENANT) != bool(PREFIXED.intersection(path.split("/")[3:4])):
+                raise ValueError(
+                    f"{path}: its third segment has to be in PREFIXED if its second is a prefix, and only then"
+                )
             for method, operation in _of_path(path, spec["paths"][path]):
                 by_method.setdefault(method, []).append((_pattern(path, greedy), operation))
         self._found = {method: [operation for _, operation in found] for method, found in by_method.items()}

@@ -149,10 +149,11 @@ def test_an_operation_without_one_scope_is_not_served(change: dict[str, Any]) ->
         Operations(spec)
 
 
-def test_a_path_of_tenants_that_the_edge_does_not_know_is_not_served() -> None:
+@pytest.mark.parametrize("path", ["/v1/{prefix}/secrets", "/v1/admin/metrics"])
+def test_a_path_whose_prefix_the_edge_would_not_see_is_not_served(path: str) -> None:
     spec = json.loads(json.dumps(SPEC))
-    spec["paths"]["/v1/{prefix}/secrets"] = spec["paths"]["/v1/{prefix}/volumes"]
-    with pytest.raises(ValueError, match=re.escape("/v1/{prefix}/secrets")):
+    spec["paths"][path] = spec["paths"]["/v1/{prefix}/volumes"]
+    with pytest.raises(ValueError, match=re.escape(path)):
         Operations(spec)
 
 
@@ -202,6 +203,23 @@ def test_with_the_key_of_a_worker(site: Site, request_: Request) -> None:
     status = site.send(request_, "default", site.keys["worker"])
     assert (status == 403) == (request_.scope not in (None, "", scopes.WORKER))
     assert status != 401
+
+
+def test_refused_requests_are_counted(site: Site) -> None:
+    def counted() -> dict[str, int]:
+        headers = {"authorization": f"Bearer {site.keys['acme']}"}
+        return dict(
+            json.loads(site.runner.run(ask(site.app, "GET", "/v1/admin/coordinator/metrics", headers=headers))[2])
+        )
+
+    before = counted()["refused_requests_total"]
+    request = next(each for each in REQUESTS if each.id == "listBoxes")
+    credentials = [None, site.ended["wrong"], site.ended["wrong token"], site.ended["revoked"], site.ended["expired"]]
+    for credential in (*credentials, site.keys["worker"], site.keys["acme"]):
+        site.send(request, "default", credential)
+    after = counted()["refused_requests_total"]
+    more = {reason: after[reason] - before[reason] for reason in after}
+    assert more == {"missing": 1, "wrong": 2, "ended": 2, "forbidden": 1}
 
 
 # ---- ways around ----
