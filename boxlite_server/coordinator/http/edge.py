@@ -20,8 +20,9 @@ from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import Principal
 from .bodies import bounded
 from .connections import ConnectionLimits
+from .ending import Ending
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
-from .operations import OPERATION, Operations
+from .operations import OPERATION, Operation, Operations
 from .origins import Origins, preflight
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -69,10 +70,20 @@ class Edge:
             if answer := preflight(scope, headers):  # which carries no credential
                 await answer(scope, receive, send)
                 return
-            await self._admit(scope, headers)
+            operation = await self._admit(scope, headers)
         except errors.BoxliteError as exc:
             await error_response(scope, exc)(scope, receive, send)
             return
+        principal: Principal | None = scope.get(PRINCIPAL)
+        if principal is None or not principal.secret_sha256 or operation is None or not operation.may_go_on:
+            await self._run(scope, receive, send)
+            return
+        ending = Ending(scope, receive, send)
+        with self._authenticator.keys.watched(principal.sub, principal.secret_sha256, ending.end):
+            await self._run(scope, ending.receive, ending.send)
+        await ending.close()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._apps["websocket"](scope, receive, send)
         elif scope["method"] == "GET":
@@ -102,16 +113,16 @@ class Edge:
                 )
                 await error_response(scope, error)(scope, receive, send)
 
-    async def _admit(self, scope: Scope, headers: Headers) -> None:
-        """Set the principal, the canonical path and the operation in `scope`. A path without an operation is left to
-        the application, which has no such operation either.
+    async def _admit(self, scope: Scope, headers: Headers) -> Operation | None:
+        """Set the principal, the canonical path and the operation in `scope`, and return the operation. A path without
+        one is left to the application, which has no such operation either.
 
         Raises AuthError, PermissionDeniedError, NotFoundError, ResourceExhaustedError.
         """
         path, method = scope["path"], scope.get("method", "GET")  # a WebSocket handshake is a GET
-        operation = self._operations.find(method, path)
         if path in self._documents or path.startswith("/swagger-ui/"):
-            return
+            return None
+        operation = self._operations.find(method, path)
         if operation is None or not operation.is_open:
             principal = await self._authenticator.authenticate(headers.get("authorization"), client_address(scope))
             scope[PRINCIPAL] = principal
@@ -121,6 +132,7 @@ class Edge:
             if operation is not None and not operation.is_allowed(principal):
                 raise self._authenticator.refuse(principal, operation.scope)
         scope[OPERATION] = operation and operation.id
+        return operation
 
 
 def client_address(scope: Scope) -> str:

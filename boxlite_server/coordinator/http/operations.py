@@ -23,6 +23,7 @@ class Operation(NamedTuple):
     id: str
     scope: str  # that a credential has to have; empty where any credential is enough
     is_open: bool  # to callers without a credential
+    may_go_on: bool  # for hours: it is a WebSocket, or takes or answers something else than JSON
 
     def is_allowed(self, principal: Principal) -> bool:
         return not self.scope or self.scope in principal.scopes
@@ -68,12 +69,15 @@ def _of_path(path: str, item: Mapping[str, Any]) -> Iterator[tuple[str, Operatio
 
 def _operation(name: str, spec: Mapping[str, Any]) -> Operation:
     security = spec.get("security")
+    bodies = [spec.get("requestBody", {}), *spec["responses"].values()]
+    is_json = {name for body in bodies for name in body.get("content", ())} <= {"application/json"}
+    may_go_on = "101" in spec["responses"] or not is_json
     if security == []:
-        return Operation(spec["operationId"], "", is_open=True)
+        return Operation(spec["operationId"], "", is_open=True, may_go_on=may_go_on)
     scopes = [requirement[SCHEME] for requirement in security or () if SCHEME in requirement]
     if len(scopes) != 1 or len(scopes[0]) > 1:
         raise ValueError(f"{name} does not name its scope under `security`")
-    return Operation(spec["operationId"], scopes[0][0] if scopes[0] else "", is_open=False)
+    return Operation(spec["operationId"], scopes[0][0] if scopes[0] else "", is_open=False, may_go_on=may_go_on)
 
 
 def _pattern(path: str, greedy: set[str]) -> str:

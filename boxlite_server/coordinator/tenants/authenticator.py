@@ -17,7 +17,7 @@ from ...formats import timestamp
 from ..store import Key, Store
 from . import scopes, tokens
 from .attempts import Attempts
-from .keys import Keys, digest, is_secret_of, parse
+from .keys import Keys, digest, has_expired, is_secret_of, parse
 from .principal import ANONYMOUS, Principal
 
 API_KEY = "api-key"  # the principal of `--api-key`, and its id in tokens
@@ -145,10 +145,10 @@ class Authenticator:
     def _checked(self, key: Key, secret_sha256: str) -> _Granted:
         if key.revoked_at is not None:
             raise self._ended(f"the API key '{key.name}' was revoked at {timestamp(key.revoked_at)}")
-        if key.expires_at is not None and key.expires_at <= self._clock():
+        if has_expired(key, self._clock()):
             raise self._ended(f"the API key '{key.name}' has expired at {timestamp(key.expires_at)}")
         self.keys.note_use(key)
-        return _Granted(Principal.of_key(key), key.id, secret_sha256)
+        return _Granted(Principal.of_key(key, secret_sha256), key.id, secret_sha256)
 
     def _ended(self, message: str) -> errors.AuthError:
         self.refused[Refusal.ENDED] += 1

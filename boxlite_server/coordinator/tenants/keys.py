@@ -12,7 +12,8 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ... import ids
@@ -20,6 +21,7 @@ from ..loops import Loop
 from ..store import Key, Store
 
 FRESH_SECONDS = 5.0  # for which a row that was read is taken as true; a revocation is known everywhere after that
+WATCH_SECONDS = 4.0  # between two looks at the keys of connections that go on
 USE_SECONDS = 60.0  # between two times that the last use of keys is written
 MAX_KNOWN = 10_000  # rows that are remembered
 
@@ -58,6 +60,10 @@ def is_secret_of(key: Key, secret_sha256: str, now: float) -> bool:
     return is_present or (is_former and now < (key.former_until or 0.0))
 
 
+def has_expired(key: Key, now: float) -> bool:
+    return key.expires_at is not None and key.expires_at <= now
+
+
 class Keys:
     """The rows of keys. Each is read again after `FRESH_SECONDS`. `clock` gives Unix seconds, `monotonic` any seconds
     that nobody sets."""
@@ -73,13 +79,17 @@ class Keys:
         self._used: dict[str, float] = {}  # by id: the last use that is not written yet
         self._exist: dict[bool, bool] = {}  # of workers or of any kind: whether there is one, as far as is known
         self._asked: dict[bool, float] = {}
+        self._watched: dict[tuple[str, str], set[Callable[[], None]]] = {}  # by id and hash of the secret
         self._uses = Loop("writing the last uses of keys", self._write, retry=USE_SECONDS)
+        self._watch = Loop("looking after the keys of connections", self._look, retry=WATCH_SECONDS)
 
     def start(self) -> None:
-        """Write last uses from now on; needs the running event loop."""
+        """Write last uses and watch keys from now on; needs the running event loop."""
         self._uses.start(after=USE_SECONDS)
+        self._watch.start(after=WATCH_SECONDS)
 
     async def close(self) -> None:
+        await self._watch.close()
         await self._uses.close()
         await self.write_uses()
 
@@ -102,6 +112,19 @@ class Keys:
             self._asked[of_workers] = now
         return self._exist[of_workers]
 
+    @contextmanager
+    def watched(self, key_id: str, secret_sha256: str, on_end: Callable[[], None]) -> Iterator[None]:
+        """During the `with` block, call `on_end` once if the key ends, or its secret with this hash. That is noticed
+        within `WATCH_SECONDS` and `FRESH_SECONDS`."""
+        watching = self._watched.setdefault((key_id, secret_sha256), set())
+        watching.add(on_end)
+        try:
+            yield
+        finally:
+            watching.discard(on_end)
+            if not watching:
+                self._watched.pop((key_id, secret_sha256), None)
+
     def note_use(self, key: Key) -> None:
         """Note that a key is used now; `write_uses` writes it."""
         self._used[key.id] = self._clock()
@@ -121,6 +144,15 @@ class Keys:
             if len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
         return key
+
+    async def _look(self) -> float:
+        for (key_id, secret_sha256), watching in list(self._watched.items()):
+            key, now = await self.find(key_id), self._clock()
+            if key and is_secret_of(key, secret_sha256, now) and key.revoked_at is None and not has_expired(key, now):
+                continue
+            while watching:
+                watching.pop()()
+        return WATCH_SECONDS
 
     async def _write(self) -> float:
         await self.write_uses()

@@ -17,10 +17,19 @@ class Principal(NamedTuple):
     own_prefix: str = DEFAULT  # which a path without a prefix means
     is_confined: bool = False  # to `own_prefix`; any other prefix does not exist for it
     expires_at: float | None = None  # Unix seconds; None: never
+    secret_sha256: str = ""  # of the secret of the key of the database, if it is one
 
     @classmethod
-    def of_key(cls, key: Key) -> Principal:
-        return cls(key.id, frozenset(key.scopes), key.prefix or DEFAULT, is_confined=True, expires_at=key.expires_at)
+    def of_key(cls, key: Key, secret_sha256: str) -> Principal:
+        """The holder of a key of the database, by the hash of its present or its former secret."""
+        return cls(
+            key.id,
+            frozenset(key.scopes),
+            key.prefix or DEFAULT,
+            is_confined=True,
+            expires_at=key.expires_at,
+            secret_sha256=secret_sha256,
+        )
 
 
 ANONYMOUS = Principal("anonymous", frozenset({*scopes.CLIENT, scopes.WORKER}))

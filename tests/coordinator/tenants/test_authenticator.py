@@ -101,7 +101,7 @@ async def test_the_one_key_registers_no_workers_once_workers_have_a_key(site: Si
 async def test_a_key_opens_its_own_prefix_with_its_own_scopes(site: Site) -> None:
     key, text = await new_key(site.store, prefix="acme", scopes=("box:read",), expires_at=site.clock.now + 60)
     principal = await site.enter(text)
-    assert principal == Principal(key.id, frozenset({"box:read"}), "acme", True, key.expires_at)
+    assert principal == Principal(key.id, frozenset({"box:read"}), "acme", True, key.expires_at, key.secret_sha256)
     assert await site.enter(text, site.single) == principal  # beside the one key, too
 
 
@@ -145,10 +145,34 @@ async def test_a_rotated_key_ends_with_its_grace(site: Site) -> None:
     key, text = await new_key(site.store)
     fresh = keys.mint(key.id)
     await site.store.rotate_key(key.id, fresh.secret_sha256, site.clock.now + 100)
-    assert await site.enter(text) == await site.enter(fresh.text)
+    assert (await site.enter(text)).sub == (await site.enter(fresh.text)).sub == key.id
     site.later(100)
     await site.refused(text)
     await site.enter(fresh.text)
+
+
+@pytest.mark.parametrize("end", ["revoked", "rotated", "expired"])
+async def test_whoever_is_connected_hears_of_the_end_of_its_key(site: Site, end: str) -> None:
+    key, text = await new_key(site.store, expires_at=site.clock.now + 20 if end == "expired" else None)
+    _, other = await new_key(site.store)
+    heard: list[str] = []
+    principal, bystander = await site.enter(text), await site.enter(other)
+    with (
+        site.rows.watched(principal.sub, principal.secret_sha256, lambda: heard.append("one")),
+        site.rows.watched(principal.sub, principal.secret_sha256, lambda: heard.append("two")),
+        site.rows.watched(bystander.sub, bystander.secret_sha256, lambda: heard.append("bystander")),
+    ):
+        with site.rows.watched(principal.sub, principal.secret_sha256, lambda: heard.append("gone")):
+            await site.rows._look()
+        if end == "revoked":
+            await site.store.revoke_key(key.id, site.clock.now)
+        elif end == "rotated":
+            await site.store.rotate_key(key.id, "0" * 64, site.clock.now)
+        site.later(20)
+        await site.rows._look()
+        await site.rows._look()
+        assert sorted(heard) == ["one", "two"]
+    assert not site.rows._watched
 
 
 async def test_a_known_key_is_read_once_in_five_seconds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
