@@ -113,10 +113,16 @@ class Authenticator:
             if hmac.compare_digest(secret_sha256, self._api_key):
                 return await self._single(secret_sha256)
         parsed = parse(credential)
-        key = await self.keys.find(parsed[0]) if parsed else None
-        if parsed is None or key is None or not is_secret_of(key, parsed[1], self._clock()):
+        if parsed is None:
             return None
-        return self._checked(key, parsed[1])
+        key_id, secret_sha256 = parsed
+        for again in (False, True):  # a key that was rotated a moment ago has a secret that is not known yet
+            key = await self.keys.find(key_id, again=again)
+            if key is None:
+                return None
+            if is_secret_of(key, secret_sha256, self._clock()):
+                return self._checked(key, secret_sha256)
+        return None
 
     async def _of_token(self, credential: str) -> _Granted | None:
         """What a token grants; None for any other text. Raises AuthError for a token that has ended."""

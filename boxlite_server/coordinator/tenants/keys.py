@@ -93,10 +93,10 @@ class Keys:
         await self._uses.close()
         await self.write_uses()
 
-    async def find(self, key_id: str) -> Key | None:
-        """The row of a key, at most `FRESH_SECONDS` old. Raises DatabaseError."""
+    async def find(self, key_id: str, *, again: bool = False) -> Key | None:
+        """The row of a key, at most `FRESH_SECONDS` old; `again` reads it now. Raises DatabaseError."""
         known = self._known.get(key_id)
-        if known is not None and self._monotonic() - known[1] < FRESH_SECONDS:
+        if not again and known is not None and self._monotonic() - known[1] < FRESH_SECONDS:
             return known[0]
         reading = self._reading.get(key_id)
         if reading is None:

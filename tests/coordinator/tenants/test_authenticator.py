@@ -175,6 +175,15 @@ async def test_whoever_is_connected_hears_of_the_end_of_its_key(site: Site, end:
     assert not site.rows._watched
 
 
+async def test_a_rotated_key_works_at_once(site: Site) -> None:
+    key, text = await new_key(site.store)
+    await site.enter(text)
+    fresh = keys.mint(key.id)
+    await site.store.rotate_key(key.id, fresh.secret_sha256, site.clock.now)
+    await site.enter(fresh.text)
+    await site.refused(text)
+
+
 async def test_a_known_key_is_read_once_in_five_seconds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     key, text = await new_key(site.store)
     await site.enter(text)
