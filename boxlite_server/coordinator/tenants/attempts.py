@@ -12,7 +12,7 @@ from ... import errors
 
 FREE = 10  # wrong keys that an address may send at once
 REFILL_SECONDS = 5.0  # after which it may send one more
-HOLD_SECONDS = 1.0  # for which the answer to each further one is held back
+HOLD_SECONDS = 0.5  # for which the answer to each further one is held back
 MAX_HELD = 16  # answers that are held back for one address; any further is 429 at once
 MAX_ADDRESSES = 10_000  # that are remembered
 
