@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ... import ids
+from ... import errors, ids
 from ..loops import Loop
 from ..store import Key, Store
+
+log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 5.0  # for which a row that was read is taken as true; a revocation is known everywhere after that
 WATCH_SECONDS = 4.0  # between two looks at the keys of connections that go on
@@ -91,7 +94,10 @@ class Keys:
     async def close(self) -> None:
         await self._watch.close()
         await self._uses.close()
-        await self.write_uses()
+        try:
+            await self.write_uses()
+        except errors.DatabaseError as exc:
+            log.warning("the last uses of keys are lost: %s", exc)
 
     async def find(self, key_id: str, *, again: bool = False) -> Key | None:
         """The row of a key, at most `FRESH_SECONDS` old; `again` reads it now. Raises DatabaseError."""
@@ -131,9 +137,10 @@ class Keys:
 
     async def write_uses(self) -> None:
         """Write the uses noted since the last time. Raises DatabaseError."""
-        used, self._used = self._used, {}
-        for key_id, at in used.items():
+        for key_id, at in list(self._used.items()):
             await self._store.note_key_use(key_id, at)
+            if self._used.get(key_id) == at:
+                del self._used[key_id]
 
     async def _read(self, key_id: str) -> Key | None:
         now = self._monotonic()

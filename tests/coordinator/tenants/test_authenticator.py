@@ -228,6 +228,23 @@ async def test_the_last_use_is_written_later_and_once(site: Site) -> None:
     assert (await site.store.list_keys())[0].last_used_at == used_at
 
 
+async def test_uses_that_cannot_be_written_are_written_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, text = await new_key(site.store)
+    await site.enter(text)
+    with monkeypatch.context() as patched:
+
+        async def away(*_: object) -> None:
+            raise errors.DatabaseUnavailableError("away")
+
+        patched.setattr(site.store, "note_key_use", away)
+        with pytest.raises(errors.DatabaseUnavailableError):
+            await site.rows.write_uses()
+        await site.rows.close()  # does not fail
+    await site.rows.write_uses()
+    assert (await site.store.list_keys())[0].last_used_at == site.clock.now
+    assert key.last_used_at is None
+
+
 # ---- tokens ----
 
 
