@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.attach import attached, refusal
 from support.boxes import create, execute, start, state
-from support.cluster import Cluster, call
+from support.cluster import Cluster, call, wait_until
+from support.postgresql import Server
 from websockets.exceptions import ConnectionClosed
 
 from boxlite_server.cli import main
@@ -105,3 +106,27 @@ def test_another_tenant_and_a_wrong_key_open_no_websocket(cluster: Cluster, box:
 
 def revoke(cluster: Cluster, key: str) -> None:
     assert main.main(["keys", "revoke", key.split("_")[1], "--database", cluster.database]) == 0
+
+
+def test_a_key_and_its_tokens_are_the_same_at_every_coordinator_and_end_everywhere(
+    new_cluster: Any, postgresql: Server
+) -> None:
+    cluster: Cluster = new_cluster(database=postgresql.new_database())
+    cluster.start_coordinator()
+    ports = [cluster.port, cluster.add_coordinator().port]
+    key = cluster.new_key("--prefix", "acme")
+
+    def statuses(credential: str) -> list[int]:
+        headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        return [call(port, "GET", "/v1/acme/boxes", headers=headers)[0] for port in ports]
+
+    wait_until(lambda: statuses("") == [401, 401], "nobody gets in without a key", REVOKED_SECONDS + SLACK_SECONDS)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = f"grant_type=client_credentials&client_id=me&client_secret={key}".encode()
+    token = call(ports[1], "POST", "/v1/oauth/tokens", body, headers=form)[2]["access_token"]
+    assert statuses(key) == statuses(token) == [200, 200]
+    revoke(cluster, key)
+    for credential in (key, token):
+        wait_until(
+            lambda text=credential: statuses(text) == [401, 401], "it has ended", REVOKED_SECONDS + SLACK_SECONDS
+        )
