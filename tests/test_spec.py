@@ -41,7 +41,7 @@ TAG_OF: dict[str, str] = {
         " addImageAlias removeImageAlias",
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
-        "Metrics": "getRuntimeMetrics getBoxMetrics",
+        "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
         "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools",
     }.items()
@@ -161,7 +161,7 @@ def app() -> AsyncApp:
         return answer
 
     app = AsyncApp(__name__)
-    app.add_api(RAW, resolver=Resolver(name_of), security_map={"bearer": Anyone})
+    app.add_api(RAW, resolver=Resolver(name_of), security_map={"bearer": Anyone, "oauth2": Anyone})
     return app
 
 

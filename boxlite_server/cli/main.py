@@ -8,15 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, types
-
-DEFAULT_HOME = Path("~/.boxlite")
-
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from . import admin, credentials, keys, types
+from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
     try:
+        if "api_key" in arguments:
+            arguments.api_key = credentials.take_key(arguments, may_start_again=argv is None)
         return int(arguments.run(arguments))
     except errors.BoxliteError as exc:
         print(f"boxlite-server: {exc.message}", file=sys.stderr)
@@ -135,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_worker(commands)
     _add_dev(commands)
     _add_backup(commands)
+    keys.add_keys(commands)
     _add_workers(commands)
     _add_drain(commands)
     _add_undrain(commands)
@@ -142,18 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=types.Formatter
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_coordinator(commands: _Commands) -> None:
-    parser = _add(commands, "coordinator", _run_coordinator, "serve the REST API and place boxes on workers")
+def _add_coordinator(commands: Commands) -> None:
+    parser = add(commands, "coordinator", _run_coordinator, "serve the REST API and place boxes on workers")
     parser.add_argument("--host", metavar="ADDR", default="127.0.0.1", help="serve on this address")
     parser.add_argument(
         "--port",
@@ -161,8 +150,8 @@ def _add_coordinator(commands: _Commands) -> None:
         default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"),
         help="serve on this port; 0 takes any free one [BOXLITE_COORDINATOR_PORT]",
     )
-    _add_database(parser)
-    _add_api_key(parser, "require this key from clients and workers")
+    add_database(parser)
+    add_api_key(parser, "require this key from clients and workers")
     parser.add_argument(
         "--no-auth",
         action="store_true",
@@ -218,7 +207,7 @@ def _add_coordinator(commands: _Commands) -> None:
         type=types.positive,
         help="allow each prefix (tenant) at most N boxes (default: no limit)",
     )
-    _add_debug(parser)
+    add_debug(parser)
 
 
 def _add_browsers(parser: argparse.ArgumentParser) -> None:
@@ -241,8 +230,8 @@ def _add_browsers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_worker(commands: _Commands) -> None:
-    parser = _add(commands, "worker", _run_worker, "run boxes on this host's Docker Engine")
+def _add_worker(commands: Commands) -> None:
+    parser = add(commands, "worker", _run_worker, "run boxes on this host's Docker Engine")
     coordinator = os.environ.get("BOXLITE_COORDINATOR_URL")
     parser.add_argument(
         "--coordinator",
@@ -282,7 +271,7 @@ def _add_worker(commands: _Commands) -> None:
         default=[],
         help="attach this label to the worker; may be repeated (default: no labels)",
     )
-    _add_home(parser, "keep the worker's identity and data in this directory")
+    add_home(parser, "keep the worker's identity and data in this directory")
     parser.add_argument(
         "--health-port",
         metavar="PORT",
@@ -348,44 +337,44 @@ def _add_worker(commands: _Commands) -> None:
         help="where the engine's storage cannot limit the disk of a box: advise measures it now and then and stops the "
         "box once it is over, enforce refuses boxes with a limit",
     )
-    _add_api_key(parser, "send this API key to the coordinator")
-    _add_debug(parser)
+    add_api_key(parser, "send this API key to the coordinator")
+    add_debug(parser)
 
 
-def _add_dev(commands: _Commands) -> None:
-    parser = _add(commands, "dev", _run_dev, "run a coordinator and one worker, both on loopback")
+def _add_dev(commands: Commands) -> None:
+    parser = add(commands, "dev", _run_dev, "run a coordinator and one worker, both on loopback")
     parser.add_argument(
         "--port",
         type=types.port,
         default=types.from_env("BOXLITE_COORDINATOR_PORT", "8200"),
         help="serve the coordinator on this port [BOXLITE_COORDINATOR_PORT]",
     )
-    _add_home(parser, "keep the database and the worker's data in this directory")
-    _add_debug(parser)
+    add_home(parser, "keep the database and the worker's data in this directory")
+    add_debug(parser)
 
 
-def _add_backup(commands: _Commands) -> None:
-    parser = _add(
+def _add_backup(commands: Commands) -> None:
+    parser = add(
         commands, "backup", _run_backup, "copy the coordinator's SQLite database; the coordinator may be running"
     )
-    _add_database(parser)
+    add_database(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="write the copy to this file, which must not exist yet")
-    _add_debug(parser)
+    add_debug(parser)
 
 
-def _add_workers(commands: _Commands) -> None:
-    parser = _add(
+def _add_workers(commands: Commands) -> None:
+    parser = add(
         commands,
         "workers",
         _run_admin(admin.workers),
         "list the workers, their status and what boxes have reserved on them",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table", help="print the workers in this format")
-    _add_client(parser)
+    add_client(parser)
 
 
-def _add_drain(commands: _Commands) -> None:
-    parser = _add(
+def _add_drain(commands: Commands) -> None:
+    parser = add(
         commands,
         "drain",
         _run_admin(admin.drain),
@@ -403,17 +392,17 @@ def _add_drain(commands: _Commands) -> None:
         type=types.seconds,
         help="with --wait, fail after this long; the worker goes on draining (default: wait for ever)",
     )
-    _add_client(parser)
+    add_client(parser)
 
 
-def _add_undrain(commands: _Commands) -> None:
-    parser = _add(commands, "undrain", _run_admin(admin.undrain), "let a worker take new boxes again")
+def _add_undrain(commands: Commands) -> None:
+    parser = add(commands, "undrain", _run_admin(admin.undrain), "let a worker take new boxes again")
     parser.add_argument("worker", metavar="WORKER", help="the worker's name or id")
-    _add_client(parser)
+    add_client(parser)
 
 
-def _add_reconcile(commands: _Commands) -> None:
-    parser = _add(
+def _add_reconcile(commands: Commands) -> None:
+    parser = add(
         commands,
         "reconcile",
         _run_admin(admin.reconcile),
@@ -423,53 +412,4 @@ def _add_reconcile(commands: _Commands) -> None:
     parser.add_argument(
         "--worker", metavar="WORKER", help="reconcile only the worker with this name or id (default: all workers)"
     )
-    _add_client(parser)
-
-
-def _add_database(parser: argparse.ArgumentParser) -> None:
-    # The help names the built-in default, not the effective one: a URL may carry a password.
-    parser.add_argument(
-        "--database",
-        "--db-path",
-        metavar="PATH|URL",
-        type=types.database,
-        default=types.from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
-        help="use this database: the path of an SQLite file, or postgresql://USER@HOST/NAME, which several "
-        f"coordinators can share [BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)",
-    )
-
-
-def _add_home(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "--home",
-        metavar="DIR",
-        type=Path,
-        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
-        help=f"{text} [BOXLITE_HOME]",
-    )
-
-
-def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--coordinator",
-        metavar="URL",
-        type=types.http_url,
-        default=types.from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
-        help="call the coordinator at this address [BOXLITE_COORDINATOR_URL]",
-    )
-    _add_api_key(parser, "send this API key to the coordinator")
-    _add_debug(parser)
-
-
-def _add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
-    # The help never shows the effective default: it is a secret.
-    parser.add_argument(
-        "--api-key",
-        metavar="KEY",
-        default=os.environ.get("BOXLITE_API_KEY"),
-        help=f"{text} [BOXLITE_API_KEY] (default: no key)",
-    )
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="log debug messages too, also those of libraries")
+    add_client(parser)

@@ -14,10 +14,10 @@ from ..errors import InvalidArgumentError
 
 
 class Formatter(argparse.HelpFormatter):
-    """Shows the default of each flag, except where the help text names it already, and never that of the API key."""
+    """Shows the default of each flag, except where the help text names it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], argparse.SUPPRESS) or action.dest == "api_key":
+        if action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return f"{action.help} (default: %(default)s)" if "default" not in (action.help or "") else action.help
 
@@ -127,3 +127,36 @@ def capability(text: str) -> str:
     if name and name.replace("_", "").isalpha():
         return name
     raise argparse.ArgumentTypeError(f"'{text}' is no Linux capability; an example is SYS_PTRACE")
+
+
+def duration(text: str) -> float:
+    """A number of seconds, or a number with a unit: s, m, h or d."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if match:
+        return float(int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+    raise argparse.ArgumentTypeError(f"'{text}' is no duration; examples are 30m, 12h and 90d")
+
+
+def key_name(text: str) -> str:
+    if 1 <= len(text) <= 128 and text.isprintable():
+        return text
+    raise argparse.ArgumentTypeError("a name has 1 to 128 printable characters")
+
+
+def prefix(text: str) -> str:
+    from ..coordinator.tenants.prefixes import is_prefix
+
+    if is_prefix(text):
+        return text
+    raise argparse.ArgumentTypeError(f"'{text}' cannot be a prefix")
+
+
+def scopes(text: str) -> tuple[str, ...]:
+    """Names of scopes, separated by commas."""
+    from ..coordinator.tenants.scopes import CLIENT
+
+    given = tuple(text.split(","))
+    for scope in given:
+        if scope not in CLIENT:
+            raise argparse.ArgumentTypeError(f"'{scope}' is no scope of a client's key; there are {', '.join(CLIENT)}")
+    return given

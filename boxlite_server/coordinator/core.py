@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import ids
-from .auth import Authenticator
 from .control.lifetimes import Lifetimes
 from .control.orphans import ORPHAN_GRACE_SECONDS, Orphans
 from .control.pools import Pools
@@ -36,6 +35,8 @@ from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
 from .store import Store
+from .tenants.authenticator import Authenticator
+from .tenants.keys import Keys
 
 
 @dataclass
@@ -140,7 +141,7 @@ class Core:
             reconciler=Reconciler(store, fleet, calls, turns, observer, snapshots, volumes, orphans, restarts, clock),
             policy=policy,
             clock=clock,
-            authenticator=Authenticator(api_key, clock),
+            authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
         )
 
     def start(self) -> None:
@@ -149,6 +150,7 @@ class Core:
         self.lifetimes.start()
         self.reconciler.start()
         self.pools.start()
+        self.authenticator.keys.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
@@ -157,4 +159,5 @@ class Core:
         await self.leases.close()
         await self.calls.close()
         await self.counting.close()
+        await self.authenticator.keys.close()
         await self.store.close()

@@ -32,6 +32,7 @@ from .store.connection import shown
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
+MIN_KEY = 16  # characters of `api_key`
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Server(uvicorn.Server):
 
 def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BoxliteError when the coordinator cannot start."""
-    _refuse_open_door(config)
+    _refuse_weak_key(config.api_key)
     descriptors.raise_limit()
     allocator.keep_freed_memory()
     listener = _listen(config)
@@ -106,26 +107,37 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
         reconnect_grace=config.reconnect_grace,
         orphan_grace=config.orphan_grace,
     )
+    has_keys = config.api_key is not None or await core.authenticator.keys.exist()
+    if not (has_keys or config.no_auth or is_loopback(config.host)):
+        await core.store.close()
+        raise _open_door(config.host)
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
-    app = create_app(core, _origins(config, host), config.limits.body)
+    app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body)
     server = Server(app, config.limits, core.stopping, debug=config.debug)
     gc.collect()
     gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])
 
 
-def _refuse_open_door(config: CoordinatorConfig) -> None:
-    if config.api_key or config.no_auth or is_loopback(config.host):
-        return
-    raise errors.InvalidArgumentError(
-        f"without an API key the coordinator serves loopback addresses only, and {config.host} is none: "
-        "give --api-key (or BOXLITE_API_KEY), or --no-auth to let everybody in"
+def _refuse_weak_key(api_key: str | None) -> None:
+    if api_key is not None and len(api_key) < MIN_KEY:
+        raise errors.InvalidArgumentError(
+            f"the API key has {len(api_key)} characters, and fewer than {MIN_KEY} can be guessed; "
+            "make a good one: openssl rand -hex 32"
+        )
+
+
+def _open_door(host: str) -> errors.InvalidArgumentError:
+    return errors.InvalidArgumentError(
+        f"without an API key the coordinator serves loopback addresses only, and {host} is none: "
+        "make a key with `boxlite-server keys create`, or give one key for everything with --api-key-file or "
+        "BOXLITE_API_KEY, or give --no-auth to let everybody in"
     )
 
 
-def _origins(config: CoordinatorConfig, address: str) -> Origins:
-    hosts = None if config.api_key else bound_names(config.host, address, config.allowed_hosts)
+def _origins(config: CoordinatorConfig, address: str, *, has_keys: bool) -> Origins:
+    hosts = None if has_keys else bound_names(config.host, address, config.allowed_hosts)
     return Origins(hosts, config.allowed_origins)
 
 

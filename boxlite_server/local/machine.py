@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"}
+    """The environment of programs of the system: this process's own with a longer PATH, and without the API key."""
+    inherited = {name: value for name, value in os.environ.items() if name != "BOXLITE_API_KEY"}
+    return {**inherited, "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"}
 
 
 def which(command: str) -> str | None:

@@ -26,7 +26,7 @@ from boxlite_server.local.machine import SBIN, run
 from .isolation import must
 
 IMAGE = "chaos:latest"
-KEY = "chaos"
+KEY = "the-key-of-the-chaos"
 PORT = 8200
 SWITCH = "10.213.0.254"
 START_SECONDS = 60.0

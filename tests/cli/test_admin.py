@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from support.cluster import Cluster, call
+from support.keys import KEY
 
 from boxlite_server.cli import admin, main
 from boxlite_server.client.api import ApiClient
 from boxlite_server.errors import UpstreamUnavailableError
-
-KEY = "the-key"
 
 
 @pytest.fixture(scope="module")

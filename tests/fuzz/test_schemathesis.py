@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from support.cluster import Cluster
+from support.keys import KEY
 
 ROOT = Path(__file__).parents[2]
-KEY = "the-key"
 EXAMPLES = 4  # of each operation, in the random phases
 ROUND = 25  # the same, in a round of `make fuzz`
 SECONDS = os.environ.get("BOXLITE_FUZZ_SECONDS")  # of `make fuzz`; 0 is without end

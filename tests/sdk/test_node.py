@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import node
 from support.cluster import Cluster
+from support.keys import KEY
 
 pytestmark = pytest.mark.timeout(600)  # what it needs may have to be installed first
 
@@ -29,11 +30,11 @@ def test_scenario(cluster: Cluster, test_image: str, scenario: str) -> None:
 
 
 def test_with_a_key_and_a_prefix(new_cluster, test_image: str) -> None:
-    cluster = new_cluster(api_key="the-key")
+    cluster = new_cluster(api_key=KEY)
     cluster.start_coordinator()
-    cluster.start_worker("--api-key", "the-key")
+    cluster.start_worker("--api-key", KEY)
     env = {"BOXLITE_REST_URL": cluster.url, "BOXLITE_REST_PATH_PREFIX": "acme"}
-    done = node.run_node(SCENARIOS, "lifecycle", test_image, env={**env, "BOXLITE_API_KEY": "the-key"})
+    done = node.run_node(SCENARIOS, "lifecycle", test_image, env={**env, "BOXLITE_API_KEY": KEY})
     assert done.returncode == 0, done.stdout + done.stderr
     refused = node.run_node(SCENARIOS, "lifecycle", test_image, env={**env, "BOXLITE_API_KEY": "wrong"})
     assert refused.returncode != 0

@@ -60,21 +60,29 @@ def test_a_lost_connection_costs_nothing_and_repeats_nothing(cluster: Cluster, t
     assert cluster.containers() == []
 
 
+def _with_key(env: dict[str, str], key: str) -> dict[str, str]:
+    return {name: key if value == "KEY" else value for name, value in env.items()}
+
+
 @pytest.mark.parametrize(
     ("version", "env"),
     [
-        (OLDEST, {"BOXLITE_REST_CLIENT_ID": "me", "BOXLITE_REST_CLIENT_SECRET": "the-key"}),
-        (NEWEST, {"BOXLITE_API_KEY": "the-key"}),
+        (OLDEST, {"BOXLITE_REST_CLIENT_ID": "me", "BOXLITE_REST_CLIENT_SECRET": "KEY"}),
+        (NEWEST, {"BOXLITE_API_KEY": "KEY"}),
     ],
 )
 def test_with_a_key(new_cluster, test_image: str, version: str, env: dict[str, str]) -> None:
-    cluster = new_cluster(api_key="the-key")
+    """The boxes of a key are in its own prefix, whatever the client's path says."""
+    cluster = new_cluster()
+    key = cluster.new_key("--prefix", "acme")
     cluster.start_coordinator()
-    cluster.start_worker("--api-key", "the-key")
+    cluster.start_worker("--api-key", cluster.new_key("--worker"))
     env = {"BOXLITE_REST_URL": cluster.url, **env}
-    done = run_sdk(version, SCENARIOS, "output", test_image, env=env)
+    done = run_sdk(version, SCENARIOS, "output", test_image, env=_with_key(env, key))
     assert done.returncode == 0, done.stdout + done.stderr
-    wrong = {key: "wrong" if value == "the-key" else value for key, value in env.items()}
+    made = cluster.http("GET", "/v1/acme/metrics", headers={"Authorization": f"Bearer {key}"})[2]
+    assert made["boxes_created_total"] >= 1
+    wrong = _with_key(env, "wrong")
     refused = run_sdk(version, SCENARIOS, "output", test_image, env=wrong)
     assert refused.returncode != 0
     assert "auth" in refused.stderr

@@ -56,3 +56,34 @@ async def ask(
     assert sent[0]["type"] == "http.response.start"
     answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], answer, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+async def handshake(app: Any, path: str, *, headers: dict[str, str] | None = None, **scope: Any) -> int:
+    """The status with which an ASGI application answers a WebSocket handshake; 101 where it accepts."""
+    pending = iter([{"type": "websocket.connect"}])
+
+    async def receive() -> Any:
+        return next(pending, {"type": "websocket.disconnect", "code": 1006})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    whole_scope = {
+        "type": "websocket",
+        "http_version": "1.1",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "ws",
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        "subprotocols": [],
+        "extensions": {"websocket.http.response": {}},
+        **scope,
+    }
+    await app(whole_scope, receive, send)
+    return 101 if sent[0]["type"] == "websocket.accept" else int(sent[0]["status"])

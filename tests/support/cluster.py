@@ -209,6 +209,12 @@ class Cluster:
         worker.start()
         return worker
 
+    def new_key(self, *flags: str) -> str:
+        """Make an API key in the cluster's database; the coordinator may be running."""
+        command = [sys.executable, "-m", "boxlite_server", "keys", "create", "--name", "test", *flags]
+        command += ["--database", self.database]
+        return subprocess.run(command, env=self._env(), check=True, capture_output=True, text=True).stdout.strip()
+
     def http(
         self, method: str, path: str, json_body: Any = None, *, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, str], Any]:

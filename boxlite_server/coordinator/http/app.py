@@ -26,11 +26,12 @@ from .connections import ConnectionLimits
 from .edge import Edge
 from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
+from .operations import Operations
 from .origins import Origins
 from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
-_OWN_PATHS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
+_DOCUMENTS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
 
 _SWAGGER_PAGE = """<!doctype html>
 <html lang="en">
@@ -58,7 +59,7 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
-    return Edge(http, Attach(core), core.authenticator, _open_paths(spec), origins, body_seconds)
+    return Edge(http, Attach(core), core.authenticator, Operations(spec), _DOCUMENTS, origins, body_seconds)
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
@@ -138,13 +139,3 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
 
 async def _answer(request: Request, exc: Exception) -> Response:
     return error_response(request.scope, exc)
-
-
-def _open_paths(spec: dict[str, Any]) -> set[str]:
-    """Return the paths that need no credential: the documents, and those with an empty `security` in the spec."""
-    marked = {
-        path
-        for path, item in spec["paths"].items()
-        if any(operation.get("security") == [] for operation in _operations(item))
-    }
-    return marked | set(_OWN_PATHS)

@@ -1,8 +1,8 @@
 """The first step of every HTTP and WebSocket request: give it an id, refuse it to pages of other web sites,
-authenticate it, write out its prefix.
+authenticate it, write out its prefix, and see whether the caller may do what it asks for.
 
 Released clients write the box paths in three ways: without a prefix, under ``default``, and under a prefix of
-their own. The edge turns all three into ``/v1/{prefix}/…``.
+their own. The edge turns all three into ``/v1/{prefix}/…``. Under ``default`` a key finds its own prefix.
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids
-from ..auth import Authenticator
+from ..tenants.authenticator import Authenticator
+from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
+from ..tenants.principal import Principal
 from .bodies import bounded
 from .connections import ConnectionLimits
+from .ending import Ending
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
+from .operations import OPERATION, Operation, Operations
 from .origins import Origins, preflight
 
-# A path that begins with one of these names a resource and has no prefix; it gets the caller's own.
-_PREFIXED = frozenset({"boxes", "images", "metrics", "volumes"})
-RESERVED = _PREFIXED | {"admin", "config", "me", "oauth", "health", "local"}
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Edge:
-    """ASGI middleware around the applications `http` and `websocket`. Requests to `open_paths` need no credential.
-    `origins`: the web sites whose pages may send requests; by default those of this server only. `body_seconds`: the
-    longest pause in a request's body."""
+    """ASGI middleware around the applications `http` and `websocket`.
+
+    `operations`: those of the API. `documents`: paths of pages beside the API, which need no credential. `origins`: the
+    web sites whose pages may send requests; by default those of this server only. `body_seconds`: the longest pause in
+    a request's body.
+    """
 
     def __init__(
         self,
         http: ASGIApp,
         websocket: ASGIApp,
         authenticator: Authenticator,
-        open_paths: Collection[str],
+        operations: Operations,
+        documents: Collection[str] = (),
         origins: Origins | None = None,
         body_seconds: float = ConnectionLimits.body,
     ) -> None:
@@ -47,7 +51,8 @@ class Edge:
         self._authenticator = authenticator
         self._origins = origins or Origins()
         self._body_seconds = body_seconds
-        self._open_paths = frozenset(open_paths)
+        self._operations = operations
+        self._documents = frozenset(documents)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -65,10 +70,20 @@ class Edge:
             if answer := preflight(scope, headers):  # which carries no credential
                 await answer(scope, receive, send)
                 return
-            self._admit(scope, headers)
+            operation = await self._admit(scope, headers)
         except errors.BoxliteError as exc:
             await error_response(scope, exc)(scope, receive, send)
             return
+        principal: Principal | None = scope.get(PRINCIPAL)
+        if principal is None or not principal.secret_sha256 or operation is None or not operation.may_go_on:
+            await self._run(scope, receive, send)
+            return
+        ending = Ending(scope, receive, send)
+        with self._authenticator.keys.watched(principal.sub, principal.secret_sha256, ending.end):
+            await self._run(scope, ending.receive, ending.send)
+        await ending.close()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._apps["websocket"](scope, receive, send)
         elif scope["method"] == "GET":
@@ -98,29 +113,52 @@ class Edge:
                 )
                 await error_response(scope, error)(scope, receive, send)
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
-        """Set the principal and the canonical path in `scope`. Raises AuthError, NotFoundError."""
-        if not self._is_open(scope["path"]):
-            principal = self._authenticator.authenticate(headers.get("authorization"))
+    async def _admit(self, scope: Scope, headers: Headers) -> Operation | None:
+        """Set the principal, the canonical path and the operation in `scope`, and return the operation. A path without
+        one is left to the application, which has no such operation either.
+
+        Raises AuthError, PermissionDeniedError, NotFoundError, ResourceExhaustedError.
+        """
+        path, method = scope["path"], scope.get("method", "GET")  # a WebSocket handshake is a GET
+        if path in self._documents or path.startswith("/swagger-ui/"):
+            return None
+        operation = self._operations.find(method, path)
+        if operation is None or not operation.is_open:
+            principal = await self._authenticator.authenticate(headers.get("authorization"), client_address(scope))
             scope[PRINCIPAL] = principal
-            scope["path"] = canonical(scope["path"], principal.prefix)
+            scope["path"] = canonical(path, principal)
             scope["raw_path"] = scope["path"].encode()
+            operation = self._operations.find(method, scope["path"])
+            if operation is not None and not operation.is_allowed(principal):
+                raise self._authenticator.refuse(principal, operation.scope)
+        scope[OPERATION] = operation and operation.id
+        return operation
 
-    def _is_open(self, path: str) -> bool:
-        return path in self._open_paths or path.startswith("/swagger-ui/")
+
+def client_address(scope: Scope) -> str:
+    """The address of the client that sent a request."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
-def canonical(path: str, own_prefix: str) -> str:
-    """Return the path with its prefix written out. Raises NotFoundError for a segment that cannot be a prefix."""
+def canonical(path: str, principal: Principal) -> str:
+    """Return the path with its prefix written out. Raises NotFoundError for a segment that cannot be a prefix, and for
+    a prefix that does not exist for the caller."""
     if not path.startswith("/v1/"):
         return path
     path = path.rstrip("/")
     root, _, rest = path.removeprefix("/v1/").partition("/")
-    if root in _PREFIXED:
-        return f"/v1/{own_prefix}/{path.removeprefix('/v1/')}"
-    if rest.partition("/")[0] in _PREFIXED and (root in RESERVED or not _PREFIX.fullmatch(root)):
+    if root in PREFIXED:
+        return f"/v1/{principal.own_prefix}/{path.removeprefix('/v1/')}"
+    if rest.partition("/")[0] not in PREFIXED:
+        return path
+    if not is_prefix(root):
         raise errors.NotFoundError(f"'{root}' cannot be a prefix")
-    return path
+    if not principal.is_confined or root == principal.own_prefix:
+        return path
+    if root == DEFAULT:
+        return f"/v1/{principal.own_prefix}/{rest}"
+    raise errors.NotFoundError(f"prefix not found: {root}")
 
 
 def _with_headers(send: Send, request_id: str, more: Mapping[str, str]) -> Send:

@@ -35,8 +35,9 @@ from connexion.resolver import Resolution, Resolver
 from connexion.utils import is_nullable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ...errors import NotBuiltError
+from ...errors import NotBuiltError, NotFoundError
 from ..core import Core
+from .operations import OPERATION
 from .validation import BODY, check_content_type
 
 Handler = Callable[..., Awaitable[Any]]
@@ -106,6 +107,9 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
         self._body_of = functools.lru_cache(_CONTENT_TYPES)(self._body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get(OPERATION) != self._operation.operation_id:
+            # The edge has found another operation, or none, and so it has checked the scope of another one.
+            raise NotFoundError(f"no such path: {scope['path']}; /swagger-ui/ lists what there is")
         self._parameters.validate(scope)
         check_content_type(scope, self._operation.consumes)
         mime_type, encoding = self.extract_content_type(scope["headers"])

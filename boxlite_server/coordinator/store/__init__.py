@@ -16,6 +16,7 @@ from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
+from .keys import WORKER_PREFIX, Key, Keys
 from .leases import Leases
 from .meta import Meta
 from .snapshots import Snapshot, Snapshots
@@ -27,10 +28,12 @@ from .workers import Load, Worker, Workers
 __all__ = [
     "RESERVING",
     "WARM_PREFIX",
+    "WORKER_PREFIX",
     "Answer",
     "Box",
     "BoxState",
     "Counters",
+    "Key",
     "Load",
     "Page",
     "Snapshot",
@@ -44,7 +47,7 @@ __all__ = [
 ]
 
 
-class Tables(Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases):
+class Tables(Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
     All methods raise DatabaseUnavailableError while the database cannot be reached or written, and work again
@@ -74,6 +77,18 @@ class Store(Tables):
             store = cls(await Sqlite.open(Path(where)))
             await store.drop_leases()
         await store.cluster_id()  # minted before anything can read the id or copy the database
+        return store
+
+    @classmethod
+    async def open_beside(cls, where: Path | str) -> Self:
+        """Open the database for a command of the operator. A coordinator may be using it, or start meanwhile.
+
+        Raises DatabaseError.
+        """
+        if is_url(where):
+            return await cls.open(where)
+        store = cls(await Sqlite.open(Path(where), beside=True))
+        await store.cluster_id()
         return store
 
     async def close(self) -> None:

@@ -55,14 +55,14 @@ class Sqlite:
 
     dialect = SQLITE
 
-    def __init__(self, path: Path, lock_file: int) -> None:
-        """Open the database; raises sqlite3.Error or DatabaseError."""
+    def __init__(self, path: Path, lock_file: int | None) -> None:
+        """Open the database; raises sqlite3.Error or DatabaseError. Without `lock_file` a coordinator is using it."""
         self._lock_file = lock_file
         self._turn = asyncio.Lock()  # held by the one task that writes
         self._owner = Owner()
         self._writer = _connect(path)
         self._writer.execute("PRAGMA journal_mode = WAL")
-        _migrate(self._writer, path)
+        _migrate(self._writer, path, alone=lock_file is not None)
         self._reader = _connect(path)
         self._reader.execute("PRAGMA query_only = ON")
         for connection in (self._writer, self._reader):
@@ -70,14 +70,18 @@ class Sqlite:
         self._log = _Log(path.with_name(f"{path.name}-wal"))
 
     @classmethod
-    async def open(cls, path: Path) -> Sqlite:
-        """Open or create the database and upgrade its schema; raises DatabaseError."""
+    async def open(cls, path: Path, *, beside: bool = False) -> Sqlite:
+        """Open or create the database and upgrade its schema; raises DatabaseError. With `beside` a coordinator may be
+        using the database, or start at any time."""
         lock_file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock_file = _lock(path)
+            lock_file = _lock_beside(path) if beside else _lock(path)
             os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))  # the database holds the workers' secrets
-            return cls(path, lock_file)
+            database = cls(path, lock_file)
+            if beside:
+                database._unlock()
+            return database
         except (OSError, sqlite3.Error, errors.DatabaseError) as exc:
             if lock_file is not None:
                 os.close(lock_file)
@@ -88,8 +92,12 @@ class Sqlite:
         self._log.close()
         self._reader.close()
         self._writer.close()
-        with suppress(OSError):  # closed before
-            os.close(self._lock_file)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock_file is not None:
+            with suppress(OSError):  # closed before
+                os.close(self._lock_file)
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         self._owner.check()
@@ -173,12 +181,25 @@ def _lock(path: Path) -> int:
     return lock_file
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Upgrade the schema in one transaction. A copy of a database that is not new is kept beside it."""
+def _lock_beside(path: Path) -> int | None:
+    """Lock the database for as long as it takes to open it; None where a coordinator has it."""
+    try:
+        return _lock(path)
+    except errors.DatabaseError:
+        return None
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, *, alone: bool) -> None:
+    """Upgrade the schema in one transaction. A copy of a database that is not new is kept beside it. Raises
+    DatabaseError where a coordinator is using the older schema."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     scripts = schema.upgrade("sqlite", version)
     if not scripts:
         return
+    if not alone:
+        raise errors.DatabaseError(
+            "the coordinator that uses it is of an older version; restart the coordinator with this one first"
+        )
     if version:
         copy(connection, path.with_name(f"{path.name}.schema-{version}"))
     try:

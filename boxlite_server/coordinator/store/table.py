@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from .connection import Connection, Row
 
-_JSON_COLUMNS = {"labels", "published", "spec", "warm_images"}
+_JSON_COLUMNS = {"labels", "published", "scopes", "spec", "warm_images"}
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from support.cluster import Cluster
+from support.keys import KEY
 
 SPEC = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text())
 EMPTY_PAGE = {"boxes": [], "next_page_token": None}
@@ -32,7 +33,7 @@ def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A coordinator with an API key; requests of this cluster carry it unless told otherwise."""
-    cluster = Cluster(tmp_path_factory.mktemp("locked"), docker_host="unix:///nowhere", api_key="the-key")
+    cluster = Cluster(tmp_path_factory.mktemp("locked"), docker_host="unix:///nowhere", api_key=KEY)
     cluster.start_coordinator()
     yield cluster
     cluster.close()
@@ -356,10 +357,12 @@ def test_workers_need_the_key_too(locked: Cluster) -> None:
 def test_client_credentials_become_a_token(locked: Cluster) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     body = b"grant_type=client_credentials&client_id=me&client_secret="
-    status, _, token = locked.http("POST", "/v1/oauth/tokens", body + b"the-key", headers={**form, "Authorization": ""})
+    status, _, token = locked.http(
+        "POST", "/v1/oauth/tokens", body + KEY.encode(), headers={**form, "Authorization": ""}
+    )
     assert status == 200
     assert token["token_type"] == "bearer"
-    assert token["expires_in"] == 3600
+    assert token["expires_in"] == 900
     bearer = {"Authorization": f"Bearer {token['access_token']}"}
     assert locked.http("GET", "/v1/default/boxes", headers=bearer)[0] == 200
     assert error_of(locked.http("POST", "/v1/oauth/tokens", body + b"wrong", headers=form))[0] == 401

@@ -14,11 +14,11 @@ from support.blocking import Blocking
 from support.cluster import Cluster
 from support.coordinator_site import CoordinatorSite
 
-from boxlite_server.coordinator.auth import Principal
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
 from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
+from boxlite_server.coordinator.tenants.principal import Principal
 
 
 class Application:
@@ -56,7 +56,7 @@ class Application:
         sub: str = "me",
         request_id: str = "req_1",
     ) -> Reply:
-        about = {PRINCIPAL: Principal(sub, "default"), REQUEST_ID: request_id}
+        about = {PRINCIPAL: Principal(sub, frozenset()), REQUEST_ID: request_id}
         return await ask(self._middleware, method, path, *body, query=query, headers={"idempotency-key": key}, **about)
 
 

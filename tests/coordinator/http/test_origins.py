@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.cluster import Cluster
+from support.keys import KEY
 
 from boxlite_server.cli import types
 from boxlite_server.coordinator.http import origins
@@ -34,7 +35,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Clu
     found = {
         "keyless": Cluster(tmp_path_factory.mktemp("keyless"), nowhere),
         "named": Cluster(tmp_path_factory.mktemp("named"), nowhere),
-        "keyed": Cluster(tmp_path_factory.mktemp("keyed"), nowhere, api_key="the-key"),
+        "keyed": Cluster(tmp_path_factory.mktemp("keyed"), nowhere, api_key=KEY),
         "open": Cluster(tmp_path_factory.mktemp("open"), nowhere),
     }
     found["keyless"].start_coordinator()

@@ -1,8 +1,8 @@
 """The WebSocket paths: attach to an execution, to a box's main command, or to a new terminal.
 
 The frames are described at `attachExecution` and `openTerminal` in openapi.yaml. Connexion does not route
-WebSockets, so this module matches the paths. A request is refused, where possible, before the upgrade, with a
-plain HTTP answer.
+WebSockets, so this module takes the parameters out of the path of the operation that the edge has found. A request is
+refused, where possible, before the upgrade, with a plain HTTP answer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from ...._gen import worker_pb2 as pb
 from ...core import Core
 from ...store import Box
 from ..errors import error_response
+from ..operations import OPERATION
 from .progress import Progress
 from .session import AttachOptions, Session, is_size
 
 _BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
-_EXECUTION = re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach")
-_MAIN = re.compile(_BOX + r"/attach")
-_TERMINAL = re.compile(_BOX + r"/exec/tty")
+_PATHS = {  # by operation
+    "attachExecution": re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach"),
+    "attachBox": re.compile(_BOX + r"/attach"),
+    "openTerminal": re.compile(_BOX + r"/exec/tty"),
+}
 
 EXECUTION_ID_HEADER = b"x-boxlite-execution-id"
 DEFAULT_COMMAND = "bash"
@@ -87,17 +90,18 @@ class Attach:
     async def _find(self, scope: Scope) -> Attachment:
         path = scope["path"]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if match := _EXECUTION.fullmatch(path):
-            options = _options(query)
-            box = await self._boxes.get(match["prefix"], match["box"])
-            return Attachment(box, match["execution"], options, named=True)
-        if match := _MAIN.fullmatch(path):
-            options = _options(query)
+        operation = scope.get(OPERATION)
+        match = _PATHS[operation].fullmatch(path) if operation in _PATHS else None
+        if match is None:
+            raise errors.NotFoundError(f"no such WebSocket path: {path}")
+        if operation == "openTerminal":
+            return await self._open_terminal(match["prefix"], match["box"], query)
+        options = _options(query)
+        if operation == "attachBox":
             box, execution = await self._executions.attach_box(match["prefix"], match["box"])
             return Attachment(box, execution.execution_id, options)
-        if match := _TERMINAL.fullmatch(path):
-            return await self._open_terminal(match["prefix"], match["box"], query)
-        raise errors.NotFoundError(f"no such WebSocket path: {path}")
+        box = await self._boxes.get(match["prefix"], match["box"])
+        return Attachment(box, match["execution"], options, named=True)
 
     async def _open_terminal(self, prefix: str, id_or_name: str, query: dict[str, list[str]]) -> Attachment:
         command, args = _last(query, "command") or DEFAULT_COMMAND, query.get("args", [])

@@ -6,8 +6,10 @@ from typing import Any
 
 import connexion
 
-from ...auth import SCOPES, TOKEN_SECONDS
+from ....formats import timestamp
 from ...core import Core
+from ...tenants.prefixes import DEFAULT
+from ..edge import client_address
 from ..errors import PRINCIPAL
 
 
@@ -18,12 +20,18 @@ async def get_current_principal(core: Core) -> Any:
         "principal_type": "service_account",
         "email": None,
         "display_name": None,
-        "path_prefix": None,  # a box path without a prefix means the caller's own
-        "scopes": list(SCOPES),
-        "expires_at": None,
+        # Paths without a prefix mean the caller's own; a client given `default` would get errors of the old form.
+        "path_prefix": None if principal.own_prefix == DEFAULT else principal.own_prefix,
+        "scopes": sorted(principal.scopes),
+        "expires_at": timestamp(principal.expires_at),
     }
 
 
 async def create_token(core: Core, body: dict[str, Any]) -> Any:
-    token = core.authenticator.issue_token(body["client_secret"])
-    return {"access_token": token, "token_type": "bearer", "expires_in": TOKEN_SECONDS}
+    grant = await core.authenticator.issue_token(body["client_secret"], client_address(connexion.request.scope))
+    return {
+        "access_token": grant.access_token,
+        "token_type": "bearer",
+        "expires_in": grant.seconds,
+        "scope": " ".join(sorted(grant.scopes)),
+    }

@@ -1,4 +1,4 @@
-"""The counters of a prefix, and the counters and gauges of one box."""
+"""The counters of a prefix, the counters and gauges of one box, and the counters of a coordinator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from ...core import Core
 from ...states import BoxStatus
+from ...tenants.authenticator import Refusal
 
 
 async def get_runtime_metrics(core: Core, prefix: str) -> Any:
@@ -48,3 +49,8 @@ async def get_box_metrics(core: Core, prefix: str, box_id: str) -> Any:
             "container_init_ms": used.boot.container_init_ms,
         },
     }
+
+
+async def get_coordinator_metrics(core: Core) -> Any:
+    refused = core.authenticator.refused
+    return {"refused_requests_total": {reason.value: refused[reason] for reason in Refusal}}

@@ -1,0 +1,66 @@
+"""The flags that several commands of `boxlite-server` share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from . import credentials, types
+
+DEFAULT_HOME = Path("~/.boxlite")
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add(commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=types.Formatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_database(parser: argparse.ArgumentParser) -> None:
+    # The help names the built-in default, not the effective one: a URL may carry a password.
+    parser.add_argument(
+        "--database",
+        "--db-path",
+        metavar="PATH|URL",
+        type=types.database,
+        default=types.from_env("BOXLITE_COORDINATOR_DB", str(DEFAULT_HOME / "coordinator.db")),
+        help="use this database: the path of an SQLite file, or postgresql://USER@HOST/NAME, which several "
+        f"coordinators can share [BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)",
+    )
+
+
+def add_home(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--home",
+        metavar="DIR",
+        type=Path,
+        default=types.from_env("BOXLITE_HOME", str(DEFAULT_HOME)),
+        help=f"{text} [BOXLITE_HOME]",
+    )
+
+
+def add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coordinator",
+        metavar="URL",
+        type=types.http_url,
+        default=types.from_env("BOXLITE_COORDINATOR_URL", "http://127.0.0.1:8200"),
+        help="call the coordinator at this address [BOXLITE_COORDINATOR_URL]",
+    )
+    add_api_key(parser, "send this API key to the coordinator")
+    add_debug(parser)
+
+
+def add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--api-key", metavar="KEY", help=f"{text} [{credentials.VARIABLE}] (default: no key)")
+    parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="read the API key from this file")
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="log debug messages too, also those of libraries")
