@@ -289,7 +289,7 @@ def test_counters(site: CoordinatorSite) -> None:
         site.one.refuse(EVERY, errors.UpstreamUnavailableError("down"))
         with pytest.raises(errors.UpstreamUnavailableError):
             await site.core.creation.create("default", {})
-        assert await site.core.counting.counters("default")[:4] == (1, 1, 1, 1)
+        assert (await site.core.counting.counters("default"))[:4] == (1, 1, 1, 1)
 
     asyncio.run(story())
     assert Blocking(site.core.store).counters("other") == Counters()
