@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, types
+from . import admin, isolation, types
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -72,7 +72,6 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    from ..worker.host_access import Policy
     from ..worker.main import WorkerConfig, run
 
     return run(
@@ -87,7 +86,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
-            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
+            policy=isolation.policy(arguments),
             cpu_overcommit=arguments.cpu_overcommit,
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
@@ -334,8 +333,9 @@ def _add_worker(commands: _Commands) -> None:
         action="append",
         default=[],
         help="let boxes add this Linux capability, or ALL for any; may be repeated "
-        "(default: only those that the container engine grants to every container)",
+        "(default: only those of the preset of the box)",
     )
+    isolation.add(parser)
     parser.add_argument(
         "--no-supervisor",
         action="store_true",

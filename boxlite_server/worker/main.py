@@ -23,6 +23,7 @@ from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .disk_watch import DiskWatch
+from .docker.engine import engine_sockets
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
 from .executions.registry import Executions
@@ -89,6 +90,7 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
+        config.policy.check_host_paths(config.home, engine_sockets())
         self._runtime = DockerRuntime(
             self._identity.owner,
             policy=config.policy,
@@ -246,8 +248,9 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
 
 def _links(config: WorkerConfig) -> Links | None:
     """The links to the supervisors in boxes; None: commands are run by the engine's exec."""
-    built = program() if config.supervisor else None
-    if config.supervisor and built is None:
+    wanted = config.supervisor and not config.policy.has_other_runtime
+    built = program() if wanted else None
+    if wanted and built is None:
         log.warning("boxes get no supervisor: none was built for this machine, which makes commands slow")
     return Links(config.home / "boxes", built) if built else None
 

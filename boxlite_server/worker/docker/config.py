@@ -16,10 +16,10 @@ from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..prepared import Main
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from ..supervisor.links import MOUNT, PROGRAM_NAME
+from .isolation import isolation_config
 from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
-_PIDS_LIMIT = 4096
 KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
 # Programs that have to be process 1, or complain when they are not.
 _INITS = frozenset(
@@ -140,13 +140,11 @@ def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
         **memory,
         "NetworkMode": "bridge" if spec.network_enabled else "none",
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
-        "PidsLimit": _PIDS_LIMIT,
         "Init": init,
         **({"NanoCpus": spec.cpus * 1_000_000_000} if spec.cpus else {}),
         "Mounts": engine_mounts(spec.mounts),
         "PortBindings": bindings(spec.ports),
-        "CapAdd": list(spec.cap_add),
-        "CapDrop": list(spec.cap_drop),
+        **isolation_config(spec),
         **({"ConsoleSize": [DEFAULT_ROWS, DEFAULT_COLS]} if spec.tty else {}),
     }
 

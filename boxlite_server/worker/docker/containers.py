@@ -19,6 +19,7 @@ from ..supervisor.links import MOUNT
 from .config import as_told, container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
+from .isolation import Isolator
 from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
 from .storage.quota import Quota
@@ -55,6 +56,7 @@ class Containers:
         self._engine = engine
         self._owner = owner
         self._policy = policy
+        self._isolator = Isolator(engine, policy)
         self._volumes = volumes
         self._watch = watch
         self._quota = quota
@@ -78,7 +80,9 @@ class Containers:
                 )
         self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
         self._quota.admit(spec)
-        return self._policy.admit(spec)
+        spec = self._policy.admit(spec)
+        self._isolator.admit(spec)
+        return spec
 
     def create(
         self,
@@ -115,6 +119,7 @@ class Containers:
     ) -> None:
         config = container_config(box, spec, image, self._owner(), directory, awaits_main=awaits_main)
         self._quota.apply(config, spec)
+        self._isolator.apply(config)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
             made = self._engine.api.create_container_from_config(config, container_name(box))
         self._note_made(box, made["Id"], config)

@@ -251,6 +251,13 @@ class _Client(docker.APIClient):
         return super().request(*args, **kwargs)
 
 
+def engine_sockets() -> list[Path]:
+    """The paths at which engines of this host may listen; who reaches one rules the host."""
+    configured = urlsplit(os.environ.get("DOCKER_HOST", ""))
+    named = [Path(configured.path)] if configured.scheme == "unix" else []
+    return [*named, Path("/run/docker.sock"), Path("/run/containerd/containerd.sock"), Path("/run/podman/podman.sock")]
+
+
 class Engine:
     """Docker Engine at `url`, or where DOCKER_HOST and its companions say. Connects at first use."""
 

@@ -27,6 +27,7 @@ from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
+from ..kernel.limits import refuse_without_pids
 from ..prepared import Prepared, Record, Stage
 from ..runtime import (
     BoxFiles,
@@ -302,6 +303,7 @@ class DockerRuntime:
 
     def _run(self, box: BoxRef, container: dict[str, Any]) -> dict[str, Any]:
         """Have the engine start the box's container. Returns the engine's description of it afterwards."""
+        refuse_without_pids()
         self._system_files.before_start(container)
         self._supervisors.starting(container)
         self._engine.refuse_when_ending()
