@@ -91,6 +91,8 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
             warm_images=dict(arguments.warm),
+            filtered_network=not arguments.unfiltered_network,
+            allow_private=tuple(arguments.allow_private),
         )
     )
 

@@ -49,10 +49,12 @@ def container_config(
     directory: str = "",
     *,
     awaits_main: bool = False,
+    network: str = "bridge",
 ) -> dict[str, Any]:
     """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
     image. `directory`: that of the box's supervisor, on the host; empty: it has none. `awaits_main`: the supervisor
-    waits until it is told the main command, and what goes with that (`main_of`)."""
+    waits until it is told the main command, and what goes with that (`main_of`). `network`: the engine's network for a
+    box that may have one."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
@@ -77,7 +79,7 @@ def container_config(
         "WorkingDir": spec.working_dir or None,
         "StopSignal": spec.stop_signal or None,
         "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
-        "HostConfig": _host_config(spec, _needs_init(spec, defaults)),
+        "HostConfig": _host_config(spec, _needs_init(spec, defaults), network),
         "Labels": {
             **owner_labels(owner),
             BOX_LABEL: box.box_id,
@@ -131,14 +133,14 @@ def made_of(spec: BoxSpec) -> str:
     return repr(replace(spec, image=image, env={}, working_dir="", entrypoint=(), cmd=(), hostname=""))
 
 
-def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
+def _host_config(spec: BoxSpec, init: bool, network: str) -> dict[str, Any]:
     memory = {}
     if size := spec.memory_mib * MIB:
         # /dev/shm as Linux sizes it, half of the memory; the engine would give every box 64 MiB.
         memory = {"Memory": size, "MemorySwap": size, "ShmSize": size // 2}
     return {
         **memory,
-        "NetworkMode": "bridge" if spec.network_enabled else "none",
+        "NetworkMode": network if spec.network_enabled else "none",
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
         "Init": init,
         **({"NanoCpus": spec.cpus * 1_000_000_000} if spec.cpus else {}),

@@ -22,6 +22,7 @@ from .gate import Gate
 from .isolation import Isolator
 from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
+from .network import BoxNetwork
 from .storage.quota import Quota
 from .storage.volumes import DockerVolumes
 from .supervised import Supervisors
@@ -52,6 +53,7 @@ class Containers:
         reasons: StopReasons,
         supervisors: Supervisors,
         prepared: Prepared,
+        network: BoxNetwork,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -63,6 +65,7 @@ class Containers:
         self._reasons = reasons
         self._supervisors = supervisors
         self._prepared = prepared
+        self._network = network
         self._pinning = threading.Lock()
         self._lock = threading.Lock()
         self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
@@ -82,6 +85,8 @@ class Containers:
         self._quota.admit(spec)
         spec = self._policy.admit(spec)
         self._isolator.admit(spec)
+        if spec.network_enabled:
+            self._network.admit()
         return spec
 
     def create(
@@ -117,7 +122,9 @@ class Containers:
     def _make(
         self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], directory: str, *, awaits_main: bool = False
     ) -> None:
-        config = container_config(box, spec, image, self._owner(), directory, awaits_main=awaits_main)
+        config = container_config(
+            box, spec, image, self._owner(), directory, awaits_main=awaits_main, network=self._network.name
+        )
         self._quota.apply(config, spec)
         self._isolator.apply(config)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):

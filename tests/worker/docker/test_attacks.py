@@ -12,7 +12,7 @@ from support.attacker import LENT, MOUNTS, attack
 from support.sites import Site, collect
 
 from boxlite_server import ids
-from boxlite_server.errors import UnsupportedError
+from boxlite_server.errors import InvalidStateError, UnsupportedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.isolation import Isolator
 from boxlite_server.worker.docker.runtime import DockerRuntime
@@ -223,3 +223,11 @@ def test_an_engine_without_seccomp_gets_boxes_for_development_alone(options: lis
     with pytest.raises(UnsupportedError, match="seccomp"):
         isolator.admit(BoxSpec("some:image", security="standard"))
     isolator.admit(BoxSpec("some:image", security="development"))
+
+
+def test_a_box_of_the_maximum_takes_uploads_where_it_can_write_or_says_no(target: Site) -> None:
+    box = target.running_box(security="maximum")
+    files = target.runtime.files(box)
+    with pytest.raises(InvalidStateError, match="read-only"):
+        files.put("/root", [bytes(1024)])
+    target.runtime.remove(box, force=True)
