@@ -344,3 +344,17 @@ def test_a_worker_that_cannot_filter_takes_no_box_with_a_network(
     assert open_to_all.network.state == "unfiltered"
     for each in (runtime, open_to_all):
         each.close()
+
+
+def test_without_the_filter_boxes_reach_each_other(docker_host: str, test_image: str) -> None:
+    owner = Owner(ids.new_id(), ids.new_id())
+    runtime = DockerRuntime(lambda: owner, docker_host, Policy(LENT))
+    site = Site(runtime, test_image, test_image, LENT[0])
+    box = site.running_box(network_enabled=True, mounts=MOUNTS, memory_mib=128)
+    serve = "while true; do nc -l -p 80 -e echo served; done"
+    other = site.running_box(network_enabled=True, ports=(PortMapping(80),), cmd=("sh", "-c", serve))
+    assert published(site, other) == b"served\n"
+    assert reached(site, box, endpoint(docker_host, other)["IPAddress"], 80) == "served\n"
+    for each in (box, other):
+        runtime.remove(each, force=True)
+    runtime.close()
