@@ -24,6 +24,9 @@ _NOT_PUBLIC = (
     "192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3"
 )
 
+# What a box asks for in good faith fails at once, and not by a time-out.
+_REFUSE = "counter reject with icmpx type admin-prohibited"
+
 _TABLES = """\
 table bridge {table}
 delete table bridge {table}
@@ -70,7 +73,7 @@ table inet {table} {{
         ct state established accept
         ct state related meta l4proto icmp accept
         {resolvers}
-        counter drop
+        {refuse}
     }}
     chain through_host {{
         type filter hook forward priority -10; policy accept;
@@ -86,7 +89,7 @@ table inet {table} {{
         {resolvers}
         {denied}
         {allowed}
-        ip daddr {{ {not_public} }} counter drop
+        ip daddr {{ {not_public} }} {refuse}
     }}
     chain into_boxes {{
         ct state established,related accept
@@ -172,7 +175,8 @@ class PacketFilter:
             bridge=self._bridge,
             subnet=rules.subnet,
             resolvers=f"ip daddr {{ {resolvers} }} meta l4proto {{ tcp, udp }} th dport 53 accept" if resolvers else "",
-            denied=f"ip daddr {{ {denied} }} counter drop" if denied else "",
+            denied=f"ip daddr {{ {denied} }} {_REFUSE}" if denied else "",
+            refuse=_REFUSE,
             allowed=f"ip daddr {{ {allowed} }} accept" if allowed else "",
             not_public=_NOT_PUBLIC,
         )
