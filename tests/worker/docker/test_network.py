@@ -12,7 +12,7 @@ from typing import Any
 
 import docker
 import pytest
-from support.attacker import LENT, MOUNTS, attack
+from support.lent_python import LENT, MOUNTS, attack
 from support.sites import Site, collect
 
 from boxlite_server import ids
