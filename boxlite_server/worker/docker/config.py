@@ -80,12 +80,7 @@ def container_config(
         "StopSignal": spec.stop_signal or None,
         "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
         "HostConfig": _host_config(spec, _needs_init(spec, defaults), network),
-        "Labels": {
-            **owner_labels(owner),
-            BOX_LABEL: box.box_id,
-            GENERATION_LABEL: str(box.generation),
-            IMAGE_LABEL: spec.image,
-        },
+        "Labels": _labels(box, spec, owner),
     }
     if directory:
         _add_supervisor(config, directory, command or list(defaults.get("Cmd") or ()))
@@ -93,6 +88,15 @@ def container_config(
         config |= {"Entrypoint": AWAITING, "Cmd": [], "Env": [], "WorkingDir": None}
         config["HostConfig"]["Init"] = False
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _labels(box: BoxRef, spec: BoxSpec, owner: Owner) -> dict[str, str]:
+    return {
+        **owner_labels(owner),
+        BOX_LABEL: box.box_id,
+        GENERATION_LABEL: str(box.generation),
+        IMAGE_LABEL: spec.image,
+    }
 
 
 def _add_supervisor(config: dict[str, Any], directory: str, command: list[str]) -> None:
