@@ -225,7 +225,7 @@ def test_an_engine_without_seccomp_gets_boxes_for_development_alone(options: lis
     isolator.admit(BoxSpec("some:image", security="development"))
 
 
-def test_a_box_of_the_maximum_takes_uploads_where_it_can_write_or_says_no(target: Site) -> None:
+def test_an_upload_to_a_place_that_is_read_only_is_refused(target: Site) -> None:
     box = target.running_box(security="maximum")
     files = target.runtime.files(box)
     with pytest.raises(InvalidStateError, match="read-only"):
