@@ -59,7 +59,7 @@ class BoxRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., wish: _Optional[int] = ...) -> None: ...
 
 class BoxSpec(_message.Message):
-    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop", "disk_size_gb", "image_entrypoint", "stop_signal")
+    __slots__ = ("image", "cpus", "memory_mib", "env", "working_dir", "entrypoint", "cmd", "user", "network_enabled", "tty", "hostname", "mounts", "ports", "cap_add", "cap_drop", "disk_size_gb", "image_entrypoint", "stop_signal", "security")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class BoxSpec(_message.Message):
     DISK_SIZE_GB_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ENTRYPOINT_FIELD_NUMBER: _ClassVar[int]
     STOP_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    SECURITY_FIELD_NUMBER: _ClassVar[int]
     image: str
     cpus: int
     memory_mib: int
@@ -103,7 +104,8 @@ class BoxSpec(_message.Message):
     disk_size_gb: int
     image_entrypoint: bool
     stop_signal: str
-    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., cap_add: _Optional[_Iterable[str]] = ..., cap_drop: _Optional[_Iterable[str]] = ..., disk_size_gb: _Optional[int] = ..., image_entrypoint: _Optional[bool] = ..., stop_signal: _Optional[str] = ...) -> None: ...
+    security: str
+    def __init__(self, image: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., user: _Optional[str] = ..., network_enabled: _Optional[bool] = ..., tty: _Optional[bool] = ..., hostname: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., cap_add: _Optional[_Iterable[str]] = ..., cap_drop: _Optional[_Iterable[str]] = ..., disk_size_gb: _Optional[int] = ..., image_entrypoint: _Optional[bool] = ..., stop_signal: _Optional[str] = ..., security: _Optional[str] = ...) -> None: ...
 
 class Mount(_message.Message):
     __slots__ = ("volume_id", "host_path", "guest_path", "read_only")

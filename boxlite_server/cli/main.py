@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, credentials, keys, types
+from . import admin, credentials, isolation, keys, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -70,7 +70,6 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    from ..worker.host_access import Policy
     from ..worker.main import WorkerConfig, run
 
     return run(
@@ -85,11 +84,13 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
-            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
+            policy=isolation.policy(arguments),
             cpu_overcommit=arguments.cpu_overcommit,
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
             warm_images=dict(arguments.warm),
+            filtered_network=not arguments.unfiltered_network,
+            allow_private=tuple(arguments.allow_private),
         )
     )
 
@@ -323,8 +324,9 @@ def _add_worker(commands: Commands) -> None:
         action="append",
         default=[],
         help="let boxes add this Linux capability, or ALL for any; may be repeated "
-        "(default: only those that the container engine grants to every container)",
+        "(default: only those of the preset of the box)",
     )
+    isolation.add(parser)
     parser.add_argument(
         "--no-supervisor",
         action="store_true",

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+from ipaddress import IPv4Network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,6 +121,14 @@ def warm_image(text: str) -> tuple[str, int]:
         if count.isascii() and count.isdigit() and int(count) <= 1000:
             return str(references.parse(image).tagged()), int(count)
     raise argparse.ArgumentTypeError(f"'{text}' is not IMAGE=N, with N up to 1000")
+
+
+def network(text: str) -> IPv4Network:
+    with contextlib.suppress(ValueError):
+        return IPv4Network(text)
+    raise argparse.ArgumentTypeError(
+        f"'{text}' is no network of IPv4 addresses such as 10.1.0.0/16 (boxes have no IPv6 beyond their own loopback)"
+    )
 
 
 def capability(text: str) -> str:

@@ -35,6 +35,11 @@ def add_flags(parser: ArgumentParser) -> None:
         help="publish a port of the box on the worker's host, by default at 127.0.0.1, on any free port and for tcp "
         "(repeatable)",
     )
+    parser.add_argument(
+        "--security",
+        choices=("development", "standard", "maximum"),
+        help="isolate the box this well (default: standard, or more where the worker's operator demands more)",
+    )
     for flag, text in (("--cap-add", "add"), ("--cap-drop", "drop")):
         parser.add_argument(
             flag,
@@ -53,6 +58,7 @@ def box_fields(args: Namespace) -> Json:
         "volumes": args.volume,
         "ports": args.publish,
         "advanced": {"capabilities": capabilities} if capabilities else {},
+        "security": args.security,
     }
 
 

@@ -362,8 +362,7 @@ def _add_box_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         choices=("enabled", "disabled"),
-        default="enabled",
-        help="give the box a network, or none (default: enabled)",
+        help="give the box a network, or none (default: enabled, but disabled with --security maximum)",
     )
     parser.add_argument("--label", action=_Pairs, metavar="KEY=VALUE", help="attach this label to the box (repeatable)")
     boxflags.add_flags(parser)

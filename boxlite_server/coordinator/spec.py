@@ -16,7 +16,8 @@ from .limits import Policy
 DEFAULT_IMAGE = "alpine:latest"
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY_MIB = 512
-DEFAULT_SECURITY = "standard"  # the only preset
+DEFAULT_SECURITY = "standard"
+SECURITY_PRESETS = ("development", DEFAULT_SECURITY, "maximum")  # the schema enforces it
 MAX_TIMEOUT_SECONDS = 604_800  # of a command; the schema enforces it
 MAX_DISK_SIZE_GB = 65_536  # the schema enforces it
 
@@ -24,7 +25,6 @@ MAX_DISK_SIZE_GB = 65_536  # the schema enforces it
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "rootfs_path": (None, ""),
     "secrets": (None, []),
-    "security": (None, DEFAULT_SECURITY),
 }
 
 
@@ -44,6 +44,7 @@ class Spec:
     cmd: tuple[str, ...] = ()
     user: str = ""
     network: str = "enabled"  # or disabled
+    security: str = ""  # the preset of isolation; empty: the default, or more where the worker's operator wants it
     tty: bool = False
     mounts: tuple[Mount, ...] = ()
     ports: tuple[Port, ...] = ()
@@ -68,7 +69,8 @@ class Spec:
         for name, harmless in _REFUSED.items():
             if request.get(name) not in harmless:
                 raise errors.UnsupportedError(f"'{name}' is not supported by this server; leave it out")
-        network = _network_mode(request.get("network"))
+        security = request.get("security") or DEFAULT_SECURITY
+        network = _network_mode(request.get("network"), "disabled" if security == "maximum" else "enabled")
         capabilities = (request.get("advanced") or {}).get("capabilities") or {}
         return cls(
             name=request.get("name"),
@@ -82,6 +84,7 @@ class Spec:
             cmd=_command(request.get("cmd")),
             user=request.get("user") or "",
             network=network,
+            security="" if security == DEFAULT_SECURITY else security,
             tty=bool(request.get("tty")),
             mounts=host_access.mounts(request.get("volumes")),
             ports=host_access.ports(request.get("ports"), network=network),
@@ -121,7 +124,8 @@ class Spec:
     def to_request(self) -> dict[str, Any]:
         """A CreateBoxRequest for the same box without its mounts: what they hold does not belong to the box."""
         capabilities = {"add": list(self.cap_add), "drop": list(self.cap_drop)}
-        return {**self.to_json(), "advanced": {"capabilities": capabilities}}
+        advanced = {"capabilities": capabilities}
+        return {**self.to_json(), "security": self.security or DEFAULT_SECURITY, "advanced": advanced}
 
     def to_proto(self, box_id: str) -> pb.BoxSpec:
         """The spec as a worker gets it."""
@@ -150,6 +154,7 @@ class Spec:
             ports=[pb.PortMapping(**port.to_json()) for port in self.ports],
             cap_add=self.cap_add,
             cap_drop=self.cap_drop,
+            security=self.security,
         )
 
     def is_same(self, other: Spec) -> bool:
@@ -162,7 +167,7 @@ class Spec:
     @property
     def depends_on_operator(self) -> bool:
         """Whether one worker may refuse what another worker allows."""
-        return bool(self.cap_add or self.disk_size_gb) or any(mount.host_path for mount in self.mounts)
+        return bool(self.cap_add or self.disk_size_gb or self.security) or any(mount.host_path for mount in self.mounts)
 
 
 _NAMES = tuple(each.name for each in dataclasses.fields(Spec) if each.name != "absent")  # in the order of the JSON
@@ -200,14 +205,14 @@ def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     return dict(env or {})
 
 
-def _network_mode(network: Any) -> str:
+def _network_mode(network: Any, default: str) -> str:
     """``enabled`` or ``disabled``, from any of the three forms that clients send.
 
     An inbound policy is accepted and has no effect: nothing reaches a box from outside before a client asks for a
     tunnel, and the request for a tunnel has its own answer.
     """
     if network is None:
-        return "enabled"
+        return default
     if isinstance(network, str):
         return network
     if network.get("outbound") and (network.get("mode") or network.get("allow_net")):
@@ -215,7 +220,7 @@ def _network_mode(network: Any) -> str:
     outbound = network.get("outbound") or network
     if outbound.get("allow_net"):
         raise errors.UnsupportedError("'allow_net' is not supported by this server; leave it out")
-    return str(outbound.get("mode") or "enabled")
+    return str(outbound.get("mode") or default)
 
 
 def _hostname(name: str) -> str:

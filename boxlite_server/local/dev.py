@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import signals
+from . import machine
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ def run(port: int, home: Path, *, debug: bool) -> int:
     # The worker takes any free ports: only the coordinator beside it calls it.
     worker = ["worker", "--coordinator", f"http://127.0.0.1:{port}", "--home", str(home), *flags]
     worker += ["--port", "0", "--health-port", "0"]
+    if reason := machine.cannot_filter():
+        log.warning("boxes reach each other and this machine: %s (--unfiltered-network)", reason)
+        worker += ["--unfiltered-network"]
     children: list[subprocess.Popen[bytes]] = []
     signalled = False
 

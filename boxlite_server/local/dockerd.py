@@ -21,12 +21,16 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ..errors import EngineError, ImageError
 from .machine import apt_install, environment, which
-from .namespace import BRIDGE, Namespace, namespace, write_port_proxy
+from .namespace import BRIDGE, POOL, Namespace, namespace, write_port_proxy
 
 _NEEDED = (  # by a private engine: command and package
     ("dockerd", "docker.io"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
+)
+_USEFUL = (
+    ("slirp4netns", "slirp4netns"),  # without it the engine has no outgoing connections, and says so
+    ("nft", "nftables"),  # without it workers cannot filter what boxes send, and say so
 )
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0  # for a dockerd to answer
@@ -184,9 +188,10 @@ def private_namespace(directory: Path) -> Iterator[Namespace]:
     for command, package in _NEEDED:
         if which(command) is None:
             apt_install(package)
-    if which("slirp4netns") is None:
-        with contextlib.suppress(EngineError):  # without it the engine has no outgoing connections, and says so
-            apt_install("slirp4netns")
+    for command, package in _USEFUL:
+        if which(command) is None:
+            with contextlib.suppress(EngineError):
+                apt_install(package)
     directory.mkdir(parents=True, exist_ok=True)
     if answers(f"unix://{directory / 'docker.sock'}"):
         raise EngineError(f"an engine runs in {directory} already")
@@ -210,6 +215,8 @@ class Dockerd:
         command = ["dockerd", "--config-file", str(config), "--host", self.docker_host]
         # With rules of its own, dockerd would load br_netfilter into the machine's kernel; NAT is set up without it.
         command += ["--iptables=false", "--userland-proxy-path", str(proxy)]
+        # Each worker has a network: tests have many workers.
+        command += ["--default-address-pool", f"base={POOL},size=24"]
         command += ["--bip", BRIDGE] if with_bridge else ["--bridge", "none"]
         command += ["--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
         command += ["--pidfile", str(directory / "pid"), *extra_args]

@@ -37,6 +37,13 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     )
 
 
+def cannot_filter() -> str:
+    """Why a worker of this process's user has no packet filter for its boxes; empty if it can have one."""
+    if os.geteuid() != 0:
+        return "a packet filter takes root"
+    return "" if which("nft") else "nftables is not installed"
+
+
 @contextlib.contextmanager
 def apt_alone() -> Iterator[None]:
     """Be the one process of ours that uses apt: of two, one would fail."""

@@ -25,6 +25,7 @@ from . import machine, port_proxy
 
 # 198.18.0.0/15 is set aside for tests of networks: no office and no cloud has it.
 BRIDGE = "198.18.1.1/24"  # of the engine's default network
+POOL = "198.19.0.0/16"  # of its other networks
 _UPLINK = "198.18.0.0/24"
 _HOST = "198.18.0.2"  # for slirp4netns, the machine's 127.0.0.1
 _RESOLVER = "198.18.0.3"  # of slirp4netns: it asks the machine's

@@ -1,4 +1,5 @@
-"""The access to the host that a worker's operator allows to boxes: paths, capabilities and cpus."""
+"""The access to the host that a worker's operator allows to boxes: paths, capabilities, cpus, and how well they are
+isolated."""
 
 from __future__ import annotations
 
@@ -8,43 +9,49 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedError
+from .presets import ENGINE_CAPABILITIES, ISOLATION, Preset, resolve
 from .runtime import BoxSpec
 
-# A container has these capabilities by default: adding one changes nothing, unless ALL is dropped.
-DEFAULT_CAPABILITIES = frozenset(
-    "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP "
-    "SETUID SYS_CHROOT".split()
-)
-
-CAPABILITIES = DEFAULT_CAPABILITIES | frozenset(
+CAPABILITIES = ENGINE_CAPABILITIES | frozenset(
     "ALL AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND BPF CHECKPOINT_RESTORE DAC_READ_SEARCH IPC_LOCK IPC_OWNER LEASE "
     "LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE NET_ADMIN NET_BROADCAST PERFMON SYS_ADMIN SYS_BOOT SYS_MODULE "
     "SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG SYSLOG WAKE_ALARM".split()
 )
+
+_OF_KERNEL = ("/proc", "/sys", "/dev")
 
 
 @dataclass(frozen=True)
 class Policy:
     """What boxes may have. `host_paths`: the directories that boxes may mount from. `capabilities`: the
     capabilities that boxes may add; ALL allows any. `cpus`: the cpus that boxes are pinned to; none: they may run on
-    all."""
+    all. `floor`: the weakest preset of isolation. `runtime`: the engine's runtime for boxes; empty: its default."""
 
     host_paths: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()
     cpus: tuple[int, ...] = ()
+    floor: Preset = Preset.STANDARD
+    runtime: str = ""
+
+    @property
+    def has_other_runtime(self) -> bool:
+        """Whether boxes run under a runtime that is neither runc nor one like it."""
+        return self.runtime not in ("", "runc", "crun")
 
     def admit(self, spec: BoxSpec) -> BoxSpec:
-        """The spec with its host paths resolved.
+        """The spec with its host paths resolved, and with the preset that it gets.
 
-        Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability
-        that is not allowed; both errors name the flag that allows it. Raises `UnsupportedError` for an unknown
-        capability, and `InvalidArgumentError` for more cpus than boxes can be pinned to.
+        Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability or
+        a preset that is not allowed; these errors name the flag that allows it. Raises `UnsupportedError` for an
+        unknown capability, and `InvalidArgumentError` for more cpus than boxes can be pinned to.
         """
         if self.cpus and spec.cpus > len(self.cpus):
             raise InvalidArgumentError(f"{spec.cpus} cpus: this worker has {len(self.cpus)} for boxes")
-        self._check_capabilities(spec)
+        preset = resolve(spec.security, self.floor)
+        self._check_capabilities(spec, preset)
         return replace(
             spec,
+            security=preset,
             mounts=tuple(
                 replace(mount, host_path=self.host_path(mount.host_path)) if mount.host_path else mount
                 for mount in spec.mounts
@@ -86,12 +93,25 @@ class Policy:
                     "(directories are allowed with --allow-host-path DIR)"
                 )
 
-    def _check_capabilities(self, spec: BoxSpec) -> None:
+    def check_host_paths(self, home: Path, sockets: Iterable[Path]) -> None:
+        """Raise `InvalidArgumentError` if a box could reach the worker's home, a socket of the engine or the kernel's
+        own files by a directory that boxes may mount from."""
+        within = [Path(os.path.realpath(path)) for path in (home, *_OF_KERNEL)]
+        for path in self.host_paths:
+            real = Path(os.path.realpath(path))
+            protected = [*within, *(Path(os.path.realpath(socket)) for socket in sockets)]
+            for other in protected:
+                if other.is_relative_to(real) or (other in within and real.is_relative_to(other)):
+                    raise InvalidArgumentError(
+                        f"--allow-host-path {path}: a box that mounts it could reach {other}, and so this host"
+                    )
+
+    def _check_capabilities(self, spec: BoxSpec, preset: Preset) -> None:
         for name in (*spec.cap_add, *spec.cap_drop):
             if name not in CAPABILITIES:
                 raise UnsupportedError(f"{name} is no Linux capability that this worker knows")
         for name in spec.cap_add:
-            if not self.capabilities & {name, "ALL"} and name not in DEFAULT_CAPABILITIES:
+            if not self.capabilities & {name, "ALL"} and name not in ISOLATION[preset].capabilities:
                 raise UnsupportedError(
                     f"capability {name} is not allowed on this worker; its operator can allow it with "
                     f"--allow-cap {name}"

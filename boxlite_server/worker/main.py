@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import FrameType
 from urllib.parse import SplitResult
@@ -23,6 +24,8 @@ from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
 from .disk_watch import DiskWatch
+from .docker.engine import engine_sockets
+from .docker.network import Reach
 from .docker.runtime import DockerRuntime
 from .executions.journal import Journal
 from .executions.registry import Executions
@@ -38,6 +41,7 @@ from .service.servicer import WorkerService, make_server
 from .supervisor.links import Links
 from .supervisor.program import program
 
+NETWORK_SECONDS = 15.0  # between two looks at the packet filter of the boxes
 STOP_GRACE = 10.0  # seconds for calls under way at the shutdown
 EXIT_GRACE = 10.0  # seconds after that for threads that wait for an engine that does not answer
 
@@ -62,6 +66,8 @@ class WorkerConfig:
     cpu_overcommit: float = 16.0
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
+    filtered_network: bool = True  # boxes reach the public internet alone, or none have a network
+    allow_private: tuple[IPv4Network, ...] = ()  # networks that boxes reach besides
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -89,6 +95,7 @@ class Worker:
         self._coordinator = split_url(config.coordinator)
         self._rng = random.Random()
         self._identity = Identity.load(config.home, config.name, self._rng)
+        config.policy.check_host_paths(config.home, engine_sockets())
         self._runtime = DockerRuntime(
             self._identity.owner,
             policy=config.policy,
@@ -98,6 +105,7 @@ class Worker:
             links=_links(config),
             prepared=config.home / "prepared",
             enforce_disk_limit=config.enforce_disk_limit,
+            reach=Reach(config.filtered_network, config.allow_private, self._coordinator.hostname or ""),
         )
         journal = Journal(_made(config.home / "executions"))
         self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
@@ -134,10 +142,12 @@ class Worker:
             rng=self._rng,
             cpu_overcommit=self._config.cpu_overcommit,
             warm_images=self._config.warm_images,
+            network=lambda: self._runtime.network.state,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)
         _thread("disks", self._watch_disks)
+        _thread("network", self._watch_network)
         log.info(
             "worker %s serves at %s (health on port %d) for coordinator %s",
             self._identity.name,
@@ -182,6 +192,18 @@ class Worker:
     def _watch_disks(self) -> None:
         if self._is_owner():
             DiskWatch(self._runtime, self._service.turn, self._rng).run(self._stopping)
+
+    def _watch_network(self) -> None:
+        if (state := self._runtime.network.state) != "filtered":
+            log.warning("the network of boxes is %s", state)
+        if self._is_owner():
+            while True:
+                try:
+                    self._runtime.network.check()
+                except BoxliteError as exc:
+                    log.warning("the packet filter of the boxes cannot be checked: %s", exc)
+                if self._stopping.wait(NETWORK_SECONDS):
+                    return
 
     def _is_owner(self) -> bool:
         """Wait until the worker knows its cluster, and so which boxes are its own. False: it is stopping instead."""
@@ -246,8 +268,9 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
 
 def _links(config: WorkerConfig) -> Links | None:
     """The links to the supervisors in boxes; None: commands are run by the engine's exec."""
-    built = program() if config.supervisor else None
-    if config.supervisor and built is None:
+    wanted = config.supervisor and not config.policy.has_other_runtime
+    built = program() if wanted else None
+    if wanted and built is None:
         log.warning("boxes get no supervisor: none was built for this machine, which makes commands slow")
     return Links(config.home / "boxes", built) if built else None
 

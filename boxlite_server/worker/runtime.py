@@ -92,6 +92,7 @@ class BoxSpec:
     disk_size_gb: int = 0  # 0: no limit
     image_entrypoint: bool = False  # `entrypoint` is that of an image, which stayed behind when the box was exported
     stop_signal: str = ""
+    security: str = ""  # a preset of isolation; empty: that of the worker
 
 
 class BoxStatus(StrEnum):

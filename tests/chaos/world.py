@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from boxlite_server.errors import EngineError
 from boxlite_server.local import dockerd as engine
-from boxlite_server.local.machine import SBIN, run
+from boxlite_server.local.machine import SBIN, cannot_filter, run
 
 from .isolation import must
 
@@ -249,6 +249,7 @@ class World:
         command = [sys.executable, "-m", "boxlite_server", "worker", "--coordinator", self.url, "--api-key", KEY]
         command += ["--name", machine.name, "--home", str(self.directory / f"w{number}")]
         command += ["--max-boxes", str(max_boxes)]
+        command += ["--unfiltered-network"] if cannot_filter() else []
         env = {**self._env(), "DOCKER_HOST": docker.docker_host}
         worker = Process(machine, machine.name, command, self.logs, env)
         self.hosts.append(Host(machine, docker, worker))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from boxlite_server.local import dockerd
+from boxlite_server.local import dockerd, machine
 from support.child import BOUND
 
 START_SECONDS = 60.0
@@ -195,6 +195,8 @@ class Cluster:
         port, health_port = free_port(), free_port()
         command = ["worker", "--coordinator", self.url, "--port", str(port), "--health-port", str(health_port)]
         command += ["--home", str(home), *flags]
+        if machine.cannot_filter() and "--unfiltered-network" not in flags:
+            command.append("--unfiltered-network")
         if name is not None:
             command += ["--name", name]
         for key, value in (labels or {}).items():

@@ -16,7 +16,8 @@ _ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown 
 
 def create_body(args: Namespace) -> Json:
     """The body of `POST boxes` for the flags that `create` and `run` share. Absent flags are left out."""
-    body: Json = {"image": args.image, "network": {"mode": args.network}, "detach": args.detach}
+    network = args.network or ("disabled" if args.security == "maximum" else "enabled")
+    body: Json = {"image": args.image, "network": {"mode": network}, "detach": args.detach}
     optional = {
         "name": args.name,
         "cpus": args.cpus,

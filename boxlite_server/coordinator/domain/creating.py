@@ -164,7 +164,7 @@ class Creation:
                 if isinstance(exc, errors.LocalImageError):
                     self.pulls.note(spec.image, worker.id)
             except (errors.InvalidArgumentError, errors.UnsupportedError) as exc:
-                if not spec.depends_on_operator:
+                if not (spec.depends_on_operator or isinstance(exc, errors.UnsupportedError)):
                     await self._turns.forget(box_id)
                     raise
                 tried[worker.name] = refused = exc  # another worker's operator may allow it

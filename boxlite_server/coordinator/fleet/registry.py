@@ -82,6 +82,8 @@ class Fleet:
         self._silent.pop(worker.id, None)
         self._told.discard(worker.id)
         log.info("worker %s (%s) registered at %s", worker.name, worker.id, worker.url)
+        if (network := request.get("network") or "filtered") != "filtered":
+            log.warning("worker %s: the network of boxes is %s", worker.name, network)
         return worker
 
     def _refuse_impostor(self, known: Worker, request: Mapping[str, Any]) -> None:

@@ -16,10 +16,10 @@ from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..prepared import Main
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from ..supervisor.links import MOUNT, PROGRAM_NAME
+from .isolation import isolation_config
 from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
-_PIDS_LIMIT = 4096
 KEEP_ALIVE = ["tail", "-f", "/dev/null"]  # for an image that names no command of its own
 # Programs that have to be process 1, or complain when they are not.
 _INITS = frozenset(
@@ -49,10 +49,12 @@ def container_config(
     directory: str = "",
     *,
     awaits_main: bool = False,
+    network: str = "bridge",
 ) -> dict[str, Any]:
     """What the engine makes the box's container from. `image`: the engine's description of the base for the spec's
     image. `directory`: that of the box's supervisor, on the host; empty: it has none. `awaits_main`: the supervisor
-    waits until it is told the main command, and what goes with that (`main_of`)."""
+    waits until it is told the main command, and what goes with that (`main_of`). `network`: the engine's network for a
+    box that may have one."""
     defaults = image.get("Config") or {}
     command = list(spec.cmd)
     if not (spec.cmd or spec.entrypoint or defaults.get("Cmd") or defaults.get("Entrypoint")):
@@ -77,13 +79,8 @@ def container_config(
         "WorkingDir": spec.working_dir or None,
         "StopSignal": spec.stop_signal or None,
         "Healthcheck": {"Test": ["NONE"]},  # nobody would read the results, and each check is a command in the box
-        "HostConfig": _host_config(spec, _needs_init(spec, defaults)),
-        "Labels": {
-            **owner_labels(owner),
-            BOX_LABEL: box.box_id,
-            GENERATION_LABEL: str(box.generation),
-            IMAGE_LABEL: spec.image,
-        },
+        "HostConfig": _host_config(spec, _needs_init(spec, defaults), network),
+        "Labels": _labels(box, spec, owner),
     }
     if directory:
         _add_supervisor(config, directory, command or list(defaults.get("Cmd") or ()))
@@ -91,6 +88,15 @@ def container_config(
         config |= {"Entrypoint": AWAITING, "Cmd": [], "Env": [], "WorkingDir": None}
         config["HostConfig"]["Init"] = False
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _labels(box: BoxRef, spec: BoxSpec, owner: Owner) -> dict[str, str]:
+    return {
+        **owner_labels(owner),
+        BOX_LABEL: box.box_id,
+        GENERATION_LABEL: str(box.generation),
+        IMAGE_LABEL: spec.image,
+    }
 
 
 def _add_supervisor(config: dict[str, Any], directory: str, command: list[str]) -> None:
@@ -131,22 +137,20 @@ def made_of(spec: BoxSpec) -> str:
     return repr(replace(spec, image=image, env={}, working_dir="", entrypoint=(), cmd=(), hostname=""))
 
 
-def _host_config(spec: BoxSpec, init: bool) -> dict[str, Any]:
+def _host_config(spec: BoxSpec, init: bool, network: str) -> dict[str, Any]:
     memory = {}
     if size := spec.memory_mib * MIB:
         # /dev/shm as Linux sizes it, half of the memory; the engine would give every box 64 MiB.
         memory = {"Memory": size, "MemorySwap": size, "ShmSize": size // 2}
     return {
         **memory,
-        "NetworkMode": "bridge" if spec.network_enabled else "none",
+        "NetworkMode": network if spec.network_enabled else "none",
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
-        "PidsLimit": _PIDS_LIMIT,
         "Init": init,
         **({"NanoCpus": spec.cpus * 1_000_000_000} if spec.cpus else {}),
         "Mounts": engine_mounts(spec.mounts),
         "PortBindings": bindings(spec.ports),
-        "CapAdd": list(spec.cap_add),
-        "CapDrop": list(spec.cap_drop),
+        **isolation_config(spec),
         **({"ConsoleSize": [DEFAULT_ROWS, DEFAULT_COLS]} if spec.tty else {}),
     }
 

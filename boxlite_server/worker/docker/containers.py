@@ -19,8 +19,10 @@ from ..supervisor.links import MOUNT
 from .config import as_told, container_config, published, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
+from .isolation import Isolator
 from .labels import BOX_LABEL, CPUS_LABEL, DISK_LIMIT_LABEL, GENERATION_LABEL, container_name, owned_by, owner_labels
 from .logs import unix_time
+from .network import BoxNetwork
 from .storage.quota import Quota
 from .storage.volumes import DockerVolumes
 from .supervised import Supervisors
@@ -51,16 +53,19 @@ class Containers:
         reasons: StopReasons,
         supervisors: Supervisors,
         prepared: Prepared,
+        network: BoxNetwork,
     ) -> None:
         self._engine = engine
         self._owner = owner
         self._policy = policy
+        self._isolator = Isolator(engine, policy)
         self._volumes = volumes
         self._watch = watch
         self._quota = quota
         self._reasons = reasons
         self._supervisors = supervisors
         self._prepared = prepared
+        self._network = network
         self._pinning = threading.Lock()
         self._lock = threading.Lock()
         self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
@@ -78,7 +83,11 @@ class Containers:
                 )
         self._volumes.check(mount.volume_id for mount in spec.mounts if mount.volume_id)
         self._quota.admit(spec)
-        return self._policy.admit(spec)
+        spec = self._policy.admit(spec)
+        self._isolator.admit(spec)
+        if spec.network_enabled:
+            self._network.admit()
+        return spec
 
     def create(
         self,
@@ -113,8 +122,11 @@ class Containers:
     def _make(
         self, box: BoxRef, spec: BoxSpec, image: Mapping[str, Any], directory: str, *, awaits_main: bool = False
     ) -> None:
-        config = container_config(box, spec, image, self._owner(), directory, awaits_main=awaits_main)
+        config = container_config(
+            box, spec, image, self._owner(), directory, awaits_main=awaits_main, network=self._network.name
+        )
         self._quota.apply(config, spec)
+        self._isolator.apply(config)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
             made = self._engine.api.create_container_from_config(config, container_name(box))
         self._note_made(box, made["Id"], config)

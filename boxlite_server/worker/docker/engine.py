@@ -251,6 +251,13 @@ class _Client(docker.APIClient):
         return super().request(*args, **kwargs)
 
 
+def engine_sockets() -> list[Path]:
+    """The paths at which engines of this host may listen; who reaches one rules the host."""
+    configured = urlsplit(os.environ.get("DOCKER_HOST", ""))
+    named = [Path(configured.path)] if configured.scheme == "unix" else []
+    return [*named, Path("/run/docker.sock"), Path("/run/containerd/containerd.sock"), Path("/run/podman/podman.sock")]
+
+
 class Engine:
     """Docker Engine at `url`, or where DOCKER_HOST and its companions say. Connects at first use."""
 
@@ -402,6 +409,17 @@ class Engine:
                 where = urlsplit(self.api.base_url)
                 socket.create_connection((where.hostname, where.port or 2375), CALL_TIMEOUT).close()
 
+    @property
+    def pid(self) -> int:
+        """The process that listens at the engine's socket, in whose network namespace the engine is. Raises
+        `EngineError` when the worker cannot see it."""
+        path = self._socket_path()
+        with engine_errors("cannot find the engine's process"):
+            pid = _listener(path) if path else 0
+        if not pid:
+            raise EngineError("the worker cannot see the engine's process: it is in a container or on another host")
+        return pid
+
     def _socket_path(self) -> str | None:
         """The path of the engine's Unix socket, if it has one."""
         path = getattr(getattr(self.api, "_custom_adapter", None), "socket_path", None)
@@ -414,16 +432,20 @@ class Engine:
                 self._client.close()
 
 
+def _listener(socket_path: str) -> int:
+    """The pid of the process that listens at a Unix socket; 0 if this process cannot see it. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(socket_path)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
 def _process_behind(socket_path: str | None) -> str:
     """The pid and start time of the process that listens at a Unix socket; empty if they cannot be found."""
     with suppress(OSError, IndexError):
         if socket_path:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(5)
-                connection.connect(socket_path)
-                size = struct.calcsize("3i")
-                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            pid = struct.unpack("3i", credentials)[0]
+            pid = _listener(socket_path)
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             return f"{pid} {fields[19]} of {os.uname().nodename}"
     return ""

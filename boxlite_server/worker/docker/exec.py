@@ -24,7 +24,19 @@ from ...errors import (
 from ..commands import GONE_EXIT_CODE, ExecSpec, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
-from ..kernel.processes import MARK, Found, all_in, family, is_alive, is_in, kill_all, mark_of, output_pipes, pid_inside
+from ..kernel.processes import (
+    MARK,
+    Found,
+    all_in,
+    family,
+    is_alive,
+    is_in,
+    kill_all,
+    mark_of,
+    output_pipes,
+    pid_inside,
+    user_of,
+)
 from .config import MIB
 from .engine import Engine, engine_errors
 from .main_command import ending_with
@@ -139,12 +151,16 @@ class _Exec:
         raise EngineError("cannot kill the command: it starts processes faster than they can be killed")
 
     def _send_from_inside(self, number: int, pids: list[int]) -> None:
-        """Have a shell in the box signal processes: a worker without root cannot signal them itself."""
-        inside = [known for pid in pids if (known := pid_inside(pid))]
+        """Have a shell in the box signal processes: a worker without root cannot signal them itself. Where root of the
+        box gets no privileges, nobody but their own users can."""
+        for user in sorted({"0"} | {user_of(pid) for pid in pids}):
+            self._send_as(user, number, [known for pid in pids if (known := pid_inside(pid))])
+
+    def _send_as(self, user: str, number: int, inside: list[str]) -> None:
         api = self._engine.api
         with engine_errors("cannot signal the command"):
             script = f'kill -{number} "$@" 2>/dev/null; true'  # processes that have ended are no failure
-            exec_id = api.exec_create(self._container_id, ["sh", "-c", script, "kill", *inside], user="0")["Id"]
+            exec_id = api.exec_create(self._container_id, ["sh", "-c", script, "kill", *inside], user=user)["Id"]
             output = api.exec_start(exec_id)
             code = api.exec_inspect(exec_id)["ExitCode"]
         if code and self._inspect()["Running"]:

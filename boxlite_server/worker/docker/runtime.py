@@ -27,6 +27,7 @@ from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
+from ..kernel.limits import refuse_without_pids
 from ..prepared import Prepared, Record, Stage
 from ..runtime import (
     BoxFiles,
@@ -69,6 +70,7 @@ from .files import DockerFiles
 from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
+from .network import BoxNetwork, Reach
 from .stats import Meter, layer_bytes
 from .storage.bases import MAX_LAYERS, Bases
 from .storage.copies import Copies
@@ -97,6 +99,7 @@ class DockerRuntime:
     `max_layers`: that the disk of a new box may have; the layers of a disk with more are merged.
     `records`: the directory for what boxes have written to system files (see `system_files.py`); None: it is lost when
     they are started again. `prepared`: the directory in which prepared boxes outlive this process; None: they do not.
+    `reach`: what boxes with a network may reach; None: all that the host reaches.
     `links`: to the supervisors in boxes, which run their commands; None: the engine's exec does.
     """
 
@@ -112,6 +115,7 @@ class DockerRuntime:
         links: Links | None = None,
         prepared: Path | None = None,
         enforce_disk_limit: bool = False,
+        reach: Reach | None = None,
         gb: int = GB,
         max_layers: int = MAX_LAYERS,
     ) -> None:
@@ -131,6 +135,7 @@ class DockerRuntime:
         self._reasons = StopReasons(stop_reasons)
         self._supervisors = Supervisors(self._engine, links, holder)
         self._prepared = Prepared(prepared)
+        self.network = BoxNetwork(self._engine, owner, reach or Reach(filtered=False))
         self._containers = Containers(
             self._engine,
             owner,
@@ -141,6 +146,7 @@ class DockerRuntime:
             self._reasons,
             self._supervisors,
             self._prepared,
+            self.network,
         )
         self.disks = DockerDisks(self._containers, self._bases, copies, self._engine, owner)
 
@@ -302,6 +308,8 @@ class DockerRuntime:
 
     def _run(self, box: BoxRef, container: dict[str, Any]) -> dict[str, Any]:
         """Have the engine start the box's container. Returns the engine's description of it afterwards."""
+        refuse_without_pids()
+        self.network.before_start(container)
         self._system_files.before_start(container)
         self._supervisors.starting(container)
         self._engine.refuse_when_ending()
@@ -317,6 +325,7 @@ class DockerRuntime:
         self._engine.size_terminal(container, DEFAULT_COLS, DEFAULT_ROWS)
         self._reasons.drop(box)
         container = self._containers.get_as_is(box)
+        self.network.after_start(container)
         self._system_files.after_start(container)
         self._supervisors.started(container)
         return container

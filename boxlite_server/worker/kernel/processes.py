@@ -107,6 +107,12 @@ def pid_inside(pid: int) -> str | None:
     return next((line.split()[-1] for line in lines if line.startswith("NSpid:")), None)
 
 
+def user_of(pid: int) -> str:
+    """The user id with which the process may send and get signals; root's when it has ended."""
+    lines = read_proc(pid, "status").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith("Uid:")), "0")
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process is there, and no zombie."""
     entry = _entry(pid)

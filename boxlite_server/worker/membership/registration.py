@@ -54,6 +54,7 @@ class Registration:
     rng: random.Random
     cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
+    network: Callable[[], str] = lambda: "unfiltered"  # what becomes of the network of boxes, for people
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.time)  # Unix time; orders the epochs of this worker
     registered: threading.Event = field(default_factory=threading.Event)
@@ -221,6 +222,7 @@ class Registration:
             },
             "disk_limit": str(capacity.disk_limit),
             "warm_images": dict(self.warm_images),
+            "network": self.network()[:_MAX_REASON],
             "version": __version__,
             "engine_version": capacity.engine_version,
             "engine_life": held.engine_life if held else self.runtime.life(),

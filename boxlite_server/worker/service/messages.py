@@ -73,6 +73,7 @@ def spec(message: pb.BoxSpec) -> BoxSpec:
         disk_size_gb=message.disk_size_gb,
         image_entrypoint=message.image_entrypoint,
         stop_signal=message.stop_signal,
+        security=message.security,
     )
 
 

@@ -53,6 +53,7 @@ VOLUME = {"id": "V0lume000001", "name": "data", "created_at": "2020-01-01T00:00:
             "--cap-add SYS_PTRACE --cap-add cap_chown --cap-drop ALL",
             {"advanced": {"capabilities": {"add": ["SYS_PTRACE", "cap_chown"], "drop": ["ALL"]}}},
         ),
+        ("--security development", {"security": "development"}),
         ("--cap-drop net_raw", {"advanced": {"capabilities": {"drop": ["net_raw"]}}}),
     ],
 )
@@ -60,7 +61,16 @@ def test_what_the_flags_of_create_send(server: FakeServer, boxlite: Boxlite, fla
     server.on("POST", "/v1/boxes", (201, BOX))
     assert boxlite("create", *flags.split(), "alpine") == 0
     body = server.requests[0].body
-    assert {key: body[key] for key in ("volumes", "ports", "advanced") if key in body} == fields
+    assert {key: body[key] for key in ("volumes", "ports", "advanced", "security") if key in body} == fields
+
+
+@pytest.mark.parametrize(("flags", "mode"), [("", "disabled"), ("--network enabled", "enabled")])
+def test_a_box_of_the_maximum_has_a_network_only_if_asked(
+    server: FakeServer, boxlite: Boxlite, flags: str, mode: str
+) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", "--security", "maximum", *flags.split(), "alpine") == 0
+    assert server.requests[0].body["network"] == {"mode": mode}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from boxlite_server.worker.docker.labels import is_base
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage import bases
 from boxlite_server.worker.docker.storage import disks as docker_disks
+from boxlite_server.worker.host_access import Policy
+from boxlite_server.worker.presets import Preset
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, BoxStatus, Owner
 
 MAX_LAYERS = 3
@@ -66,7 +68,7 @@ def nothing_is_left(owner: Owner, api: docker.APIClient) -> Iterator[None]:
 @pytest.fixture
 def runtime(docker_host: str, owner: Owner) -> Iterator[DockerRuntime]:
     """A worker that merges layers soon."""
-    runtime = DockerRuntime(lambda: owner, docker_host, max_layers=MAX_LAYERS)
+    runtime = DockerRuntime(lambda: owner, docker_host, Policy(floor=Preset.DEVELOPMENT), max_layers=MAX_LAYERS)
     yield runtime
     for state in runtime.list_boxes():
         runtime.remove(state.box, force=True)
@@ -421,7 +423,7 @@ def former_box(
     image = new_image(files=odd_files())
     with monkeypatch.context() as patch:
         patch.setattr(bases.Bases, "of_image", lambda self, image: image)
-        box = new_box(runtime, image, hostname="former")
+        box = new_box(runtime, image, hostname="former", security="development")
     assert len(container_of(api, box)["Mounts"]) == 2
     sh(runtime, box, "echo keep > /data/f; chown box /data /data/f; chmod 700 /data; echo keep > /srv/f")
     return box
@@ -431,13 +433,13 @@ def test_what_a_box_of_an_earlier_version_wrote_is_in_its_snapshot_clone_and_arc
     runtime: DockerRuntime, api: docker.APIClient, former_box: BoxRef
 ) -> None:
     disks, box, kept = runtime.disks, former_box, ids.new_id()
-    image, before = container_of(api, box)["Config"]["Image"], odd(files_of(api, box))
+    asked, before = spec(container_of(api, box)["Config"]["Image"], security="development"), odd(files_of(api, box))
     disks.snapshot(box, kept)
-    made = [disks.clone(box, BoxRef(ids.new_id(), 1), spec(image)).box]
+    made = [disks.clone(box, BoxRef(ids.new_id(), 1), asked).box]
     with disks.export(box) as export:
         assert export.settings.cmd == ("sleep 9",)
-        made.append(disks.load(BoxRef(ids.new_id(), 1), spec(image), export.tar).box)
-    made.append(disks.restore(box, kept, 2, spec(image)).box)
+        made.append(disks.load(BoxRef(ids.new_id(), 1), asked, export.tar).box)
+    made.append(disks.restore(box, kept, 2, asked).box)
     assert (box.box_id, kept) in disks.list_snapshots()
     for copy in made:
         assert sh(runtime, copy, "cat /data/f /srv/f; stat -c '%U %a' /data") == "keep\nkeep\nbox 700\n"

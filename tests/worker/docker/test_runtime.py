@@ -38,7 +38,7 @@ def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> No
     host = api.inspect_container(name(box))["HostConfig"]
     assert host["NanoCpus"] == 1_000_000_000
     assert host["Memory"] == host["MemorySwap"] == 64 * 1024 * 1024
-    assert host["PidsLimit"] == 4096
+    assert host["PidsLimit"] == 512
     assert host["Init"] is True
     site.runtime.remove(box, force=True)
 

@@ -145,6 +145,7 @@ def test_introduction_and_first_heartbeat(
         "labels": {"k": "v"},
         "warm_images": {},
         "disk_limit": "watched",
+        "network": "unfiltered",
         "engine_version": "fake",
         "engine_life": fake_site.runtime.life(),
         "boxes": [],

@@ -7,7 +7,14 @@ from typing import Any
 from .... import rpc
 from ...core import Core
 from ...fleet.placement import DISK_LIMITS
-from ...spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_SECURITY, MAX_DISK_SIZE_GB, MAX_TIMEOUT_SECONDS
+from ...spec import (
+    DEFAULT_CPUS,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_SECURITY,
+    MAX_DISK_SIZE_GB,
+    MAX_TIMEOUT_SECONDS,
+    SECURITY_PRESETS,
+)
 from ...states import WorkerStatus
 from .. import idempotency
 
@@ -43,7 +50,7 @@ async def get_config(core: Core) -> Any:
             "max_concurrent_executions": rpc.MAX_EXECUTIONS,
             "file_transfer_max_bytes": None,
             "exec_timeout_max_seconds": MAX_TIMEOUT_SECONDS,
-            "supported_security_presets": [DEFAULT_SECURITY],
+            "supported_security_presets": list(SECURITY_PRESETS),
             "idempotency_key_lifetime": idempotency.LIFETIME,
         },
     }

@@ -1,0 +1,92 @@
+"""A box's preset in the engine's terms, and whether the engine can give it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import UnsupportedError
+from ..host_access import Policy
+from ..presets import ISOLATION, Preset
+from ..runtime import BoxSpec
+from .engine import Engine, engine_errors
+
+_UNCONFINED = re.compile(r"name=seccomp,profile=unconfined")
+_ASK_AGAIN = 60.0  # seconds after which the engine may have been started with other options
+
+# What a box with a read-only root file system can write in besides its volumes. Its size counts as memory of the box.
+_WRITABLE = {
+    "/tmp": "rw,exec,nosuid,nodev,mode=1777",
+    "/var/tmp": "rw,exec,nosuid,nodev,mode=1777",
+    "/run": "rw,noexec,nosuid,nodev,mode=755",
+}
+
+
+def isolation_config(spec: BoxSpec) -> dict[str, Any]:
+    """The part of a container's configuration (`HostConfig`) that isolates the box. `spec` was admitted."""
+    isolation = ISOLATION[Preset(spec.security or Preset.STANDARD)]
+    config: dict[str, Any] = {"PidsLimit": isolation.processes, **_capabilities(spec, isolation.capabilities)}
+    # Without a capability that a box does not have, its ports below 1024 would be closed to it.
+    config["Sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
+    if not isolation.new_privileges:
+        config["SecurityOpt"] = ["no-new-privileges"]
+    limits = {"nofile": isolation.open_files, "core": None if isolation.core_dumps else 0}
+    config["Ulimits"] = [
+        {"Name": name, "Soft": limit, "Hard": limit} for name, limit in limits.items() if limit is not None
+    ]
+    if isolation.read_only:
+        mounted = {mount.guest_path for mount in spec.mounts}
+        size = f",size={spec.memory_mib // 2}m" if spec.memory_mib else ""
+        config["ReadonlyRootfs"] = True
+        config["Tmpfs"] = {path: options + size for path, options in _WRITABLE.items() if path not in mounted}
+    return config
+
+
+def _capabilities(spec: BoxSpec, given: frozenset[str]) -> dict[str, list[str]]:
+    if "ALL" in spec.cap_add:
+        return {"CapAdd": ["ALL"], "CapDrop": [name for name in spec.cap_drop if name != "ALL"]}
+    kept = set() if "ALL" in spec.cap_drop else set(given)
+    return {"CapAdd": sorted(kept.union(spec.cap_add).difference(spec.cap_drop)), "CapDrop": ["ALL"]}
+
+
+class Isolator:
+    """Gives containers the isolation of their boxes, as far as that takes more than a configuration."""
+
+    def __init__(self, engine: Engine, policy: Policy) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._told: Mapping[str, Any] = {}  # what the engine says of itself
+        self._told_at = -_ASK_AGAIN
+
+    def admit(self, spec: BoxSpec) -> None:
+        """Raise `UnsupportedError` for an admitted spec whose isolation this engine cannot give."""
+        info = self._info()
+        runtime = self._policy.runtime
+        if runtime and runtime not in (info.get("Runtimes") or {}):
+            raise UnsupportedError(
+                f"this worker's engine has no runtime {runtime!r}, which its operator wants for boxes"
+            )
+        if spec.security == Preset.DEVELOPMENT or self._policy.has_other_runtime:
+            return  # other runtimes keep system calls from the host's kernel by means of their own
+        options = info.get("SecurityOptions") or ()
+        if not any("name=seccomp" in option for option in options) or any(map(_UNCONFINED.search, options)):
+            raise UnsupportedError(
+                f"the security preset {spec.security} is not supported by this worker: its engine runs containers "
+                "without a seccomp profile"
+            )
+
+    def apply(self, config: dict[str, Any]) -> None:
+        """Add the runtime that the operator wants."""
+        if self._policy.runtime:
+            config["HostConfig"]["Runtime"] = self._policy.runtime
+
+    def _info(self) -> Mapping[str, Any]:
+        with self._lock:
+            if time.monotonic() - self._told_at >= _ASK_AGAIN:
+                with engine_errors("cannot ask the engine for its security options"):
+                    self._told, self._told_at = self._engine.api.info(), time.monotonic()
+            return self._told
