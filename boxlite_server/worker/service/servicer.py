@@ -20,6 +20,7 @@ from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
+from ..files.tar import disk
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime, BoxState
@@ -410,7 +411,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = messages.ref(first.box.box)
         with self._transfer(), self._turn(box, context, makes=True):
             context.send_initial_metadata((rpc.ACCEPTED,))
-            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), imported(requests)))
+            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(imported(requests))))
 
     # ---- measurements ----
 

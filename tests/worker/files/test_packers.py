@@ -377,15 +377,6 @@ def test_extended_headers_that_add_up(tmp_path: Path) -> None:
             checked(tmp_path, header * 2 + tar(entry("f")))
 
 
-def test_an_extended_header_of_many_small_records(tmp_path: Path) -> None:
-    """Its time grows with its size, and not with the square of it: this would take minutes."""
-    records = b"6 a=b\n" * (fields.MAX_BYTES // 6 - 1)
-    info = tarfile.TarInfo("ext")
-    info.type, info.size = tarfile.XHDTYPE, len(records)
-    header = info.tobuf(tarfile.USTAR_FORMAT) + padded(records)
-    assert checked(tmp_path, header + tar(entry("f"))).size == 0
-
-
 def test_names_that_hold_more_directories_than_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "MAX_NAMES", 100)
     with pytest.raises(InvalidArgumentError, match="more than 100 names"):
