@@ -92,6 +92,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
             warm_images=dict(arguments.warm),
+            rejoin=arguments.rejoin,
         )
     )
 
@@ -347,6 +348,13 @@ def _add_worker(commands: _Commands) -> None:
         default="advise",
         help="where the engine's storage cannot limit the disk of a box: advise measures it now and then and stops the "
         "box once it is over, enforce refuses boxes with a limit",
+    )
+    parser.add_argument(
+        "--rejoin",
+        action="store_true",
+        help="register also with a coordinator that does not know this worker, after the cluster got a new database or "
+        "one from before this worker joined it (default: a worker that was registered once has the coordinator prove "
+        "that it knows the worker's secret)",
     )
     _add_api_key(parser, "send this API key to the coordinator")
     _add_debug(parser)

@@ -62,6 +62,7 @@ class WorkerConfig:
     cpu_overcommit: float = 16.0
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
+    rejoin: bool = False  # register also with a coordinator that does not know this worker
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -134,6 +135,7 @@ class Worker:
             rng=self._rng,
             cpu_overcommit=self._config.cpu_overcommit,
             warm_images=self._config.warm_images,
+            rejoin=self._config.rejoin,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)

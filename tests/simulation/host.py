@@ -126,7 +126,7 @@ class Process:
             self.changed.clear()
             held, beat = self._words._beat()
             with contextlib.suppress(errors.UpstreamUnavailableError):
-                answer = await self._post("heartbeat", beat)
+                answer = await self._post("heartbeat", self._words._signed(beat))
                 self._words._is_asked = bool(answer.get("send_inventory"))
                 if "boxes" in beat:
                     self._words._note_sent(held)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ... import __version__
+from ... import __version__, ids, signatures
 from ...errors import (
     AlreadyExistsError,
     BoxliteError,
@@ -54,12 +54,14 @@ class Registration:
     rng: random.Random
     cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
+    rejoin: bool = False  # register with whatever coordinator answers, also if it does not know this worker
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.time)  # Unix time; orders the epochs of this worker
     registered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fatal: BoxliteError | None = None
     _stopping: bool = False
+    _heartbeats: int = 0  # that were sent
     _wake: threading.Event = field(default_factory=threading.Event)
     _sent: str | None = None  # the digest of the boxes that the coordinator has accepted last
     _sent_at: float = 0.0
@@ -90,9 +92,8 @@ class Registration:
 
     def _say_goodbye(self) -> None:
         try:
-            status, answer = self.client.heartbeat(
-                self.identity.id, {"epoch": self.epoch, "leaving": True}, GOODBYE_TIMEOUT
-            )
+            goodbye = self._signed({"epoch": self.epoch, "leaving": True})
+            status, answer = self.client.heartbeat(self.identity.id, goodbye, GOODBYE_TIMEOUT)
             if status != 200:
                 log.info("the coordinator refused the goodbye (%d): %s", status, _error(answer)[0])
         except UpstreamUnavailableError as exc:
@@ -120,6 +121,7 @@ class Registration:
         ceiling = FIRST_PAUSE
         while not self._stopping:
             try:
+                self._check_coordinator()
                 held = self._take() if self.identity.cluster_id else None
                 if held is None and self.identity.cluster_id:
                     raise EngineError("the container engine has not listed the boxes in time")
@@ -135,6 +137,22 @@ class Registration:
             self._pause(self.rng.uniform(0, ceiling))
             ceiling = min(ceiling * 2, LONGEST_PAUSE)
         return None
+
+    def _check_coordinator(self) -> None:
+        """Have the coordinator prove that it has this worker's secret, before the worker tells it anything and serves
+        it. Raises `UpstreamUnavailableError`. Before the first registration there is nothing to prove."""
+        if self.identity.cluster_id is None or self.rejoin:
+            return
+        nonce = ids.secret()
+        status, answer = self.client.prove(self.identity.id, nonce)
+        expected = signatures.of_coordinator(self.identity.secret, self.identity.id, nonce)
+        if status in (200, 401, 403, 404, 405) and not signatures.is_same(answer.get("proof"), expected):
+            raise UpstreamUnavailableError(
+                f"the server at the coordinator's address does not prove that it belongs to cluster "
+                f"{self.identity.cluster_id} ({status}); if it is meant to, start this worker with --rejoin once"
+            )
+        if status != 200:
+            raise UpstreamUnavailableError(f"the coordinator does not answer ({status}): {_error(answer)[0]}")
 
     def _accepted(self, answer: Mapping[str, Any]) -> float:
         self.identity.join(str(answer["cluster_id"]))
@@ -164,7 +182,7 @@ class Registration:
                 return
             held, beat = self._beat()
             try:
-                status, answer = self.client.heartbeat(self.identity.id, beat)
+                status, answer = self.client.heartbeat(self.identity.id, self._signed(beat))
             except UpstreamUnavailableError as exc:
                 log.warning("the heartbeat failed: %s", exc)
             else:
@@ -197,6 +215,11 @@ class Registration:
             beat["boxes"] = held.boxes
         return held, beat
 
+    def _signed(self, beat: dict[str, Any]) -> dict[str, Any]:
+        self._heartbeats += 1
+        beat = {**beat, "number": self._heartbeats}
+        return beat | {signatures.SIGNATURE: signatures.of_heartbeat(self.identity.secret, self.identity.id, beat)}
+
     def _take(self) -> Inventory | None:
         return self._stocktaking.take(INVENTORY_PATIENCE)
 
@@ -212,6 +235,7 @@ class Registration:
             "secret": self.identity.secret,
             "epoch": self.epoch,
             "started_at": self.started_at,
+            "heartbeats": self._heartbeats,
             "labels": dict(self.labels),
             "capacity": {
                 "cpus": capacity.cpus,
