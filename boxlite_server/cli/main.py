@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, types
+from . import admin, host_access, logs, types
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -28,10 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if getattr(arguments, "timeout", None) is not None and not arguments.wait:
         parser.error("--timeout needs --wait")
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    logs.set_up(debug=arguments.debug)
     # These libraries log each request and each frame, or warn about errors that the server has handled.
     for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
@@ -58,6 +55,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             no_auth=arguments.no_auth,
             allowed_origins=tuple(arguments.allow_origin),
             allowed_hosts=tuple(arguments.allow_host),
+            trusted_proxies=tuple(arguments.trusted_proxy),
             limits=ConnectionLimits(count=arguments.max_connections, idle=arguments.idle_timeout),
             policy=Policy(
                 default_auto_stop=arguments.default_auto_stop,
@@ -72,7 +70,6 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    from ..worker.host_access import Policy
     from ..worker.main import WorkerConfig, run
 
     return run(
@@ -87,7 +84,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
-            policy=Policy(tuple(arguments.allow_host_path), frozenset(arguments.allow_cap), arguments.cpuset),
+            policy=host_access.policy(arguments),
             cpu_overcommit=arguments.cpu_overcommit,
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
@@ -240,6 +237,15 @@ def _add_browsers(parser: argparse.ArgumentParser) -> None:
         help="without an API key, serve requests to this host name too, or * for any; may be repeated "
         "(default: names and addresses of loopback, and the address given with --host)",
     )
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        type=types.network,
+        action="append",
+        default=[],
+        help="take the address of a client from the X-Forwarded-For of this proxy, an address or a network such as "
+        "10.0.0.0/24; may be repeated (default: the header is ignored)",
+    )
 
 
 def _add_worker(commands: _Commands) -> None:
@@ -312,31 +318,7 @@ def _add_worker(commands: _Commands) -> None:
         default=16.0,
         help="let boxes reserve up to FACTOR cpus for each cpu of the machine, 1 to 1000",
     )
-    parser.add_argument(
-        "--cpuset",
-        metavar="CPUS",
-        type=types.cpus,
-        default=(),
-        help="pin each box to as many of these cpus as it asks for, such as 2-7,9, so that programs in it see that "
-        "number of cpus (default: a box may run on all cpus, for its share of the time)",
-    )
-    parser.add_argument(
-        "--allow-host-path",
-        metavar="DIR",
-        type=types.directory,
-        action="append",
-        default=[],
-        help="let boxes mount DIR and paths below it; may be repeated (default: no host paths)",
-    )
-    parser.add_argument(
-        "--allow-cap",
-        metavar="CAP",
-        type=types.capability,
-        action="append",
-        default=[],
-        help="let boxes add this Linux capability, or ALL for any; may be repeated "
-        "(default: only those that the container engine grants to every container)",
-    )
+    host_access.add_flags(parser)
     parser.add_argument(
         "--no-supervisor",
         action="store_true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -31,6 +32,38 @@ def port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
+
+
+def port_range(text: str) -> range:
+    """A port, or the first and the last of several."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if 1 <= first <= last <= 65535:
+        return range(first, last + 1)
+    raise argparse.ArgumentTypeError(f"'{text}' is no range of ports; an example is 8000-8999")
+
+
+def address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no IP address") from None
+
+
+def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no IP address or network; an example is 10.0.0.0/24") from None
+
+
+def registry(text: str) -> str:
+    """A registry as it stands in the names of images, or `public`."""
+    with contextlib.suppress(InvalidArgumentError):
+        image = references.parse(f"{text}/image").repository
+        if text == "public" or image in (f"{text}/image", f"{text}/library/image"):
+            return text
+    raise argparse.ArgumentTypeError(f"'{text}' is no registry; examples are ghcr.io, registry.local:5000, public")
 
 
 def positive(text: str) -> int:
