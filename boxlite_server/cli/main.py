@@ -90,6 +90,8 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             enforce_disk_limit=arguments.disk_limit == "enforce",
             warm_images=dict(arguments.warm),
             rejoin=arguments.rejoin,
+            reserve_memory_mib=arguments.reserve_memory,
+            spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
         )
     )
 
@@ -317,6 +319,20 @@ def _add_worker(commands: _Commands) -> None:
         type=types.factor,
         default=16.0,
         help="let boxes reserve up to FACTOR cpus for each cpu of the machine, 1 to 1000",
+    )
+    parser.add_argument(
+        "--reserve-memory",
+        metavar="MIB",
+        type=types.count,
+        help="promise boxes all memory of the machine but this, which is left to its system, the container engine and "
+        "the worker (default: a tenth, between 256 MiB and 8 GiB)",
+    )
+    parser.add_argument(
+        "--spool-limit",
+        metavar="GIB",
+        type=types.positive,
+        help="keep at most so much of uploads and downloads on the disk at once, and half of that for one box "
+        "(default: half of the disk)",
     )
     host_access.add_flags(parser)
     parser.add_argument(

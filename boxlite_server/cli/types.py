@@ -72,6 +72,12 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
 
 
+def count(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of 0 or more")
+
+
 def factor(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 1 <= (factor := float(text)) <= 1000:

@@ -90,6 +90,7 @@ class Process:
             max_boxes=None,
             rng=host.rng,
             cpu_overcommit=CPU_LIMIT / CPUS,
+            reserve_memory_mib=0,
             clock=asyncio.get_running_loop().time,
         )
         self._words._stocktaking = _AtOnce(host.runtime)  # type: ignore[assignment]

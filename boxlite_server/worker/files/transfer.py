@@ -57,7 +57,7 @@ class Files:
         target = _clean(path)
         with (
             closing(self._runtime.files(box)) as files,
-            self._spool.open() as file,
+            self._spool.open(box.box_id) as file,
             Names(self._names) as names,
         ):
             for chunk in chunks:
@@ -95,18 +95,18 @@ class Files:
             name = "." if only_content else posixpath.basename(wanted)
             if follow_links or (source != wanted and not only_content):
                 room = _Room() if follow_links else None
-                yield is_dir, tar.finished(self._renamed(files, inside, name, (), room))
+                yield is_dir, tar.finished(self._renamed(box, files, inside, name, (), room))
                 return
-            with self._followed(files.get(inside)) as chunks:
+            with self._followed(box, files.get(inside)) as chunks:
                 yield is_dir, chunks
 
     @contextmanager
-    def _followed(self, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
+    def _followed(self, box: BoxRef, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
         """Yield the chunks of an archive, whose source a slow reader does not hold up. Closes the archive."""
         if isinstance(archive, WholeArchive):
             yield iter(archive)
             return
-        with closing(Follower(self._spool, iter(archive), archive.close)) as follower:
+        with closing(Follower(self._spool, box.box_id, iter(archive), archive.close)) as follower:
             yield iter(follower)
 
     @staticmethod
@@ -127,11 +127,11 @@ class Files:
         return path, state
 
     def _renamed(
-        self, files: BoxFiles, source: str, name: str, above: tuple[str, ...], room: _Room | None
+        self, box: BoxRef, files: BoxFiles, source: str, name: str, above: tuple[str, ...], room: _Room | None
     ) -> Iterator[bytes]:
         """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
         box. `room`: for all entries of the archive, where links are followed; None: they are not."""
-        with self._followed(files.get(source)) as chunks:
+        with self._followed(box, files.get(source)) as chunks:
             stream = Stream(chunks)
             top = "" if source.endswith("/.") else posixpath.basename(source)
             for entry in tar.read(stream, trusted=True):
@@ -143,7 +143,7 @@ class Files:
                     room.take(entry)
                     target = self._target(files, entry, path, (*above, source))
                 if target is not None:
-                    yield from self._renamed(files, target, new_name, (*above, source), room)
+                    yield from self._renamed(box, files, target, new_name, (*above, source), room)
                     continue
                 linkname = None
                 if entry.info.type == tarfile.LNKTYPE:

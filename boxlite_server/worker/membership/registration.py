@@ -52,6 +52,7 @@ class Registration:
     labels: Mapping[str, str]
     max_boxes: int | None
     rng: random.Random
+    reserve_memory_mib: int | None = None  # of the machine, for others than boxes; None: `default_reserve` of it
     cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     rejoin: bool = False  # register with whatever coordinator answers, also if it does not know this worker
@@ -239,7 +240,7 @@ class Registration:
             "labels": dict(self.labels),
             "capacity": {
                 "cpus": capacity.cpus,
-                "memory_mib": capacity.memory_mib,
+                "memory_mib": max(capacity.memory_mib - self._reserve(capacity.memory_mib), 0),
                 "max_boxes": self.max_boxes,
                 "cpu_limit": capacity.cpus * self.cpu_overcommit,
             },
@@ -251,11 +252,20 @@ class Registration:
             "boxes": held.boxes if held else [],
         }
 
+    def _reserve(self, memory_mib: int) -> int:
+        return default_reserve(memory_mib) if self.reserve_memory_mib is None else self.reserve_memory_mib
+
     def _pause(self, seconds: float) -> None:
         # An earlier change of boxes must not shorten the pause.
         self._wake.clear()
         if not self._stopping:
             self._wake.wait(seconds)
+
+
+def default_reserve(memory_mib: int) -> int:
+    """The memory (MiB) of a machine that is left to its system, the engine and the worker: a tenth, between 256 MiB and
+    8 GiB, and never more than half."""
+    return min(max(memory_mib // 10, 256), 8192, memory_mib // 2)
 
 
 def _interval(answer: Mapping[str, Any]) -> float:

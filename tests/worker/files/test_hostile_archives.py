@@ -54,7 +54,7 @@ def filled(*records: bytes) -> bytes:
 
 
 def checked(tmp_path: Path, data: bytes) -> archive.Summary:
-    with Spool(tmp_path).open() as file:
+    with Spool(tmp_path).open("box") as file:
         file.write(data)
         return archive.check(file)
 

@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from boxlite_server.worker.membership import registration as registration_module
 from boxlite_server.worker.membership.coordinator import CoordinatorClient, local_address, split_url
 from boxlite_server.worker.membership.identity import Identity
 from boxlite_server.worker.membership.inventory import inventory
-from boxlite_server.worker.membership.registration import Registration
+from boxlite_server.worker.membership.registration import Registration, default_reserve
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -156,7 +156,8 @@ def test_introduction_and_first_heartbeat(
     assert (call.path, call.authorization) == ("/base/v1/admin/workers", "Bearer key")
     capacity = call.body.pop("capacity")
     assert capacity["cpus"] > 0
-    assert capacity["memory_mib"] > 0
+    whole = fake_site.runtime.capacity().memory_mib
+    assert capacity["memory_mib"] == whole - default_reserve(whole)
     assert capacity["max_boxes"] is None
     assert capacity["cpu_limit"] == capacity["cpus"] * 16
     assert call.body.pop("version")
@@ -512,3 +513,30 @@ def test_heartbeats_are_numbered(new_registration: NewRegistration, coordinator:
     registration.leave()
     coordinator.next()
     assert coordinator.numbers == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "reserve"), [(400, 200), (1024, 256), (8192, 819), (65_536, 6553), (1_000_000, 8192)]
+)
+def test_a_part_of_the_memory_is_promised_to_no_box(memory_mib: int, reserve: int) -> None:
+    assert default_reserve(memory_mib) == reserve
+
+
+@pytest.mark.parametrize(("reserve", "promised"), [(0, 16_384), (1000, 15_384), (16_384, 0), (99_999, 0)])
+def test_the_operator_says_how_much(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve: int, promised: int
+) -> None:
+    capacity = replace(fake_site.runtime.capacity(), memory_mib=16_384)
+    monkeypatch.setattr(fake_site.runtime, "capacity", lambda: capacity)
+    registration = Registration(
+        client=CoordinatorClient("http://127.0.0.1:9", None),
+        identity=Identity.load(tmp_path, None, random.Random(3)),
+        runtime=fake_site.runtime,
+        url="http://10.0.0.5:9100",
+        epoch="epoch",
+        labels={},
+        max_boxes=None,
+        rng=random.Random(3),
+        reserve_memory_mib=reserve,
+    )
+    assert registration._introduction(None)["capacity"]["memory_mib"] == promised
