@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import grpc
@@ -90,14 +91,30 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
 
 
+class _AtOnce(ThreadPoolExecutor):
+    """Runs what is submitted before `submit` returns, in the thread that submits."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        fn(*args, **kwargs)
+        done.set_result(None)
+        return done
+
+
 class _Gate(grpc.ServerInterceptor):
-    """Lets a call pass if `admits` accepts its metadata, and ends it with `error` otherwise."""
+    """Lets a call pass if `admits` accepts its metadata, and ends it with `error` otherwise.
+
+    A call is refused as soon as its metadata is there, by the thread that takes calls from the network: a caller who
+    sends no message, or no end, holds neither a thread of the pool nor one of the calls that the server allows at once.
+    """
 
     def __init__(self, error: errors.BoxliteError) -> None:
-        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+        def refuse(requests: Any, context: grpc.ServicerContext) -> NoReturn:
             abort(context, error)
 
-        self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(refuse)
+        refuse.experimental_thread_pool = _AtOnce()  # type: ignore[attr-defined]  # where gRPC looks for it
+        # The handler of a stream begins before the first message of the call has come.
+        self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(refuse)
 
     def admits(self, metadata: dict[str, bytes]) -> bool:
         raise NotImplementedError

@@ -25,7 +25,7 @@ TEXT: str = SPEC_FILE.read_text(encoding="utf-8")
 RAW: dict[str, Any] = yaml.safe_load(TEXT)
 SPEC: dict[str, Any] = resolve_refs(RAW)
 
-OPEN = {"getConfig", "getHealth", "getReadiness", "createToken"}
+OPEN = {"getConfig", "getHealth", "getReadiness", "createToken", "proveCoordinator"}
 TAG_OF: dict[str, str] = {
     operation_id: tag
     for tag, operation_ids in {
@@ -43,7 +43,7 @@ TAG_OF: dict[str, str] = {
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
         "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
         "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
-        "reconcile getWarmPools setWarmPools",
+        "reconcile getWarmPools setWarmPools proveCoordinator",
     }.items()
     for operation_id in operation_ids.split()
 }
@@ -274,7 +274,7 @@ def test_security_is_off_only_where_it_must_be(operation: Operation) -> None:
 def test_whatever_changes_something_takes_an_idempotency_key(operation: Operation) -> None:
     takes = "Idempotency-Key" in [parameter["name"] for parameter in operation.parameters]
     changes = operation.method not in ("get", "head")
-    assert takes == (changes and operation.spec["operationId"] not in ("createToken", "exportBox"))
+    assert takes == (changes and operation.spec["operationId"] not in ("createToken", "exportBox", "proveCoordinator"))
 
 
 @each_operation

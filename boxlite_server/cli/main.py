@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, credentials, isolation, keys, types
+from . import admin, credentials, host_access, keys, logs, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -24,10 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if getattr(arguments, "timeout", None) is not None and not arguments.wait:
         parser.error("--timeout needs --wait")
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    logs.set_up(debug=arguments.debug)
     # These libraries log each request and each frame, or warn about errors that the server has handled.
     for name in ("connexion", "uvicorn", "urllib3", "docker", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if arguments.debug else logging.ERROR)
@@ -56,6 +53,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             no_auth=arguments.no_auth,
             allowed_origins=tuple(arguments.allow_origin),
             allowed_hosts=tuple(arguments.allow_host),
+            trusted_proxies=tuple(arguments.trusted_proxy),
             limits=ConnectionLimits(count=arguments.max_connections, idle=arguments.idle_timeout),
             policy=Policy(
                 default_auto_stop=arguments.default_auto_stop,
@@ -84,13 +82,16 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             health_port=arguments.health_port,
             max_boxes=arguments.max_boxes,
             api_key=arguments.api_key,
-            policy=isolation.policy(arguments),
+            policy=host_access.policy(arguments),
             cpu_overcommit=arguments.cpu_overcommit,
             supervisor=not arguments.no_supervisor,
             enforce_disk_limit=arguments.disk_limit == "enforce",
             warm_images=dict(arguments.warm),
             filtered_network=not arguments.unfiltered_network,
             allow_private=tuple(arguments.allow_private),
+            rejoin=arguments.rejoin,
+            reserve_memory_mib=arguments.reserve_memory,
+            spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
         )
     )
 
@@ -229,6 +230,15 @@ def _add_browsers(parser: argparse.ArgumentParser) -> None:
         help="without an API key, serve requests to this host name too, or * for any; may be repeated "
         "(default: names and addresses of loopback, and the address given with --host)",
     )
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        type=types.network,
+        action="append",
+        default=[],
+        help="take the address of a client from the X-Forwarded-For of this proxy, an address or a network such as "
+        "10.0.0.0/24; may be repeated (default: the header is ignored)",
+    )
 
 
 def _add_worker(commands: Commands) -> None:
@@ -302,31 +312,20 @@ def _add_worker(commands: Commands) -> None:
         help="let boxes reserve up to FACTOR cpus for each cpu of the machine, 1 to 1000",
     )
     parser.add_argument(
-        "--cpuset",
-        metavar="CPUS",
-        type=types.cpus,
-        default=(),
-        help="pin each box to as many of these cpus as it asks for, such as 2-7,9, so that programs in it see that "
-        "number of cpus (default: a box may run on all cpus, for its share of the time)",
+        "--reserve-memory",
+        metavar="MIB",
+        type=types.count,
+        help="promise boxes all memory of the machine but this, which is left to its system, the container engine and "
+        "the worker (default: a tenth, between 256 MiB and 8 GiB)",
     )
     parser.add_argument(
-        "--allow-host-path",
-        metavar="DIR",
-        type=types.directory,
-        action="append",
-        default=[],
-        help="let boxes mount DIR and paths below it; may be repeated (default: no host paths)",
+        "--spool-limit",
+        metavar="GIB",
+        type=types.positive,
+        help="keep at most so much of uploads and downloads on the disk at once, and half of that for one box "
+        "(default: half of the disk)",
     )
-    parser.add_argument(
-        "--allow-cap",
-        metavar="CAP",
-        type=types.capability,
-        action="append",
-        default=[],
-        help="let boxes add this Linux capability, or ALL for any; may be repeated "
-        "(default: only those of the preset of the box)",
-    )
-    isolation.add(parser)
+    host_access.add_flags(parser)
     parser.add_argument(
         "--no-supervisor",
         action="store_true",
@@ -338,6 +337,13 @@ def _add_worker(commands: Commands) -> None:
         default="advise",
         help="where the engine's storage cannot limit the disk of a box: advise measures it now and then and stops the "
         "box once it is over, enforce refuses boxes with a limit",
+    )
+    parser.add_argument(
+        "--rejoin",
+        action="store_true",
+        help="register also with a coordinator that does not know this worker, after the cluster got a new database or "
+        "one from before this worker joined it (default: a worker that was registered once has the coordinator prove "
+        "that it knows the worker's secret)",
     )
     add_api_key(parser, "send this API key to the coordinator")
     add_debug(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import os
 import re
 from ipaddress import IPv4Network
@@ -34,10 +35,48 @@ def port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"'{text}' is no port; ports are 0 to 65535")
 
 
+def port_range(text: str) -> range:
+    """A port, or the first and the last of several."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if 1 <= first <= last <= 65535:
+        return range(first, last + 1)
+    raise argparse.ArgumentTypeError(f"'{text}' is no range of ports; an example is 8000-8999")
+
+
+def address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no IP address") from None
+
+
+def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no IP address or network; an example is 10.0.0.0/24") from None
+
+
+def registry(text: str) -> str:
+    """A registry as it stands in the names of images, or `public`."""
+    with contextlib.suppress(InvalidArgumentError):
+        image = references.parse(f"{text}/image").repository
+        if text == "public" or image in (f"{text}/image", f"{text}/library/image"):
+            return text
+    raise argparse.ArgumentTypeError(f"'{text}' is no registry; examples are ghcr.io, registry.local:5000, public")
+
+
 def positive(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) >= 1:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+
+
+def count(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of 0 or more")
 
 
 def factor(text: str) -> float:
@@ -123,7 +162,7 @@ def warm_image(text: str) -> tuple[str, int]:
     raise argparse.ArgumentTypeError(f"'{text}' is not IMAGE=N, with N up to 1000")
 
 
-def network(text: str) -> IPv4Network:
+def network_of_boxes(text: str) -> IPv4Network:
     with contextlib.suppress(ValueError):
         return IPv4Network(text)
     raise argparse.ArgumentTypeError(

@@ -24,6 +24,7 @@ from .domain.executions import RECONNECT_GRACE
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
 from .http.connections import ConnectionLimits, Connections
+from .http.forwarded import Forwarded, Network
 from .http.origins import Origins, bound_names
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import KEEPALIVE_SECONDS, Policy
@@ -44,6 +45,7 @@ class CoordinatorConfig:
     no_auth: bool = False
     allowed_origins: tuple[str, ...] = ()  # of other web sites whose pages may use the API; * for all
     allowed_hosts: tuple[str, ...] = ()  # names of this coordinator, beside its own, without an API key; * for any
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For is taken for the address of a client
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     policy: Policy = field(default_factory=Policy)
     debug: bool = False
@@ -71,6 +73,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=debug,
                 server_header=False,
+                proxy_headers=False,  # they would be taken from any caller on loopback; see `Forwarded`
             )
         )
         self.server_state = self._connections = Connections(limits)
@@ -114,7 +117,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
     app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body)
-    server = Server(app, config.limits, core.stopping, debug=config.debug)
+    server = Server(Forwarded(app, config.trusted_proxies), config.limits, core.stopping, debug=config.debug)
     gc.collect()
     gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])

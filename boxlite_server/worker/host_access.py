@@ -1,5 +1,5 @@
-"""The access to the host that a worker's operator allows to boxes: paths, capabilities, cpus, and how well they are
-isolated."""
+"""The access to the host that a worker's operator allows to boxes: paths, capabilities, cpus, ports and registries, and
+how well boxes are isolated."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ CAPABILITIES = ENGINE_CAPABILITIES | frozenset(
 _OF_KERNEL = ("/proc", "/sys", "/dev")
 
 
+DEFAULT_PUBLISH_ADDRESS = "127.0.0.1"
+
+
 @dataclass(frozen=True)
 class Policy:
     """What boxes may have. `host_paths`: the directories that boxes may mount from. `capabilities`: the
     capabilities that boxes may add; ALL allows any. `cpus`: the cpus that boxes are pinned to; none: they may run on
-    all. `floor`: the weakest preset of isolation. `runtime`: the engine's runtime for boxes; empty: its default."""
+    all. `publish_addresses`: the addresses of the host at which boxes may publish ports; `publish_ports`: the ports of
+    the host that boxes may ask for, beside those that the engine picks. `registries`: those that images are pulled
+    from, see `Registries`. `floor`: the weakest preset of isolation. `runtime`: the engine's runtime for boxes; empty:
+    its default."""
 
     host_paths: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()
     cpus: tuple[int, ...] = ()
+    publish_addresses: tuple[str, ...] = (DEFAULT_PUBLISH_ADDRESS,)
+    publish_ports: tuple[range, ...] = ()
+    registries: tuple[str, ...] = ()
     floor: Preset = Preset.STANDARD
     runtime: str = ""
 
@@ -41,14 +50,16 @@ class Policy:
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """The spec with its host paths resolved, and with the preset that it gets.
 
-        Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability or
-        a preset that is not allowed; these errors name the flag that allows it. Raises `UnsupportedError` for an
-        unknown capability, and `InvalidArgumentError` for more cpus than boxes can be pinned to.
+        Raises `InvalidArgumentError` for a host path that is not allowed, and `UnsupportedError` for a capability, a
+        preset, or a published port's address or number that is not allowed; these errors name the flag that allows it.
+        Raises `UnsupportedError` for an unknown capability, and `InvalidArgumentError` for more cpus than boxes can be
+        pinned to.
         """
         if self.cpus and spec.cpus > len(self.cpus):
             raise InvalidArgumentError(f"{spec.cpus} cpus: this worker has {len(self.cpus)} for boxes")
         preset = resolve(spec.security, self.floor)
         self._check_capabilities(spec, preset)
+        self._check_ports(spec)
         return replace(
             spec,
             security=preset,
@@ -115,4 +126,17 @@ class Policy:
                 raise UnsupportedError(
                     f"capability {name} is not allowed on this worker; its operator can allow it with "
                     f"--allow-cap {name}"
+                )
+
+    def _check_ports(self, spec: BoxSpec) -> None:
+        for port in spec.ports:
+            if port.host_ip not in self.publish_addresses:
+                raise UnsupportedError(
+                    f"ports: boxes on this worker publish no ports at {port.host_ip} of its host; its operator can "
+                    f"allow that with --publish-address {port.host_ip}"
+                )
+            if port.host_port and not any(port.host_port in ports for ports in self.publish_ports):
+                raise UnsupportedError(
+                    f"ports: boxes on this worker cannot have port {port.host_port} of its host; leave host_port out "
+                    "for a free one, or its operator can allow some with --publish-ports FIRST-LAST"
                 )

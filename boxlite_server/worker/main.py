@@ -64,10 +64,13 @@ class WorkerConfig:
     api_key: str | None = None
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
+    reserve_memory_mib: int | None = None  # that no box is promised; None: a tenth, see `default_reserve`
+    spool_limit: int | None = None  # bytes of transfers on the disk; None: half of the disk
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     filtered_network: bool = True  # boxes reach the public internet alone, or none have a network
     allow_private: tuple[IPv4Network, ...] = ()  # networks that boxes reach besides
+    rejoin: bool = False  # register also with a coordinator that does not know this worker
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
 
 
@@ -109,7 +112,7 @@ class Worker:
         )
         journal = Journal(_made(config.home / "executions"))
         self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
-        files = Files(self._runtime, Spool(_made(config.home / "transfers")))
+        files = Files(self._runtime, Spool(_made(config.home / "transfers"), budget=config.spool_limit))
         self._service = WorkerService(self._runtime, self._executions, files)
         self._epoch = ids.new_id()
         self._server = make_server(self._service, self._identity.secret, self._epoch)
@@ -143,6 +146,8 @@ class Worker:
             cpu_overcommit=self._config.cpu_overcommit,
             warm_images=self._config.warm_images,
             network=lambda: self._runtime.network.state,
+            rejoin=self._config.rejoin,
+            reserve_memory_mib=self._config.reserve_memory_mib,
         )
         _thread("registration", self._register)
         _thread("watch", self._watch)

@@ -61,7 +61,7 @@ class Count:
 
     def note_engine(self, request: Any) -> None:
         path = request.url.partition("?")[0].rpartition("/v")[2].partition("/")[2]
-        self.engine.append(f"{request.method} " + re.sub(r"^(containers|images)/[^/]*[-:][^/]*", r"\1/*", path))
+        self.engine.append(f"{request.method} " + re.sub(r"^(containers|images)/.*[-:][^/]*", r"\1/*", path))
 
 
 class CountedLink(GrpcLink):

@@ -18,6 +18,8 @@ from boxlite_server import ids
 from boxlite_server.local import dockerd
 from boxlite_server.local.namespace import Namespace
 
+NOWHERE = "127.0.0.1:9"  # where no registry is
+
 
 class Troubled:
     """An engine that has troubles when a test says so, with a disk of its own."""
@@ -70,8 +72,8 @@ def pair(new_shared_cluster: Any, troubled: Troubled) -> Cluster:
     """Two workers; boxes go first to the one whose engine has troubles."""
     cluster: Cluster = new_shared_cluster()
     cluster.start_coordinator()
-    cluster.start_worker(name="a-troubled", docker_host=troubled.docker_host)
-    cluster.start_worker(name="b-well")
+    cluster.start_worker("--allow-registry", NOWHERE, name="a-troubled", docker_host=troubled.docker_host)
+    cluster.start_worker("--allow-registry", NOWHERE, name="b-well")
     return cluster
 
 
@@ -108,7 +110,7 @@ def test_an_image_is_pulled_where_it_can_be_had(pair: Cluster, image: str) -> No
 
 @pytest.mark.parametrize("path", ["/v1/boxes", "/v1/images/pull"])
 def test_when_no_engine_reaches_the_registry_each_worker_is_told(pair: Cluster, path: str) -> None:
-    image = "127.0.0.1:9/no/such:image"
+    image = f"{NOWHERE}/no/such:image"
     status, _, answer = pair.http("POST", path, {"image": image, "reference": image})
     message = answer["error"]["message"]
     assert (status, answer["error"]["code"]) == (422, "image_pull_failed")

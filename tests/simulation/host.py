@@ -90,6 +90,7 @@ class Process:
             max_boxes=None,
             rng=host.rng,
             cpu_overcommit=CPU_LIMIT / CPUS,
+            reserve_memory_mib=0,
             clock=asyncio.get_running_loop().time,
         )
         self._words._stocktaking = _AtOnce(host.runtime)  # type: ignore[assignment]
@@ -126,7 +127,7 @@ class Process:
             self.changed.clear()
             held, beat = self._words._beat()
             with contextlib.suppress(errors.UpstreamUnavailableError):
-                answer = await self._post("heartbeat", beat)
+                answer = await self._post("heartbeat", self._words._signed(beat))
                 self._words._is_asked = bool(answer.get("send_inventory"))
                 if "boxes" in beat:
                     self._words._note_sent(held)

@@ -33,6 +33,11 @@ def free_port() -> int:
             return port
 
 
+# Where the registry of the tests is; workers may pull from it although it is no public one.
+REGISTRY = f"127.0.0.1:{free_port()}"
+_ALLOWED = ["--allow-registry", "public", "--allow-registry", REGISTRY, "--publish-ports", "1024-65535"]
+
+
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
     """Ask again and again; AssertionError when it does not hold in time."""
     deadline = time.monotonic() + seconds
@@ -194,7 +199,7 @@ class Cluster:
         docker_host = docker_host or self.docker_host
         port, health_port = free_port(), free_port()
         command = ["worker", "--coordinator", self.url, "--port", str(port), "--health-port", str(health_port)]
-        command += ["--home", str(home), *flags]
+        command += ["--home", str(home), *_ALLOWED, *flags]
         if machine.cannot_filter() and "--unfiltered-network" not in flags:
             command.append("--unfiltered-network")
         if name is not None:

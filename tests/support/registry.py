@@ -12,7 +12,7 @@ import docker
 
 from boxlite_server.local import dockerd, machine
 from support.child import BOUND
-from support.cluster import free_port, wait_until
+from support.cluster import REGISTRY, wait_until
 
 _CONFIG = {"version": "0.1", "storage": {"filesystem": {}}, "http": {}}
 
@@ -25,7 +25,7 @@ def private_registry(directory: Path) -> Iterator[str]:
     """
     if machine.which("docker-registry") is None:
         machine.apt_install("docker-registry")
-    address = f"127.0.0.1:{free_port()}"
+    address = REGISTRY
     config = directory / "registry.yml"
     settings = {
         **_CONFIG,

@@ -21,6 +21,7 @@ from boxlite_server.worker.runtime import BoxRef, BoxRuntime, BoxSpec, Owner
 from boxlite_server.worker.supervisor.links import Links
 from boxlite_server.worker.supervisor.process import SupervisedProcess
 from boxlite_server.worker.supervisor.program import program
+from support.cluster import REGISTRY
 
 ALL_RUNTIMES = ("supervised", "docker", "fake")
 
@@ -53,7 +54,12 @@ class Site:
 
 
 def policy(allowed: Path) -> Policy:
-    return Policy((allowed,), frozenset({"SYS_PTRACE"}))
+    return Policy(
+        (allowed,),
+        frozenset({"SYS_PTRACE"}),
+        publish_ports=(range(1024, 65536),),
+        registries=("public", REGISTRY),
+    )
 
 
 def docker_site(request: pytest.FixtureRequest, *, supervised: bool = False) -> Iterator[Site]:

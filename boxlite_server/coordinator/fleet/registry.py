@@ -9,13 +9,12 @@ reach a worker is known to this coordinator alone.
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ... import errors, references
+from ... import errors, references, signatures
 from ..states import WorkerStatus
 from ..store import Load, Store, Tables, Worker
 from .link import target_of
@@ -66,17 +65,22 @@ class Fleet:
     async def register(self, request: Mapping[str, Any]) -> Worker:
         """Register a worker. A worker that is known keeps its boxes and the status that its operator set.
 
-        Raises AlreadyExistsError when the name belongs to another worker, PermissionDeniedError when the id is known
-        with another secret, InvalidArgumentError when the url or the name of an image is malformed, InvalidStateError
-        when a later process of the worker is registered and reachable: then this registration was sent earlier and
-        arrived late.
+        Raises AlreadyExistsError when the name belongs to another worker, PermissionDeniedError when the id is, or was
+        until its removal, that of a worker with another secret, InvalidArgumentError when the url or the name of an
+        image is malformed, InvalidStateError when a later process of the worker is registered and reachable: then this
+        registration was sent earlier and arrived late.
         """
         target_of(request["url"])
         now = self._clock()
         async with self._store.transaction() as tx:
-            known = await tx.get_worker(request["id"])
+            known, secret = await tx.get_worker(request["id"]), await tx.secret_of_worker(request["id"])
+            if secret is not None and not signatures.is_same(request["secret"], secret):
+                raise errors.PermissionDeniedError(
+                    f"worker id {request['id']} belongs to {known.name if known else 'a removed worker'}, which has "
+                    "another secret; give this worker a home of its own"
+                )
             if known:
-                self._refuse_impostor(known, request)
+                self._refuse_late(known, request)
             worker = _worker(request, known, now)
             await tx.put_worker(worker)
         self._silent.pop(worker.id, None)
@@ -86,12 +90,14 @@ class Fleet:
             log.warning("worker %s: the network of boxes is %s", worker.name, network)
         return worker
 
-    def _refuse_impostor(self, known: Worker, request: Mapping[str, Any]) -> None:
-        if not hmac.compare_digest(known.secret.encode(), request["secret"].encode()):
-            raise errors.PermissionDeniedError(
-                f"worker id {known.id} belongs to {known.name}, which has another secret; "
-                "give this worker a home of its own"
-            )
+    async def proof(self, worker_id: str, nonce: str) -> str:
+        """Prove to a worker that this coordinator has its secret. Raises NotFoundError for an unknown worker."""
+        secret = await self._store.secret_of_worker(worker_id)
+        if secret is None:
+            raise errors.NotFoundError(f"worker not found: {worker_id}")
+        return signatures.of_coordinator(secret, worker_id, nonce)
+
+    def _refuse_late(self, known: Worker, request: Mapping[str, Any]) -> None:
         started_at = request.get("started_at")
         if known.epoch == request["epoch"] or started_at is None or known.started_at is None:
             return
@@ -103,9 +109,11 @@ class Fleet:
 
     async def heartbeat(self, worker_id: str, beat: Mapping[str, Any]) -> Worker:
         """Note a heartbeat, or a goodbye; returns the worker's row as it was before. Raises NotFoundError for an
-        unknown worker, and InvalidStateError for a stale epoch or after a goodbye: then the worker has to register
-        again."""
+        unknown worker, PermissionDeniedError for a heartbeat that the worker has not signed, and InvalidStateError
+        for a stale epoch, for a heartbeat that comes a second time, or after a goodbye: then the worker has to
+        register again."""
         worker = await self.get(worker_id)
+        number = _number_of(worker, beat)
         if worker.epoch == beat["epoch"] and worker.left_at is not None and not beat.get("leaving"):
             raise errors.InvalidStateError(
                 f"worker {worker.name} said goodbye; if it is there, it has to register again"
@@ -116,12 +124,16 @@ class Fleet:
             "left_at": now if beat.get("leaving") else None,
             "engine_error": beat.get("engine_error"),
         }
+        if number is not None:
+            changes["heartbeats"] = number
         if beat.get("engine_life"):
             changes["engine_life"] = beat["engine_life"]
         if worker.epoch != beat["epoch"] or not await self._store.update_worker_of_epoch(
             worker_id, beat["epoch"], **changes
         ):
-            raise errors.InvalidStateError(f"worker {worker.name} was registered by another process; register again")
+            raise errors.InvalidStateError(
+                f"worker {worker.name} was registered by another process, or has sent a later heartbeat; register again"
+            )
         self._silent.pop(worker_id, None)
         if beat.get("leaving"):
             log.info("worker %s says goodbye", worker.name)
@@ -245,6 +257,18 @@ class Fleet:
         ]
 
 
+def _number_of(worker: Worker, beat: Mapping[str, Any]) -> int | None:
+    """The number of a signed heartbeat; None for a worker that signs none, as those of an earlier version. Raises
+    PermissionDeniedError where the signature is missing or wrong."""
+    if worker.heartbeats is None:
+        return None
+    expected = signatures.of_heartbeat(worker.secret, worker.id, beat)
+    number = beat.get("number")
+    if number is None or not signatures.is_same(beat.get(signatures.SIGNATURE), expected):
+        raise errors.PermissionDeniedError(f"this heartbeat is not signed by worker {worker.name}; register again")
+    return int(number)
+
+
 def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Worker:
     """The row of a worker that registers; `known`: the row that it replaces."""
     capacity = request["capacity"]
@@ -268,6 +292,7 @@ def _worker(request: Mapping[str, Any], known: Worker | None, now: float) -> Wor
         engine_life=request.get("engine_life"),
         started_at=request.get("started_at"),
         disk_limit=request.get("disk_limit"),
+        heartbeats=request.get("heartbeats"),
         warm_images={
             str(references.parse(image).tagged()): count for image, count in (request.get("warm_images") or {}).items()
         },

@@ -36,6 +36,7 @@ class Worker(NamedTuple):
     engine_error: str | None = None  # why its engine does not answer; None: it answers
     started_at: float | None = None  # of the process `epoch`, by the worker's clock
     disk_limit: str | None = None  # enforced, watched or unsupported; None: the worker does not say
+    heartbeats: int | None = None  # the number of the last one; None: the worker does not sign its heartbeats
     warm_images: dict[str, int] = {}  # noqa: RUF012 - never changed; how many warm boxes to keep there, by image
 
 
@@ -97,17 +98,34 @@ class Workers(Table):
         await self._update("workers", worker_id, changes)
 
     async def update_worker_of_epoch(self, worker_id: str, epoch: str, **changes: Any) -> bool:
-        """Change a worker's row. False, with nothing changed, where another process of the worker has registered."""
+        """Change a worker's row. False, with nothing changed, where another process of the worker has registered, or
+        where the changes come with a number of heartbeats that the row has reached already."""
         assignments = ", ".join(f"{column} = ?" for column in changes)
+        later, number = "", changes.get("heartbeats")
+        if number is not None:
+            later = "AND heartbeats < ? "
         done = await self._write(
-            f"UPDATE workers SET {assignments} WHERE id = ? AND epoch = ? RETURNING 1",
-            (*to_row(changes), worker_id, epoch),
+            f"UPDATE workers SET {assignments} WHERE id = ? AND epoch = ? {later}RETURNING 1",
+            (*to_row(changes), worker_id, epoch, *([] if number is None else [number])),
         )
         return bool(done)
 
     async def delete_worker(self, worker_id: str) -> None:
-        """Forget a worker. The rows of its boxes and volumes must be deleted before."""
+        """Forget a worker, but for its id and secret. The rows of its boxes and volumes must be deleted before."""
+        await self._write(
+            "INSERT INTO removed_workers (id, secret) SELECT id, secret FROM workers WHERE id = ? "
+            "ON CONFLICT (id) DO UPDATE SET secret = excluded.secret",
+            (worker_id,),
+        )
         await self._write("DELETE FROM workers WHERE id = ?", (worker_id,))
+
+    async def secret_of_worker(self, worker_id: str) -> str | None:
+        """The secret of a worker, also of one that was removed; None: there never was such a worker."""
+        row = await self._read_one(
+            "SELECT secret FROM workers WHERE id = ? UNION ALL SELECT secret FROM removed_workers WHERE id = ?",
+            (worker_id, worker_id),
+        )
+        return str(row[0]) if row else None
 
     async def loads(self) -> dict[str, Load]:
         """Reservations by worker id; a worker that never had a reservation is missing."""

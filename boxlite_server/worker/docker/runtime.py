@@ -77,6 +77,7 @@ from .storage.copies import Copies
 from .storage.disks import DockerDisks
 from .storage.images import DockerImages
 from .storage.quota import GB, Quota
+from .storage.registries import Registries
 from .storage.volumes import DockerVolumes
 from .supervised import Supervisors
 from .system_files import SystemFiles
@@ -129,7 +130,7 @@ class DockerRuntime:
         self._architecture: str | None = None  # of the engine; None: not asked yet
         copies = Copies(self._engine)
         self._bases = Bases(self._engine, copies, owner, max_layers)
-        self.images = DockerImages(self._engine, self._bases)
+        self.images = DockerImages(self._engine, self._bases, Registries(self._policy.registries))
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)

@@ -12,6 +12,8 @@ from ...errors import InvalidArgumentError
 from .sparse import PREFIX, Source
 
 MAX_BYTES = 1024 * 1024  # of the extended headers of one entry, and of all global ones
+MAX_RECORDS = 50_000  # of one extended header; the map of a sparse file takes two for each part
+MAX_ATTRIBUTES = 1000  # extended attributes of one entry
 MAX_ATTRIBUTE_BYTES = 65536  # of one extended attribute's value, as in Linux
 MAX_ATTRIBUTES_BYTES = MAX_BYTES // 2  # of all of one entry: the engine takes headers of 1 MiB
 
@@ -22,6 +24,10 @@ _NOT_GLOBAL = frozenset({"path", "linkpath", "size"})
 _MAP_PARTS = ("GNU.sparse.offset", "GNU.sparse.numbytes")
 _MAP = "GNU.sparse.map"
 _SCHILY, _LIBARCHIVE = "SCHILY.xattr.", "LIBARCHIVE.xattr."
+_ATTRIBUTES = (_SCHILY, _LIBARCHIVE)
+_USED = frozenset({"path", "linkpath", "size", "mtime", "uid", "gid"})
+_ATTRIBUTE_KEYS = tuple(prefix.encode() for prefix in _ATTRIBUTES)
+_MAX_KEY = 1024  # bytes: the prefix and an attribute's name of 255 bytes, each of them percent-encoded
 
 
 class Fields:
@@ -58,6 +64,8 @@ class Fields:
         found = dict(_records(data))
         if any(key in _NOT_GLOBAL or key.startswith(PREFIX) for key in found):
             raise InvalidArgumentError("the archive has a global header that names files")
+        if any(key.startswith(_ATTRIBUTES) for key in found):
+            raise InvalidArgumentError("the archive has a global header that sets extended attributes")
         self._global |= found
 
     def _take_own(self, kind: bytes, data: bytes) -> None:
@@ -75,6 +83,8 @@ class Fields:
             parts.append(value)
         if parts:
             self._own[_MAP] = ",".join(parts)
+        if sum(key.startswith(_ATTRIBUTES) for key in self._own) > MAX_ATTRIBUTES:
+            raise InvalidArgumentError(f"the archive has an entry of more than {MAX_ATTRIBUTES} extended attributes")
 
     def of_entry(self) -> dict[str, str]:
         """The fields of the next entry."""
@@ -121,14 +131,24 @@ def _from_base64(text: str) -> str:
 
 
 def _records(data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield key and value of PAX records: `length key=value\\n`, where the length counts the whole record."""
+    """Yield key and value of the PAX records that anybody here uses. A record is `length key=value\\n`, where the
+    length counts the whole record."""
     position, end = 0, len(data.rstrip(b"\0"))
-    while position < end:
+    for _ in range(MAX_RECORDS):
+        if position >= end:
+            return
         space = data.find(b" ", position, position + 8)
         length = data[position:space] if space > 0 else b""
         stop = position + int(length) if length.isdigit() else 0
         equals = data.find(b"=", space, stop)
         if stop > len(data) or equals <= space + 1 or data[stop - 1 : stop] != b"\n":
             raise InvalidArgumentError("the archive has a broken extended header")
-        yield data[space + 1 : equals].decode(*_ENCODING), data[equals + 1 : stop - 1].decode(*_ENCODING)
+        if equals - space <= _MAX_KEY:
+            key = data[space + 1 : equals].decode(*_ENCODING)
+            if key in _USED or key.startswith((PREFIX, *_ATTRIBUTES)):
+                yield key, data[equals + 1 : stop - 1].decode(*_ENCODING)
+        elif data.startswith(_ATTRIBUTE_KEYS, space + 1):
+            raise InvalidArgumentError("the archive has an extended attribute whose name is too long")
         position = stop
+    if position < end:
+        raise InvalidArgumentError(f"the archive has an extended header of more than {MAX_RECORDS} records")

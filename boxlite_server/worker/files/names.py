@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import tarfile
+import threading
 
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, ResourceExhaustedError
 from ..runtime import FileKind
 
 MAX_NAMES = 500_000  # of one archive; a directory without an entry of its own counts too
+MAX_BYTES = 64 * 1024 * 1024  # of the names of one archive, each counted once
+MAX_NAMES_AT_ONCE = 1_000_000  # of all archives that are being checked; each takes about 250 bytes of memory
+
+_TAKEN_AT_ONCE = 1000  # names
 
 _NOTHING: dict[str, Node] = {}
 
@@ -32,13 +37,43 @@ class Node:
         return self.kind == tarfile.DIRTYPE
 
 
-class Names:
-    """All names of an archive, each with the directories that it lies in. It takes at most `MAX_NAMES`."""
+class Budget:
+    """The names that all archives together may hold in memory, at most `MAX_NAMES_AT_ONCE`."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """Take so many names. Raises `ResourceExhaustedError` when there are not that many left."""
+        with self._lock:
+            if self._taken + count > MAX_NAMES_AT_ONCE:
+                raise ResourceExhaustedError("the worker checks too many large archives just now; try again later")
+            self._taken += count
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self._taken -= count
+
+
+class Names:
+    """All names of an archive, each with the directories that it lies in. It takes at most `MAX_NAMES`, out of a
+    `budget` if there is one, which gets them back at the end of the `with` block."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
         self.top = Node(tarfile.DIRTYPE)
+        self._budget = budget
+        self._taken = 0  # from the budget
         self._count = 0
+        self._bytes = 0
         self.directories = 0
+
+    def __enter__(self) -> Names:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._budget is not None:
+            self._budget.give_back(self._taken)
 
     def __len__(self) -> int:
         return self._count
@@ -70,12 +105,21 @@ class Names:
     def _child(self, node: Node, part: str, kind: bytes) -> Node:
         child = node.below.get(part)
         if child is None:
-            self._count += 1
-            if self._count > MAX_NAMES:
-                raise InvalidArgumentError(f"the archive has more than {MAX_NAMES} names; send it in parts")
+            self._admit(part)
             child = node.below[part] = Node(kind)
             self.directories += child.is_dir
         return child
+
+    def _admit(self, part: str) -> None:
+        self._count += 1
+        self._bytes += len(part.encode("utf-8", "surrogateescape"))
+        if self._count > MAX_NAMES:
+            raise InvalidArgumentError(f"the archive has more than {MAX_NAMES} names; send it in parts")
+        if self._bytes > MAX_BYTES:
+            raise InvalidArgumentError(f"the archive has names of more than {MAX_BYTES} bytes; send it in parts")
+        if self._budget is not None and self._count > self._taken:
+            self._budget.take(_TAKEN_AT_ONCE)
+            self._taken += _TAKEN_AT_ONCE
 
     def find(self, name: str) -> Node | None:
         """The node of a name; "" is the top."""

@@ -21,6 +21,8 @@ class Skipped:
     def add(self, name: str, attribute: str = "") -> None:
         """Add an entry, or one extended attribute of it."""
         self._count += 1
+        if self._length > MAX_TEXT:
+            return
         text = quote(name, errors="surrogateescape") or "."
         if attribute:
             text += f"?xattr={quote(attribute, errors='surrogateescape')}"

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,18 +22,42 @@ KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
 _ZEROS = bytes(CHUNK_BYTES)
 MAX_KEPT = 2  # chunks of a download in memory
-_CHECK_EVERY = 4 * 1024 * 1024  # bytes written between two checks of the free space
+_TAKEN_AT_ONCE = 4 * 1024 * 1024  # bytes of the budget
 
 
 class Spool:
-    """The directory of spooled files. They leave `keep_free` bytes of its disk free."""
+    """The directory of spooled files. They leave `keep_free` bytes of its disk free, and take at most `budget` bytes at
+    once, half of the disk by default; those of one box take at most half of the budget."""
 
-    def __init__(self, directory: Path, keep_free: int = KEEP_FREE) -> None:
+    def __init__(self, directory: Path, keep_free: int = KEEP_FREE, budget: int | None = None) -> None:
         self.directory = directory
         self._keep_free = keep_free
+        self._budget = shutil.disk_usage(directory).total // 2 if budget is None else budget
+        self._lock = threading.Lock()
+        self._taken = 0  # bytes
+        self._taken_by: Counter[str] = Counter()  # by box id
 
-    def open(self) -> SpooledFile:
-        return SpooledFile(self)
+    def open(self, box_id: str) -> SpooledFile:
+        """A new file, for a transfer of that box."""
+        return SpooledFile(self, box_id)
+
+    def take(self, box_id: str, size: int) -> None:
+        """Take room for so many more bytes. Raises `ResourceExhaustedError` when the budget or the disk has none."""
+        self.check_free()
+        with self._lock:
+            if self._taken_by[box_id] + size > self._budget // 2:
+                raise full(f"transfers of box {box_id} take {self._taken_by[box_id] >> 20} MiB of it already")
+            if self._taken + size > self._budget:
+                raise full(f"transfers take {self._taken >> 20} MiB of it already")
+            self._taken += size
+            self._taken_by[box_id] += size
+
+    def give_back(self, box_id: str, size: int) -> None:
+        with self._lock:
+            self._taken -= size
+            self._taken_by[box_id] -= size
+            if not self._taken_by[box_id]:
+                del self._taken_by[box_id]
 
     def check_free(self, wanted: int = 0) -> None:
         """Raise `ResourceExhaustedError` when less than `keep_free` bytes would be free without `wanted` bytes."""
@@ -54,10 +78,11 @@ class SpooledFile:
     `size` counts them, `stored` does not; both in bytes.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, box_id: str) -> None:
         self._spool = spool
+        self._box_id = box_id
+        self._taken = 0  # bytes of the spool's budget
         self._file = tempfile.TemporaryFile(dir=spool.directory, buffering=0)  # noqa: SIM115
-        self._until_check = 0  # bytes
         self.size = 0
         self.stored = 0
 
@@ -69,6 +94,8 @@ class SpooledFile:
 
     def close(self) -> None:
         self._file.close()
+        taken, self._taken = self._taken, 0
+        self._spool.give_back(self._box_id, taken)
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises `ResourceExhaustedError` when the disk is too full."""
@@ -87,10 +114,9 @@ class SpooledFile:
             raise
 
     def _store(self, rest: memoryview) -> None:
-        self._until_check -= len(rest)
-        if self._until_check < 0:
-            self._spool.check_free()
-            self._until_check = _CHECK_EVERY
+        if self.stored + len(rest) > self._taken:
+            self._spool.take(self._box_id, _TAKEN_AT_ONCE)
+            self._taken += _TAKEN_AT_ONCE
         self.stored += len(rest)
         while rest:
             written = os.pwrite(self._file.fileno(), rest, self.size)
@@ -122,8 +148,8 @@ class Follower:
     waits for its next chunk.
     """
 
-    def __init__(self, spool: Spool, source: Iterator[bytes], close_source: Callable[[], None]) -> None:
-        self._file = spool.open()
+    def __init__(self, spool: Spool, box_id: str, source: Iterator[bytes], close_source: Callable[[], None]) -> None:
+        self._file = spool.open(box_id)
         self._source = source
         self._close_source = close_source
         self._changed = threading.Condition()

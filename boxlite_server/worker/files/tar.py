@@ -29,8 +29,11 @@ Piece = TypeVar("Piece", bytes, bytes | FilePart)
 MAX_ENTRIES = 500_000
 MAX_NAME_BYTES = 255  # in each part of a path, as in file systems
 MAX_PATH_BYTES = 4000
+MAX_DEPTH = 256  # names in a path
+MAX_HEADER_BYTES = 256 * 1024 * 1024  # of all extended headers of an archive
 MAX_TIME = 2**33  # seconds: the year 2242
 
+_SHOWN = 80  # characters of a name in an error text
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _ZEROS = bytes(CHUNK_BYTES)
@@ -83,14 +86,15 @@ class Summary(NamedTuple):
     left_out: set[int]
 
 
-def check(file: Source) -> Summary:
-    """Read the archive to its end.
+def check(file: Source, names: Names | None = None) -> Summary:
+    """Read the archive to its end. `names`: where its names go, which are none as yet.
 
     Raises `InvalidArgumentError` when the file is no archive, and for entries that could reach outside of the
     place it is unpacked at: absolute names, `..`, hard links out of it, names that pass through its own links,
     devices. Named pipes are skipped, as are hard links to them.
     """
-    names, skipped, left_out = Names(), Skipped(), set[int]()
+    names = Names() if names is None else names
+    skipped, left_out = Skipped(), set[int]()
     single: Entry | None = None
     top: Entry | None = None
     size = 0
@@ -110,6 +114,28 @@ def check(file: Source) -> Summary:
         if entry.info.type == tarfile.REGTYPE:
             size += entry.info.size
     return Summary(single, top, names, size, skipped, left_out)
+
+
+def disk(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Write the archive of a box's disk anew while it comes, so that the engine reads neither what it would unpack
+    first, nor more than what was sent.
+
+    Raises `InvalidArgumentError` for what no export holds: sparse files, and more entries or deeper ones than an
+    upload may have.
+    """
+    stream = Stream(chunks)
+    yield from finished(_disk(stream))
+    stream.drain()
+
+
+def _disk(stream: Stream) -> Iterator[bytes]:
+    for number, entry in enumerate(read(stream, trusted=True), 1):
+        if number > MAX_ENTRIES:
+            raise InvalidArgumentError(f"the archive's file system has more than {MAX_ENTRIES} entries")
+        if entry.map is not None:
+            raise InvalidArgumentError(f"the archive's file system has a sparse file, {entry.name[:_SHOWN]!r}")
+        yield header(entry, entry.name or ".")
+        yield from data(stream, entry)
 
 
 def parents(name: str) -> Iterator[str]:
@@ -149,6 +175,11 @@ class Stream:
             self._held, self._begin, start = b"".join(pieces), position, 0
         return self._held[start : start + count]
 
+    def drain(self) -> None:
+        """Read what is left, and drop it: the chunks may still raise before their end."""
+        for _ in self._chunks:
+            pass
+
 
 def read(source: Source, *, trusted: bool = False, skipped: Skipped | None = None) -> Iterator[Entry]:
     """Yield the entries in their order.
@@ -158,7 +189,7 @@ def read(source: Source, *, trusted: bool = False, skipped: Skipped | None = Non
     """
     if source.size == 0:
         raise InvalidArgumentError("the archive is empty: even its end marker is missing")
-    position = 0
+    position = header_bytes = 0
     fields = Fields()
     while True:
         header = source.read(_BLOCK, position)
@@ -174,6 +205,11 @@ def read(source: Source, *, trusted: bool = False, skipped: Skipped | None = Non
         if Fields.are_in(info):
             fields.read(source, info, position)
             position += _padded(info.size)
+            header_bytes += info.size
+            if header_bytes > MAX_HEADER_BYTES:
+                raise InvalidArgumentError(
+                    f"the archive has more than {MAX_HEADER_BYTES} bytes of extended headers; send it in parts"
+                )
             continue
         entry, stored = _entry(source, header, info, position, fields, trusted)
         left_out = fields.end_of_entry()
@@ -210,7 +246,7 @@ def _entry(
         info.name = info.name.lstrip("/")
     if info.type == tarfile.LNKTYPE:
         target = info.linkname.lstrip("/") if trusted else info.linkname
-        info.linkname = _clean(target, f"the archive's hard link {info.name!r} to")
+        info.linkname = _clean(target, f"the archive's hard link {info.name[:_SHOWN]!r} to")
     attributes = fields.attributes() if is_file or info.type == tarfile.DIRTYPE else {}
     return Entry(_clean(info.name, "the archive's entry"), info, position, found, attributes), stored
 
@@ -233,7 +269,9 @@ def _apply(info: tarfile.TarInfo, fields: Mapping[str, str]) -> None:
         info.uid = int(fields.get("uid", info.uid))
         info.gid = int(fields.get("gid", info.gid))
     except ValueError as exc:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} has an extended header that is broken") from exc
+        raise InvalidArgumentError(
+            f"the archive's entry {info.name[:_SHOWN]!r} has an extended header that is broken"
+        ) from exc
     # A float is too coarse for nanoseconds.
     exact = fields.get("mtime", "")
     info.pax_headers = {"mtime": exact} if _EXACT_TIME.fullmatch(exact) else {}
@@ -250,24 +288,28 @@ def _check_kind(info: tarfile.TarInfo, trusted: bool) -> None:
         info.type = _KINDS[info.type]
     elif not (trusted and info.type in _DEVICES):
         what = "a device" if info.type in _DEVICES else f"of a kind that is not known here ({info.type!r})"
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} is {what}")
+        raise InvalidArgumentError(f"the archive's entry {info.name[:_SHOWN]!r} is {what}")
     if info.size < 0:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a size below zero")
+        raise InvalidArgumentError(f"the archive's entry {info.name[:_SHOWN]!r} has a size below zero")
     if info.type == tarfile.SYMTYPE and not info.linkname:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} is a link to nothing")
+        raise InvalidArgumentError(f"the archive's entry {info.name[:_SHOWN]!r} is a link to nothing")
     if "\0" in info.linkname or len(info.linkname.encode(*ENCODING)) > MAX_PATH_BYTES:
-        raise InvalidArgumentError(f"the archive's entry {info.name!r} has a target that is too long or holds a NUL")
+        raise InvalidArgumentError(
+            f"the archive's entry {info.name[:_SHOWN]!r} has a target that is too long or holds a NUL"
+        )
 
 
 def _clean(name: str, what: str) -> str:
     if name.startswith("/"):
-        raise InvalidArgumentError(f"{what} {name!r} is absolute; names in an archive are relative")
+        raise InvalidArgumentError(f"{what} {name[:_SHOWN]!r} is absolute; names in an archive are relative")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise InvalidArgumentError(f"{what} {name!r} leads upwards; '..' is not allowed in an archive")
+        raise InvalidArgumentError(f"{what} {name[:_SHOWN]!r} leads upwards; '..' is not allowed in an archive")
     sizes = [len(part.encode(*ENCODING)) for part in parts]
     if "\0" in name or max(sizes, default=0) > MAX_NAME_BYTES or sum(sizes) + len(sizes) > MAX_PATH_BYTES:
-        raise InvalidArgumentError(f"{what} {name[:80]!r} has a name that is too long or holds a NUL")
+        raise InvalidArgumentError(f"{what} {name[:_SHOWN]!r} has a name that is too long or holds a NUL")
+    if len(parts) > MAX_DEPTH:
+        raise InvalidArgumentError(f"{what} {name[:_SHOWN]!r} lies more than {MAX_DEPTH} directories deep")
     return "/".join(parts)
 
 

@@ -18,10 +18,12 @@ from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateErro
 from ..runtime import ArchiveStream, BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart, FileState, WholeArchive
 from . import tar
 from .existing import Existing, fingerprint
+from .names import Budget, Names
 from .spool import Follower, Spool, SpooledFile
 from .tar import Entry, Stream, Summary
 
 MAX_REPLACED_BYTES = 1024 * 1024  # of a file like /etc/hosts
+MAX_FOLLOWED_BYTES = 16 * 1024**3  # of an archive in which the targets of links stand in place of the links
 MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
 
 # File systems that exist only in the running box: the engine's archive calls see the directories below them.
@@ -34,6 +36,7 @@ class Files:
     def __init__(self, runtime: BoxRuntime, spool: Spool) -> None:
         self._runtime = runtime
         self._spool = spool
+        self._names = Budget()
 
     # ---- uploads ----
 
@@ -52,10 +55,14 @@ class Files:
         the box's to have. Sparse files are written without holes.
         """
         target = _clean(path)
-        with closing(self._runtime.files(box)) as files, self._spool.open() as file:
+        with (
+            closing(self._runtime.files(box)) as files,
+            self._spool.open(box.box_id) as file,
+            Names(self._names) as names,
+        ):
             for chunk in chunks:
                 file.write(chunk)
-            summary = tar.check(file)
+            summary = tar.check(file, names)
             self._spool.check_free(max(summary.size - file.stored, 0))
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
             plan.check_existing(overwrite)
@@ -74,8 +81,9 @@ class Files:
         With `/.` at the end of `path`, the archive holds the content of the directory without the directory
         itself. A `path` that is a link stands for what it leads to, under the link's name; links below it stay links.
         With `follow_links`, the archive holds the targets of those in place of the links; a link that leads
-        nowhere, or to a directory that it lies in, stays a link. Raises `NotFoundError`, `InvalidStateError` where
-        links lead in a circle, and `InvalidArgumentError` for what is neither a file nor a directory.
+        nowhere, or to a directory that it lies in, stays a link. Such an archive has at most `MAX_FOLLOWED_BYTES`.
+        Raises `NotFoundError`, `InvalidStateError` where links lead in a circle, and `InvalidArgumentError` for what
+        is neither a file nor a directory, and where an archive with followed links grows too large.
         """
         wanted = _clean(path)
         with closing(self._runtime.files(box)) as files:
@@ -86,18 +94,19 @@ class Files:
             inside = f"{source.rstrip('/')}/." if only_content else source
             name = "." if only_content else posixpath.basename(wanted)
             if follow_links or (source != wanted and not only_content):
-                yield is_dir, tar.finished(self._renamed(files, inside, name, (), follow_links=follow_links))
+                room = _Room() if follow_links else None
+                yield is_dir, tar.finished(self._renamed(box, files, inside, name, (), room))
                 return
-            with self._followed(files.get(inside)) as chunks:
+            with self._followed(box, files.get(inside)) as chunks:
                 yield is_dir, chunks
 
     @contextmanager
-    def _followed(self, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
+    def _followed(self, box: BoxRef, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
         """Yield the chunks of an archive, whose source a slow reader does not hold up. Closes the archive."""
         if isinstance(archive, WholeArchive):
             yield iter(archive)
             return
-        with closing(Follower(self._spool, iter(archive), archive.close)) as follower:
+        with closing(Follower(self._spool, box.box_id, iter(archive), archive.close)) as follower:
             yield iter(follower)
 
     @staticmethod
@@ -118,20 +127,23 @@ class Files:
         return path, state
 
     def _renamed(
-        self, files: BoxFiles, source: str, name: str, above: tuple[str, ...], *, follow_links: bool
+        self, box: BoxRef, files: BoxFiles, source: str, name: str, above: tuple[str, ...], room: _Room | None
     ) -> Iterator[bytes]:
         """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
-        box."""
-        with self._followed(files.get(source)) as chunks:
+        box. `room`: for all entries of the archive, where links are followed; None: they are not."""
+        with self._followed(box, files.get(source)) as chunks:
             stream = Stream(chunks)
             top = "" if source.endswith("/.") else posixpath.basename(source)
             for entry in tar.read(stream, trusted=True):
                 rest = entry.name.removeprefix(top).lstrip("/")
                 new_name = posixpath.join(name, rest) if rest else name
                 path = posixpath.join(source, rest)
-                target = self._target(files, entry, path, (*above, source)) if follow_links else None
+                target = None
+                if room is not None:
+                    room.take(entry)
+                    target = self._target(files, entry, path, (*above, source))
                 if target is not None:
-                    yield from self._renamed(files, target, new_name, (*above, source), follow_links=True)
+                    yield from self._renamed(box, files, target, new_name, (*above, source), room)
                     continue
                 linkname = None
                 if entry.info.type == tarfile.LNKTYPE:
@@ -155,6 +167,25 @@ class Files:
             return None
         is_above = any(directory == link.target or _is_below(directory, link.target) for directory in above)
         return None if found.kind is FileKind.DIRECTORY and is_above else link.target
+
+
+class _Room:
+    """What an archive in which links are followed may still hold. A box can have links that make it grow without end:
+    each may lead to a directory of more links."""
+
+    def __init__(self) -> None:
+        self._entries = tar.MAX_ENTRIES
+        self._bytes = MAX_FOLLOWED_BYTES
+
+    def take(self, entry: Entry) -> None:
+        """Take room for an entry. Raises `InvalidArgumentError` when there is too little."""
+        self._entries -= 1
+        self._bytes -= entry.info.size if entry.info.type == tarfile.REGTYPE else 0
+        if self._entries < 0 or self._bytes < 0:
+            raise InvalidArgumentError(
+                f"with its links followed, the archive has more than {MAX_FOLLOWED_BYTES} bytes or {tar.MAX_ENTRIES} "
+                "entries; copy it with its links as they are, or in parts"
+            )
 
 
 class _Target(NamedTuple):

@@ -16,7 +16,7 @@ TIMEOUT = 10.0  # seconds for one call
 
 
 class CoordinatorClient:
-    """The two calls that a worker makes. Each gives the HTTP status and the JSON answer, and raises
+    """The calls that a worker makes. Each gives the HTTP status and the JSON answer, and raises
     `UpstreamUnavailableError` when there is no answer."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
@@ -28,18 +28,26 @@ class CoordinatorClient:
     def register(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         return self._post("/v1/admin/workers", body)
 
+    def prove(self, worker_id: str, nonce: str) -> tuple[int, dict[str, Any]]:
+        """Ask the coordinator to prove that it has the worker's secret. No API key goes with this call: whoever answers
+        is not known yet."""
+        return self._post("/v1/admin/proof", {"worker_id": worker_id, "nonce": nonce}, with_key=False)
+
     def heartbeat(
         self, worker_id: str, body: Mapping[str, Any], timeout: float = TIMEOUT
     ) -> tuple[int, dict[str, Any]]:
         return self._post(f"/v1/admin/workers/{worker_id}/heartbeat", body, timeout)
 
-    def _post(self, path: str, body: Mapping[str, Any], timeout: float = TIMEOUT) -> tuple[int, dict[str, Any]]:
+    def _post(
+        self, path: str, body: Mapping[str, Any], timeout: float = TIMEOUT, *, with_key: bool = True
+    ) -> tuple[int, dict[str, Any]]:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        headers = {key: value for key, value in self._headers.items() if with_key or key != "Authorization"}
         connection = kind(*host_and_port(self._parts), timeout=timeout)
         try:
             with contextlib.closing(connection):
                 base = self._parts.path.rstrip("/")
-                connection.request("POST", base + path, json.dumps(body).encode(), self._headers)
+                connection.request("POST", base + path, json.dumps(body).encode(), headers)
                 response = connection.getresponse()
                 answer = json.loads(response.read() or b"{}")
         except (OSError, http.client.HTTPException, ValueError) as exc:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ... import __version__
+from ... import __version__, ids, signatures
 from ...errors import (
     AlreadyExistsError,
     BoxliteError,
@@ -52,15 +52,18 @@ class Registration:
     labels: Mapping[str, str]
     max_boxes: int | None
     rng: random.Random
+    reserve_memory_mib: int | None = None  # of the machine, for others than boxes; None: `default_reserve` of it
     cpu_overcommit: float = 1.0  # cpus that boxes may reserve for each cpu of the host
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     network: Callable[[], str] = lambda: "unfiltered"  # what becomes of the network of boxes, for people
+    rejoin: bool = False  # register with whatever coordinator answers, also if it does not know this worker
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.time)  # Unix time; orders the epochs of this worker
     registered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fatal: BoxliteError | None = None
     _stopping: bool = False
+    _heartbeats: int = 0  # that were sent
     _wake: threading.Event = field(default_factory=threading.Event)
     _sent: str | None = None  # the digest of the boxes that the coordinator has accepted last
     _sent_at: float = 0.0
@@ -91,9 +94,8 @@ class Registration:
 
     def _say_goodbye(self) -> None:
         try:
-            status, answer = self.client.heartbeat(
-                self.identity.id, {"epoch": self.epoch, "leaving": True}, GOODBYE_TIMEOUT
-            )
+            goodbye = self._signed({"epoch": self.epoch, "leaving": True})
+            status, answer = self.client.heartbeat(self.identity.id, goodbye, GOODBYE_TIMEOUT)
             if status != 200:
                 log.info("the coordinator refused the goodbye (%d): %s", status, _error(answer)[0])
         except UpstreamUnavailableError as exc:
@@ -121,6 +123,7 @@ class Registration:
         ceiling = FIRST_PAUSE
         while not self._stopping:
             try:
+                self._check_coordinator()
                 held = self._take() if self.identity.cluster_id else None
                 if held is None and self.identity.cluster_id:
                     raise EngineError("the container engine has not listed the boxes in time")
@@ -136,6 +139,22 @@ class Registration:
             self._pause(self.rng.uniform(0, ceiling))
             ceiling = min(ceiling * 2, LONGEST_PAUSE)
         return None
+
+    def _check_coordinator(self) -> None:
+        """Have the coordinator prove that it has this worker's secret, before the worker tells it anything and serves
+        it. Raises `UpstreamUnavailableError`. Before the first registration there is nothing to prove."""
+        if self.identity.cluster_id is None or self.rejoin:
+            return
+        nonce = ids.secret()
+        status, answer = self.client.prove(self.identity.id, nonce)
+        expected = signatures.of_coordinator(self.identity.secret, self.identity.id, nonce)
+        if status in (200, 401, 403, 404, 405) and not signatures.is_same(answer.get("proof"), expected):
+            raise UpstreamUnavailableError(
+                f"the server at the coordinator's address does not prove that it belongs to cluster "
+                f"{self.identity.cluster_id} ({status}); if it is meant to, start this worker with --rejoin once"
+            )
+        if status != 200:
+            raise UpstreamUnavailableError(f"the coordinator does not answer ({status}): {_error(answer)[0]}")
 
     def _accepted(self, answer: Mapping[str, Any]) -> float:
         self.identity.join(str(answer["cluster_id"]))
@@ -165,7 +184,7 @@ class Registration:
                 return
             held, beat = self._beat()
             try:
-                status, answer = self.client.heartbeat(self.identity.id, beat)
+                status, answer = self.client.heartbeat(self.identity.id, self._signed(beat))
             except UpstreamUnavailableError as exc:
                 log.warning("the heartbeat failed: %s", exc)
             else:
@@ -198,6 +217,11 @@ class Registration:
             beat["boxes"] = held.boxes
         return held, beat
 
+    def _signed(self, beat: dict[str, Any]) -> dict[str, Any]:
+        self._heartbeats += 1
+        beat = {**beat, "number": self._heartbeats}
+        return beat | {signatures.SIGNATURE: signatures.of_heartbeat(self.identity.secret, self.identity.id, beat)}
+
     def _take(self) -> Inventory | None:
         return self._stocktaking.take(INVENTORY_PATIENCE)
 
@@ -213,10 +237,11 @@ class Registration:
             "secret": self.identity.secret,
             "epoch": self.epoch,
             "started_at": self.started_at,
+            "heartbeats": self._heartbeats,
             "labels": dict(self.labels),
             "capacity": {
                 "cpus": capacity.cpus,
-                "memory_mib": capacity.memory_mib,
+                "memory_mib": max(capacity.memory_mib - self._reserve(capacity.memory_mib), 0),
                 "max_boxes": self.max_boxes,
                 "cpu_limit": capacity.cpus * self.cpu_overcommit,
             },
@@ -229,11 +254,20 @@ class Registration:
             "boxes": held.boxes if held else [],
         }
 
+    def _reserve(self, memory_mib: int) -> int:
+        return default_reserve(memory_mib) if self.reserve_memory_mib is None else self.reserve_memory_mib
+
     def _pause(self, seconds: float) -> None:
         # An earlier change of boxes must not shorten the pause.
         self._wake.clear()
         if not self._stopping:
             self._wake.wait(seconds)
+
+
+def default_reserve(memory_mib: int) -> int:
+    """The memory (MiB) of a machine that is left to its system, the engine and the worker: a tenth, between 256 MiB and
+    8 GiB, and never more than half."""
+    return min(max(memory_mib // 10, 256), 8192, memory_mib // 2)
 
 
 def _interval(answer: Mapping[str, Any]) -> float:

@@ -20,6 +20,7 @@ from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
+from ..files.tar import disk
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime, BoxState
@@ -34,6 +35,12 @@ MAX_CALLS = 1536
 MAX_READERS = 400
 MAX_RUNS = 256
 MAX_TRANSFERS = 256
+MAX_CONNECTIONS = 1024  # with the worker's secret or without it
+HANDSHAKE_SECONDS = 10.0  # until a connection has begun to speak HTTP/2
+IDLE_SECONDS = 60.0  # that a connection may have no call under way
+# Seconds after which a connection takes no more calls. It ends with its last one, however long that takes, so only the
+# refused callers notice: the channel of a coordinator connects anew.
+CONNECTION_SECONDS = 900.0
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
 
 
@@ -404,7 +411,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = messages.ref(first.box.box)
         with self._transfer(), self._turn(box, context, makes=True):
             context.send_initial_metadata((rpc.ACCEPTED,))
-            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), imported(requests)))
+            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(imported(requests))))
 
     # ---- measurements ----
 
@@ -431,6 +438,10 @@ def make_server(service: WorkerService, secret: str, epoch: str | None = None) -
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+            ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+            ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
+            ("grpc.max_connection_age_ms", int(CONNECTION_SECONDS * 1000)),
         ],
     )
     pb_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]

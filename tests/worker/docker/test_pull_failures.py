@@ -7,7 +7,7 @@ import pytest
 
 from boxlite_server import references, rpc
 from boxlite_server.errors import BoxliteError, ImageError, LocalImageError, ResourceExhaustedError
-from boxlite_server.worker.docker.storage.images import _unpulled
+from boxlite_server.worker.docker.storage.registries import Registries, failure, is_public_address
 
 PRIVATE = "registry.example:5000/team/platform-lookup:1"
 
@@ -40,7 +40,7 @@ HERE = [
 
 
 def unpulled(reason: str, image: str = PRIVATE) -> BoxliteError:
-    return _unpulled(references.parse(image).tagged(), reason)
+    return failure(references.parse(image).tagged(), reason)
 
 
 @pytest.mark.parametrize("reason", EVERYWHERE)
@@ -52,7 +52,82 @@ def test_what_every_host_would_hear(reason: str) -> None:
 def test_what_another_host_may_not_hear(reason: str) -> None:
     error = unpulled(reason)
     assert type(error) is LocalImageError
-    assert reason in error.message
+
+
+INSIDE = [
+    *(reason for reason in HERE if "registry.example:5000/v2" in reason),
+    'Get "http://169.254.169.254/latest/meta-data/iam": dial tcp 169.254.169.254:80: connect: connection refused',
+    'Get "https://vault.corp/v2/": dial tcp: lookup vault.corp on 10.0.0.2:53: server misbehaving',
+    'error parsing HTTP 404 response body: invalid character: "<html>root:x:0:0</html>"',
+    'failed to authorize: failed to fetch anonymous token: Get "http://10.0.0.9/token?x": EOF',
+    'received unexpected HTTP status: 200 from [fd00::1]:22 "SSH-2.0-OpenSSH_9.2"',
+    "write /var/lib/docker/tmp/x: no space left on device",
+]
+
+
+@pytest.mark.parametrize("reason", INSIDE)
+def test_nothing_of_hosts_inside_is_told(reason: str) -> None:
+    told = unpulled(reason, "registry.public/x:1").message
+    for secret in ("10.0.0", "169.254", "fd00", "vault", "root:x", "SSH", "token?", "/v2/", "refused", "/var/lib"):
+        assert secret not in told
+
+
+@pytest.mark.parametrize("port", ["22", "80"])
+def test_an_open_port_is_not_told_from_a_closed_one(port: str) -> None:
+    answers = [
+        "connect: connection refused",
+        "i/o timeout",
+        "connect: no route to host",
+        "read: connection reset by peer",
+    ]
+    told = {unpulled(f'Get "https://h:{port}/v2/": dial tcp 10.0.0.3:{port}: {answer}').message for answer in answers}
+    assert len(told) == 1
+
+
+# ---- which registries ----
+
+
+REFUSED = [
+    *("127.0.0.1:5000", "localhost:5000", "LOCALHOST:5000", "[::1]:5000", "10.1.2.3", "192.168.0.1:80", "172.16.0.1"),
+    *("169.254.169.254", "169.254.169.254:80", "100.64.0.1", "0.0.0.0:1", "[fd00::1]:5000", "[fe80::1]", "224.0.0.1"),
+    *(
+        "[::ffff:127.0.0.1]:5000",
+        "[::ffff:a9fe:a9fe]",
+        "[64:ff9b::a00:1]",
+        "[2002:7f00:1::]",
+        "2130706433:80",
+        "127.1:80",
+    ),
+    *("0x7f000001.:80", "nowhere.invalid", "metadata.invalid:80"),
+]
+
+
+@pytest.mark.parametrize("registry", REFUSED)
+def test_what_is_no_public_registry_is_not_asked(registry: str) -> None:
+    image = references.Reference(f"{registry}/team/x", "1", "")
+    texts = set()
+    for allowed in ((), ("public",), ("other.example", "public"), ("other.example",)):
+        with pytest.raises(LocalImageError, match="--allow-registry") as refused:
+            Registries(allowed).admit(image)
+        texts.add(refused.value.message)
+    assert len(texts) == 1
+    Registries((registry,)).admit(image)
+
+
+def test_the_operator_restricts_registries() -> None:
+    image, hub = references.parse("93.184.215.14/x:1"), references.parse("alpine").tagged()
+    for allowed in ((), ("public",), ("127.0.0.1:5000", "public"), ("93.184.215.14", "docker.io")):
+        Registries(allowed).admit(image)
+        Registries(allowed).admit(hub)
+    for refused in (image, hub):
+        with pytest.raises(LocalImageError, match="--allow-registry"):
+            Registries(("ghcr.io",)).admit(refused)
+
+
+def test_addresses_that_are_public() -> None:
+    assert is_public_address("93.184.215.14")
+    assert is_public_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+    assert not is_public_address("fe80::1%eth0")
 
 
 def test_a_public_image_that_is_denied_does_not_exist() -> None:

@@ -514,12 +514,15 @@ def test_a_pipe_cannot_be_copied(box: Box) -> None:
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    with Spool(tmp_path, keep_free=1 << 60).open() as spooled, pytest.raises(ResourceExhaustedError, match="no room"):
+    with (
+        Spool(tmp_path, keep_free=1 << 60).open("box") as spooled,
+        pytest.raises(ResourceExhaustedError, match="no room"),
+    ):
         spooled.write(b"x")
 
 
 def followed(tmp_path: Path, source: Iterator[bytes], close_source: Callable[[], None] = lambda: None) -> Follower:
-    return Follower(Spool(tmp_path), source, close_source)
+    return Follower(Spool(tmp_path), "box", source, close_source)
 
 
 def test_a_source_is_not_held_up_by_its_reader(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from support.sites import Site, in_thread
 
+from boxlite_server import signatures
 from boxlite_server.errors import AlreadyExistsError, EngineError, InvalidArgumentError
 from boxlite_server.worker.membership import registration as registration_module
 from boxlite_server.worker.membership.coordinator import CoordinatorClient, local_address, split_url
 from boxlite_server.worker.membership.identity import Identity
 from boxlite_server.worker.membership.inventory import inventory
-from boxlite_server.worker.membership.registration import Registration
+from boxlite_server.worker.membership.registration import Registration, default_reserve
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -50,6 +51,19 @@ class Coordinator:
     server: ThreadingHTTPServer
     calls: queue.Queue[Call] = field(default_factory=queue.Queue)
     answers: dict[str, list[Answer]] = field(default_factory=dict)
+    secret: Callable[[], str] = lambda: ""  # of the worker, as this coordinator knows it
+    asked_to_prove: list[Call] = field(default_factory=list)
+
+    def proof(self, body: dict[str, Any]) -> Answer:
+        return 200, {"proof": signatures.of_coordinator(self.secret(), body["worker_id"], body["nonce"])}
+
+    def check_signature(self, path: str, beat: dict[str, Any]) -> None:
+        """Check a heartbeat's signature, and take it away with the number."""
+        expected = signatures.of_heartbeat(self.secret(), path.split("/")[-2], beat)
+        assert beat.pop("signature") == expected
+        self.numbers.append(beat.pop("number"))
+
+    numbers: list[int] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -64,11 +78,18 @@ def coordinator() -> Iterator[Coordinator]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            kind = "heartbeat" if self.path.endswith("/heartbeat") else "register"
-            told = stub.answers.get(kind)
-            status, answer = told.pop(0) if told else (BEAT if kind == "heartbeat" else REGISTERED)
+            kind = self.path.rpartition("/")[2]
+            told = stub.answers.get("register" if kind == "workers" else kind)
+            usual = {"heartbeat": BEAT, "workers": REGISTERED, "proof": None}[kind]
+            status, answer = told.pop(0) if told else usual or stub.proof(body)
             data = json.dumps(answer).encode()
-            stub.calls.put(Call(self.path, body, self.headers["Authorization"]))  # before the next request can come
+            call = Call(self.path, body, self.headers["Authorization"])
+            if kind == "proof":
+                stub.asked_to_prove.append(call)
+            else:
+                if kind == "heartbeat":
+                    stub.check_signature(self.path, body)
+                stub.calls.put(call)  # before the next request can come
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -99,7 +120,9 @@ def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) 
     """Makes a registration and runs it; all are stopped, and must then end."""
     made: list[tuple[Registration, threading.Thread]] = []
 
-    def new(*, name: str | None = None, url: str | None = None, api_key: str | None = None) -> Registration:
+    def new(
+        *, name: str | None = None, url: str | None = None, api_key: str | None = None, rejoin: bool = False
+    ) -> Registration:
         registration = Registration(
             client=CoordinatorClient(url or coordinator.url, api_key),
             identity=Identity.load(tmp_path, name, random.Random(3)),
@@ -110,7 +133,9 @@ def new_registration(fake_site: Site, tmp_path: Path, coordinator: Coordinator) 
             max_boxes=None,
             rng=NoWaiting(),
             cpu_overcommit=16,
+            rejoin=rejoin,
         )
+        coordinator.secret = lambda: registration.identity.secret
         made.append((registration, in_thread(registration.run)))
         return registration
 
@@ -131,11 +156,13 @@ def test_introduction_and_first_heartbeat(
     assert (call.path, call.authorization) == ("/base/v1/admin/workers", "Bearer key")
     capacity = call.body.pop("capacity")
     assert capacity["cpus"] > 0
-    assert capacity["memory_mib"] > 0
+    whole = fake_site.runtime.capacity().memory_mib
+    assert capacity["memory_mib"] == whole - default_reserve(whole)
     assert capacity["max_boxes"] is None
     assert capacity["cpu_limit"] == capacity["cpus"] * 16
     assert call.body.pop("version")
     assert call.body.pop("started_at") == registration.started_at
+    assert call.body.pop("heartbeats") == 0
     assert call.body == {
         "id": identity.id,
         "name": identity.name,
@@ -424,3 +451,93 @@ def test_local_address() -> None:
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="coordinator's address"):
         split_url(url)
+
+
+def known_worker(home: Path) -> Identity:
+    """The identity of a worker that was registered before."""
+    identity = Identity.load(home, None, random.Random(3))
+    identity.join("cluster12345")
+    return identity
+
+
+def test_a_worker_tells_an_impostor_nothing(
+    new_registration: NewRegistration, coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = known_worker(tmp_path)
+    refused = threading.Event()
+    impostures: list[Answer] = [
+        (200, {"proof": signatures.of_coordinator("another secret", identity.id, "nonce")}),
+        (200, {"proof": None}),
+        (200, {}),
+        error(404, "NotFoundError"),
+        error(401, "AuthError"),
+        error(500, "InternalError"),
+        (200, {"proof": "é"}),
+    ]
+    coordinator.answers["proof"] = impostures
+    monkeypatch.setattr(Registration, "_pause", lambda *_: refused.wait(0.01) if impostures else refused.set())
+    registration = new_registration(api_key="key")
+    assert coordinator.next().path.endswith("/workers"), "it registers as soon as the coordinator is the right one"
+    assert registration.registered.wait(60)
+    assert len(coordinator.asked_to_prove) == 8
+    for call in coordinator.asked_to_prove:
+        assert call.authorization is None
+        assert identity.secret not in json.dumps(call.body)
+    assert len({call.body["nonce"] for call in coordinator.asked_to_prove}) == 8
+
+
+def test_an_old_proof_proves_nothing(
+    new_registration: NewRegistration, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    identity = known_worker(tmp_path)
+    recorded = signatures.of_coordinator(identity.secret, identity.id, "a nonce that was used")
+    coordinator.answers["proof"] = [(200, {"proof": recorded})]
+    new_registration()
+    coordinator.next()
+    assert len(coordinator.asked_to_prove) == 2
+
+
+def test_a_worker_joins_another_cluster_when_it_is_told_to(
+    new_registration: NewRegistration, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    known_worker(tmp_path)
+    registration = new_registration(rejoin=True)
+    assert coordinator.next().path.endswith("/workers")
+    assert registration.registered.wait(60)
+    assert not coordinator.asked_to_prove
+
+
+def test_heartbeats_are_numbered(new_registration: NewRegistration, coordinator: Coordinator) -> None:
+    registration = new_registration()
+    coordinator.next(), coordinator.next()
+    coordinator_beat(registration, coordinator)
+    registration.leave()
+    coordinator.next()
+    assert coordinator.numbers == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "reserve"), [(400, 200), (1024, 256), (8192, 819), (65_536, 6553), (1_000_000, 8192)]
+)
+def test_a_part_of_the_memory_is_promised_to_no_box(memory_mib: int, reserve: int) -> None:
+    assert default_reserve(memory_mib) == reserve
+
+
+@pytest.mark.parametrize(("reserve", "promised"), [(0, 16_384), (1000, 15_384), (16_384, 0), (99_999, 0)])
+def test_the_operator_says_how_much(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve: int, promised: int
+) -> None:
+    capacity = replace(fake_site.runtime.capacity(), memory_mib=16_384)
+    monkeypatch.setattr(fake_site.runtime, "capacity", lambda: capacity)
+    registration = Registration(
+        client=CoordinatorClient("http://127.0.0.1:9", None),
+        identity=Identity.load(tmp_path, None, random.Random(3)),
+        runtime=fake_site.runtime,
+        url="http://10.0.0.5:9100",
+        epoch="epoch",
+        labels={},
+        max_boxes=None,
+        rng=random.Random(3),
+        reserve_memory_mib=reserve,
+    )
+    assert registration._introduction(None)["capacity"]["memory_mib"] == promised

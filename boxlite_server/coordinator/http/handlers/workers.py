@@ -26,6 +26,10 @@ async def register_worker(core: Core, body: dict[str, Any]) -> Any:
     }
 
 
+async def prove_coordinator(core: Core, body: dict[str, Any]) -> Any:
+    return {"proof": await core.fleet.proof(body["worker_id"], body["nonce"])}
+
+
 async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
     worker = await core.fleet.heartbeat(worker_id, body)
     boxes, digest = body.get("boxes"), body.get("inventory")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -22,23 +21,17 @@ from ....errors import (
     InvalidStateError,
     LocalImageError,
     NotFoundError,
-    ResourceExhaustedError,
 )
 from ...runtime import Image, PullProgress
-from ..engine import Engine, engine_errors, is_full, refusal
+from ..engine import Engine, engine_errors, refusal
 from ..labels import IMAGE_LABEL, image_labels, is_base
 from .bases import Bases
+from .registries import Registries, failure
 
 PULL_TIMEOUT = 900.0  # seconds
+_MAX_LOGGED = 1000  # characters of what the engine or a registry says
 _PROGRESS_PERIOD = 0.5  # seconds
 _OWN_LABELS = "boxlite."  # prefix of the labels on images that hold disks of boxes
-_MAX_REASON = 1000  # characters of what the engine or a registry says
-
-# The registry says that it has no such image, which it would tell any host.
-_NO_IMAGE = re.compile(r"manifest unknown|name unknown|: not found$|invalid reference", re.IGNORECASE)
-_NO_PLATFORM = re.compile(r"no match", re.IGNORECASE)  # ing manifest, for platform: another host has another one
-_DENIED = re.compile(r"repository does not exist", re.IGNORECASE)  # or may require a login
-_PUBLIC = "docker.io/library/"  # needs no login
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +39,10 @@ log = logging.getLogger(__name__)
 class DockerImages:
     """The `Images` of Docker Engine. Several callers who pull the same image share one pull."""
 
-    def __init__(self, engine: Engine, bases: Bases) -> None:
+    def __init__(self, engine: Engine, bases: Bases, registries: Registries) -> None:
         self._engine = engine
         self._bases = bases
+        self._registries = registries
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
 
@@ -64,11 +58,14 @@ class DockerImages:
         """The engine's description of the image, which is pulled when missing. Raises `ImageError` when it cannot be
         had."""
         try:
+            if references.is_digest(reference):
+                return self._found(reference)
+            wanted = _parsed(reference)
             with suppress(NotFoundError):
-                return self._inspect(reference)
-            for _ in self._fetch(_parsed(reference), reference):
+                return self._found(str(wanted))
+            for _ in self._fetch(wanted, reference):
                 pass
-            return self._inspect(reference)
+            return self._found(str(wanted))
         except NotFoundError as exc:
             raise LocalImageError(f"image {reference!r} is not there after its pull") from exc
         except (InvalidArgumentError, InvalidStateError) as exc:
@@ -87,7 +84,9 @@ class DockerImages:
 
     def remove(self, reference: str) -> None:
         try:
-            description = self._inspect(reference)
+            description = self._inspect(
+                reference if references.is_digest(reference) else str(references.parse(reference).tagged())
+            )
         except NotFoundError:
             return
         if _is_own(image_labels(description)) or is_base(reference):
@@ -129,11 +128,19 @@ class DockerImages:
                     ) from None
                 yield pull.progress()
 
+    def _found(self, reference: str) -> dict[str, Any]:
+        """The engine's description of an image that boxes may be made of: no box's disk, by whatever name."""
+        description = self._inspect(reference)
+        if _is_own(image_labels(description)) or is_base(reference):
+            raise ImageError(f"image '{reference}' is not for boxes")
+        return description
+
     def _inspect(self, reference: str) -> dict[str, Any]:
         with engine_errors(f"image {reference!r}"):
             return dict(self._engine.api.inspect_image(reference))
 
     def _join(self, reference: references.Reference) -> _Pull:
+        self._registries.admit(reference)
         name = str(reference)
         with self._lock:
             pull = self._pulls.get(name)
@@ -153,18 +160,26 @@ class DockerImages:
             for line in self._engine.api.pull(reference.repository, tag=version, stream=True, decode=True):
                 pull.note(line)
                 if "error" in line:
-                    error = _unpulled(reference, str(line["error"]))
+                    error = self._failed(reference, str(line["error"]))
         except Exception as exc:
             refused = refusal(exc)
-            error = EngineError(f"{what}: {exc}") if refused is None else _unpulled(reference, refused)
+            if refused is not None:
+                error = self._failed(reference, refused)
+            else:
+                log.warning("%s: %s", what, exc)
+                error = EngineError(f"{what}: the container engine does not answer")
         with self._lock:
             if self._pulls.pop(str(reference), None) is None:
                 return  # `close` has answered the callers
         if error is None:
             pull.done.set_result(None)
         else:
-            log.warning("%s", error)
             pull.done.set_exception(error)
+
+    @staticmethod
+    def _failed(reference: references.Reference, reason: str) -> BoxliteError:
+        log.warning("image '%s' cannot be pulled: %s", reference, reason[:_MAX_LOGGED])
+        return failure(reference, reason)
 
 
 class _Pull:
@@ -189,18 +204,6 @@ class _Pull:
         with self._lock:
             layers = list(self._layers.values())
         return PullProgress(sum(current for current, _ in layers), sum(total for _, total in layers))
-
-
-def _unpulled(reference: references.Reference, reason: str) -> BoxliteError:
-    """The error of a pull that the engine gave up for that reason. Only an `ImageError` that is no `LocalImageError`
-    says that no other host could do better."""
-    text = f"image '{reference}' cannot be pulled: {reason.strip()[:_MAX_REASON]}"
-    if is_full(reason):
-        return ResourceExhaustedError(f"{text} (the disk of the container engine is full)")
-    is_missing = _NO_IMAGE.search(reason.strip()) and not _NO_PLATFORM.search(reason)
-    if is_missing or (_DENIED.search(reason) and reference.repository.startswith(_PUBLIC)):
-        return ImageError(text)
-    return LocalImageError(text)
 
 
 def _parsed(reference: str) -> references.Reference:

@@ -1,0 +1,49 @@
+"""The log of the servers, in which no text of a client, a worker or a box can pass for a line of its own."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+MAX_MESSAGE = 20_000  # characters
+
+# Control and formatting characters, among them those that turn the direction of text, and separators of lines.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+class Lines(logging.Formatter):
+    """Writes each record as one line, in which `visible` shows what would not be seen. The lines of a traceback follow,
+    indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message[:MAX_MESSAGE])
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:
+        return _indented(super().formatException(ei))  # type: ignore[arg-type]
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def visible(text: str) -> str:
+    """The text with escapes such as `\\x1b` in place of characters that end a line, move or hide what is shown."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  | {visible(line)}" for line in text.split("\n"))
+
+
+def set_up(*, debug: bool) -> None:
+    """Have the log go to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(FORMAT))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])

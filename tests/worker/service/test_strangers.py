@@ -1,0 +1,146 @@
+"""Callers and connections without the worker's secret: they hold up nobody who has it."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from support.calls import SECRET, Client, service_of
+from support.sites import Site
+
+from boxlite_server import rpc
+from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server.worker.service import servicer
+from boxlite_server.worker.service.servicer import make_server
+
+SERVICE = "boxlite.worker.v1.WorkerService"
+CALLS = 4
+
+
+@contextlib.contextmanager
+def worker(site: Site, spool: Path) -> Iterator[int]:
+    """Serve a worker, and yield its port."""
+    server = make_server(service_of(site, spool), SECRET)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(0).wait()
+
+
+@contextlib.contextmanager
+def client_of(port: int) -> Iterator[Client]:
+    client = Client(f"127.0.0.1:{port}")
+    try:
+        yield client
+    finally:
+        client.channel.close()
+
+
+@pytest.mark.parametrize("metadata", [None, rpc.with_secret("another"), rpc.with_secret("")])
+def test_half_open_calls_without_the_secret_take_no_place(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: tuple[tuple[str, str], ...] | None
+) -> None:
+    monkeypatch.setattr(servicer, "MAX_CALLS", CALLS)
+    released = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        """The messages of a caller who sends none and never ends."""
+        released.wait(60)
+        yield from ()
+
+    with worker(fake_site, tmp_path) as port, client_of(port) as stranger, client_of(port) as client:
+        half_open = [
+            stranger.channel.stream_stream(f"/{SERVICE}/{method}")(nothing(), metadata=metadata, timeout=60)
+            for method in ("ListBoxes", "ReadOutput", "PutFiles", "RunCommand")
+            for _ in range(2 * CALLS)
+        ]
+        try:
+            for call in half_open:
+                with pytest.raises(grpc.RpcError) as refused:
+                    next(call)
+                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert client.ListBoxes(pb.Empty()) is not None
+        finally:
+            released.set()
+            for call in half_open:
+                call.cancel()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the worker closes the connection long before its pings would."""
+    connection.settimeout(25)
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def silent(port: int, opened: contextlib.ExitStack) -> list[socket.socket]:
+    """Forty connections that send nothing."""
+    return [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(40)]
+
+
+def test_connections_are_limited(fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servicer, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(servicer, "HANDSHAKE_SECONDS", 600.0)
+    with worker(fake_site, tmp_path) as port, contextlib.ExitStack() as opened:
+        connections = set(silent(port, opened))
+        served = set()  # the worker speaks first to those that it serves
+        while len(served) < len(connections):
+            ready, _, _ = select.select(connections - served, [], [], 60)
+            assert ready
+            for connection in ready:
+                if answers(connection):
+                    served.add(connection)
+                else:
+                    connections.discard(connection)
+        assert len(served) == 8
+
+
+def answers(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(4096))
+    except ConnectionError:
+        return False
+
+
+def test_connections_that_say_nothing_make_room(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(servicer, "HANDSHAKE_SECONDS", 1.0)
+    with worker(fake_site, tmp_path) as port, contextlib.ExitStack() as opened:
+        silent(port, opened)
+        with client_of(port) as client:
+            assert client.stub.ListBoxes(pb.Empty(), metadata=rpc.with_secret(SECRET), timeout=30, wait_for_ready=True)
+
+
+def test_a_connection_without_calls_ends(fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servicer, "IDLE_SECONDS", 0.5)
+    with worker(fake_site, tmp_path) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")  # an empty SETTINGS frame
+        assert is_closed(connection)
+
+
+def test_a_coordinator_goes_on_over_connections_that_ended(
+    fake_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "CONNECTION_SECONDS", 0.2)
+    monkeypatch.setattr(servicer, "IDLE_SECONDS", 0.2)
+    with worker(fake_site, tmp_path) as port, client_of(port) as client:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            client.ListBoxes(pb.Empty())
