@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ... import ids
@@ -36,6 +37,7 @@ from .journal import Journal, Record, now_ms
 from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
 from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
 from .tally import Tally
+from .threads import Threads
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
@@ -76,6 +78,7 @@ class Executions:
         self._tallies: dict[str, Tally] = {}  # by box id
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
         self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._threads = Threads()
         self._journal = journal or Journal(None)
         self._logs = FormerLogs(spool, log_capacity)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
@@ -373,9 +376,7 @@ class Executions:
     ) -> None:
         execution = self._execution(record, process, kept)
         if pumped:
-            threading.Thread(
-                target=self._run, args=(execution,), name=f"execution {record.execution_id}", daemon=True
-            ).start()
+            self._threads.run(f"execution {record.execution_id}", partial(self._run, execution))
         entry.set_result(execution)
         if record.awaits_reader:
             self._hang_up_later(execution, 0)

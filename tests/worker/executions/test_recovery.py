@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.cluster import wait_until
 from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
@@ -55,10 +56,9 @@ class Worker:
 
 
 def end_of(execution: str) -> None:
-    """Wait for the end of the execution's thread."""
-    for thread in threading.enumerate():
-        if thread.name == f"execution {execution}":
-            thread.join(60)
+    """Wait until no thread works for the execution any more."""
+    name = f"execution {execution}"
+    wait_until(lambda: all(thread.name != name for thread in threading.enumerate()), "its thread is done", 60)
 
 
 @pytest.fixture
