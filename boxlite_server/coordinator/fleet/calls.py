@@ -251,6 +251,8 @@ def _address(worker: Worker) -> tuple[str, str, str]:
 
 async def _within(answer: Awaitable[T], idle: float | None, worker: str) -> T:
     """The answer, if it comes within `idle` seconds. Raises TimedOutError."""
+    if idle is None:
+        return await answer
     async with _bounded(idle, worker):
         return await answer
 
