@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -385,7 +386,13 @@ class TestJournal:
 
         journal = Journal(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", full)
+            patch.setattr(os, "pwrite", full)
             journal.add(self.RECORD)
         journal.update("a/b", exit_code=1)
         assert [record.exit_code for record in Journal(tmp_path).load()] == [1]
+
+    def test_a_record_that_was_never_written_is_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "killed.json").touch()
+        assert Journal(tmp_path).load() == []
+        assert not list(tmp_path.iterdir())
+        assert not caplog.records, "nothing was damaged"
