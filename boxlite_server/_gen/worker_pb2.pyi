@@ -340,6 +340,12 @@ class OutputEvent(_message.Message):
     resumed: Execution
     def __init__(self, position: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., ended: _Optional[_Union[Execution, _Mapping]] = ..., dropped_bytes: _Optional[int] = ..., gap: _Optional[str] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ..., resumed: _Optional[_Union[Execution, _Mapping]] = ...) -> None: ...
 
+class OutputEvents(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[OutputEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[OutputEvent, _Mapping]]] = ...) -> None: ...
+
 class Cut(_message.Message):
     __slots__ = ("stream", "dropped_bytes")
     STREAM_FIELD_NUMBER: _ClassVar[int]

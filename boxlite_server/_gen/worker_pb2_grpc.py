@@ -92,7 +92,7 @@ class WorkerServiceStub:
         self.ReadOutput = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/ReadOutput',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
-                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvents.FromString,
                 _registered_method=True)
         self.ReadLogs = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/ReadLogs',
@@ -493,7 +493,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'ReadOutput': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadOutput,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.FromString,
-                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.SerializeToString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.OutputEvents.SerializeToString,
             ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
@@ -929,7 +929,7 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/ReadOutput',
             boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
-            boxlite__server_dot___gen_dot_worker__pb2.OutputEvent.FromString,
+            boxlite__server_dot___gen_dot_worker__pb2.OutputEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from ..errors import InvalidArgumentError
 
@@ -98,19 +99,22 @@ class Sink(Protocol):
         room."""
 
 
-@runtime_checkable
-class Durable(Process, Protocol):
-    """A `Process` of which nothing is lost when the worker process is killed at any moment: what it has said and what
-    it is fed lie in pipes that outlive the worker process."""
+class Durable(ABC):
+    """What a `Process` offers besides, if nothing of it is lost when the worker process is killed at any moment: its
+    output and its input lie in pipes that outlive the worker process. It is no protocol, since `isinstance` would read
+    every property of a process."""
 
     @property
+    @abstractmethod
     def is_whole(self) -> bool:
         """Whether all output is still to come that no worker process has moved to a sink."""
 
     @property
+    @abstractmethod
     def taken(self) -> int:
         """How many bytes of input the command has been handed since its start, by whichever worker process."""
 
+    @abstractmethod
     def move(self, sink: Sink) -> int | None:
         """Move the next piece of output to the sink, in place of `read`; blocks. Returns its size, or None where `read`
         returns None."""

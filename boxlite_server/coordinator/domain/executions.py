@@ -293,9 +293,10 @@ class Executions:
             yield (await anext(events)).resumed, events
 
     async def _events(self, box: Box, request: pb.ReadOutputRequest) -> AsyncGenerator[pb.OutputEvent, None]:
-        async with self._schedule.use(box), aclosing(self._calls.read_output(box.worker_id, request)) as events:
-            async for event in events:
-                yield event
+        async with self._schedule.use(box), aclosing(self._calls.read_output(box.worker_id, request)) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    yield event
 
     async def read_logs(self, box: Box, tail: int | None, follow: bool) -> AsyncGenerator[pb.OutputChunk, None]:
         """The output of the box's main command in all its runs, the last `tail` lines of it (None: all), and with

@@ -106,7 +106,7 @@ class Calls:
     def get_execution(self, worker: Worker | str, execution: pb.ExecutionRef) -> Awaitable[pb.Execution]:
         return self._unary(worker, "GetExecution", execution, EXECUTION_SECONDS)
 
-    def read_output(self, worker: Worker | str, request: pb.ReadOutputRequest) -> AsyncGenerator[pb.OutputEvent, None]:
+    def read_output(self, worker: Worker | str, request: pb.ReadOutputRequest) -> AsyncGenerator[pb.OutputEvents, None]:
         return self._stream(worker, "ReadOutput", request, None)
 
     def read_logs(self, worker: Worker | str, request: pb.ReadLogsRequest) -> AsyncGenerator[pb.OutputChunk, None]:
@@ -251,6 +251,8 @@ def _address(worker: Worker) -> tuple[str, str, str]:
 
 async def _within(answer: Awaitable[T], idle: float | None, worker: str) -> T:
     """The answer, if it comes within `idle` seconds. Raises TimedOutError."""
+    if idle is None:
+        return await answer
     async with _bounded(idle, worker):
         return await answer
 

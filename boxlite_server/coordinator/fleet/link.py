@@ -67,7 +67,7 @@ class GrpcLink:
         self._name = worker.name
         self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._metadata = rpc.with_secret(worker.secret, worker.epoch)
+        self._metadata = grpc.aio.Metadata(*rpc.with_secret(worker.secret, worker.epoch))
         self._waiting: set[asyncio.Timeout] = set()
         self._nobody_waits = asyncio.Event()
         self._closed = False

@@ -15,7 +15,7 @@ from enum import StrEnum
 from ...errors import BoxliteError, InvalidStateError
 from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef
-from .output_log import OutputLog
+from .output_log import Chunk, Dropped, Gap, OutputLog
 from .tally import Tally
 
 FEED_PATIENCE = 5.0  # seconds of one attempt to write input; the next one follows
@@ -77,6 +77,9 @@ class Ended:
 
     position: int
     state: ExecutionState
+
+
+Event = Chunk | Dropped | Gap | Ended
 
 
 class EndedProcess:
@@ -287,6 +290,24 @@ class Execution:
                 deserted, visits = self._readers == 0, self._visits
             if deserted:
                 on_deserted(visits)
+
+    def read(
+        self, position: int, on_end: Callable[[Callable[[], None]], bool], on_deserted: Callable[[int], None]
+    ) -> Iterator[list[Event]]:
+        """See `Executions.read_batches`; `on_deserted` is as in `visit`."""
+        if self.is_inherited and not self.output.holds(position):
+            position = 0  # the position belongs to the log of a former process
+        with self.visit(on_deserted), self.output.reader(position) as reader:
+            if not on_end(reader.close):
+                return
+            events: list[Event] = [Gap(0, self.gap)] if self.gap and position == 0 else []
+            events += reader.read(timeout=0)
+            while not reader.is_done:
+                yield events
+                events = [*reader.read()]
+                if reader.left:
+                    return
+            yield [*events, Ended(reader.position, self.state)]
 
     def hang_up(self, visits: int) -> None:
         """Send SIGHUP, unless there is a reader now or there were more than `visits` visits."""

@@ -98,7 +98,10 @@ class Journal:
                 unused.unlink(missing_ok=True)
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")) if self._directory else ():
             try:
-                found.append(Record(**json.loads(path.read_text())))
+                if content := path.read_text():  # empty: the process was killed before the execution began
+                    found.append(Record(**json.loads(content)))
+                else:
+                    path.unlink()
             except (OSError, ValueError, TypeError) as exc:
                 log.warning("a record of an execution is damaged, dropping it: %s: %s", path, exc)
                 path.unlink(missing_ok=True)
@@ -167,16 +170,16 @@ class Journal:
         content = json.dumps({name: getattr(record, name) for name in _FIELDS}).encode().ljust(_PAGE)
         is_page = len(content) == _PAGE
         try:
-            if is_page and not is_new and _is_page(path):
+            if is_page and is_new and self._free:
+                free = self._free.pop()
+                _overwrite(free, content)
+                free.replace(path)
+            elif is_page and (is_new or _is_page(path)):
                 _overwrite(path, content)
-                return
-            if is_page and self._free:
-                new = self._free.pop()
-                _overwrite(new, content)
             else:
                 new = path.with_suffix(".new")
                 new.write_bytes(content)
-            new.replace(path)
+                new.replace(path)
         except OSError as exc:
             log.warning("execution %s will not outlive this process: %s", record.execution_id, exc)
 
@@ -193,8 +196,8 @@ def _is_page(path: Path) -> bool:
 
 
 def _overwrite(path: Path, page: bytes) -> None:
-    """Replace the content of a file of one page."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    """Replace the content of a file of one page, or of none yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(descriptor, page, 0)
     finally:

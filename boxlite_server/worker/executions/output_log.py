@@ -393,6 +393,12 @@ class Reader:
         self.wanted = sys.maxsize
 
     @property
+    def is_done(self) -> bool:
+        """Whether all output is read, and none will follow."""
+        with self._log._changed:
+            return self._log._closed and self.position == self._log._end and not self._closed
+
+    @property
     def left(self) -> bool:
         """Whether this reader was closed; an empty `read` then does not mean the end of the output."""
         return self._closed

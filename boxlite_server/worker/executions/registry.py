@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ... import ids
@@ -31,11 +32,12 @@ from ...rpc import MAX_EXECUTIONS
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from .alarms import Alarms
-from .execution import RESTARTED, Delivered, Ended, EndedProcess, Execution, ExecutionState, ExecutionStatus
+from .execution import RESTARTED, Delivered, EndedProcess, Event, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
-from .output_log import DEFAULT_CAPACITY, Chunk, Dropped, Gap, OutputLog, refuse_full_disk, remove_logs
+from .output_log import DEFAULT_CAPACITY, OutputLog, refuse_full_disk, remove_logs
 from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
 from .tally import Tally
+from .threads import Threads
 
 KEEP_FINISHED = 300.0  # seconds
 KILL_GRACE = 10.0  # seconds from a kill until the execution ends even if its output does not
@@ -76,6 +78,7 @@ class Executions:
         self._tallies: dict[str, Tally] = {}  # by box id
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
         self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._threads = Threads()
         self._journal = journal or Journal(None)
         self._logs = FormerLogs(spool, log_capacity)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
@@ -222,15 +225,20 @@ class Executions:
         execution_id: str,
         position: int = 0,
         on_end: Callable[[Callable[[], None]], bool] = lambda callback: True,
-    ) -> Iterator[Chunk | Dropped | Gap | Ended]:
+    ) -> Iterator[Event]:
         """Yield output from `position` on as it comes, and `Ended` last.
 
         `on_end(callback)` registers the function to call when the reader goes away, and returns False if the
         reader has already gone. When it goes, the iterator ends without `Ended`.
         """
+        for events in self.read_batches(box_id, execution_id, position, on_end):
+            yield from events
+
+    def read_batches(
+        self, box_id: str, execution_id: str, position: int, on_end: Callable[[Callable[[], None]], bool]
+    ) -> Iterator[list[Event]]:
+        """`read_output`, with what is there at once in one list. The first list comes at once, and may be empty."""
         execution = self.find(box_id, execution_id)
-        if execution.is_inherited and not execution.output.holds(position):
-            position = 0  # the position belongs to the log of a former process
         if execution.hangup > 0:
             self._journal.update(execution_id, awaits_reader=True)
 
@@ -239,16 +247,7 @@ class Executions:
             if execution.has_run and not execution.is_over:
                 self._hang_up_later(execution, visits)
 
-        with execution.visit(deserted), execution.output.reader(position) as reader:
-            if not on_end(reader.close):
-                return
-            if execution.gap and position == 0:
-                yield Gap(0, execution.gap)
-            while events := reader.read():
-                yield from events
-            if reader.left:
-                return
-        yield Ended(reader.position, execution.state)
+        return execution.read(position, on_end, deserted)
 
     def live(self) -> list[Execution]:
         """The executions that have not ended."""
@@ -373,9 +372,7 @@ class Executions:
     ) -> None:
         execution = self._execution(record, process, kept)
         if pumped:
-            threading.Thread(
-                target=self._run, args=(execution,), name=f"execution {record.execution_id}", daemon=True
-            ).start()
+            self._threads.run(f"execution {record.execution_id}", partial(self._run, execution))
         entry.set_result(execution)
         if record.awaits_reader:
             self._hang_up_later(execution, 0)

@@ -211,15 +211,17 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         return messages.execution(self._executions.get(request.box_id, request.execution_id))
 
     @_answers
-    def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
+    def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvents]:
         with self._readers.register(context) as on_end:
-            ref, position = request.execution, request.position
+            ref, position, told = request.execution, request.position, list[pb.OutputEvent]()
             if request.resume:
                 state = self._executions.get(ref.box_id, ref.execution_id)
                 position = state.delivered.position
-                yield pb.OutputEvent(position=position, resumed=messages.execution(state))
-            for event in self._executions.read_output(ref.box_id, ref.execution_id, position, on_end):
-                yield messages.output_event(event)
+                told = [pb.OutputEvent(position=position, resumed=messages.execution(state))]
+            for events in self._executions.read_batches(ref.box_id, ref.execution_id, position, on_end):
+                if told or events:
+                    yield pb.OutputEvents(events=[*told, *map(messages.output_event, events)])
+                    told = []
 
     @_answers
     def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:

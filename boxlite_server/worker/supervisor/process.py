@@ -28,7 +28,7 @@ from ...errors import (
     ResourceExhaustedError,
     UnsupportedError,
 )
-from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, ExecSpec, Sink, check_signal
+from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, Durable, ExecSpec, Sink, check_signal
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
 from ..kernel.processes import child_inside, family, kill_all
@@ -71,7 +71,7 @@ class Surroundings:
         return [f"{name}={value}" for name, value in {**values, **spec.env}.items()]
 
 
-class SupervisedProcess:
+class SupervisedProcess(Durable):
     """The `Process` of a command that a supervisor has started."""
 
     def __init__(

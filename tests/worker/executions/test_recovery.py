@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.cluster import wait_until
 from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
@@ -55,10 +57,9 @@ class Worker:
 
 
 def end_of(execution: str) -> None:
-    """Wait for the end of the execution's thread."""
-    for thread in threading.enumerate():
-        if thread.name == f"execution {execution}":
-            thread.join(60)
+    """Wait until no thread works for the execution any more."""
+    name = f"execution {execution}"
+    wait_until(lambda: all(thread.name != name for thread in threading.enumerate()), "its thread is done", 60)
 
 
 @pytest.fixture
@@ -385,7 +386,13 @@ class TestJournal:
 
         journal = Journal(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", full)
+            patch.setattr(os, "pwrite", full)
             journal.add(self.RECORD)
         journal.update("a/b", exit_code=1)
         assert [record.exit_code for record in Journal(tmp_path).load()] == [1]
+
+    def test_a_record_that_was_never_written_is_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "killed.json").touch()
+        assert Journal(tmp_path).load() == []
+        assert not list(tmp_path.iterdir())
+        assert not caplog.records, "nothing was damaged"

@@ -22,12 +22,12 @@ from boxlite_server.errors import (
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.executions import output_log as output_log_module
 from boxlite_server.worker.executions import registry as executions_module
+from boxlite_server.worker.executions.execution import Ended
 from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
     KEEP_FINISHED,
     KILL_GRACE,
     MAX_KILLS,
-    Ended,
     Executions,
     ExecutionState,
     ExecutionStatus,

@@ -30,6 +30,16 @@ def box(served_box: pb.BoxRef) -> pb.BoxRef:
     return served_box
 
 
+def reading(client: Client, request: pb.ReadOutputRequest) -> Iterator[pb.OutputEvent]:
+    """The events of an execution's output, one by one."""
+    call = client.ReadOutput(request)
+    try:
+        for batch in call:
+            yield from batch.events
+    finally:
+        call.cancel()
+
+
 def test_calls_without_the_secret_are_refused(client: Client) -> None:
     request = pb.ReadOutputRequest()
     for metadata in (None, rpc.with_secret("another"), (("authorization", SECRET),)):
@@ -58,7 +68,7 @@ def test_readers_are_told_to_go_and_the_server_ends(fake_site: Site, tmp_path: P
     server = make_server(service, SECRET, EPOCH)
     ending = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     server.start()
-    output = ending.ReadOutput(pb.ReadOutputRequest(execution=execute(ending, box, "sh", "-c", "echo x; sleep 1000")))
+    output = reading(ending, pb.ReadOutputRequest(execution=execute(ending, box, "sh", "-c", "echo x; sleep 1000")))
     logs = ending.ReadLogs(pb.ReadLogsRequest(box=box, follow=True))
     assert next(output).chunk.data == b"x\n"
     assert next(logs).data == b"main\n"
@@ -177,7 +187,7 @@ def test_errors_keep_their_code_and_text(fake_site: Site, client: Client, box: p
 
 def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     ref = execute(client, box, "sh", "-c", "cat; echo $A >&2; exit 3", env={"A": "b"})
-    stream = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    stream = reading(client, pb.ReadOutputRequest(execution=ref))
     answer = client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"hello", close=True))
     assert answer.accepted == 5
     *events, last = stream
@@ -189,32 +199,40 @@ def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     assert last.WhichOneof("event") == "ended"
     assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 3)
     assert client.GetExecution(ref) == last.ended
-    again = list(client.ReadOutput(pb.ReadOutputRequest(execution=ref, position=events[-1].position)))
+    again = list(reading(client, pb.ReadOutputRequest(execution=ref, position=events[-1].position)))
     assert again == [last]
 
 
 def test_a_resumed_reading_goes_on_behind_what_was_received(client: Client, box: pb.BoxRef) -> None:
     ref = execute(client, box, "sh", "-c", "echo one; read line; echo $line")
-    first, fresh = itertools.islice(client.ReadOutput(pb.ReadOutputRequest(execution=ref, resume=True)), 2)
+    first, fresh = itertools.islice(reading(client, pb.ReadOutputRequest(execution=ref, resume=True)), 2)
     assert (first.resumed.execution_id, first.resumed.delivered) == (ref.execution_id, pb.Delivered())
     assert fresh.chunk.data == b"one\n"
     delivered = pb.Delivered(bytes=4, position=fresh.position, bytes_at_position=4)
     client.ConfirmOutput(pb.ConfirmOutputRequest(execution=ref, delivered=delivered))
-    stream = client.ReadOutput(pb.ReadOutputRequest(execution=ref, resume=True))
+    stream = reading(client, pb.ReadOutputRequest(execution=ref, resume=True))
     assert next(stream).resumed.delivered == delivered, "the state comes before any output"
     client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"two\n", close=True))
     chunk, last = stream
     assert (chunk.chunk.data, last.ended.exit_code) == (b"two\n", 0)
 
 
+def test_what_is_there_at_once_comes_in_one_message(client: Client, box: pb.BoxRef) -> None:
+    ref = execute(client, box, "sh", "-c", "echo one; echo two >&2; exit 3")
+    *_, last = reading(client, pb.ReadOutputRequest(execution=ref))
+    (batch,) = client.ReadOutput(pb.ReadOutputRequest(execution=ref, resume=True))
+    assert [event.WhichOneof("event") for event in batch.events] == ["resumed", "chunk", "chunk", "ended"]
+    assert batch.events[-1] == last
+
+
 def test_signal_and_kill(client: Client, box: pb.BoxRef) -> None:
     ref = execute(client, box, "sleep", "1000")
     client.SignalExecution(pb.SignalExecutionRequest(execution=ref, signal=15))
-    (last,) = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    (last,) = reading(client, pb.ReadOutputRequest(execution=ref))
     assert last.ended.exit_code == 143
     ref = execute(client, box, "sleep", "1000")
     client.KillExecution(ref)
-    (last,) = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    (last,) = reading(client, pb.ReadOutputRequest(execution=ref))
     assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_KILLED, 137)
 
 
@@ -230,7 +248,7 @@ def test_an_end_of_input_in_the_middle_of_a_message_kills_the_command(client: Cl
     ref = execute(client, box, "cat")
     client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"begun", more=True))
     client.WriteInput(pb.WriteInputRequest(execution=ref, close=True))
-    *_, last = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    *_, last = reading(client, pb.ReadOutputRequest(execution=ref))
     assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_KILLED, 137)
     assert "input was lost" in last.ended.error_message
 
@@ -240,7 +258,7 @@ def test_an_end_of_input_behind_the_end_of_a_message(client: Client, box: pb.Box
     client.WriteInput(pb.WriteInputRequest(execution=ref, data=b"begun", more=True))
     client.WriteInput(pb.WriteInputRequest(execution=ref))
     client.WriteInput(pb.WriteInputRequest(execution=ref, close=True))
-    *_, last = client.ReadOutput(pb.ReadOutputRequest(execution=ref))
+    *_, last = reading(client, pb.ReadOutputRequest(execution=ref))
     assert (last.ended.status, last.ended.exit_code) == (pb.EXECUTION_STATUS_COMPLETED, 0)
 
 
@@ -250,7 +268,7 @@ def test_attach_box(fake_site: Site, client: Client) -> None:
     execution = client.AttachBox(pb.AttachBoxRequest(box=ref))
     client.StartBox(ref)
     request = pb.ReadOutputRequest(execution=pb.ExecutionRef(box_id=ref.box_id, execution_id=execution.execution_id))
-    chunk, last = client.ReadOutput(request)
+    chunk, last = reading(client, request)
     assert chunk.chunk.data == b"hi\n"
     assert last.ended.exit_code == 4
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))
@@ -390,16 +408,16 @@ def test_readers_are_limited_and_other_calls_go_on(
     server.start()
     ref = execute(limited, box, "sh", "-c", "echo x; sleep 1000")
     request = pb.ReadOutputRequest(execution=ref)
-    streams = [limited.ReadOutput(request) for _ in range(2)]
+    streams = [reading(limited, request) for _ in range(2)]
     for stream in streams:
         assert next(stream).chunk.data == b"x\n"
     status, code, _ = refusal(limited.ReadOutput, request)
     assert (status, code) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "resource_exhausted")
     assert limited.GetExecution(ref).status == pb.EXECUTION_STATUS_RUNNING
-    streams[0].cancel()
+    streams[0].close()
     while True:  # the place is free once the server has noticed
         try:
-            assert next(limited.ReadOutput(request)).chunk.data == b"x\n"
+            assert next(reading(limited, request)).chunk.data == b"x\n"
             break
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
