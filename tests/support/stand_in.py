@@ -26,7 +26,7 @@ from boxlite_server.local import dockerd, machine
 IMAGE = "boxlite-test:latest"
 ADDRESS = "192.0.2.1"  # of the machine, besides loopback
 COMMANDS = ("ip -details address", "ip route show table all", "ip rule", "iptables-save", "ip6tables-save")
-COMMANDS += ("nft list ruleset",)
+COMMANDS += ("nft --stateless list ruleset",)
 COUNTS = re.compile(r"\[\d+:\d+\]|^#.*$|(valid|preferred)_lft \w+|\w+_timer +[\d.]+", re.MULTILINE)
 VOLATILE = re.compile(r"nf_conntrack_count|/random/|tcp_fastopen_key")
 
