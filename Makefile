@@ -62,7 +62,7 @@ clean:
 
 # What is installed is stamped, and installed anew only when pyproject.toml changes or the supervisor, which the
 # installation builds.
-BUILT := pyproject.toml hatch_build.py $(wildcard boxlite_server/worker/supervisor/*.[ch])
+BUILT := pyproject.toml hatch_build.py $(wildcard boxlite_server/worker/supervisor/init/*.[ch])
 
 $(VENV)/.run: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e .
