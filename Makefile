@@ -1,5 +1,6 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
-# make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine
+# make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine.
+#             Tests that fail are run once more, alone; the failure stays in the output
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
 # make fuzz   damaged packets against the supervisor, for a minute, and requests of all kinds against the API, until
 #             something fails or is interrupted (SECONDS=N: each for N seconds)
@@ -28,7 +29,8 @@ run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS)
+	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS) || \
+	{ echo "once more, alone, the tests that failed:"; $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none $(TESTS); }
 
 test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk
@@ -62,7 +64,7 @@ clean:
 
 # What is installed is stamped, and installed anew only when pyproject.toml changes or the supervisor, which the
 # installation builds.
-BUILT := pyproject.toml hatch_build.py $(wildcard boxlite_server/worker/supervisor/*.[ch])
+BUILT := pyproject.toml hatch_build.py $(wildcard boxlite_server/worker/supervisor/init/*.[ch])
 
 $(VENV)/.run: $(BUILT) | $(BIN)/pip
 	$(BIN)/pip install -q -e .

@@ -12,15 +12,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ARCHITECTURES = ("x86_64", "aarch64")
 FOLDER = Path("boxlite_server/worker/supervisor")
-SOURCES = ("supervisor.c", "files.c")
 COMPILE = "-static -Os -s -std=gnu11 -Wall -Wextra -Werror".split()
 
 
 def build(root: Path) -> list[Path]:
     """Compile the programs that are older than their source, with the C compiler of the package ziglang. Returns the
     paths of all. Raises `subprocess.CalledProcessError` where that fails."""
-    sources = [root / FOLDER / name for name in SOURCES]
-    headers = (root / FOLDER).glob("*.h")
+    sources = sorted((root / FOLDER / "init").glob("*.c"))
+    headers = (root / FOLDER / "init").glob("*.h")
     newest = max(path.stat().st_mtime for path in (*sources, *headers, Path(__file__)))
     programs = {name: root / FOLDER / f"init-{name}" for name in ARCHITECTURES}
     for name, program in programs.items():

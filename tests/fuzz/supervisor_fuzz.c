@@ -1,8 +1,12 @@
 /* Feeds damaged specs, users and account files to the supervisor's parsers: supervisor_fuzz SEED ROUNDS. The sanitizers
  * that it is built with end it at the first fault. */
-#define main supervisor_main
-#include "supervisor.c"
-#undef main
+#include "spec.h"
+#include "users.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 static uint64_t state;
 

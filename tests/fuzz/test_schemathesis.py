@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.cluster import Cluster
+from support.cluster import Cluster, wait_until
 from support.keys import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,8 @@ def check_that_it_survived(cluster: Cluster, image: str) -> None:
     """No fault in a log, nothing left on the engine, and the fuzzer's own workers are in nobody's way."""
     for process in cluster.processes:
         assert "Traceback" not in process.log.read_text(errors="replace"), process.tail()
-    assert cluster.containers() == []
+    assert cluster.http("PUT", "/v1/admin/warm", {"pools": []})[0] == 200
+    wait_until(lambda: cluster.containers() == [], "nothing is left, warm boxes included")
     status, _, box = cluster.http("POST", "/v1/boxes", {"image": image})
     assert status == 201, box
     assert cluster.http("POST", f"/v1/boxes/{box['box_id']}/exec", {"command": "true"})[0] == 201

@@ -20,9 +20,10 @@ import pytest
 from support.supervisor_peer import Packet, Peer, memory_file, spec_bytes
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "boxlite_server/worker/supervisor"
+FOLDER = ROOT / "boxlite_server/worker/supervisor/init"
+SOURCES = sorted(FOLDER.glob("*.c"))
 SECONDS = os.environ.get("BOXLITE_FUZZ_SECONDS")  # of `make fuzz`; 0: it was given none
-FLAGS = ["-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
+FLAGS = ["-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{FOLDER}"]
 COMMANDS = [["true"], ["sleep", "0.01"], ["sleep", "1000"], ["sh", "-c", "sleep 1 &"], ["nosuch"]]
 
 
@@ -30,7 +31,7 @@ def deadline() -> float:
     return time.monotonic() + (1.0 if SECONDS is None else float(SECONDS) or 60.0)
 
 
-def compile_with_sanitizers(source: Path, program: Path) -> Path:
+def compile_with_sanitizers(sources: list[Path], program: Path) -> Path:
     """With both sanitizers if the machine has a compiler, or with one by the compiler that builds the package."""
     if compiler := shutil.which("clang") or shutil.which("gcc"):
         command = [compiler, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -38,13 +39,14 @@ def compile_with_sanitizers(source: Path, program: Path) -> Path:
         command = [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined", "-fno-sanitize-trap=undefined"]
     else:
         pytest.skip("this takes clang, gcc or the package ziglang")
-    subprocess.run([*command, *FLAGS, source, SOURCES / "files.c", "-o", program], check=True)
+    subprocess.run([*command, *FLAGS, *sources, "-o", program], check=True)
     return program
 
 
 @pytest.mark.timeout(0 if SECONDS else 180)
 def test_damaged_specs_users_and_account_files(tmp_path: Path) -> None:
-    program = compile_with_sanitizers(Path(__file__).with_name("supervisor_fuzz.c"), tmp_path / "fuzz")
+    parsers = [path for path in SOURCES if path.name != "supervisor.c"]
+    program = compile_with_sanitizers([Path(__file__).with_name("supervisor_fuzz.c"), *parsers], tmp_path / "fuzz")
     until = deadline()
     while True:
         seed = random.randrange(1 << 63)
@@ -112,7 +114,7 @@ class Fuzzer:
 
 @pytest.mark.timeout(0 if SECONDS else 180)
 def test_packets_that_no_worker_sends(tmp_path: Path) -> None:
-    program = compile_with_sanitizers(SOURCES / "supervisor.c", tmp_path / "sanitized")
+    program = compile_with_sanitizers(SOURCES, tmp_path / "sanitized")
     (tmp_path / "at").mkdir()
     peer = Peer(tmp_path / "at", program)
     errors = tmp_path / "errors"
@@ -177,7 +179,7 @@ def requests(draw: random.Random, place: Path) -> bytes:
 
 @pytest.mark.timeout(0 if SECONDS else 180)
 def test_requests_for_files_that_no_worker_sends(tmp_path: Path) -> None:
-    program = compile_with_sanitizers(SOURCES / "supervisor.c", tmp_path / "sanitized")
+    program = compile_with_sanitizers(SOURCES, tmp_path / "sanitized")
     place = tmp_path / "place"
     (place / "directory").mkdir(parents=True)
     (place / "file").write_bytes(bytes(1000))

@@ -1,4 +1,4 @@
-"""The file service: a program in a box that reads and writes small files for the worker; see `files.c`.
+"""The file service: a program in a box that reads and writes small files for the worker; see `init/files.c`.
 
 The worker asks on a socket, and each request is answered there before the next. What comes is untrusted: the box may
 have put anything in the program's place, or have stopped it.

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.clock import Clock
+from support.cluster import wait_until
 from support.sites import ALL_RUNTIMES, Site, in_thread
 
 from boxlite_server import ids
@@ -206,10 +207,11 @@ def test_finished_executions_are_forgotten_after_a_while(site: Site, box: BoxRef
 
 
 def await_finished(executions: Executions) -> None:
-    """Until the threads of the ended executions have done their last step."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("execution "):
-            thread.join(60)
+    """Until the threads of the ended executions have done their last step, and are idle."""
+    wait_until(
+        lambda: not any(thread.name.startswith("execution ") for thread in threading.enumerate()),
+        "no execution has a thread any more",
+    )
 
 
 def test_a_reader_that_goes_away_is_let_go(executions: Executions, box: BoxRef) -> None:
@@ -547,7 +549,4 @@ class TestBounds:
 
 def await_free(executions: Executions, box: BoxRef, count: int) -> None:
     """Until the threads of ended executions have given their places back."""
-    await_ended = [t for t in threading.enumerate() if t.name.startswith("execution ")]
-    while executions._counts[box.box_id] > count:
-        for thread in await_ended:
-            thread.join(0.01)
+    wait_until(lambda: executions._counts[box.box_id] <= count, "the places are free again")

@@ -1,2 +1,4 @@
 /* The file service of the supervisor's program. Serves the requests of the input, and returns an exit code. */
+#pragma once
+
 int serve_files(void);
