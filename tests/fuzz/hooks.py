@@ -249,13 +249,15 @@ def _short(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_beyond_a_schema(case: Any, response: Any) -> bool:
-    """No schema can say which page tokens were handed out, which users an image has, what is in an archive, or how
-    parts go together."""
+    """No schema can say which page tokens were handed out, which users an image has, what is in an archive, which
+    texts are image names, or how parts go together."""
     if _operation_id(case) in ("uploadFiles", "downloadFiles", "importBox"):
         return True
     if _operation_id(case) in ("createBox", "startBox", "startExecution", "runCommand", "setWarmPools"):
         message = _error(response).get("message", "")
-        return message.startswith(TOGETHER) or "no matching entries in" in message
+        return message.startswith(TOGETHER) or any(
+            reason in message for reason in ("no matching entries in", "is no image name")
+        )
     return "pageToken" in (case.query or {})
 
 

@@ -93,23 +93,6 @@ def workers(docker_host: str, tmp_path: Path, test_image: str) -> Iterator[Worke
     workers.runtime.close()
 
 
-@pytest.fixture(scope="module")
-def new_image(test_image: str, api: docker.APIClient) -> Iterator[Callable[..., str]]:
-    """Makes images of the test image, with another configuration."""
-    base = api.create_container(test_image)["Id"]
-    made: list[str] = []
-
-    def new(**config: object) -> str:
-        made.append(f"boxlite-test-prepared-{len(made)}:latest")
-        api.commit(base, *made[-1].split(":"), conf=config)
-        return made[-1]
-
-    yield new
-    api.remove_container(base)
-    for name in made:
-        api.remove_image(name, force=True)
-
-
 IMAGES: dict[str, dict[str, object]] = {
     "plain": {},
     "command": {"Cmd": ["sh", "-c", TELL + STAY, "image"]},

@@ -44,23 +44,6 @@ def own_box(supervised: Site) -> Iterator[BoxRef]:
     supervised.runtime.remove(box, force=True)
 
 
-@pytest.fixture(scope="module")
-def new_image(supervised: Site, api: docker.APIClient) -> Iterator[Callable[..., str]]:
-    """Makes images of the test image, with another configuration."""
-    base = api.create_container(supervised.image)["Id"]
-    made: list[str] = []
-
-    def new(**config: object) -> str:
-        made.append(f"boxlite-test-supervised-{len(made)}:latest")
-        api.commit(base, *made[-1].split(":"), conf=config)
-        return made[-1]
-
-    yield new
-    api.remove_container(base)
-    for name in made:
-        api.remove_image(name, force=True)
-
-
 def spawn(site: Site, box: BoxRef, *command: str, **fields: object) -> Process:
     return site.runtime.spawn(box, ExecSpec(command, **fields))  # type: ignore[arg-type]
 
