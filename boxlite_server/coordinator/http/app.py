@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
 from ... import errors, specs
@@ -26,7 +26,7 @@ from .connections import ConnectionLimits
 from .edge import Edge
 from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
-from .operations import Operations
+from .operations import OPERATION, Operations
 from .origins import Origins
 from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
@@ -132,9 +132,13 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={HTTPException: _answer, Exception: _answer},
     )
-    app.router.default = _connexion_app(core, spec)
+    app.router.default = api = _connexion_app(core, spec)
     app.router.redirect_slashes = False
-    return app
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await (api if scope.get(OPERATION) else app)(scope, receive, send)
+
+    return serve
 
 
 async def _answer(request: Request, exc: Exception) -> Response:

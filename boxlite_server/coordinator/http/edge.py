@@ -132,6 +132,7 @@ class Edge:
             if operation is not None and not operation.is_allowed(principal):
                 raise self._authenticator.refuse(principal, operation.scope)
         scope[OPERATION] = operation and operation.id
+        scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation
 
 

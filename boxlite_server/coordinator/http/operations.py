@@ -24,6 +24,12 @@ class Operation(NamedTuple):
     scope: str  # that a credential has to have; empty where any credential is enough
     is_open: bool  # to callers without a credential
     may_go_on: bool  # for hours: it is a WebSocket, or takes or answers something else than JSON
+    path: re.Pattern[str]  # with a group for each parameter
+
+    def parameters_of(self, path: str) -> dict[str, str]:
+        """The parameters that a path of this operation holds."""
+        match = self.path.fullmatch(path)
+        return match.groupdict() if match else {}
 
     def is_allowed(self, principal: Principal) -> bool:
         return not self.scope or self.scope in principal.scopes
@@ -44,8 +50,9 @@ class Operations:
                 raise ValueError(
                     f"{path}: its third segment has to be in PREFIXED if its second is a prefix, and only then"
                 )
-            for method, operation in _of_path(path, spec["paths"][path]):
-                by_method.setdefault(method, []).append((_pattern(path, greedy), operation))
+            named = re.compile(_pattern(path, greedy, r"(?P<{}>{})"))
+            for method, operation in _of_path(path, spec["paths"][path], named):
+                by_method.setdefault(method, []).append((_pattern(path, greedy, "{1}"), operation))
         self._found = {method: [operation for _, operation in found] for method, found in by_method.items()}
         self._patterns = {
             method: re.compile("|".join(f"({pattern})" for pattern, _ in found)) for method, found in by_method.items()
@@ -58,31 +65,33 @@ class Operations:
         return self._found[method][(match.lastindex or 0) - 1] if match else None
 
 
-def _of_path(path: str, item: Mapping[str, Any]) -> Iterator[tuple[str, Operation]]:
+def _of_path(path: str, item: Mapping[str, Any], named: re.Pattern[str]) -> Iterator[tuple[str, Operation]]:
     """Yield the operations of a path, by method. A GET serves HEAD too, where that is no operation of its own."""
     for method in _METHODS:
         if method in item:
-            yield method.upper(), _operation(f"{method} {path}", item[method])
+            yield method.upper(), _operation(f"{method} {path}", item[method], named)
     if "get" in item and "head" not in item:
-        yield "HEAD", _operation(f"get {path}", item["get"])
+        yield "HEAD", _operation(f"get {path}", item["get"], named)
 
 
-def _operation(name: str, spec: Mapping[str, Any]) -> Operation:
+def _operation(name: str, spec: Mapping[str, Any], path: re.Pattern[str]) -> Operation:
     security = spec.get("security")
     bodies = [spec.get("requestBody", {}), *spec["responses"].values()]
     is_json = {name for body in bodies for name in body.get("content", ())} <= {"application/json"}
     may_go_on = "101" in spec["responses"] or not is_json
     if security == []:
-        return Operation(spec["operationId"], "", is_open=True, may_go_on=may_go_on)
+        return Operation(spec["operationId"], "", is_open=True, may_go_on=may_go_on, path=path)
     scopes = [requirement[SCHEME] for requirement in security or () if SCHEME in requirement]
     if len(scopes) != 1 or len(scopes[0]) > 1:
         raise ValueError(f"{name} does not name its scope under `security`")
-    return Operation(spec["operationId"], scopes[0][0] if scopes[0] else "", is_open=False, may_go_on=may_go_on)
+    scope = scopes[0][0] if scopes[0] else ""
+    return Operation(spec["operationId"], scope, is_open=False, may_go_on=may_go_on, path=path)
 
 
-def _pattern(path: str, greedy: set[str]) -> str:
-    """A regular expression without groups for the paths of a template."""
+def _pattern(path: str, greedy: set[str], form: str) -> str:
+    """A regular expression for the paths of a template; `form` has places for a parameter's name and expression."""
     parts = re.split(r"\{(\w+)\}", path)
     return "".join(
-        re.escape(part) if index % 2 == 0 else ".+" if part in greedy else "[^/]+" for index, part in enumerate(parts)
+        form.format(part, ".+" if part in greedy else "[^/]+") if index % 2 else re.escape(part)
+        for index, part in enumerate(parts)
     )

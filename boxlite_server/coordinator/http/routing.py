@@ -3,10 +3,10 @@
 The tag names the module and the operationId the function: ``createBox`` under ``Boxes`` is
 ``handlers/boxes.py: create_box``. An operation without a function is not built yet, and answers 501.
 
-Whatever depends on the operation alone is made once, when the API is built. Stock Connexion inspects and decorates
-the handler and makes parsers and validators for each request, and reads a JSON body twice; with a thousand workers
-that send heartbeats, this is most of the cost of a request. Middlewares with no work here are left out: the edge
-authenticates, and the application serves the documents.
+Whatever depends on the operation alone is made once, when the API is built. Stock Connexion tries one path after the
+other, inspects and decorates the handler and makes parsers and validators for each request, and reads a JSON body
+twice; for a short command, or with a thousand workers that send heartbeats, this is most of the cost of a request.
+Middlewares with no work here are left out: the edge authenticates, and the application serves the documents.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, NoReturn
 
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
-from connexion.decorators import StarletteDecorator
-from connexion.decorators.parameter import AsyncParameterDecorator
+from connexion.decorators.parameter import _get_val_from_param, pythonic
+from connexion.decorators.response import AsyncResponseDecorator
 from connexion.exceptions import UnsupportedMediaTypeProblem
+from connexion.frameworks.starlette import Starlette
 from connexion.lifecycle import ConnexionRequest
 from connexion.middleware import ConnexionMiddleware
+from connexion.middleware.abstract import ROUTING_CONTEXT
 from connexion.middleware.context import ContextMiddleware
 from connexion.middleware.exceptions import ExceptionMiddleware
 from connexion.middleware.request_validation import (
@@ -32,7 +34,7 @@ from connexion.middleware.request_validation import (
 )
 from connexion.middleware.routing import RoutingMiddleware
 from connexion.resolver import Resolution, Resolver
-from connexion.utils import is_nullable
+from connexion.utils import inspect_function_arguments, is_nullable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import NotBuiltError, NotFoundError
@@ -47,7 +49,7 @@ _CONTENT_TYPES = 16  # whose validators are cached for each operation; clients m
 
 def connexion_app(**options: Any) -> ConnexionMiddleware:
     """Make an application that serves the APIs added to it; `options` go to ConnexionMiddleware."""
-    middlewares = [ExceptionMiddleware, RoutingMiddleware, _ValidationMiddleware, ContextMiddleware]
+    middlewares = [ExceptionMiddleware, _Routing, _ValidationMiddleware, ContextMiddleware]
     return ConnexionMiddleware(_Handlers(), middlewares=middlewares, **options)
 
 
@@ -80,18 +82,7 @@ def find_handler(tag: str, operation_id: str) -> Handler | None:
     return getattr(module, re.sub(r"(?<!^)(?=[A-Z])", "_", operation_id).lower(), None)
 
 
-async def _not_built(
-    operation_id: str,
-    *,
-    prefix: str = "",
-    box_id: str = "",
-    execution_id: str = "",
-    snapshot_name: str = "",
-    image_id: str = "",
-    volume_id: str = "",
-    alias: str = "",
-) -> NoReturn:
-    """Raise NotBuiltError. The path parameters are named, since for `**kwargs` Connexion would read the whole body."""
+async def _not_built(operation_id: str) -> NoReturn:
     raise NotBuiltError(f"{operation_id} is not built yet in this server")
 
 
@@ -154,33 +145,57 @@ class _ValidationMiddleware(RequestValidationMiddleware):  # type: ignore[misc]
     api_cls = _ValidationAPI
 
 
-class _Arguments(AsyncParameterDecorator):  # type: ignore[misc]
-    """Passes the handler its arguments, with the body as the validator has parsed it."""
+class _Routing(RoutingMiddleware):  # type: ignore[misc]
+    """Routes a request to the operation that the edge has found. Only for a path or method that is no operation's does
+    Connexion's router look at all of them, to say what is wrong."""
 
-    def _maybe_get_body(self, request: ConnexionRequest, **of_handler: Any) -> Any:
-        if BODY in request.scope:
-            return request.scope[BODY]
-        return super()._maybe_get_body(request, **of_handler)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get(OPERATION) is None:
+            await super().__call__(scope, receive, send)
+            return
+        routed = {"api_base_path": "", "operation_id": scope[OPERATION]}
+        await self.app({**scope, "extensions": {**scope.get("extensions", {}), ROUTING_CONTEXT: routed}}, receive, send)
 
 
-class _Decorator(StarletteDecorator):  # type: ignore[misc]
-    @property
-    def _parameter_decorator_cls(self) -> type[AsyncParameterDecorator]:
-        return _Arguments
+class _Responses(AsyncResponseDecorator):  # type: ignore[misc]
+    """Turns what a handler returns into a response. A handler whose answer is not JSON returns a response."""
+
+    @staticmethod
+    def _infer_content_type(data: Any, headers: dict[str, str]) -> str | None:
+        return None if data is None else "application/json"
 
 
 class _Operation(AsyncOperation):  # type: ignore[misc]
-    """Calls the decorated handler of one operation."""
+    """Calls the handler of one operation, with its parameters by their names in Python and the body as `body`."""
 
     def __init__(self, operation: Any, *, pythonic_params: bool, jsonifier: Any) -> None:
-        function = operation.function
-        super().__init__(function, jsonifier, operation.operation_id, pythonic_params)
-        self._decorated = _Decorator(pythonic_params=pythonic_params, jsonifier=jsonifier).decorate(function)
+        super().__init__(operation.function, jsonifier, operation.operation_id, pythonic_params)
+        names, _ = inspect_function_arguments(operation.function)
         self._parser = _parser(operation)
+        self._of_path, self._of_query = (_named(operation.parameters, place, names) for place in ("path", "query"))
+        self._takes_body = "body" in names
+        self._answer = _Responses(framework=Starlette, jsonifier=jsonifier)(self._call)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._decorated(ConnexionRequest(scope, receive, uri_parser=self._parser))
+        response = await self._answer(ConnexionRequest(scope, receive, uri_parser=self._parser))
         await response(scope, receive, send)
+
+    async def _call(self, request: ConnexionRequest) -> Any:
+        of_path = request.scope["path_params"]  # which are strings, all of them
+        arguments = {name: of_path[parameter["name"]] for name, parameter in self._of_path.items()}
+        for name, parameter in self._of_query.items():
+            value = request.query_params.get(parameter["name"], parameter["schema"].get("default"))
+            if value is not None:
+                arguments[name] = _get_val_from_param(value, parameter)
+        if self._takes_body:
+            arguments["body"] = request.scope.get(BODY)
+        return await self._fn(**arguments)
+
+
+def _named(parameters: Iterable[dict[str, Any]], place: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the parameters `in` that place by their names in Python, as far as these are among `names`."""
+    found = {pythonic(parameter["name"]): parameter for parameter in parameters if parameter["in"] == place}
+    return {name: parameter for name, parameter in found.items() if name in names}
 
 
 class _Api(AsyncApi):  # type: ignore[misc]

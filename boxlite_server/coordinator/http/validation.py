@@ -10,7 +10,7 @@ from connexion.exceptions import BadRequestProblem, UnsupportedMediaTypeProblem
 from connexion.uri_parsing import OpenAPIURIParser
 from connexion.validators import VALIDATOR_MAP, AbstractRequestBodyValidator, FormDataValidator, ParameterValidator
 from jsonschema import ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from ...formats import parse_json
@@ -22,7 +22,7 @@ MAX_FORM_BYTES = 64 * 1024
 MAX_FORM_FIELDS = 100
 MAX_SECONDS = 300.0  # for a JSON body or a form to come whole; released clients give up after that
 
-BODY = "boxlite.body"  # key of the ASGI scope: a JSON body, parsed and validated
+BODY = "boxlite.body"  # key of the ASGI scope: a JSON body or a form, parsed and validated
 
 
 def check_content_type(scope: Scope, accepted: Collection[str]) -> None:
@@ -43,7 +43,7 @@ def check_content_type(scope: Scope, accepted: Collection[str]) -> None:
 
 
 class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
-    """Reads a JSON body whole, with or without Content-Length, validates it, and passes it on parsed and as bytes."""
+    """Reads a JSON body whole, with or without Content-Length, validates it, and passes it on parsed."""
 
     async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
         raw = b"".join([chunk async for chunk in _limited(receive, MAX_JSON_BYTES, "JSON body")])
@@ -53,13 +53,7 @@ class JSONBody(AbstractRequestBodyValidator):  # type: ignore[misc]
             raw = b"{}"
         body = _loads(raw)
         self._validate(body)
-        scope = {**scope, BODY: body}
-        headers = MutableHeaders(raw=list(scope["headers"]))
-        headers["content-type"] = "application/json"
-        headers["content-length"] = str(len(raw))
-        scope["headers"] = headers.raw
-        message = {"type": "http.request", "body": raw, "more_body": False}
-        return self._insert_messages(receive, messages=[message]), scope
+        return receive, {**scope, BODY: body}
 
     def _validate(self, body: Any) -> None:
         try:
@@ -74,12 +68,13 @@ class FormBody(FormDataValidator):  # type: ignore[misc]
     """Reports an error in a form field to the client in one line, and logs nothing."""
 
     async def wrap_receive(self, receive: Receive, *, scope: Scope) -> tuple[Receive, Scope]:
-        """Read the form, of MAX_FORM_BYTES and MAX_FORM_FIELDS at most, before it is parsed."""
+        """Read the form whole, of MAX_FORM_BYTES and MAX_FORM_FIELDS at most, validate it, and pass it on parsed."""
         raw = b"".join([chunk async for chunk in _limited(receive, MAX_FORM_BYTES, "form")])
         if raw.count(b"&") >= MAX_FORM_FIELDS:
             raise BadRequestProblem(detail=f"the form has more than {MAX_FORM_FIELDS} fields")
-        message = {"type": "http.request", "body": raw, "more_body": False}
-        return await super().wrap_receive(self._insert_messages(receive, messages=[message]), scope=scope)  # type: ignore[no-any-return]
+        form = await self._parse(_once(raw), scope)
+        self._validate(form)
+        return receive, {**scope, BODY: form}
 
     def _validate(self, body: Any) -> None:
         try:
@@ -145,6 +140,10 @@ async def _limited(receive: Receive, most: int, what: str) -> AsyncIterator[byte
             raise PayloadTooLargeError(f"the {what} is larger than {most} bytes")
         more = message.get("more_body", False)
         yield chunk
+
+
+async def _once(raw: bytes) -> AsyncIterator[bytes]:
+    yield raw
 
 
 def _loads(raw: bytes) -> Any:

@@ -1,13 +1,12 @@
 """The WebSocket paths: attach to an execution, to a box's main command, or to a new terminal.
 
 The frames are described at `attachExecution` and `openTerminal` in openapi.yaml. Connexion does not route
-WebSockets, so this module takes the parameters out of the path of the operation that the edge has found. A request is
-refused, where possible, before the upgrade, with a plain HTTP answer.
+WebSockets, so this module serves the operations that the edge has found. A request is refused, where possible, before
+the upgrade, with a plain HTTP answer.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
@@ -25,12 +24,7 @@ from ..operations import OPERATION
 from .progress import Progress
 from .session import AttachOptions, Session, is_size
 
-_BOX = r"/v1/(?P<prefix>[^/]+)/boxes/(?P<box>[^/]+)"
-_PATHS = {  # by operation
-    "attachExecution": re.compile(_BOX + r"/executions/(?P<execution>[^/]+)/attach"),
-    "attachBox": re.compile(_BOX + r"/attach"),
-    "openTerminal": re.compile(_BOX + r"/exec/tty"),
-}
+_OPERATIONS = ("attachExecution", "attachBox", "openTerminal")
 
 EXECUTION_ID_HEADER = b"x-boxlite-execution-id"
 DEFAULT_COMMAND = "bash"
@@ -88,20 +82,18 @@ class Attach:
             yield execution, events
 
     async def _find(self, scope: Scope) -> Attachment:
-        path = scope["path"]
+        operation, path = scope.get(OPERATION), scope["path_params"]
+        if operation not in _OPERATIONS:
+            raise errors.NotFoundError(f"no such WebSocket path: {scope['path']}")
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        operation = scope.get(OPERATION)
-        match = _PATHS[operation].fullmatch(path) if operation in _PATHS else None
-        if match is None:
-            raise errors.NotFoundError(f"no such WebSocket path: {path}")
         if operation == "openTerminal":
-            return await self._open_terminal(match["prefix"], match["box"], query)
+            return await self._open_terminal(path["prefix"], path["box_id"], query)
         options = _options(query)
         if operation == "attachBox":
-            box, execution = await self._executions.attach_box(match["prefix"], match["box"])
+            box, execution = await self._executions.attach_box(path["prefix"], path["box_id"])
             return Attachment(box, execution.execution_id, options)
-        box = await self._boxes.get(match["prefix"], match["box"])
-        return Attachment(box, match["execution"], options, named=True)
+        box = await self._boxes.get(path["prefix"], path["box_id"])
+        return Attachment(box, path["execution_id"], options, named=True)
 
     async def _open_terminal(self, prefix: str, id_or_name: str, query: dict[str, list[str]]) -> Attachment:
         command, args = _last(query, "command") or DEFAULT_COMMAND, query.get("args", [])
