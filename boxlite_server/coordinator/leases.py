@@ -44,11 +44,11 @@ _LONGEST_PAUSE = 0.5
 
 
 class Lease:
-    """A lease that is held; `lost` is set when it turns out that another coordinator has taken it meanwhile."""
+    """A lease that is held; `lost` is done when it turns out that another coordinator has taken it meanwhile."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lost = asyncio.Event()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ends_at = 0.0  # Unix seconds, as far as this process knows
 
 
@@ -162,9 +162,9 @@ class Leases:
         for lease in held:
             if lease.name in ours:
                 lease.ends_at = now + TTL_SECONDS
-            elif 0.0 < lease.ends_at <= now and not lease.lost.is_set():
+            elif 0.0 < lease.ends_at <= now and not lease.lost.done():
                 log.warning("lease %s has run out, and is another coordinator's now", lease.name)
-                lease.lost.set()
+                lease.lost.set_result(None)
 
     async def _renew_held(self) -> float:
         if self._held:

@@ -107,7 +107,7 @@ def test_the_lease_of_one_who_died_ends(tell_both: Callable[[Story], None]) -> N
             async with site.other.leases.try_hold(NAME) as taken:
                 assert taken
                 await site.core.leases.renew()  # the first coordinator was not dead, but had stopped for a while
-                assert lease.lost.is_set()
+                assert lease.lost.done()
                 with pytest.raises(errors.LeaseLostError):
                     async with site.core.leases.writing(NAME):
                         raise AssertionError
@@ -128,7 +128,7 @@ def test_one_that_ran_out_is_kept_as_long_as_nobody_takes_it(tell_both: Callable
             async with site.core.leases.writing(NAME) as tx:
                 await tx.count("default", "boxes_failed")
             await site.core.leases.renew()
-            assert not lease.lost.is_set()
+            assert not lease.lost.done()
             async with site.other.leases.try_hold(NAME) as taken:
                 assert taken is None
 

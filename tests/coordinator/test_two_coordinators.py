@@ -344,7 +344,7 @@ def test_one_client_is_attached_wherever_it_came(tell_both: Callable[[Story], No
             site.clock.now += TTL_SECONDS
             async with site.other.executions.attachment("e1"):  # the first coordinator is dead
                 await site.core.leases.renew()
-                assert lease.lost.is_set()
+                assert lease.lost.done()
         async with site.core.executions.attachment("e1"):
             pass
 

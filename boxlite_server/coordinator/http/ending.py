@@ -34,7 +34,7 @@ class Ending:
         for task in self._receiving:
             task.cancel()  # `receive` turns the cancellation into the client's leaving
         if self._peer is not None:
-            self._peer.lost.set()
+            self._peer.end()
 
     async def receive(self) -> Message:
         if self._ended:

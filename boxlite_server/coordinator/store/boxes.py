@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -83,6 +84,7 @@ class Page(NamedTuple):
 _COLUMNS = ", ".join(Box._fields)
 
 
+@functools.lru_cache(1024)
 def _spec(text: str) -> Spec:
     return Spec.of_json(json.loads(text))
 

@@ -39,7 +39,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, PEER: self}
         self.unread, self.unread_since = 0, self.loop.time()  # see Connections
-        self.lost = asyncio.Event()  # set at the end of the connection, for a session that is not receiving
+        self.lost: asyncio.Future[None] = self.loop.create_future()  # done at the end of the connection
         self.acknowledged = 0  # the highest count that the client has answered with a pong
         self.is_closing = False  # whether the closing handshake has begun, see `close_gently`
         self.news = asyncio.Event()  # set with every change of `acknowledged`
@@ -112,8 +112,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return size <= MAX_TEXT_BYTES
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
+        self.end()
         super().connection_lost(exc)
+
+    def end(self) -> None:
+        """Have the session on this connection end."""
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     def handle_connect(self, event: Request) -> None:
         if self.conn.accept(event).status_code == 101:

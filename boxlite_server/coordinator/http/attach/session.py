@@ -71,31 +71,39 @@ class Session:
         self._joiner = Utf8Joiner()
         self._told = ""  # the reason for lost output, once the client was told
         self._input = InputQueue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._feeder: asyncio.Task[None] | None = None  # begun with the first input, for few commands have any
+        self._reporter: asyncio.Task[None] | None = None  # begun with the first output
         self._feeding = Feed(is_counted=execution.counts_input)
         self._undelivered = 0  # bytes of input that were received and not handed to the command
         self._sent_before = 0  # bytes of output that were sent when the command stopped reading its input
         self._is_over = False  # whether the command has ended
 
-    async def run(self, replaced: asyncio.Event) -> None:
-        """Run until the output ends or the client disconnects, or until `replaced` is set because another client
+    async def run(self, replaced: asyncio.Future[None]) -> None:
+        """Run until the output ends or the client disconnects, or until `replaced` is done because another client
         has been attached instead. What a client has sent before it disconnected still reaches the command."""
-        parts = (self._send_output(), self._receive(), self._peer.lost.wait(), replaced.wait())
-        ends = [asyncio.ensure_future(part) for part in parts]
-        feed, report = asyncio.ensure_future(self._feed()), asyncio.ensure_future(self._report())
+        sender, receiver = self._begin(self._send_output()), self._begin(self._receive())
         try:
+            ends = [sender, receiver, self._peer.lost, replaced]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            await self._deliver_rest(feed, ends[-1])
+            await self._deliver_rest(receiver, replaced)
         finally:
-            for task in (*ends, feed, report):
+            for task in self._tasks:
                 task.cancel()
-            results = await asyncio.gather(*ends, feed, report, return_exceptions=True)
+            results = await asyncio.gather(*self._tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
                 log.error("fault in an attached session", exc_info=result)
         await self._end(replaced)
 
-    async def _end(self, replaced: asyncio.Event) -> None:
-        if replaced.is_set():
+    def _begin(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a part of the session, which ends with the session."""
+        task = asyncio.ensure_future(part)
+        self._tasks.append(task)
+        return task
+
+    async def _end(self, replaced: asyncio.Future[None]) -> None:
+        if replaced.done():
             with suppress(WebSocketDisconnect, RuntimeError):  # the socket is closed already
                 await self._socket.close(CLOSE_TRY_AGAIN)
         with suppress(errors.BoxliteError, TimeoutError):
@@ -118,7 +126,7 @@ class Session:
                 await self._socket.close(CLOSE_TRY_AGAIN)
             else:
                 self._peer.close_gently(CLOSE_TRY_AGAIN)
-                await self._peer.lost.wait()
+                await asyncio.wait([self._peer.lost])
 
     async def _send(self, event: pb.OutputEvent) -> None:
         if event.HasField("chunk"):
@@ -147,6 +155,7 @@ class Session:
         if data := self._progress.passes(data):
             await self._socket.send_bytes(frames.output_frame(stream, data) if self._options.channels else data)
             self._peer.ping(self._progress.sent)
+            self._reporter = self._reporter or self._begin(self._report())
 
     # ---- acknowledgements ----------------------------------------------------------------------------
 
@@ -175,10 +184,15 @@ class Session:
                 await self._or_complain(self._control(message["text"]))
             elif self._options.takes_input:
                 self._undelivered += len(message["bytes"])
-                await self._input.put(Piece(message["bytes"], message["more"]))
+                await self._put(Piece(message["bytes"], message["more"]))
             elif not message["more"]:
                 await self._complain("this client is attached without input (stdin=0); what it sends is not taken")
-        await self._input.put(Mark.GONE)
+        if self._feeder:
+            await self._input.put(Mark.GONE)
+
+    async def _put(self, entry: Piece | Mark) -> None:
+        self._feeder = self._feeder or self._begin(self._feed())
+        await self._input.put(entry)
 
     async def _feed(self) -> None:
         """Hand input to the command until the client has gone."""
@@ -212,14 +226,17 @@ class Session:
         if not self._is_over:
             await self._complain(exc.message)
 
-    async def _deliver_rest(self, feed: asyncio.Future[None], replaced: asyncio.Future[Any]) -> None:
+    async def _deliver_rest(self, receiver: asyncio.Task[None], replaced: asyncio.Future[None]) -> None:
         """Hand on what the client has sent before it went away, for as long as the command goes on taking it. In the
         middle of a message that makes no sense any more."""
         self._executions.leave(self._id)
-        while not (feed.done() or replaced.done() or self._is_over or self._peer.in_message):
+        while not (replaced.done() or self._is_over or self._peer.in_message):
             before = self._undelivered
-            await asyncio.wait({feed, replaced}, timeout=REST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if self._undelivered == before and not self._feeding.is_waiting:
+            busy = [task for task in (receiver, self._feeder) if task and not task.done()]
+            if not busy:
+                return
+            done, _ = await asyncio.wait([*busy, replaced], timeout=REST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not done and self._undelivered == before and not self._feeding.is_waiting:
                 return
 
     async def _lose_input(self, reason: str) -> None:
@@ -246,7 +263,7 @@ class Session:
         match frame:
             case {"type": "stdin_eof"}:
                 if self._options.takes_input:
-                    await self._input.put(Mark.END)
+                    await self._put(Mark.END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
             case {"type": "signal", "sig": int(number)} if 1 <= number <= 64 and number is not True:
