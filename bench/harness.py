@@ -27,12 +27,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How long each side took, in seconds, round by round."""
+    """How long each side took, in seconds, round by round; `in_a_row` times in each round."""
 
     name: str
     title: str
     ours: list[float]
     theirs: list[float]
+    in_a_row: int = 1
 
     @property
     def ratio(self) -> float:
@@ -48,9 +49,11 @@ class Comparison:
     def interval(self) -> tuple[float, float]:
         """Where the ratio lies with 95 % confidence: rounds are drawn again and again, both sides of a round
         together, since they ran under the same load."""
-        rng, rounds, ratios = random.Random(1), list(zip(self.ours, self.theirs, strict=True)), []
+        rng, ratios = random.Random(1), list[float]()
+        rounds = [slice(start, start + self.in_a_row) for start in range(0, len(self.ours), self.in_a_row)]
         for _ in range(RESAMPLES):
-            ours, theirs = zip(*rng.choices(rounds, k=len(rounds)), strict=True)
+            drawn = rng.choices(rounds, k=len(rounds))
+            ours, theirs = ([took for part in drawn for took in times[part]] for times in (self.ours, self.theirs))
             ratios.append(statistics.median(ours) / statistics.median(theirs))
         return percentile(ratios, 2.5), percentile(ratios, 97.5)
 
@@ -88,20 +91,21 @@ class Skipped:
 Result = Comparison | Attempts | Figure | Skipped
 
 
-def compare(name: str, title: str, ours: Action, theirs: Action, rounds: int) -> Comparison:
-    """Measure both sides in turn; each begins every second round, so that neither profits from the other."""
+def compare(name: str, title: str, ours: Action, theirs: Action, rounds: int, in_a_row: int = 1) -> Comparison:
+    """Measure both sides in turn, `in_a_row` times each; each begins every second round, so that neither profits from
+    the other. Once in a row, a short action finds the machine as the other side left it, and in a row as itself did."""
     times: dict[Action, list[float]] = {ours: [], theirs: []}
     for number in range(-WARM_UP, rounds):
         for side in (ours, theirs) if number % 2 else (theirs, ours):
-            took = timed(side)
+            gc.collect()
+            took = [timed(side) for _ in range(in_a_row)]
             if number >= 0:
-                times[side].append(took)
-    return Comparison(name, title, times[ours], times[theirs])
+                times[side] += took
+    return Comparison(name, title, times[ours], times[theirs], in_a_row)
 
 
 def timed(action: Action) -> float:
     """The seconds that an action took, without what it leaves to be done."""
-    gc.collect()
     begun = time.perf_counter()
     rest = action()
     took = time.perf_counter() - begun

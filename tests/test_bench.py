@@ -32,6 +32,14 @@ def test_both_sides_are_measured_in_turn_and_what_they_leave_is_done_after_each(
     assert done == [step for name in sides for step in (name, f"rest of {name}")]
 
 
+def test_a_short_action_is_measured_several_times_in_a_row_on_each_side() -> None:
+    done: list[str] = []
+    result = compare("x", "X", lambda: done.append("ours"), lambda: done.append("theirs"), rounds=2, in_a_row=3)
+    assert done[-12:] == ["theirs"] * 3 + ["ours"] * 6 + ["theirs"] * 3
+    assert len(result.ours) == len(result.theirs) == 6
+    assert Comparison("x", "X", [1.0, 1.0, 3.0, 3.0], [1.0] * 4, in_a_row=2).interval == (1.0, 3.0)  # rounds are drawn
+
+
 def test_a_comparison_gives_the_ratio_of_the_medians_with_its_interval() -> None:
     low, high = TWICE.interval
     assert TWICE.ratio == pytest.approx(2)

@@ -13,9 +13,10 @@ from docker.models.containers import Container
 from support.held import held_by
 
 from ..case import Bench, Case
-from ..harness import Comparison, Figure, Result, Skipped, compare, timed
+from ..harness import Action, Comparison, Figure, Result, Skipped, compare, timed
 
 AT_ONCE = 20
+IN_A_ROW = 10  # short commands of each side in a round
 OUTPUT_MIB = 256
 
 
@@ -46,18 +47,25 @@ def one_request(bench: Bench) -> Iterator[Result]:
         def ours() -> None:
             assert json.loads(bench.server.request("POST", path, body))["exit_code"] == 0
 
-        yield compare("run", title, ours, lambda: _must(container.exec_run("true")[0]), bench.rounds(50))
+        yield from _short(bench, "run", title, ours, lambda: _must(container.exec_run("true")[0]))
 
 
 def execute(bench: Bench) -> Iterator[Result]:
+    title = "exec of `true`, POST to exit frame over the WebSocket"
     with _boxes(bench) as (box, container):
-        yield compare(
+        yield from _short(
+            bench,
             "exec",
-            "exec of `true`, POST to exit frame over the WebSocket",
+            title,
             lambda: bench.server.execute(box, "true"),
             lambda: _must(container.exec_run("true")[0]),
-            bench.rounds(50),
         )
+
+
+def _short(bench: Bench, name: str, title: str, ours: Action, theirs: Action) -> Iterator[Result]:
+    """A short command as an agent has them, several in a row, and alone between two commands of the other side."""
+    yield compare(name, title, ours, theirs, bench.rounds(20), IN_A_ROW)
+    yield compare(f"{name}-alone", f"{title}, each after one of the SDK", ours, theirs, bench.rounds(50))
 
 
 def at_once(bench: Bench) -> Iterator[Result]:

@@ -14,6 +14,7 @@ from ..case import Bench, Case
 from ..harness import Figure, Result, compare, timed
 
 MIB = 1 << 20
+IN_A_ROW = 10  # small files of each side in a round
 LARGE_MIB = 64
 HUGE_MIB, STREAMS, EACH_MIB = 1024, 100, 10  # of the case that is measured on demand
 
@@ -28,7 +29,7 @@ def _archive(size: int) -> bytes:
     return buffer.getvalue()
 
 
-def _transfers(bench: Bench, name: str, size: int, words: str, rounds: int) -> Iterator[Result]:
+def _transfers(bench: Bench, name: str, size: int, words: str, rounds: int, in_a_row: int = 1) -> Iterator[Result]:
     """A file of that size up and down, one after the other."""
     box, container, archive = bench.server.create(), bench.sdk.start(), _archive(size)
     bench.server.start(box)
@@ -46,15 +47,15 @@ def _transfers(bench: Bench, name: str, size: int, words: str, rounds: int) -> I
         assert sum(map(len, container.get_archive("/root/file")[0])) > size
 
     try:
-        yield compare(f"{name}-up", f"{words} up, against `put_archive`", up, put, rounds)
-        yield compare(f"{name}-down", f"{words} down, against `get_archive`", down, get, rounds)
+        yield compare(f"{name}-up", f"{words} up, against `put_archive`", up, put, rounds, in_a_row)
+        yield compare(f"{name}-down", f"{words} down, against `get_archive`", down, get, rounds, in_a_row)
     finally:
         bench.server.remove(box)
         container.remove(force=True)
 
 
 def small(bench: Bench) -> Iterator[Result]:
-    yield from _transfers(bench, "small", 1024, "a file of 1 KiB", bench.rounds(30))
+    yield from _transfers(bench, "small", 1024, "a file of 1 KiB", bench.rounds(20), IN_A_ROW)
 
 
 def large(bench: Bench) -> Iterator[Result]:

@@ -5,32 +5,67 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from concurrent.futures import Executor, Future
+from typing import Any
 
 MAX_IDLE = 64  # threads that wait for the next function; others end
 
 log = logging.getLogger(__name__)
 
 
-class Threads:
-    """Runs functions at once, each in a thread that has the function's name and does nothing else meanwhile."""
+class _Place:
+    """Where an idle thread gets its next function."""
+
+    def __init__(self) -> None:
+        self._given = threading.Lock()
+        self._given.acquire()
+        self._next: tuple[str, Callable[[], object]] | None = None
+
+    def give(self, name: str, function: Callable[[], object]) -> None:
+        self._next = name, function
+        self._given.release()
+
+    def take(self) -> tuple[str, Callable[[], object]]:
+        self._given.acquire()
+        assert self._next is not None
+        taken, self._next = self._next, None
+        return taken
+
+
+class Threads(Executor):
+    """Runs functions at once, each in a thread that has the function's name and does nothing else meanwhile.
+
+    As an executor it has no bound of its own: who submits to it limits how much runs at a time. The thread that has
+    just become idle gets the next function, and no other is woken: the standard library's executor wakes a second
+    thread for each function, which finds nothing to do.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle = 0
-        self._functions: SimpleQueue[tuple[str, Callable[[], None]]] = SimpleQueue()  # each for a thread that is idle
+        self._idle: list[_Place] = []
 
-    def run(self, name: str, function: Callable[[], None]) -> None:
+    def run(self, name: str, function: Callable[[], object]) -> None:
         with self._lock:
-            is_idle = self._idle > 0
-            self._idle -= is_idle
-        if is_idle:
-            self._functions.put((name, function))
+            place = self._idle.pop() if self._idle else None
+        if place:
+            place.give(name, function)
         else:
             threading.Thread(target=self._work, args=(name, function), daemon=True).start()
 
-    def _work(self, name: str, function: Callable[[], None]) -> None:
-        thread = threading.current_thread()
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def settle() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as exc:
+                future.set_exception(exc)
+
+        self.run("call", settle)
+        return future
+
+    def _work(self, name: str, function: Callable[[], object]) -> None:
+        thread, place = threading.current_thread(), _Place()
         while True:
             thread.name = name
             try:
@@ -38,9 +73,9 @@ class Threads:
             except Exception:
                 log.exception("fault in a thread")
             del function  # and what it refers to
-            with self._lock:
-                if self._idle == MAX_IDLE:
-                    return
-                self._idle += 1
             thread.name = "idle"
-            name, function = self._functions.get()
+            with self._lock:
+                if len(self._idle) == MAX_IDLE:
+                    return
+                self._idle.append(place)
+            name, function = place.take()

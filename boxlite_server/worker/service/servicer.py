@@ -7,7 +7,6 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -20,6 +19,7 @@ from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
+from ..executions.threads import Threads
 from ..files.tar import disk
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
@@ -429,7 +429,7 @@ def make_server(service: WorkerService, secret: str, epoch: str | None = None) -
     It refuses calls without `secret`, and calls that are addressed to another worker process than `epoch`.
     """
     server = grpc.server(
-        ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
+        Threads(),  # type: ignore[arg-type]  # gRPC only submits to it
         interceptors=[rpc.SecretInterceptor(secret), *([rpc.EpochInterceptor(epoch)] if epoch else [])],
         maximum_concurrent_rpcs=MAX_CALLS,
         options=[

@@ -88,6 +88,20 @@ def test_a_box_that_its_ending_engine_killed_at_once_is_started_again(tell: Any)
     tell(story)
 
 
+def test_a_client_is_told_of_a_box_that_its_ending_engine_killed_at_once(
+    tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        one.dying = True
+        one.refuse("StartBox", errors.EngineError("the engine is gone"))
+        monkeypatch.setattr(boxes, "request_key", lambda: None)
+        body, status, _ = await boxes.create_box(site.core, "default", {"image": "alpine", "start": True})
+        assert (status, body["status"]) == (201, "configured")  # the box is there, and will run again
+
+    tell(story)
+
+
 def test_a_worker_of_an_earlier_version_is_told_to_start_the_box(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(site: CoordinatorSite) -> None:
         one = await site.register("one")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from .... import errors
 from ...core import Core
-from ...states import BoxStatus
+from ...states import BoxStatus, DesiredState
 from .. import views
 from ..idempotency import request_key
 
@@ -25,7 +25,8 @@ _FILTER = {
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
     box = await core.creation.create(prefix, body, request_key=request_key())
-    if body.get("start") and box.status == BoxStatus.CONFIGURED:
+    # A box that ended with its engine is being started again already.
+    if body.get("start") and box.status == BoxStatus.CONFIGURED and box.desired != DesiredState.RUNNING:
         box = await core.boxes.start(prefix, box.id)
     return await views.placed_box(core, box), 201, {"Location": f"/v1/{prefix}/boxes/{box.id}"}
 
