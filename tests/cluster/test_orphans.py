@@ -65,7 +65,7 @@ def test_a_box_that_was_removed_while_its_worker_was_away_goes_with_all_its_snap
     began = time.monotonic()
     wait_until(lambda: held(cluster) == [], "nothing is left of the box", GRACE + SOON)
     assert time.monotonic() - began < GRACE + SOON
-    assert worker(cluster)["orphans"] == {"total": 0, "refused": 0}
+    wait_until(lambda: worker(cluster)["orphans"] == {"total": 0, "refused": 0}, "the coordinator knows", SOON)
 
 
 def test_a_snapshot_that_came_about_after_all_goes_although_its_box_lives_on(cluster: Cluster) -> None:
