@@ -99,7 +99,8 @@ def _run_worker(arguments: argparse.Namespace) -> int:
 def _run_dev(arguments: argparse.Namespace) -> int:
     from ..local.dev import run
 
-    return run(arguments.port, arguments.home.expanduser(), debug=arguments.debug)
+    home, unfiltered = arguments.home.expanduser(), arguments.unfiltered_network
+    return run(arguments.port, home, debug=arguments.debug, unfiltered=unfiltered)
 
 
 def _run_backup(arguments: argparse.Namespace) -> int:
@@ -358,6 +359,11 @@ def _add_dev(commands: Commands) -> None:
         help="serve the coordinator on this port [BOXLITE_COORDINATOR_PORT]",
     )
     add_home(parser, "keep the database and the worker's data in this directory")
+    parser.add_argument(
+        "--unfiltered-network",
+        action="store_true",
+        help="add neither a network nor firewall rules to this host: boxes then reach each other and this host",
+    )
     add_debug(parser)
 
 

@@ -69,6 +69,8 @@ def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Pope
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         raise BoxliteError(f"port {port} is taken; is a coordinator running already?")
     command = ["dev", "--port", str(port)]
+    if docker_host != dockerd.private_host(home / "engine"):  # then the network is the host's own, and stays as it is
+        command.append("--unfiltered-network")
     print(f"$ boxlite-server {shlex.join(command)} &", flush=True)
     home.mkdir(parents=True, exist_ok=True)
     with (home / "dev.log").open("wb") as output:

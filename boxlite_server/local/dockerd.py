@@ -157,6 +157,11 @@ def ensure_engine(directory: Path) -> Iterator[str]:
         yield docker_host
 
 
+def private_host(directory: Path) -> str:
+    """The DOCKER_HOST of a private engine that keeps all it has in `directory`."""
+    return f"unix://{directory / 'docker.sock'}"
+
+
 @contextlib.contextmanager
 def private_engine(directory: Path, *, extra_args: Sequence[str] = ()) -> Iterator[str]:
     """The DOCKER_HOST of a `private_dockerd`."""
@@ -205,7 +210,7 @@ class Dockerd:
     def __init__(
         self, directory: Path, own: Namespace, extra_args: Sequence[str] = (), *, with_bridge: bool = True
     ) -> None:
-        self.docker_host = f"unix://{directory / 'docker.sock'}"
+        self.docker_host = private_host(directory)
         self._directory = directory
         # Without a file of its own it would read the machine's, whose settings clash with these flags.
         config = directory / "daemon.json"
