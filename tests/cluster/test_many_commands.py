@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from support import boxes
 from support.attach import attached
+from support.child import BOUND
 from support.cluster import Cluster
 from support.held import Held, held_by, holder_of
 
@@ -18,14 +19,11 @@ COMMANDS = 200
 @pytest.fixture(scope="module")
 def busy(new_shared_cluster: Callable[..., Cluster], test_image: str) -> Iterator[tuple[Cluster, str]]:
     """A cluster that was started under the usual soft limit of descriptors, and a running box in it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    try:
+    with pytest.MonkeyPatch.context() as patch:  # the process of the tests may have more of them open already
+        patch.setattr("support.cluster.BOUND", (*BOUND, "prlimit", "--nofile=1024:"))
         cluster = new_shared_cluster()
         cluster.start_coordinator()
         cluster.start_worker()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     box = boxes.create(cluster)
     boxes.start(cluster, box)
     yield cluster, box
