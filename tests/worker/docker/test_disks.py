@@ -74,7 +74,7 @@ def test_a_disk_is_no_image_for_another_box(site: Site, api: docker.APIClient) -
     site.runtime.disks.snapshot(box, kept)
     image = f"boxlite/snapshot:{kept}"
     for reference in (image, api.inspect_image(image)["Id"]):
-        with pytest.raises(ImageError, match="disk of a box|is not for boxes"):
+        with pytest.raises(ImageError, match=r"disk of a box|is not for boxes"):
             site.new_box(image=reference)
     site.runtime.images.remove(image)
     assert len(tagged(api, image)) == 1
