@@ -24,7 +24,7 @@ from ..supervisor.files import SupervisedFiles
 from ..supervisor.link import Link
 from ..supervisor.links import Links
 from ..supervisor.process import BeyondSupervisorError, SupervisedProcess, Surroundings, start_main
-from ..supervisor.service import FileService, Programs
+from ..supervisor.service import MAX_LARGE, FileService, Programs
 from .config import MIB, SUPERVISOR, has_directory, is_supervised, own_command
 from .engine import Engine, engine_errors
 from .files import DockerFiles
@@ -186,10 +186,10 @@ class Supervisors:
             return None
 
     def files(self, run: _Run, system_files: SystemFiles) -> BoxFiles:
-        """The files of a box, the small ones by its file service."""
+        """The files of a box, by its file service where that can be."""
         if run.files is None:
             run.files = DockerFiles(self._engine, run.container, system_files)
-        return SupervisedFiles(FileService(run.programs), run.files)
+        return SupervisedFiles(FileService(run.programs), run.files, run.box.memory_mib * MIB // 2 or MAX_LARGE)
 
     def readopt(self, container: Mapping[str, Any], handle: str) -> Process:
         """The command that a former worker process started. Raises as `BoxRuntime.readopt` does."""

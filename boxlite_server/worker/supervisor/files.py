@@ -1,4 +1,4 @@
-"""The files of a running box, the small ones by the file service in the box: the engine takes many times as long."""
+"""The files of a running box, by the file service in the box where that can be: the engine takes many times as long."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import posixpath
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from ..box_files import ArchiveStream, BoxFiles, FileKind, FilePart, FileState, WholeArchive
 from ..files import tar
 from .service import MAX_BYTES, FileService, Found, UnservedError
 
-_MAX_ARCHIVE = MAX_BYTES + 64 * 1024  # bytes of an archive of one file, with its headers
+_MAX_ARCHIVE = MAX_BYTES + 64 * 1024  # bytes of one small file, with its headers
+_MAX_PIECES = 3  # of an archive of one large file: its headers, the file, and the end
 _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY}
 
 
 class SupervisedFiles:
-    """The `BoxFiles` of a running box. `others` do what the file service does not: directories, links, large files,
-    what the box's processes may not do, and whatever is to be refused."""
+    """The `BoxFiles` of a running box. `others` do what the file service does not: directories, links, downloads of
+    large files, what the box's processes may not do, and whatever is to be refused. `max_bytes`: of a file that the
+    service writes. What it writes counts as the box's memory until it is on the disk."""
 
-    def __init__(self, service: FileService, others: BoxFiles) -> None:
+    def __init__(self, service: FileService, others: BoxFiles, max_bytes: int) -> None:
         self._service = service
         self._others = others
+        self._max_bytes = max_bytes
 
     def owner(self) -> tuple[int, int] | None:
         return self._others.owner()
@@ -45,11 +49,11 @@ class SupervisedFiles:
         first, is_whole = _beginning(pieces)
         if is_whole and (single := _single(first)) is not None:
             name, file, content = single
-            try:
-                self._service.write(posixpath.join(directory, name), file, content)
-                return
-            except UnservedError:
-                pass
+            size = content.size if isinstance(content, FilePart) else len(content)
+            with suppress(UnservedError):
+                if size <= max(self._max_bytes, MAX_BYTES):
+                    self._service.write(posixpath.join(directory, name), file, content)
+                    return
         self._others.put(directory, itertools.chain(first, pieces))
 
     def replaceable(self) -> frozenset[str]:
@@ -75,30 +79,40 @@ class SupervisedFiles:
 
 
 def _beginning(pieces: Iterator[bytes | FilePart]) -> tuple[list[bytes | FilePart], bool]:
-    """The first pieces of an archive, and whether they are all: a large one is not taken whole."""
+    """The first pieces of an archive, and whether they are all: an archive of much is not taken whole."""
     taken: list[bytes | FilePart] = []
     size = 0
     for piece in pieces:
         taken.append(piece)
-        size += piece.size if isinstance(piece, FilePart) else len(piece)
-        if size > _MAX_ARCHIVE:
+        size += len(piece) if isinstance(piece, bytes) else 0 if _is_large(piece) else piece.size
+        if size > _MAX_ARCHIVE or len(taken) > _MAX_PIECES:
             return taken, False
     return taken, True
 
 
-def _single(pieces: Iterable[bytes | FilePart]) -> tuple[str, Found, bytes] | None:
+def _single(pieces: list[bytes | FilePart]) -> tuple[str, Found, bytes | FilePart] | None:
     """Name, attributes and content of the regular file that is all there is in an archive of this worker; None: there
-    is something else."""
-    stream = tar.Stream(_content(piece) for piece in pieces)
-    entries = tar.read(stream, trusted=True)
-    entry = next(entries, None)
-    if entry is None or entry.info.type != tarfile.REGTYPE or entry.attributes or entry.info.size > MAX_BYTES:
+    is something else. A file of more than `MAX_BYTES` stays where it is."""
+    part: FilePart | None
+    match pieces:
+        case [bytes(head), FilePart() as part, bytes(end)] if part.size > MAX_BYTES:
+            pass
+        case _ if any(_is_large(piece) for piece in pieces):
+            return None
+        case _:
+            head, part, end = b"".join(map(_content, pieces)), None, b""
+    entry = next(tar.read(tar.Stream([head]), trusted=True), None)
+    if entry is None or entry.info.type != tarfile.REGTYPE or entry.attributes:
         return None
-    content = b"".join(tar.data(stream, entry))[: entry.info.size]
-    if next(entries, None) is not None:
+    info, after = entry.info, entry.position + (entry.info.size if part is None else 0)
+    if (head[after:] + end).strip(b"\0") or (part is not None and (len(head), part.size) != (after, info.size)):
         return None
-    info = entry.info
+    content = part or head[entry.position : after]
     return entry.name, Found(info.mode, info.uid, info.gid, tar.nanoseconds(info)), content
+
+
+def _is_large(piece: bytes | FilePart) -> bool:
+    return isinstance(piece, FilePart) and piece.size > MAX_BYTES
 
 
 def _content(piece: bytes | FilePart) -> bytes:

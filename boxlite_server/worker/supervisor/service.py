@@ -1,4 +1,4 @@
-"""The file service: a program in a box that reads and writes small files for the worker; see `init/files.c`.
+"""The file service: a program in a box that reads small files for the worker, and writes files; see `init/files.c`.
 
 The worker asks on a socket, and each request is answered there before the next. What comes is untrusted: the box may
 have put anything in the program's place, or have stopped it.
@@ -7,6 +7,8 @@ have put anything in the program's place, or have stopped it.
     S                           *              what is at the path; a link at its end is not followed
     R                           *              read a regular file
     W     *                     *     *        write one, in place of whatever is there but a directory
+    L     *                     *              likewise for a large one: its content follows the answer, and a second
+                                               answer follows that
 """
 
 from __future__ import annotations
@@ -20,17 +22,20 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
+from ..box_files import FilePart
 from . import wire
 from .command import Command, UnheardError
 from .ends import sealed
 from .link import Link
 
-MAX_BYTES = 1 << 20  # of a file
+MAX_BYTES = 1 << 20  # of a small file
+MAX_LARGE = 2**32 - 1  # bytes of a large one
 MAX_PATH = 4095  # bytes
-PATIENCE = 5.0  # seconds for all requests of one transfer
+PATIENCE = 5.0  # seconds for all requests of one transfer, without what a large file takes
+SLOWEST = 32 << 20  # bytes of a large file in a second
 REST = 2.0  # seconds for which a program waits for the next transfer; it ends by itself after ten
 _REQUEST = struct.Struct("<B3xIIIIIqI4x")
 _ANSWER = struct.Struct("<IIIII4xq")
@@ -146,9 +151,19 @@ class FileService:
             raise self._broken("it read what is no file")
         return found, content
 
-    def write(self, path: str, file: Found, content: bytes) -> None:
-        """Write a regular file, in place of what is there, at once and whole."""
-        self._ask("W", path, file, content)
+    def write(self, path: str, file: Found, content: bytes | FilePart) -> None:
+        """Write a regular file, in place of what is there, at once and whole. `content`: a part of a file where it is
+        larger than `MAX_BYTES`."""
+        if isinstance(content, bytes):
+            self._ask("W", path, file, content)
+            return
+        self._ask("L", path, file, size=content.size)
+        self._deadline += content.size / SLOWEST
+        try:
+            self._send_part(self._connected(), content)
+            self._answer("L")
+        except OSError as exc:
+            raise self._broken(str(exc)) from exc
 
     def close(self) -> None:
         """Let go of the program. Nothing can be asked any more then."""
@@ -159,27 +174,49 @@ class FileService:
 
     # ---- requests ----
 
-    def _ask(self, kind: str, path: str, file: Found = _NOTHING, content: bytes = b"") -> tuple[Found, bytes]:
-        name = path.encode(errors="surrogateescape")
-        if len(name) > MAX_PATH or len(content) > MAX_BYTES:
+    def _ask(
+        self, kind: str, path: str, file: Found = _NOTHING, content: bytes = b"", *, size: int = 0
+    ) -> tuple[Found, bytes]:
+        """`size`: of content that follows the answer."""
+        name, size = path.encode(errors="surrogateescape"), size or len(content)
+        if len(name) > MAX_PATH or len(content) > MAX_BYTES or size > MAX_LARGE:
             raise UnservedError("the path or the file is too large")
         seconds, nanoseconds = divmod(file.modified, 10**9)
         head = _REQUEST.pack(
-            ord(kind), len(name), len(content), stat.S_IMODE(file.mode), file.uid, file.gid, seconds, nanoseconds
+            ord(kind), len(name), size, stat.S_IMODE(file.mode), file.uid, file.gid, seconds, nanoseconds
         )
         connection = self._connected()
         try:
             self._wait(connection)
             connection.sendall(head + name + content)
-            error, size, mode, uid, gid, modified = _ANSWER.unpack(self._receive(connection, _ANSWER.size))
-            if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
-                raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
-            received = self._receive(connection, size)
+            return self._answer(kind)
         except OSError as exc:
             raise self._broken(str(exc)) from exc
+
+    def _answer(self, kind: str) -> tuple[Found, bytes]:
+        connection = self._connected()
+        error, size, mode, uid, gid, modified = _ANSWER.unpack(self._receive(connection, _ANSWER.size))
+        if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
+            raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
+        received = self._receive(connection, size)
         if error:
             raise _RefusedError(error)
         return Found(mode, uid, gid, modified * 10**9), received
+
+    def _send_part(self, connection: socket.socket, part: FilePart) -> None:
+        """Send a part of a file past this process."""
+        poll = select.poll()
+        poll.register(connection, select.POLLOUT)
+        position, end = part.position, part.position + part.size
+        while position < end:
+            left = self._wait(connection)
+            if not poll.poll(left * 1000):
+                raise self._broken("it did not take a file in time")
+            with suppress(BlockingIOError):
+                sent = os.sendfile(connection.fileno(), part.file.fileno(), position, end - position)
+                if not sent:
+                    raise OSError("a file is shorter than it was")
+                position += sent
 
     def _receive(self, connection: socket.socket, size: int) -> bytes:
         received = bytearray()
@@ -191,12 +228,13 @@ class FileService:
             received += piece
         return bytes(received)
 
-    def _wait(self, connection: socket.socket) -> None:
-        """Have the next call on the connection end when the patience does."""
-        left = self._deadline - time.monotonic()
+    def _wait(self, connection: socket.socket) -> float:
+        """Have the next call on the connection end when the patience does. Returns how many seconds that are."""
+        left = min(self._deadline - time.monotonic(), PATIENCE)
         if left <= 0:
             raise self._broken("it did not answer in time")
         connection.settimeout(left)
+        return left
 
     def _connected(self) -> socket.socket:
         """The connection to the program, which is taken at first."""

@@ -1,5 +1,5 @@
 /*
- * The file service: `init --files` reads and writes small files of the box for the worker.
+ * The file service: `init --files` reads small files of the box for the worker, and writes files.
  *
  * It runs as a command of the box does, with the rights of the box's processes, so that no link leads out of the box.
  * It takes requests from its input and answers them on its output, one after the other, until its input ends. Whatever
@@ -30,12 +30,14 @@
 #define MQUEUE_MAGIC 0x19800202
 
 enum {
-    MAX_FILE = 1 << 20, /* bytes */
-    PATIENCE = 10,      /* seconds for one request, and until the next */
+    MAX_FILE = 1 << 20, /* bytes of a small file, and of a piece of a large one */
+    PATIENCE = 10,      /* seconds for one request or piece, and until the next */
+    NEW_NAME = 32,      /* bytes */
 };
-enum { STAT = 'S', READ = 'R', WRITE = 'W' };
+enum { STAT = 'S', READ = 'R', WRITE = 'W', WRITE_LARGE = 'L' };
 
-/* In front of the path and, to be written, the content. */
+/* In front of the path and, to be written, the content. That of a large file, whatever its size, follows the answer that
+ * it can be written; a second answer follows the content. */
 struct request {
     uint8_t type, reserved[3];
     uint32_t path_size, size; /* bytes */
@@ -149,18 +151,24 @@ static int read_file(void)
     return error;
 }
 
-/* Give a new file its content and attributes. The mode comes after the owner, who would take bits of it away. */
-static int fill(int file, const struct request *request)
+/* Write what was received. */
+static int put(int file, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(file, told.content + done, size - done);
+        if (written <= 0)
+            return written < 0 ? errno : EIO;
+        done += (size_t)written;
+    }
+    return 0;
+}
+
+/* Give a new file its attributes. The mode comes after the owner, who would take bits of it away. */
+static int set_attributes(int file, const struct request *request)
 {
     struct timespec time = {.tv_sec = request->seconds, .tv_nsec = request->nanoseconds};
     struct timespec times[2] = {time, time};
     struct stat state;
-    for (uint32_t done = 0; done < request->size;) {
-        ssize_t size = write(file, told.content + done, request->size - done);
-        if (size <= 0)
-            return size < 0 ? errno : EIO;
-        done += (uint32_t)size;
-    }
     if (fstat(file, &state))
         return errno;
     if ((state.st_uid != request->uid || state.st_gid != request->gid) && fchown(file, request->uid, request->gid))
@@ -168,41 +176,6 @@ static int fill(int file, const struct request *request)
     if (fchmod(file, request->mode) || futimens(file, times) || fstat(file, &state))
         return errno;
     return (state.st_mode & 07777) == request->mode ? 0 : EPERM;
-}
-
-/* Write a file beside the place that it is to take, and have it take that place at once. */
-static int write_beside(int directory, const char *name, const struct request *request)
-{
-    char new[32];
-    uint64_t number;
-    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != sizeof number)
-        return EAGAIN;
-    snprintf(new, sizeof new, ".boxlite-%016llx", (unsigned long long)number);
-    int file = openat(directory, new, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (file < 0)
-        return errno;
-    int error = fill(file, request);
-    if (close(file) && !error)
-        error = errno;
-    if (!error && renameat(directory, new, directory, name))
-        error = errno;
-    if (error)
-        unlinkat(directory, new, 0);
-    return error;
-}
-
-static int write_file(const struct request *request)
-{
-    char name[NAME_MAX + 1], *slash = strrchr(path, '/');
-    if (snprintf(name, sizeof name, "%s", slash + 1) >= (int)sizeof name)
-        return ENAMETOOLONG;
-    slash[slash == path] = 0;
-    int directory = open_path(O_PATH | O_DIRECTORY);
-    if (directory < 0)
-        return errno;
-    int error = is_fleeting(directory) ? ENOTSUP : write_beside(directory, name, request);
-    close(directory);
-    return error;
 }
 
 /* Read so many bytes of a request. Returns false where the input has ended. */
@@ -224,15 +197,103 @@ static bool answer(void)
     return true;
 }
 
+/* Make a name for a new file, beside the place that the file is to take. Returns false where there is none yet. */
+static bool make_name(char name[NEW_NAME])
+{
+    uint64_t number;
+    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != sizeof number)
+        return false;
+    snprintf(name, NEW_NAME, ".boxlite-%016llx", (unsigned long long)number);
+    return true;
+}
+
+/* Have a new file take its place at once. */
+static int take_place(int directory, const char *new, const char *name)
+{
+    if (!renameat(directory, new, directory, name))
+        return 0;
+    int error = errno;
+    unlinkat(directory, new, 0);
+    return error;
+}
+
+static int write_small(int directory, const char *name, const struct request *request)
+{
+    char new[NEW_NAME];
+    if (!make_name(new))
+        return EAGAIN;
+    int file = openat(directory, new, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (file < 0)
+        return errno;
+    int error = put(file, request->size);
+    if (!error)
+        error = set_attributes(file, request);
+    if (close(file) && !error)
+        error = errno;
+    if (error)
+        unlinkat(directory, new, 0);
+    return error ? error : take_place(directory, new, name);
+}
+
+/* Move the content of a large file from the input to the file. Exits when that fails: the worker may still be sending.
+ */
+static void take_content(int file, uint32_t left)
+{
+    for (ssize_t size; left; left -= (uint32_t)size) {
+        alarm(PATIENCE);
+        size = read(STDIN_FILENO, told.content, left < MAX_FILE ? left : MAX_FILE);
+        if (size <= 0 || put(file, (size_t)size))
+            _exit(1);
+    }
+}
+
+/* Write a file that has no name until it is whole: whatever ends this process leaves nothing behind. */
+static int write_large(int directory, const char *name, const struct request *request)
+{
+    char new[NEW_NAME], opened[32];
+    if (!make_name(new))
+        return EAGAIN;
+    int file = openat(directory, ".", O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600);
+    if (file < 0)
+        return errno;
+    if (!answer())
+        _exit(1);
+    take_content(file, request->size);
+    snprintf(opened, sizeof opened, "/proc/self/fd/%d", file);
+    int error = set_attributes(file, request);
+    if (!error && linkat(AT_FDCWD, opened, directory, new, AT_SYMLINK_FOLLOW))
+        error = errno;
+    close(file);
+    return error ? error : take_place(directory, new, name);
+}
+
+static int write_file(const struct request *request)
+{
+    char name[NAME_MAX + 1], *slash = strrchr(path, '/');
+    if (snprintf(name, sizeof name, "%s", slash + 1) >= (int)sizeof name)
+        return ENAMETOOLONG;
+    slash[slash == path] = 0;
+    int directory = open_path(O_PATH | O_DIRECTORY);
+    if (directory < 0)
+        return errno;
+    int error = is_fleeting(directory)          ? ENOTSUP
+                : request->type == WRITE_LARGE ? write_large(directory, name, request)
+                                               : write_small(directory, name, request);
+    close(directory);
+    return error;
+}
+
 /* Take a request, with its path and content. Returns false for what no worker sends, and at the end. */
 static bool take(struct request *request)
 {
     if (!receive(request, sizeof *request) || !request->path_size || request->path_size >= sizeof path ||
-        request->size > MAX_FILE || request->mode > 07777 || request->nanoseconds > 999999999 ||
-        (request->size && request->type != WRITE))
+        request->mode > 07777 || request->nanoseconds > 999999999)
+        return false;
+    uint32_t size = request->type == WRITE_LARGE ? 0 : request->size;
+    if (size > MAX_FILE || (size && request->type != WRITE))
         return false;
     path[request->path_size] = 0;
-    return receive(path, request->path_size) && receive(told.content, request->size) && *path == '/' &&
+    return receive(path, request->path_size) && receive(told.content, size) && *path == '/' &&
            strlen(path) == request->path_size;
 }
 
@@ -244,6 +305,7 @@ static int obey(const struct request *request)
     case READ:
         return read_file();
     case WRITE:
+    case WRITE_LARGE:
         return write_file(request);
     default:
         return ENOSYS;

@@ -1,9 +1,11 @@
-"""Small files of running boxes: by the file service in the box where that can be, and nobody sees where it was not."""
+"""Files of running boxes: by the file service in the box where that can be, and nobody sees where it was not."""
 
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +20,14 @@ from boxlite_server.errors import BoxliteError, InvalidStateError, NotFoundError
 from boxlite_server.worker.docker.files import DockerFiles
 from boxlite_server.worker.files.spool import Spool
 from boxlite_server.worker.files.transfer import Files
-from boxlite_server.worker.runtime import BoxRef, ExecSpec, Mount
+from boxlite_server.worker.runtime import BoxRef, ExecSpec, FilePart, Mount
 from boxlite_server.worker.supervisor import service
 from boxlite_server.worker.supervisor.command import UnheardError
 from boxlite_server.worker.supervisor.files import SupervisedFiles
 from boxlite_server.worker.supervisor.service import MAX_BYTES, Programs
 
 TIME = 1_700_000_000
+PATTERN = bytes(range(256)) * 4096  # 1 MiB
 KINDS = ["root", "of a user", "an init of its own", "no shell"]
 SERVICE = "/dev/boxlite/init --files "
 FOR_EACH_SERVICE = (
@@ -45,6 +48,17 @@ def tar(data: bytes, name: str = "any", **fields: Any) -> bytes:
     return out.getvalue()
 
 
+def pieces(data: bytes) -> list[bytes | FilePart]:
+    """The same of a file `f`, as a worker hands it on. What is large lies in a file."""
+    archive = tar(data, "f")
+    if len(data) <= MAX_BYTES:
+        return [archive]
+    file, begin = tempfile.TemporaryFile(), archive.index(data)  # noqa: SIM115
+    file.write(data)
+    file.flush()
+    return [archive[:begin], FilePart(file, 0, len(data)), archive[begin + len(data) :]]
+
+
 class Box:
     """A running box as a client sees its files."""
 
@@ -55,6 +69,9 @@ class Box:
 
     def put(self, path: str, data: bytes, **fields: Any) -> None:
         self._transfers.put(self.ref, path, [tar(data, **fields)], overwrite=True, source_is_dir=False)
+
+    def unpack(self, path: str, archive: bytes) -> None:
+        self._transfers.put(self.ref, path, [archive], overwrite=True, source_is_dir=True)
 
     def entries(self, path: str) -> list[tuple[tarfile.TarInfo, bytes]]:
         with self._transfers.get(self.ref, path, follow_links=False) as (_, chunks):
@@ -178,10 +195,44 @@ def test_files_up_to_1_mib_are_small(box: Box, size: int) -> None:
     assert box.get("/sized") == data[:size]
 
 
-def test_a_file_of_more_than_1_mib_is_the_engines(box: Box) -> None:
-    data = bytes(range(256)) * 4096 + b"x"
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_file_comes_without_the_engine(
+    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    box = new_box(kind)
+    place, data = "/large" if kind == "no shell" else "/tmp/large", PATTERN * 30 + b"x"
+    box.put(place, b"")  # the engine tells at first who the box's user is
+    for content in (data, data[:-77]):
+        with monkeypatch.context() as patched:
+            refuse_engine(patched)
+            box.put(place, content, mode=0o640, mtime=TIME + 0.5)
+        info, found = box.entry(place)
+        assert found == content
+        assert (info.name, info.mode & 0o7777, info.mtime) == ("large", 0o640, TIME)
+        assert (info.uid, info.gid) == ((1000, 1000) if kind == "of a user" else (0, 0))
+
+
+@pytest.mark.parametrize("other", [b"", bytes(512)])
+def test_a_large_file_beside_others_is_the_engines(box: Box, other: bytes) -> None:
+    for number, names in enumerate([("large", "other"), ("other", "large")]):
+        files = {"large": PATTERN * (2 + number), "other": other}
+        box.unpack(
+            f"/beside-{number}",
+            b"".join(tar(files[name], name)[: 512 + len(files[name])] for name in names) + bytes(1024),
+        )
+        assert {name: box.get(f"/beside-{number}/{name}") for name in names} == files
+
+
+def test_a_file_of_more_than_half_of_the_boxs_memory_is_the_engines(
+    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = new_box(memory_mib=32)
+    data = PATTERN * 17
     box.put("/large", data)
     assert box.get("/large") == data
+    refuse_engine(monkeypatch)
+    with pytest.raises(AssertionError, match="the engine was asked"):
+        box.put("/large", data)
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -223,15 +274,18 @@ def test_a_user_of_numbers_needs_no_engine(new_box: Callable[..., Box], no_engin
     assert box.entry("/tmp/f")[0].uid == 1000
 
 
+@pytest.mark.parametrize("size", [0, 2 * MAX_BYTES], ids=["small", "large"])
 @pytest.mark.parametrize("user", ["", "box", "1000:7"])
-def test_an_upload_has_the_same_result(new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+def test_an_upload_has_the_same_result(
+    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, user: str, size: int
+) -> None:
     box = new_box(user=user)
     results = []
     for _ in range(2):
         box.shell("rm -rf /d /tmp/* && mkdir -m 1777 /d && touch '/d/plain' && ln -s nowhere /d/old && mkfifo /d/late")
         for name, fields in FILES.items():
-            box.put("/d/", f"content of {name!r}".encode(), name=name, **fields)
-        results.append(box.shell('cd /d; for f in *; do stat -c \'%n %a %u %g %s %Y %F\' "$f"; cat "$f"; done'))
+            box.put("/d/", f"content of {name!r}".encode() + bytes(size), name=name, **fields)
+        results.append(box.shell('cd /d; for f in *; do stat -c \'%n %a %u %g %s %Y %F\' "$f"; md5sum < "$f"; done'))
         by_engine(monkeypatch)
     assert results[0] == results[1]
 
@@ -253,7 +307,10 @@ def test_a_download_has_the_same_result(box: Box, monkeypatch: pytest.MonkeyPatc
     assert results[0] == results[1]
 
 
-def test_a_refusal_reads_the_same(new_box: Callable[..., Box], site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [b"no", PATTERN * 2], ids=["small", "large"])
+def test_a_refusal_reads_the_same(
+    new_box: Callable[..., Box], site: Site, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     source = site.allowed / "read-only"
     source.mkdir(exist_ok=True)
     (source / "there").write_text("there")
@@ -267,7 +324,7 @@ def test_a_refusal_reads_the_same(new_box: Callable[..., Box], site: Site, monke
     results = []
     for _ in range(2):
         told = []
-        for act, paths in ((box.get, [*reads, "/d/null", "/d/broken"]), (lambda path: box.put(path, b"no"), writes)):
+        for act, paths in ((box.get, [*reads, "/d/null", "/d/broken"]), (lambda path: box.put(path, data), writes)):
             for path in paths:
                 try:
                     told.append((path, act(path)))
@@ -284,7 +341,7 @@ def test_what_the_boxs_user_may_not_do_the_engine_does(new_box: Callable[..., Bo
     box = new_box("of a user")
     box.put("/root/secret", b"secret", mode=0o600)
     assert box.get("/root/secret") == b"secret"
-    box.put("/etc/new", b"new")
+    box.put("/etc/new", PATTERN * 2)
     assert box.shell("stat -c '%u %g' /etc/new; ls -a /etc").startswith("1000 1000\n")
     box.shell("echo old > /tmp/roots; chmod 444 /tmp/roots")  # in a sticky directory
     box.put("/tmp/roots", b"mine")
@@ -305,12 +362,13 @@ def test_the_engines_own_files_can_be_replaced(new_box: Callable[..., Box]) -> N
 def test_a_paused_box_and_a_stopped_one_are_the_engines(new_box: Callable[..., Box], api: docker.APIClient) -> None:
     box = new_box()
     box.put("/f", b"running")
+    large = PATTERN * 3
     api.pause(f"boxlite-{box.ref.box_id}-{box.ref.generation}")
-    box.put("/f", b"paused")
-    assert box.get("/f") == b"paused"
+    box.put("/f", large)
+    assert box.get("/f") == large
     api.unpause(f"boxlite-{box.ref.box_id}-{box.ref.generation}")
     box.runtime.stop(box.ref, 0)
-    assert box.get("/f") == b"paused"
+    assert box.get("/f") == large
     box.put("/f", b"stopped")
     box.runtime.start(box.ref)
     assert box.get("/f") == b"stopped"
@@ -331,9 +389,10 @@ def test_files_of_a_box_that_was_removed(new_box: Callable[..., Box], site: Site
 # ---- attackers in the box -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("data", [b"written", PATTERN * 2], ids=["small", "large"])
 @pytest.mark.parametrize("signal", ["STOP", "KILL"])
 def test_a_box_that_harms_its_file_service_is_served_by_the_engine(
-    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, signal: str
+    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, signal: str, data: bytes
 ) -> None:
     monkeypatch.setattr(service, "PATIENCE", 1.0)
     box = new_box()
@@ -341,14 +400,35 @@ def test_a_box_that_harms_its_file_service_is_served_by_the_engine(
     assert opened.stat("/etc/passwd") is not None
     assert box.shell(FOR_EACH_SERVICE, signal) == "found\n"
     began = time.monotonic()
-    opened.put("/", [tar(b"written", name="f")])
+    opened.put("/", pieces(data))
     assert b"root:x:0:0" in b"".join(opened.get("/etc/passwd"))
     assert time.monotonic() - began < 60
     opened.close()
-    assert box.shell("cat /f") == "written"
+    assert box.get("/f") == data
     wait_until(lambda: SERVICE.strip() not in box.shell("ps"), "the file service is killed")
     box.put("/f", b"as before")
     assert box.shell("cat /f") == "as before"
+
+
+@pytest.mark.parametrize("signal", ["STOP", "KILL"])
+def test_a_large_file_that_the_file_service_was_kept_from_writing_is_there_and_nothing_else(
+    new_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch, signal: str
+) -> None:
+    monkeypatch.setattr(service, "PATIENCE", 1.0)
+    box, sendfile = new_box(), os.sendfile
+
+    def sent(out: int, file: int, position: int, size: int) -> int:
+        monkeypatch.setattr(os, "sendfile", sendfile)
+        done = sendfile(out, file, position, 300_000)
+        assert box.shell(FOR_EACH_SERVICE, signal) == "found\n"
+        return done
+
+    box.put("/there", b"before")
+    monkeypatch.setattr(os, "sendfile", sent)
+    box.put("/there", PATTERN * 5)
+    assert box.get("/there") == PATTERN * 5
+    wait_until(lambda: SERVICE.strip() not in box.shell("ps"), "the file service is killed")
+    assert ".boxlite" not in box.shell("ls -a /")
 
 
 def test_a_program_that_was_killed_while_it_rested_is_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
