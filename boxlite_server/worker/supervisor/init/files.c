@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
 #include <signal.h>
@@ -207,13 +208,30 @@ static bool make_name(char name[NEW_NAME])
     return true;
 }
 
-/* Have a new file take its place at once. */
+static int exchange(int directory, const char *one, const char *other)
+{
+    return (int)syscall(SYS_renameat2, directory, one, directory, other, RENAME_EXCHANGE);
+}
+
+/* Have a new file take its place at once. A small file that is there changes places with it, and is removed: a file
+ * system that is told to replace a file may write the new one to the disk first. Only a small one, since an exchange may
+ * copy it out of the box's image. */
 static int take_place(int directory, const char *new, const char *name)
 {
-    if (!renameat(directory, new, directory, name))
-        return 0;
-    int error = errno;
-    unlinkat(directory, new, 0);
+    struct stat old;
+    int error = 0;
+    bool is_small = !fstatat(directory, name, &old, AT_SYMLINK_NOFOLLOW) && S_ISREG(old.st_mode) &&
+                    old.st_size <= MAX_FILE;
+    if (is_small && !exchange(directory, new, name)) {
+        if (!unlinkat(directory, new, 0))
+            return 0;
+        error = errno; /* the box has put something else there meanwhile */
+        exchange(directory, new, name);
+    } else if (renameat(directory, new, directory, name)) {
+        error = errno;
+    }
+    if (error)
+        unlinkat(directory, new, 0);
     return error;
 }
 
