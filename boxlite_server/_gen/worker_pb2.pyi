@@ -437,18 +437,24 @@ class PutFilesRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PutFilesHeader(_message.Message):
-    __slots__ = ("box", "path", "overwrite", "source_is_dir", "archive")
+    __slots__ = ("box", "path", "overwrite", "source_is_dir")
     BOX_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
-    ARCHIVE_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     path: str
     overwrite: bool
     source_is_dir: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ...) -> None: ...
+
+class PutSmallFilesRequest(_message.Message):
+    __slots__ = ("header", "archive")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_FIELD_NUMBER: _ClassVar[int]
+    header: PutFilesHeader
     archive: bytes
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ..., archive: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., archive: _Optional[bytes] = ...) -> None: ...
 
 class PutFilesResponse(_message.Message):
     __slots__ = ("skipped",)

@@ -129,6 +129,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
                 _registered_method=True)
+        self.PutSmallFiles = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/PutSmallFiles',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutSmallFilesRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
+                _registered_method=True)
         self.GetFiles = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/GetFiles',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.GetFilesRequest.SerializeToString,
@@ -338,6 +343,12 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutSmallFiles(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetFiles(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -528,6 +539,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'PutFiles': grpc.stream_unary_rpc_method_handler(
                     servicer.PutFiles,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.SerializeToString,
+            ),
+            'PutSmallFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSmallFiles,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.PutSmallFilesRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.SerializeToString,
             ),
             'GetFiles': grpc.unary_stream_rpc_method_handler(
@@ -1118,6 +1134,33 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/PutFiles',
             boxlite__server_dot___gen_dot_worker__pb2.PutFilesRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutSmallFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/PutSmallFiles',
+            boxlite__server_dot___gen_dot_worker__pb2.PutSmallFilesRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.PutFilesResponse.FromString,
             options,
             channel_credentials,

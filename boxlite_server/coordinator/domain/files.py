@@ -54,7 +54,8 @@ class Files:
                 if len(beginning) > rpc.CHUNK_BYTES:
                     break
             else:
-                header.archive = bytes(beginning)
+                small = pb.PutSmallFilesRequest(header=header, archive=bytes(beginning))
+                return (await self._calls.put_small_files(box.worker_id, small)).skipped
             first = pb.PutFilesRequest(header=header)
             return (await self._calls.put_files(box.worker_id, first, requests())).skipped
 

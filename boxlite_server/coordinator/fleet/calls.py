@@ -139,6 +139,9 @@ class Calls:
     ) -> Awaitable[pb.PutFilesResponse]:
         return self._send(worker, "PutFiles", header, requests, idle)
 
+    def put_small_files(self, worker: Worker | str, request: pb.PutSmallFilesRequest) -> Awaitable[pb.PutFilesResponse]:
+        return self._unary(worker, "PutSmallFiles", request, WORK_SECONDS)
+
     def get_files(
         self, worker: Worker | str, request: pb.GetFilesRequest, *, idle: float | None = IDLE_SECONDS
     ) -> AsyncGenerator[pb.FilesChunk, None]:

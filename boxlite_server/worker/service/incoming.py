@@ -13,13 +13,9 @@ from ...errors import UpstreamUnavailableError
 
 
 class Upload:
-    """The data of an upload. Unless its header has all of it, iterating accepts the upload: the coordinator sends no
-    data before that."""
+    """The data of an upload. Iterating accepts the upload: the coordinator sends no data before that."""
 
-    def __init__(
-        self, header: pb.PutFilesHeader, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext
-    ) -> None:
-        self._header = header
+    def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
         self._requests = requests
         self._context = context
         self._is_accepted = False
@@ -27,9 +23,6 @@ class Upload:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the data. Raises `UpstreamUnavailableError` when the upload breaks off, so that a part is not taken
         for the whole."""
-        if self._header.HasField("archive"):
-            yield self._header.archive
-            return
         self._is_accepted = True
         self._context.send_initial_metadata((rpc.ACCEPTED,))
         try:

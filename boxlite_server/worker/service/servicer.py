@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -285,18 +285,22 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.PutFilesResponse:
         with self._transfer():
             header = next(request, pb.PutFilesRequest()).header
-            upload = Upload(header, request, context)
+            upload = Upload(request, context)
             try:
-                skipped = self._files.put(
-                    messages.ref(header.box),
-                    header.path,
-                    upload,
-                    overwrite=header.overwrite,
-                    source_is_dir=header.source_is_dir if header.HasField("source_is_dir") else None,
-                )
+                return self._put(header, upload)
             except BoxliteError:
                 upload.drain()
                 raise
+
+    @_answers
+    def PutSmallFiles(self, request: pb.PutSmallFilesRequest, context: grpc.ServicerContext) -> pb.PutFilesResponse:
+        with self._transfer():
+            return self._put(request.header, [request.archive])
+
+    def _put(self, header: pb.PutFilesHeader, archive: Iterable[bytes]) -> pb.PutFilesResponse:
+        source_is_dir = header.source_is_dir if header.HasField("source_is_dir") else None
+        box = messages.ref(header.box)
+        skipped = self._files.put(box, header.path, archive, overwrite=header.overwrite, source_is_dir=source_is_dir)
         return pb.PutFilesResponse(skipped=skipped)
 
     @_answers

@@ -304,16 +304,13 @@ def test_files_over_the_wire(client: Client, box: pb.BoxRef) -> None:
 
 def test_a_small_file_is_one_message_either_way(client: Client, box: pb.BoxRef) -> None:
     archive = archive_of("any", b"content")
-    header = opening(box, "/d/f")
-    header.header.archive = archive
-    call = client.stub.PutFiles.future(iter([header]), metadata=rpc.with_secret(SECRET), timeout=60)
-    call.result()
-    assert rpc.ACCEPTED not in [tuple(metadatum) for metadatum in call.initial_metadata()]  # nothing more is wanted
+    request = pb.PutSmallFilesRequest(header=opening(box, "/d/f").header, archive=archive)
+    client.PutSmallFiles(request)
     (chunk,) = client.GetFiles(pb.GetFilesRequest(box=box, path="/d/f"))
     assert chunk.is_all
     assert b"content" in chunk.data
-    header.header.archive = b"no archive"
-    assert refusal(client.PutFiles, iter([header]))[1] == "invalid_argument"
+    request.archive = b"no archive"
+    assert refusal(client.PutSmallFiles, request)[1] == "invalid_argument"
     client.PutFiles(upload(box, "/d/large", archive_of("any", bytes(rpc.CHUNK_BYTES))))
     first, *others = client.GetFiles(pb.GetFilesRequest(box=box, path="/d/large"))
     assert others
