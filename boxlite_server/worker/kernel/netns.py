@@ -1,4 +1,4 @@
-"""A network namespace of this host: programs and look-ups in it."""
+"""A network namespace of this host, and what can be done in it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import ctypes
 import os
 import socket
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ...errors import EngineError
-
 _CLONE_NEWNET = 0x40000000
 # Of rtnetlink: ask for all interfaces, and what an answer holds.
 _GET_LINKS, _DUMP, _END, _LINK = 18, 0x301, 3, 16
 _ADDRESS, _PEER = 1, 5
-_PATIENCE = 60.0  # seconds for a program
+_PATIENCE = 60.0  # seconds for an answer of the kernel
 
 T = TypeVar("T")
 
@@ -35,41 +32,28 @@ class NetworkNamespace:
         """Whether this process is in the namespace. Raises OSError when it may not know."""
         return self._path.stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
 
-    def run(self, *command: str, text: str = "") -> str:
-        """What a program prints in the namespace. Raises OSError, and `EngineError` with the complaint of a program
-        that fails."""
-        within = [] if self.is_own else ["nsenter", f"--net={self._path}", "--"]
-        path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
-        env = {"PATH": path, "LC_ALL": "C"}
-        try:
-            done = subprocess.run(
-                [*within, *command], input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE, env=env
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise EngineError(f"{command[0]} takes longer than {_PATIENCE:.0f} s") from exc
-        if done.returncode != 0:
-            raise EngineError(done.stderr.strip()[-1000:] or f"{command[0]} failed")
-        return done.stdout
-
     def interfaces(self) -> set[str]:
         """The names of all interfaces. Raises OSError."""
-        return self._within(lambda: {name for _, name in socket.if_nameindex()})
+        return self.within(lambda: {name for _, name in socket.if_nameindex()})
 
     def name_of(self, index: int) -> str:
         """The name of an interface. Raises OSError."""
-        return self._within(lambda: socket.if_indextoname(index))
+        return self.within(lambda: socket.if_indextoname(index))
 
     def peer_of(self, hardware_address: str) -> int:
         """The index, in its own namespace, of the other end of the veth that has this address here. Raises OSError."""
         wanted = bytes.fromhex(hardware_address.replace(":", ""))
-        for attributes in self._within(lambda: list(_links())):
+        for attributes in self.within(lambda: list(_links())):
             if attributes.get(_ADDRESS) == wanted and _PEER in attributes:
                 return int.from_bytes(attributes[_PEER], sys.byteorder)
         raise OSError(f"no interface has the address {hardware_address}")
 
-    def _within(self, look: Callable[[], T]) -> T:
-        """Call the function in a thread that is in the namespace, and ends there."""
-        call = _Call(look, self._path)
+    def within(self, act: Callable[[], T]) -> T:
+        """Call a function in the namespace: in a thread that enters it, and ends there, unless this process is in it.
+        Raises OSError, and what the function raises."""
+        if self.is_own:
+            return act()
+        call = _Call(act, self._path)
         thread = threading.Thread(target=call.run, daemon=True)
         thread.start()
         thread.join()
@@ -81,7 +65,7 @@ class _Call(Generic[T]):
         self._act = act
         self._path = path
         self._results: list[T] = []
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def run(self) -> None:
         try:
@@ -90,7 +74,7 @@ class _Call(Generic[T]):
                 if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             self._results.append(self._act())
-        except OSError as exc:
+        except Exception as exc:
             self._error = exc
 
     def result(self) -> T:

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, collapse_addresses
 from typing import NamedTuple
 
 from ...errors import EngineError
+from . import nftables
 from .netns import NetworkNamespace
 
 # What is not the public internet (RFC 6890): private, link-local (with the metadata of clouds), multicast and others.
@@ -137,7 +138,7 @@ class PacketFilter:
     def probe(self) -> None:
         """Have the kernel check the tables without taking them."""
         everything = Rules("192.0.2.0/24", (IPv4Network("192.0.2.0/24"),), ("192.0.2.1",), ("192.0.2.1",))
-        self._namespace.run("nft", "--check", "-f", "-", text=self._text(everything))
+        self._nft(self._text(everything), dry_run=True)
 
     def ensure(self, rules: Rules) -> bool:
         """Put the tables in place, unless they are there unchanged. Returns whether they had been lost or changed by
@@ -192,12 +193,11 @@ class PacketFilter:
 
     def _shown(self) -> str:
         """The tables as nft shows them, without the boxes and without counts; empty when one is missing."""
-        show = ("nft", "--terse", "--stateless", "list", "table")
         try:
             # One command for both shows a table of the last family alone (nftables 1.0.6).
-            return "".join(self._namespace.run(*show, family, self._table) for family in ("bridge", "inet"))
+            return "".join(self._nft(f"list table {family} {self._table}") for family in ("bridge", "inet"))
         except EngineError:
             return ""
 
-    def _nft(self, text: str) -> None:
-        self._namespace.run("nft", "-f", "-", text=text)
+    def _nft(self, commands: str, *, dry_run: bool = False) -> str:
+        return self._namespace.within(lambda: nftables.run(commands, dry_run=dry_run))

@@ -13,16 +13,17 @@ from typing import Any
 import docker
 import pytest
 from support.lent_python import LENT, MOUNTS, attack
+from support.namespaces import Namespace
 from support.sites import Site, collect
 
 from boxlite_server import ids
-from boxlite_server.errors import EngineError, UnsupportedError
+from boxlite_server.errors import UnsupportedError
 from boxlite_server.local.machine import cannot_filter
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker.network import Reach
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.host_access import Policy
-from boxlite_server.worker.kernel.netns import NetworkNamespace
+from boxlite_server.worker.kernel import nftables
 from boxlite_server.worker.presets import Preset
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner, PortMapping
 
@@ -90,9 +91,9 @@ def target(docker_host: str, test_image: str, bare_image: str, owner: Owner) -> 
 
 
 @pytest.fixture(scope="module")
-def host(target: Site) -> NetworkNamespace:
+def host(target: Site) -> Namespace:
     """The network namespace of the engine, which is the host as boxes see it."""
-    return NetworkNamespace(pid_of(target))
+    return Namespace(pid_of(target))
 
 
 def pid_of(target: Site) -> int:
@@ -101,13 +102,13 @@ def pid_of(target: Site) -> int:
 
 
 @pytest.fixture(scope="module")
-def world(target: Site, host: NetworkNamespace) -> Iterator[None]:
+def world(target: Site, host: Namespace) -> Iterator[None]:
     """Other hosts: one of the public internet, one of a private network, and a cloud's metadata; and a server on the
     engine's host."""
     with running("unshare", "--net", "sh", "-c", "echo; exec sleep infinity") as other:
         assert other.stdout is not None
         other.stdout.readline()
-        there = NetworkNamespace(other.pid)
+        there = Namespace(other.pid)
         host.run("ip", "link", "add", "world0", "type", "veth", "peer", "name", "world1", "netns", str(other.pid))
         host.run("ip", "link", "set", "world0", "up")
         for command in (
@@ -189,7 +190,7 @@ def test_private_addresses_and_the_clouds_metadata_are_out_of_reach(target: Site
     assert reached(target, box, address) == "unreached"
 
 
-def test_the_host_is_out_of_reach(target: Site, box: BoxRef, docker_host: str, host: NetworkNamespace) -> None:
+def test_the_host_is_out_of_reach(target: Site, box: BoxRef, docker_host: str, host: Namespace) -> None:
     gateway = endpoint(docker_host, box)["Gateway"]
     for address in (gateway, "198.18.1.1", "11.22.33.1", "10.9.9.1"):
         assert reached(target, box, address) == "unreached", address
@@ -217,7 +218,7 @@ def dropped(target: Site, family: str, chain: str) -> int:
     """How many packets a chain of the filter has dropped."""
     runtime: Any = target.runtime
     table = f"boxlite_{runtime.network._tag}"
-    shown = NetworkNamespace(pid_of(target)).run("nft", "list", "chain", family, table, chain)
+    shown = Namespace(pid_of(target)).run("nft", "list", "chain", family, table, chain)
     return sum(int(line.split("packets ")[1].split()[0]) for line in shown.splitlines() if "packets" in line)
 
 
@@ -230,7 +231,7 @@ def test_another_box_is_out_of_reach(target: Site, box: BoxRef, victim: BoxRef, 
 
 
 def test_a_box_that_forges_addresses_takes_nobodys_place(
-    target: Site, rogue: BoxRef, victim: BoxRef, docker_host: str, host: NetworkNamespace
+    target: Site, rogue: BoxRef, victim: BoxRef, docker_host: str, host: Namespace
 ) -> None:
     there = endpoint(docker_host, victim)
     script = f"""
@@ -264,7 +265,7 @@ def test_names_are_resolved_by_the_engine(target: Site, box: BoxRef) -> None:
 
 
 def test_a_filter_that_somebody_removed_is_put_back_before_the_next_start(
-    target: Site, box: BoxRef, host: NetworkNamespace
+    target: Site, box: BoxRef, host: Namespace
 ) -> None:
     runtime: Any = target.runtime
     table = f"boxlite_{runtime.network._tag}"
@@ -281,7 +282,7 @@ def test_a_filter_that_somebody_removed_is_put_back_before_the_next_start(
 
 
 def test_a_worker_that_starts_again_lets_its_boxes_speak(
-    target: Site, box: BoxRef, docker_host: str, owner: Owner, host: NetworkNamespace
+    target: Site, box: BoxRef, docker_host: str, owner: Owner, host: Namespace
 ) -> None:
     again = DockerRuntime(lambda: owner, docker_host, reach=Reach())
     host.run("nft", "delete", "table", "bridge", f"boxlite_{again.network._tag}")
@@ -328,13 +329,11 @@ def test_a_box_of_an_earlier_version_is_moved_to_the_filtered_network(
 def test_a_worker_that_cannot_filter_takes_no_box_with_a_network(
     docker_host: str, test_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object, **how: object) -> str:
-        raise EngineError("nft: command not found")
-
-    monkeypatch.setattr(NetworkNamespace, "run", refuse)
+    monkeypatch.setattr(nftables, "_LIBRARY", "libnosuch.so.1")
+    nftables._library.cache_clear()
     owner = Owner(ids.new_id(), ids.new_id())
     runtime = DockerRuntime(lambda: owner, docker_host, reach=Reach())
-    assert runtime.network.state == "refused: nft: command not found"
+    assert runtime.network.state.startswith("refused: the packet filter cannot be put in place: libnosuch.so.1")
     with pytest.raises(UnsupportedError, match="--unfiltered-network"):
         runtime.create(BoxRef(ids.new_id(), 1), BoxSpec(test_image))
     alone = BoxRef(ids.new_id(), 1)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from support.namespaces import Namespace
 
 from boxlite_server.errors import EngineError
 from boxlite_server.local.machine import cannot_filter
-from boxlite_server.worker.kernel.netns import NetworkNamespace
+from boxlite_server.worker.kernel import nftables
 from boxlite_server.worker.kernel.packet_filter import PacketFilter, Port, Rules
 
 pytestmark = pytest.mark.skipif(bool(cannot_filter()), reason=cannot_filter() or "-")
@@ -43,15 +44,15 @@ wire.send(b"\\xff" * 6 + source + bytes.fromhex("08060001080006040002") + source
 class Network:
     """A host with a bridge, and two boxes on it."""
 
-    def __init__(self, new: Callable[[], NetworkNamespace]) -> None:
+    def __init__(self, new: Callable[[], Namespace]) -> None:
         self.host, self.old, self.new = new(), new(), new()
         self.host.run("ip", "link", "add", BRIDGE, "type", "bridge")
         self.host.run("ip", "address", "add", "198.19.0.1/24", "dev", BRIDGE)
         self.host.run("ip", "link", "set", BRIDGE, "up")
         self.ports = [self._join(self.old, "vethold", OLD), self._join(self.new, "vethnew", NEW)]
 
-    def _join(self, box: NetworkNamespace, name: str, address: str) -> Port:
-        pid = box._path.parts[2]
+    def _join(self, box: Namespace, name: str, address: str) -> Port:
+        pid = str(box.pid)
         self.host.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", pid)
         self.host.run("ip", "link", "set", name, "master", BRIDGE, "up")
         box.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
@@ -59,7 +60,7 @@ class Network:
         card = box.run("ip", "-o", "link", "show", "eth0").split("link/ether ")[1]
         return Port(name, card.split()[0], address)
 
-    def reaches(self, box: NetworkNamespace, address: str) -> str:
+    def reaches(self, box: Namespace, address: str) -> str:
         return box.run(sys.executable, "-I", "-S", "-c", CONNECT, address).strip()
 
 
@@ -67,13 +68,13 @@ class Network:
 def network() -> Iterator[Network]:
     with ExitStack() as stack:
 
-        def new() -> NetworkNamespace:
+        def new() -> Namespace:
             command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", "echo; exec sleep infinity"]
             process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
             stack.callback(process.kill)
             assert process.stdout is not None
             process.stdout.readline()
-            return NetworkNamespace(process.pid)
+            return Namespace(process.pid)
 
         yield Network(new)
 
@@ -140,4 +141,4 @@ def test_a_probe_leaves_nothing(network: Network) -> None:
 
 def test_a_complaint_of_nft_is_told(network: Network) -> None:
     with pytest.raises(EngineError, match="syntax error"):
-        network.host.run("nft", "-f", "-", text="table of nothing")
+        network.host.within(lambda: nftables.run("table of nothing"))
