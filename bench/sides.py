@@ -17,6 +17,8 @@ import docker
 from docker.models.containers import Container
 from support.cluster import Cluster
 
+from boxlite_server.local import machine
+
 IMAGE = "boxlite-bench:latest"
 MEMORY_MIB = 128
 KEPT_SECONDS = 2.0  # for which a connection without requests is kept
@@ -114,6 +116,8 @@ class Sdk:
 
     def __init__(self, docker_host: str) -> None:
         self.client = docker.DockerClient(base_url=docker_host, timeout=300, max_pool_size=128)
+        # Where boxes have a network of their own, these have one too: the engine starts a server of names for each.
+        self._network = "bridge" if machine.cannot_filter() else self.client.networks.create("bench").name
 
     def create(self) -> Container:
         return self.client.containers.create(
@@ -125,7 +129,7 @@ class Sdk:
             shm_size=(MEMORY_MIB << 20) // 2,
             nano_cpus=1_000_000_000,
             pids_limit=4096,
-            network_mode="bridge",
+            network=self._network,
             log_config={"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
             healthcheck={"Test": ["NONE"]},
             labels={"bench": "1"},
