@@ -209,7 +209,7 @@ class FileService:
         poll.register(connection, select.POLLOUT)
         position, end = part.position, part.position + part.size
         while position < end:
-            left = self._wait(connection)
+            left = min(self._wait(connection), PATIENCE)
             if not poll.poll(left * 1000):
                 raise self._broken("it did not take a file in time")
             with suppress(BlockingIOError):
@@ -230,7 +230,7 @@ class FileService:
 
     def _wait(self, connection: socket.socket) -> float:
         """Have the next call on the connection end when the patience does. Returns how many seconds that are."""
-        left = min(self._deadline - time.monotonic(), PATIENCE)
+        left = self._deadline - time.monotonic()
         if left <= 0:
             raise self._broken("it did not answer in time")
         connection.settimeout(left)

@@ -277,6 +277,7 @@ static int write_large(int directory, const char *name, const struct request *re
     if (!answer())
         _exit(1);
     take_content(file, request->size);
+    alarm(0); /* a file system may write all to the disk first; the worker knows how long to wait for that */
     snprintf(opened, sizeof opened, "/proc/self/fd/%d", file);
     int error = set_attributes(file, request);
     if (!error && linkat(AT_FDCWD, opened, directory, new, AT_SYMLINK_FOLLOW))
