@@ -259,7 +259,7 @@ def blocking_terminal() -> None:
     with greeted() as connection:
         command = spawned(connection)
         say(connection, packet("A", command, 7), master)
-        threading.Thread(target=_keep_blocking, args=(master,), daemon=True).start()
+        _keep_blocking(master)
         while True:
             kind, command, _ = hear(connection)
             if kind in "GK":
@@ -268,9 +268,12 @@ def blocking_terminal() -> None:
 
 
 def _keep_blocking(descriptor: int) -> None:
+    """Clear O_NONBLOCK, which all who have the descriptor share, without end, by several processes."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_NONBLOCK
-    while True:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    for _ in range(4):
+        if not os.fork():
+            while True:
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 
 def liar() -> None:

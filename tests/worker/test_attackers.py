@@ -274,24 +274,29 @@ def _try_to_run(site: Field, box: BoxRef, *, tty: bool = False) -> None:
 
 
 @pytest.mark.usefixtures("short_patience")
-@pytest.mark.skip(reason="not so yet: such a terminal can hold the call that writes to it for a minute and more")
 def test_a_terminal_that_blocks_keeps_nobody_waiting(usurped: Field, honest: Field, bystander: BoxRef) -> None:
+    """The threads that read from it and write to it come back although the box lives on."""
     with unharmed(honest, bystander):
         box = usurped.replaced("blocking_terminal")
-        began = time.monotonic()
-        reader = _fed(usurped.runtime.spawn(box, ExecSpec(("cat",), tty=True)))
-        assert time.monotonic() - began < 10
+        _hindered(usurped.runtime.spawn(box, ExecSpec(("cat",), tty=True)))
+        wait_until(lambda: not _threads_at_terminals(), "what reads and writes to be back")
         usurped.runtime.remove(box, force=True)
-        reader.join(SOON)
-        assert not reader.is_alive()
 
 
-def _fed(process: Process) -> threading.Thread:
-    """Write more to the command than it can take. Returns the thread that reads from it."""
+def _hindered(process: Process) -> None:
     reader = in_thread(lambda: collect(process))
     for _ in range(3):
+        began = time.monotonic()
         process.write(b"x" * 100_000, 0.5)
-    return reader
+        assert time.monotonic() - began < 10
+    process.resize(100, 30)
+    process.close()
+    reader.join(SOON)
+    assert not reader.is_alive()
+
+
+def _threads_at_terminals() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "terminal" in thread.name]
 
 
 def test_a_supervisor_that_lies_harms_its_own_commands_alone(usurped: Field, honest: Field, bystander: BoxRef) -> None:
