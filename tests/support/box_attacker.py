@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 import tty
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 SOCKET = "/dev/boxlite/socket"
@@ -27,6 +29,7 @@ HEADER = struct.Struct("<BBHIII")
 MAX_PASSED = 253  # descriptors with one packet, as the kernel has it
 SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
+UNREAD: deque[socket.socket] = deque(maxlen=32)  # the other ends of sockets that linger
 
 
 def packet(kind: str, command: int = 0, a: int = 0, b: int = 0, flags: int = 0) -> bytes:
@@ -87,6 +90,32 @@ def stranger() -> None:
     time.sleep(0.2)
     print("dialling", flush=True)
     signal.pause()
+
+
+def lingerer() -> None:
+    """Dials first and again and again, and passes sockets whose last close, which is left to the worker, takes an
+    hour."""
+    while True:
+        with contextlib.suppress(OSError):
+            pass_lingering(dialled, packet("H", a=1))
+        time.sleep(0.02)
+
+
+def pass_lingering(connected: Callable[[], socket.socket], said: bytes) -> None:
+    """Pass such a socket by a process that ends then: so its own close does not linger."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if not os.fork():
+            with contextlib.suppress(OSError):
+                passed = socket.create_connection(listener.getsockname())
+                passed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+                passed.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        passed.send(bytes(65536))
+                say(connected(), said, passed.fileno())
+            os._exit(0)
+        UNREAD.append(listener.accept()[0])
+    os.wait()
 
 
 def thief(*pids: str) -> None:
@@ -252,6 +281,15 @@ def passer() -> None:
         hear(connection)
 
 
+def lingering_passer() -> None:
+    """Passes sockets whose close takes an hour, with what it says and with what is never read."""
+    with greeted() as connection:
+        pass_lingering(lambda: connection, packet("A", spawned(connection), 7))
+        for _ in range(8):
+            pass_lingering(lambda: connection, packet("X", 1, 7))
+        hear(connection)
+
+
 def blocking_terminal() -> None:
     """Hands over a terminal whose master it keeps, and has reads and writes of the worker block."""
     master, other = os.openpty()
@@ -294,15 +332,17 @@ def liar() -> None:
             subprocess.Popen(["yes"], stdout=streams[2], stderr=streams[3])
 
 
-REPEATED = (flood, replay, replay_left, replay_end, sizes, passer)
+REPEATED = (flood, replay, replay_left, replay_end, sizes, passer, lingering_passer)
 
 
 def main() -> None:
-    name = os.environ.get("ATTACK") or sys.argv[1]
-    attack = globals()[name]
+    named = sys.argv[1:]
+    if not named or named[0].startswith("-"):  # as a supervisor is started
+        named = [os.environ["ATTACK"]]
+    attack = globals()[named[0]]
     if attack in REPEATED:
         again(attack)
-    attack(*(() if "ATTACK" in os.environ else sys.argv[2:]))
+    attack(*named[1:])
 
 
 main()

@@ -106,8 +106,7 @@ def test_strangers_on_the_socket_are_not_heard(honest: Field, box: BoxRef, bysta
 def test_strangers_who_dial_before_the_supervisor_are_not_heard(honest: Field, bystander: BoxRef) -> None:
     """The main command runs before the supervisor dials, and keeps all places in the line of those who dial taken."""
     with unharmed(honest, bystander):
-        attack = ("/bin/sh", "-c", 'exec "$@"', "sh", *honest.command("stranger"))
-        box = honest.attacked(cmd=attack)
+        box = honest.attacked(cmd=("/bin/sh", "-c", 'exec "$@"', "sh", *honest.command("stranger")))
         link = honest.link(box)
         assert honest.run(box, "echo", "on") == (b"on\n", b"", 0)  # whoever runs it
         wait_until(lambda: link.is_live or link.dropped > 8, "somebody to be heard or dropped")
@@ -225,6 +224,20 @@ def test_a_supervisor_that_never_dials_leaves_commands_to_the_engine(
         usurped.runtime.remove(box, force=True)
 
 
+def test_strangers_whose_sockets_take_an_hour_to_close_delay_no_other_box(
+    usurped: Field, honest: Field, bystander: BoxRef
+) -> None:
+    with unharmed(honest, bystander):
+        box = usurped.replaced("mute")
+        _start_by_engine(usurped, box, "lingerer")
+        wait_until(lambda: usurped.link(box).dropped > 0, "a stranger to be dropped")
+        other = usurped.replaced("silent")
+        wait_until(lambda: usurped.link(other).is_live, "the supervisor of another box to be heard")
+        assert usurped.link(box).dropped < 20
+        for each in (box, other):
+            usurped.runtime.remove(each, force=True)
+
+
 def test_a_greeting_without_its_end_leaves_commands_to_the_engine(
     usurped: Field, honest: Field, bystander: BoxRef
 ) -> None:
@@ -247,7 +260,9 @@ def test_a_supervisor_that_answers_nothing_is_told(usurped: Field, honest: Field
 
 
 @pytest.mark.usefixtures("short_patience")
-@pytest.mark.parametrize("attack", ["flood", "sizes", "replay", "replay_left", "replay_end", "passer"])
+@pytest.mark.parametrize(
+    "attack", ["flood", "sizes", "replay", "replay_left", "replay_end", "passer", "lingering_passer"]
+)
 def test_packets_that_no_supervisor_sends_are_dropped(
     usurped: Field, honest: Field, bystander: BoxRef, attack: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,8 @@
 """The file service: a program in a box that reads and writes small files for the worker; see `init/files.c`.
 
-The worker asks on a socket, and each request is answered there before the next. What comes is untrusted: the box may
-have put anything in the program's place, or have stopped it.
+The worker asks through a pipe, and each request is answered through another one before the next. What comes is
+untrusted: the box may have put anything in the program's place, or have stopped it. Through a socket it could pass
+descriptors, see `closing.py`.
 
     type  mode, uid, gid, time  path  content
     S                           *              what is at the path; a link at its end is not followed
@@ -12,9 +13,9 @@ have put anything in the program's place, or have stopped it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
-import socket
 import stat
 import struct
 import threading
@@ -55,11 +56,51 @@ class Found(NamedTuple):
 _NOTHING = Found(0, 0, 0, 0)
 
 
-class Program(NamedTuple):
-    """The program, which runs in a box, and the socket on which it answers."""
+class Program:
+    """The program, which runs in a box, and the worker's ends of its pipes: `asking` to write to, `answers` to read
+    from."""
 
-    command: Command
-    socket: socket.socket
+    def __init__(self, command: Command, asking: int, answers: int) -> None:
+        self.command = command
+        for pipe in (asking, answers):
+            os.set_blocking(pipe, False)
+        self._asking = os.fdopen(asking, "wb", buffering=0)
+        self._answers = os.fdopen(answers, "rb", buffering=0)
+
+    def is_out_of_turn(self) -> bool:
+        """Whether the program has ended, or says what nobody has asked."""
+        return self._wait(self._answers, select.POLLIN, 0)
+
+    def send(self, data: bytes, deadline: float) -> None:
+        """Raises OSError when the program does not take it in time or has ended. `deadline`: of the monotonic
+        clock."""
+        view = memoryview(data)
+        while view:
+            if not self._wait(self._asking, select.POLLOUT, deadline - time.monotonic()):
+                raise TimeoutError("it took nothing in time")
+            view = view[self._asking.write(view) or 0 :]
+
+    def receive(self, size: int, deadline: float) -> bytes:
+        """So many bytes. Raises OSError when they do not come in time or the program has ended."""
+        received = bytearray()
+        while len(received) < size:
+            if not self._wait(self._answers, select.POLLIN, deadline - time.monotonic()):
+                raise TimeoutError("it did not answer in time")
+            piece = self._answers.read(size - len(received))
+            if piece == b"":
+                raise EOFError("it has ended")
+            received += piece or b""
+        return bytes(received)
+
+    @staticmethod
+    def _wait(pipe: io.FileIO, event: int, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(pipe, event)
+        return bool(poll.poll(max(seconds, 0) * 1000))
+
+    def close(self) -> None:
+        self._asking.close()
+        self._answers.close()
 
 
 class Programs:
@@ -79,23 +120,19 @@ class Programs:
             program, self._resting = self._resting, None
         if program is None:
             return self._start()
-        if _can_be_read(program.socket):  # it has ended, or says what nobody has asked
+        if program.is_out_of_turn():
             self.end(program, kill=True)
             return self._start()
         return program
 
     def _start(self) -> Program:
-        with ExitStack() as theirs:
-            mine, other = socket.socketpair()
-            theirs.enter_context(other)
+        with ExitStack() as theirs, ExitStack() as ours:
+            (reading, asking), (answers, writing) = _pipe(theirs, ours), _pipe(ours, theirs)
             nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             theirs.callback(os.close, nothing)
-            streams = (other.fileno(), other.fileno(), nothing)
-            try:
-                return Program(self._link.start(sealed(self._spec, theirs), None, streams, is_own=True), mine)
-            except BaseException:
-                mine.close()
-                raise
+            command = self._link.start(sealed(self._spec, theirs), None, (reading, writing, nothing), is_own=True)
+            ours.pop_all()
+            return Program(command, asking, answers)
 
     def give_back(self, program: Program) -> None:
         """Let the program rest: it has answered all that it was asked."""
@@ -114,7 +151,7 @@ class Programs:
 
     def end(self, program: Program, *, kill: bool) -> None:
         """End a program, which does so itself when its input ends, unless the box has stopped it."""
-        program.socket.close()
+        program.close()
         self._link.leave(program.command, kill=kill)
 
 
@@ -167,39 +204,21 @@ class FileService:
         head = _REQUEST.pack(
             ord(kind), len(name), len(content), stat.S_IMODE(file.mode), file.uid, file.gid, seconds, nanoseconds
         )
-        connection = self._connected()
+        program = self._taken()
         try:
-            self._wait(connection)
-            connection.sendall(head + name + content)
-            error, size, mode, uid, gid, modified = _ANSWER.unpack(self._receive(connection, _ANSWER.size))
+            program.send(head + name + content, self._deadline)
+            error, size, mode, uid, gid, modified = _ANSWER.unpack(program.receive(_ANSWER.size, self._deadline))
             if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
                 raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
-            received = self._receive(connection, size)
-        except OSError as exc:
+            received = program.receive(size, self._deadline)
+        except (OSError, EOFError) as exc:
             raise self._broken(str(exc)) from exc
         if error:
             raise _RefusedError(error)
         return Found(mode, uid, gid, modified * 10**9), received
 
-    def _receive(self, connection: socket.socket, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            self._wait(connection)
-            piece = connection.recv(size - len(received))
-            if not piece:
-                raise self._broken("it has ended")
-            received += piece
-        return bytes(received)
-
-    def _wait(self, connection: socket.socket) -> None:
-        """Have the next call on the connection end when the patience does."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise self._broken("it did not answer in time")
-        connection.settimeout(left)
-
-    def _connected(self) -> socket.socket:
-        """The connection to the program, which is taken at first."""
+    def _taken(self) -> Program:
+        """The program, which is taken at first."""
         if self._is_over:
             raise UnservedError("the file service was of no use before")
         if self._program is None:
@@ -208,7 +227,7 @@ class FileService:
                 self._program = self._programs.take()
             except (OSError, UnheardError) as exc:
                 raise self._broken(str(exc)) from exc
-        return self._program.socket
+        return self._program
 
     def _broken(self, why: str) -> UnservedError:
         self._is_over = True
@@ -226,7 +245,9 @@ class _RefusedError(UnservedError):
         self.number = number
 
 
-def _can_be_read(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """The ends of a pipe, for reading and for writing, which the one and the other closes. Raises OSError."""
+    ends = os.pipe()
+    for end, closing in zip(ends, (reader, writer), strict=True):
+        closing.callback(os.close, end)
+    return ends
