@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import fcntl
 import itertools
 import os
@@ -138,6 +139,22 @@ def thief(*pids: str) -> None:
                 opened = os.open(f"/proc/{pid}/{name}", os.O_RDWR if name == "mem" else os.O_RDONLY)
                 done[name] = name == "mem" or bool(os.read(opened, 1))
         print(pid, sorted(name for name, is_done in done.items() if is_done), flush=True)
+
+
+def tracer() -> None:
+    """Tries to trace each process that begins in the box, from its first moment on; tells of each that it could, and
+    kills it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.getpid() + 1
+    print("tracing", flush=True)
+    while True:
+        if libc.ptrace(PTRACE_SEIZE, pid, 0, 0) == 0:
+            print("traced", Path(f"/proc/{pid}/comm").read_text().strip(), flush=True)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0x40000000)  # __WALL
+            pid += 1
+        elif ctypes.get_errno() == errno.ESRCH and Path(f"/proc/{pid + 1}").exists():
+            pid += 1  # which has ended
 
 
 def limiter() -> None:

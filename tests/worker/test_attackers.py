@@ -196,6 +196,22 @@ def test_who_kills_a_supervisor_that_was_brought_in_does_not_become_it(
         honest.runtime.remove(box, force=True)
 
 
+def test_nobody_but_root_traces_what_the_worker_starts_from_its_first_moment_on(
+    honest: Field, bystander: BoxRef
+) -> None:
+    with unharmed(honest, bystander):
+        box = honest.attacked(user="box")
+        assert b"ermission denied" in honest.run(box, "cat", "/dev/boxlite/init")[1]  # why nobody can
+        attack = honest.attack(box, "tracer")
+        assert attack.read() == (1, b"tracing\n")
+        for _ in range(20):
+            _by_engine(honest, box, "/dev/boxlite/init", "--files")
+        attack.kill()
+        assert b"traced init" not in collect(attack)[0]
+        honest.runtime.remove(box, force=True)
+        del attack
+
+
 def _lost(site: Field, box: BoxRef, attack: Callable[[], None]) -> str:
     """What is said of a command whose exit code an attack has made nobody know."""
     victim = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
