@@ -205,6 +205,19 @@ def bomb(count: str) -> None:
                 os._exit(0)
 
 
+def heavy_bomb() -> None:
+    """Has ever more processes, each of which leaves its session and takes ever more memory."""
+    if os.fork():
+        print("forking", flush=True)
+        signal.pause()
+    taken = []
+    while True:
+        with contextlib.suppress(OSError, MemoryError):
+            os.fork()
+            taken.append(bytearray(2_000_000))
+            os.setsid()
+
+
 # ---- in the supervisor's place, with the pid that the worker expects ----
 
 

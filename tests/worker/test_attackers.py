@@ -140,6 +140,25 @@ def test_processes_that_fork_while_they_are_killed_are_killed_all(honest: Field,
         honest.runtime.remove(box, force=True)
 
 
+def test_a_bomb_without_bounds_at_the_memory_limit_is_killed(honest: Field, bystander: BoxRef) -> None:
+    with unharmed(honest, bystander):
+        box = honest.attacked(memory_mib=128)
+        _kill_at_the_limit(honest.attack(box, "heavy_bomb"))
+        out, _, _ = honest.run(box, "sh", "-c", "grep -l box_attacker /proc/[0-9]*/cmdline")
+        assert len(out.splitlines()) <= 1  # grep itself
+        honest.runtime.remove(box, force=True)
+
+
+def _kill_at_the_limit(process: Process) -> None:
+    """Kill a command, in good time, once the kernel has killed processes of its box at the memory limit."""
+    assert process.read() is not None
+    wait_until(lambda: process.memory_limit_hit > 0, "the limit to be hit")
+    began = time.monotonic()
+    process.kill()
+    assert collect(process)[2] == 137
+    assert time.monotonic() - began < SOON
+
+
 @pytest.mark.usefixtures("short_patience")
 def test_what_a_dead_command_has_started_is_killed_although_the_box_has_stopped_its_keeper(
     honest: Field, bystander: BoxRef, new_image: Callable[..., str]
