@@ -13,6 +13,7 @@ descriptors, see `closing.py`.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import select
@@ -21,12 +22,12 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from . import wire
 from .command import Command, UnheardError
-from .ends import sealed
+from .ends import PIPE_BYTES, sealed
 from .link import Link
 
 MAX_BYTES = 1 << 20  # of a file
@@ -64,6 +65,8 @@ class Program:
         self.command = command
         for pipe in (asking, answers):
             os.set_blocking(pipe, False)
+            with suppress(OSError):  # a worker without root may have so many large pipes, and no more
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._asking = os.fdopen(asking, "wb", buffering=0)
         self._answers = os.fdopen(answers, "rb", buffering=0)
 
