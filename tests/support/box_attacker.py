@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import fcntl
 import itertools
 import os
@@ -20,6 +21,8 @@ import sys
 import threading
 import time
 import tty
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 SOCKET = "/dev/boxlite/socket"
@@ -27,6 +30,7 @@ HEADER = struct.Struct("<BBHIII")
 MAX_PASSED = 253  # descriptors with one packet, as the kernel has it
 SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
+UNREAD: deque[socket.socket] = deque(maxlen=32)  # the other ends of sockets that linger
 
 
 def packet(kind: str, command: int = 0, a: int = 0, b: int = 0, flags: int = 0) -> bytes:
@@ -89,6 +93,32 @@ def stranger() -> None:
     signal.pause()
 
 
+def lingerer() -> None:
+    """Dials first and again and again, and passes sockets whose last close, which is left to the worker, takes an
+    hour."""
+    while True:
+        with contextlib.suppress(OSError):
+            pass_lingering(dialled, packet("H", a=1))
+        time.sleep(0.02)
+
+
+def pass_lingering(connected: Callable[[], socket.socket], said: bytes) -> None:
+    """Pass such a socket by a process that ends then: so its own close does not linger."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if not os.fork():
+            with contextlib.suppress(OSError):
+                passed = socket.create_connection(listener.getsockname())
+                passed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+                passed.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        passed.send(bytes(65536))
+                say(connected(), said, passed.fileno())
+            os._exit(0)
+        UNREAD.append(listener.accept()[0])
+    os.wait()
+
+
 def thief(*pids: str) -> None:
     """Tries to trace processes, to read and write their memory, and to take their descriptors; tells what it could."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -109,6 +139,22 @@ def thief(*pids: str) -> None:
                 opened = os.open(f"/proc/{pid}/{name}", os.O_RDWR if name == "mem" else os.O_RDONLY)
                 done[name] = name == "mem" or bool(os.read(opened, 1))
         print(pid, sorted(name for name, is_done in done.items() if is_done), flush=True)
+
+
+def tracer() -> None:
+    """Tries to trace each process that begins in the box, from its first moment on; tells of each that it could, and
+    kills it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.getpid() + 1
+    print("tracing", flush=True)
+    while True:
+        if libc.ptrace(PTRACE_SEIZE, pid, 0, 0) == 0:
+            print("traced", Path(f"/proc/{pid}/comm").read_text().strip(), flush=True)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0x40000000)  # __WALL
+            pid += 1
+        elif ctypes.get_errno() == errno.ESRCH and Path(f"/proc/{pid + 1}").exists():
+            pid += 1  # which has ended
 
 
 def limiter() -> None:
@@ -157,6 +203,19 @@ def bomb(count: str) -> None:
                 time.sleep(0.1)
             else:
                 os._exit(0)
+
+
+def heavy_bomb() -> None:
+    """Has ever more processes, each of which leaves its session and takes ever more memory."""
+    if os.fork():
+        print("forking", flush=True)
+        signal.pause()
+    taken = []
+    while True:
+        with contextlib.suppress(OSError, MemoryError):
+            os.fork()
+            taken.append(bytearray(2_000_000))
+            os.setsid()
 
 
 # ---- in the supervisor's place, with the pid that the worker expects ----
@@ -252,6 +311,15 @@ def passer() -> None:
         hear(connection)
 
 
+def lingering_passer() -> None:
+    """Passes sockets whose close takes an hour, with what it says and with what is never read."""
+    with greeted() as connection:
+        pass_lingering(lambda: connection, packet("A", spawned(connection), 7))
+        for _ in range(8):
+            pass_lingering(lambda: connection, packet("X", 1, 7))
+        hear(connection)
+
+
 def blocking_terminal() -> None:
     """Hands over a terminal whose master it keeps, and has reads and writes of the worker block."""
     master, other = os.openpty()
@@ -259,7 +327,7 @@ def blocking_terminal() -> None:
     with greeted() as connection:
         command = spawned(connection)
         say(connection, packet("A", command, 7), master)
-        threading.Thread(target=_keep_blocking, args=(master,), daemon=True).start()
+        _keep_blocking(master)
         while True:
             kind, command, _ = hear(connection)
             if kind in "GK":
@@ -268,9 +336,12 @@ def blocking_terminal() -> None:
 
 
 def _keep_blocking(descriptor: int) -> None:
+    """Clear O_NONBLOCK, which all who have the descriptor share, without end, by several processes."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_NONBLOCK
-    while True:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    for _ in range(4):
+        if not os.fork():
+            while True:
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 
 def liar() -> None:
@@ -291,15 +362,17 @@ def liar() -> None:
             subprocess.Popen(["yes"], stdout=streams[2], stderr=streams[3])
 
 
-REPEATED = (flood, replay, replay_left, replay_end, sizes, passer)
+REPEATED = (flood, replay, replay_left, replay_end, sizes, passer, lingering_passer)
 
 
 def main() -> None:
-    name = os.environ.get("ATTACK") or sys.argv[1]
-    attack = globals()[name]
+    named = sys.argv[1:]
+    if not named or named[0].startswith("-"):  # as a supervisor is started
+        named = [os.environ["ATTACK"]]
+    attack = globals()[named[0]]
     if attack in REPEATED:
         again(attack)
-    attack(*(() if "ATTACK" in os.environ else sys.argv[2:]))
+    attack(*named[1:])
 
 
 main()

@@ -106,8 +106,7 @@ def test_strangers_on_the_socket_are_not_heard(honest: Field, box: BoxRef, bysta
 def test_strangers_who_dial_before_the_supervisor_are_not_heard(honest: Field, bystander: BoxRef) -> None:
     """The main command runs before the supervisor dials, and keeps all places in the line of those who dial taken."""
     with unharmed(honest, bystander):
-        attack = ("/bin/sh", "-c", 'exec "$@"', "sh", *honest.command("stranger"))
-        box = honest.attacked(cmd=attack)
+        box = honest.attacked(cmd=("/bin/sh", "-c", 'exec "$@"', "sh", *honest.command("stranger")))
         link = honest.link(box)
         assert honest.run(box, "echo", "on") == (b"on\n", b"", 0)  # whoever runs it
         wait_until(lambda: link.is_live or link.dropped > 8, "somebody to be heard or dropped")
@@ -139,6 +138,25 @@ def test_processes_that_fork_while_they_are_killed_are_killed_all(honest: Field,
         out, _, _ = honest.run(box, "sh", "-c", "grep -l box_attacker /proc/[0-9]*/cmdline")
         assert len(out.splitlines()) <= 1  # grep itself
         honest.runtime.remove(box, force=True)
+
+
+def test_a_bomb_without_bounds_at_the_memory_limit_is_killed(honest: Field, bystander: BoxRef) -> None:
+    with unharmed(honest, bystander):
+        box = honest.attacked(memory_mib=128)
+        _kill_at_the_limit(honest.attack(box, "heavy_bomb"))
+        out, _, _ = honest.run(box, "sh", "-c", "grep -l box_attacker /proc/[0-9]*/cmdline")
+        assert len(out.splitlines()) <= 1  # grep itself
+        honest.runtime.remove(box, force=True)
+
+
+def _kill_at_the_limit(process: Process) -> None:
+    """Kill a command, in good time, once the kernel has killed processes of its box at the memory limit."""
+    assert process.read() is not None
+    wait_until(lambda: process.memory_limit_hit > 0, "the limit to be hit")
+    began = time.monotonic()
+    process.kill()
+    assert collect(process)[2] == 137
+    assert time.monotonic() - began < SOON
 
 
 @pytest.mark.usefixtures("short_patience")
@@ -197,6 +215,22 @@ def test_who_kills_a_supervisor_that_was_brought_in_does_not_become_it(
         honest.runtime.remove(box, force=True)
 
 
+def test_nobody_but_root_traces_what_the_worker_starts_from_its_first_moment_on(
+    honest: Field, bystander: BoxRef
+) -> None:
+    with unharmed(honest, bystander):
+        box = honest.attacked(user="box")
+        assert b"ermission denied" in honest.run(box, "cat", "/dev/boxlite/init")[1]  # why nobody can
+        attack = honest.attack(box, "tracer")
+        assert attack.read() == (1, b"tracing\n")
+        for _ in range(20):
+            _by_engine(honest, box, "/dev/boxlite/init", "--files")
+        attack.kill()
+        assert b"traced init" not in collect(attack)[0]
+        honest.runtime.remove(box, force=True)
+        del attack
+
+
 def _lost(site: Field, box: BoxRef, attack: Callable[[], None]) -> str:
     """What is said of a command whose exit code an attack has made nobody know."""
     victim = site.runtime.spawn(box, ExecSpec(("sleep", "1000")))
@@ -225,6 +259,20 @@ def test_a_supervisor_that_never_dials_leaves_commands_to_the_engine(
         usurped.runtime.remove(box, force=True)
 
 
+def test_strangers_whose_sockets_take_an_hour_to_close_delay_no_other_box(
+    usurped: Field, honest: Field, bystander: BoxRef
+) -> None:
+    with unharmed(honest, bystander):
+        box = usurped.replaced("mute")
+        _start_by_engine(usurped, box, "lingerer")
+        wait_until(lambda: usurped.link(box).dropped > 0, "a stranger to be dropped")
+        other = usurped.replaced("silent")
+        wait_until(lambda: usurped.link(other).is_live, "the supervisor of another box to be heard")
+        assert usurped.link(box).dropped < 20
+        for each in (box, other):
+            usurped.runtime.remove(each, force=True)
+
+
 def test_a_greeting_without_its_end_leaves_commands_to_the_engine(
     usurped: Field, honest: Field, bystander: BoxRef
 ) -> None:
@@ -247,7 +295,9 @@ def test_a_supervisor_that_answers_nothing_is_told(usurped: Field, honest: Field
 
 
 @pytest.mark.usefixtures("short_patience")
-@pytest.mark.parametrize("attack", ["flood", "sizes", "replay", "replay_left", "replay_end", "passer"])
+@pytest.mark.parametrize(
+    "attack", ["flood", "sizes", "replay", "replay_left", "replay_end", "passer", "lingering_passer"]
+)
 def test_packets_that_no_supervisor_sends_are_dropped(
     usurped: Field, honest: Field, bystander: BoxRef, attack: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,24 +324,29 @@ def _try_to_run(site: Field, box: BoxRef, *, tty: bool = False) -> None:
 
 
 @pytest.mark.usefixtures("short_patience")
-@pytest.mark.skip(reason="not so yet: such a terminal can hold the call that writes to it for a minute and more")
 def test_a_terminal_that_blocks_keeps_nobody_waiting(usurped: Field, honest: Field, bystander: BoxRef) -> None:
+    """The threads that read from it and write to it come back although the box lives on."""
     with unharmed(honest, bystander):
         box = usurped.replaced("blocking_terminal")
-        began = time.monotonic()
-        reader = _fed(usurped.runtime.spawn(box, ExecSpec(("cat",), tty=True)))
-        assert time.monotonic() - began < 10
+        _hindered(usurped.runtime.spawn(box, ExecSpec(("cat",), tty=True)))
+        wait_until(lambda: not _threads_at_terminals(), "what reads and writes to be back")
         usurped.runtime.remove(box, force=True)
-        reader.join(SOON)
-        assert not reader.is_alive()
 
 
-def _fed(process: Process) -> threading.Thread:
-    """Write more to the command than it can take. Returns the thread that reads from it."""
+def _hindered(process: Process) -> None:
     reader = in_thread(lambda: collect(process))
     for _ in range(3):
+        began = time.monotonic()
         process.write(b"x" * 100_000, 0.5)
-    return reader
+        assert time.monotonic() - began < 10
+    process.resize(100, 30)
+    process.close()
+    reader.join(SOON)
+    assert not reader.is_alive()
+
+
+def _threads_at_terminals() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "terminal" in thread.name]
 
 
 def test_a_supervisor_that_lies_harms_its_own_commands_alone(usurped: Field, honest: Field, bystander: BoxRef) -> None:

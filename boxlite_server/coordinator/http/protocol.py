@@ -75,6 +75,12 @@ class HttpProtocol(H11Protocol):
 
     # ---- overrides ------------------------------------------------------------------------------------
 
+    def shutdown(self) -> None:
+        """Have the connection end, since the server does. h11 knows nothing of a refusal, after which the connection
+        ends anyway."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         """Hand what is only a body on to the application as it is: on its way through h11 it would be copied five
         times. h11 counts it as read."""

@@ -7,11 +7,12 @@ import fcntl
 import os
 import select
 import stat
+import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 
 from .wire import ProtocolError
@@ -19,7 +20,9 @@ from .wire import ProtocolError
 _TERMINAL_DEVICE = (5, 2)  # major and minor number of the master of a pseudo-terminal
 PIPE_BYTES = 1024 * 1024
 _GRACE = 0.5  # seconds that a write to a terminal may take beyond its time
-_AGAIN = 0.01  # seconds until it is woken again
+_LAST_GRACE = 2.0  # seconds until it is left behind, which has been interrupted since
+_AGAIN = 0.01  # seconds until it is interrupted again
+_LINE_DISCIPLINE = struct.pack("i", termios.N_TTY)  # the one that each terminal has at first
 _RECEIVE = 128 * 1024  # bytes at once
 
 
@@ -65,11 +68,18 @@ class End(Owned):
 
 
 class Terminal(End):
-    """The master of a command's terminal. Its output goes through a pipe, the relay, which the holder keeps too."""
+    """The master of a command's terminal. Its output goes through a pipe, the relay, which the holder keeps too.
+
+    The master came from the box, and whoever has it there too can make reads and writes here wait in the kernel, since
+    O_NONBLOCK belongs to all who have it. So no call waits for a read or a write: each is interrupted when its time is
+    over.
+    """
 
     def __init__(self, descriptor: int, relay: Sequence[int] = ()) -> None:
         super().__init__(descriptor)
         self._relay = [Owned(end) for end in relay or os.pipe()]
+        self._writing: Future[int] | None = None
+        self._is_reading = self._is_released = False
 
     @property
     def descriptors(self) -> list[int]:
@@ -82,47 +92,64 @@ class Terminal(End):
 
     def ready(self, *, is_hung_up: bool = False) -> int | None:
         is_over = False
+        self._is_reading = True
         try:
-            os.splice(self.fileno(), self._relay[1].fileno(), _RECEIVE, flags=os.SPLICE_F_NONBLOCK)
+            if not self._is_released:
+                os.splice(self.fileno(), self._relay[1].fileno(), _RECEIVE, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             pass  # nothing has come, or the relay is full
         except OSError:
             is_over = True  # the other end is closed
+        finally:
+            self._is_reading = False
         return super().ready(is_hung_up=is_over)
 
-    def within(self, seconds: float, write: Callable[[], None]) -> None:
-        """Run a function that writes to the terminal, for hardly longer than so many seconds. The terminal came from
-        the box, and whoever has it there too can make writes block: a thread of its own writes, and is woken when the
-        time is over. Raises what the function raises."""
-        written: Future[None] = Future()
-        threading.Thread(target=lambda: _settle(written, write), name="terminal", daemon=True).start()
-        patience = max(seconds, 0) + _GRACE
-        while True:
-            try:
-                return written.result(patience)
-            except FutureTimeoutError:
-                patience = _AGAIN
-                self._wake_writer()
+    def release(self) -> None:
+        """Read nothing more. A thread that is in `ready` returns soon."""
+        self._is_released = True
+        if self._is_reading:
+            self._interrupt(lambda: not self._is_reading)
 
-    def _wake_writer(self) -> None:
-        """Have a write that waits in the kernel look again whether it may wait."""
-        with suppress(OSError, termios.error):
-            os.set_blocking(self._descriptor, False)
-            termios.tcflow(self._descriptor, termios.TCOOFF)
-            termios.tcflow(self._descriptor, termios.TCOON)
+    def within(self, seconds: float, write: Callable[[], int]) -> int | None:
+        """Run a function that writes to the terminal in a thread of its own. Returns, or raises, what the function
+        does; None if it is not done hardly after so many seconds. No other function is run before it is done."""
+        deadline = time.monotonic() + max(seconds, 0) + _GRACE
+        if not _is_done(self._writing, deadline):
+            return None
+        writing = self._writing = Future()
+        threading.Thread(target=lambda: _settle(writing, write), name="terminal", daemon=True).start()
+        if not _is_done(writing, deadline):
+            self._interrupt(writing.done)
+            if not _is_done(writing, deadline + _LAST_GRACE):
+                return None
+        return writing.result()
+
+    def _interrupt(self, is_done: Callable[[], bool]) -> None:
+        """Have reads and writes of the terminal that wait in the kernel return, in a thread, until the one that is
+        meant is done. A change of the line discipline makes them all return, whether or not it may be another one."""
+
+        def interrupt() -> None:
+            while not is_done():
+                with suppress(OSError):
+                    fcntl.ioctl(self._descriptor, termios.TIOCSETD, _LINE_DISCIPLINE)
+                time.sleep(_AGAIN)
+
+        threading.Thread(target=interrupt, name="interrupt terminal", daemon=True).start()
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the size of the terminal. Raises OSError when its other end is closed."""
         termios.tcsetwinsize(self.fileno(), (rows, cols))
 
 
-def _settle(future: Future[None], function: Callable[[], None]) -> None:
+def _is_done(future: Future[int] | None, deadline: float) -> bool:
+    return future is None or bool(wait([future], max(deadline - time.monotonic(), 0)).done)
+
+
+def _settle(future: Future[int], function: Callable[[], int]) -> None:
     try:
-        function()
-    except OSError as exc:
+        future.set_result(function())
+    except Exception as exc:
         future.set_exception(exc)
-    else:
-        future.set_result(None)
 
 
 def unread(pipe: int) -> int:
@@ -165,5 +192,7 @@ def check_terminal(descriptors: list[int]) -> None:
     if len(descriptors) == 1:
         found = os.fstat(descriptors[0])
         if stat.S_ISCHR(found.st_mode) and (os.major(found.st_rdev), os.minor(found.st_rdev)) == _TERMINAL_DEVICE:
-            return
+            with suppress(OSError):  # it was opened as a path alone
+                os.set_blocking(descriptors[0], False)
+                return
     raise ProtocolError("no terminal came for a command with a terminal")

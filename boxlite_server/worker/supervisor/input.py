@@ -30,13 +30,19 @@ class Input:
         self._end = end
         self._keep = keep
         self._kept = [Owned(descriptor) for descriptor in kept]
+        self._taken = 0
+        self._count()
 
     @property
     def taken(self) -> int:
         """How many bytes the command has been handed since its start."""
-        if not self._kept:
-            return 0
-        return os.lseek(self._kept[0].fileno(), 0, os.SEEK_CUR) - self._in_hop()
+        return self._taken
+
+    def _count(self) -> None:
+        """Look how many bytes the command has been handed. The hop cannot be asked while a write to a terminal waits in
+        the kernel, so that only the thread that writes may do so."""
+        if self._kept:
+            self._taken = os.lseek(self._kept[0].fileno(), 0, os.SEEK_CUR) - self._in_hop()
 
     def _in_hop(self) -> int:
         return unread(self._kept[1].fileno()) if len(self._kept) > 1 else 0
@@ -44,19 +50,22 @@ class Input:
     def write(self, data: bytes, timeout: float, news: News) -> int:
         """Write for at most `timeout` seconds, and not on after `news`. Returns the number of bytes written. Raises
         OSError when the other end is closed."""
+        if not isinstance(self._end, Terminal):
+            return self._write(data, timeout, news)
+        before = self._taken
+        written = self._end.within(timeout, lambda: self._write(data, timeout, news))
+        return min(self._taken - before, len(data)) if written is None else written
+
+    def _write(self, data: bytes, timeout: float, news: News) -> int:
         if not self._kept or self._in_hop():
-            self._prepare(self.taken)
-        spool, begin = self._kept[0].fileno(), self.taken
+            self._prepare(self._taken)
+        spool, begin = self._kept[0].fileno(), self._taken
         end = begin + os.pwrite(spool, data, begin)
         try:
-            deadline = time.monotonic() + timeout
-            if isinstance(self._end, Terminal):
-                self._end.within(timeout, lambda: self._push(end, deadline, news))
-            else:
-                self._push(end, deadline, news)
+            self._push(end, time.monotonic() + timeout, news)
         finally:
             os.ftruncate(spool, 0)  # frees the memory; what is in a pipe stays
-        return self.taken - begin
+        return self._taken - begin
 
     def _prepare(self, taken: int) -> None:
         """Make spool and hop, in place of those that the terminal did not take all bytes from. The holder goes from the
@@ -77,7 +86,7 @@ class Input:
         poll = select.poll()
         poll.register(self._end, select.POLLOUT)
         poll.register(news, select.POLLIN)
-        while self.taken < end:
+        while self._taken < end:
             try:
                 self._step(end)
             except BlockingIOError:
@@ -90,9 +99,12 @@ class Input:
         """Move some of the bytes. Raises BlockingIOError when the command has to read first."""
         spool, *hop = (owned.fileno() for owned in self._kept)
         left = end - os.lseek(spool, 0, os.SEEK_CUR)
-        if not hop:
-            os.splice(spool, self._end.fileno(), left, flags=os.SPLICE_F_NONBLOCK)
-            return
-        if not (waiting := self._in_hop()):
-            waiting = os.splice(spool, hop[1], min(left, _STEP), flags=os.SPLICE_F_NONBLOCK)
-        os.splice(hop[0], self._end.fileno(), waiting, flags=os.SPLICE_F_NONBLOCK)
+        try:
+            if not hop:
+                os.splice(spool, self._end.fileno(), left, flags=os.SPLICE_F_NONBLOCK)
+                return
+            if not (waiting := self._in_hop()):
+                waiting = os.splice(spool, hop[1], min(left, _STEP), flags=os.SPLICE_F_NONBLOCK)
+            os.splice(hop[0], self._end.fileno(), waiting, flags=os.SPLICE_F_NONBLOCK)
+        finally:
+            self._count()

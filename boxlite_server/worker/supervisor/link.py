@@ -24,17 +24,18 @@ from pathlib import Path
 
 from ..commands import GONE_EXIT_CODE
 from . import wire
+from .closing import Closing
 from .command import Command, Left, UnheardError
 from .ends import check_terminal
+from .listener import BACKLOG, listen
 from .poller import Poller
 from .wire import Ended, Failed, Greeting, ProtocolError, Signalled, Started
 
-SOCKET_NAME = "socket"
-_BACKLOG = 8
 _PACKETS = 64  # taken off a connection before others get their turn
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 5.0  # seconds without accepting after a connection that came to nothing
 _REMEMBERED = 1024  # ids of forgotten commands
 _INT = array.array("i").itemsize
+_MAX_PASSED = 253  # descriptors that the kernel passes with one packet
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Link:
         self._life: int | None = None  # a pidfd of it
         self._waiting: list[socket.socket] = []  # connections that came before the pid was known
         self._connection: socket.socket | None = None
+        self._closing = Closing()
         self._unmentioned = 0  # commands of the greeting that are still to come
         self._mentioned: dict[int, Started | Ended | Failed] = {}
         self._is_live = False
@@ -71,7 +73,7 @@ class Link:
         """Let the supervisor dial. A link that listens is left as it is. Raises OSError."""
         with self._changed:
             if self._listener is None:
-                self._listener = _listener(self._directory)
+                self._listener = listen(self._directory)
                 self._poller.start()
                 self._resume()
 
@@ -121,11 +123,10 @@ class Link:
             if gone:
                 self._give_up()
             self._is_live = False
-            watched = [self._listener, self._connection, *self._waiting]
-            for opened in watched:
-                if opened is not None:
-                    self._poller.remove(opened.fileno())
-                    opened.close()
+            opened = [each for each in (self._listener, self._connection, *self._waiting) if each is not None]
+            for each in opened:
+                self._poller.remove(each.fileno())
+            self._closing.close(*opened)
             self._listener = self._connection = None
             self._waiting.clear()
             if self._life is not None:
@@ -247,7 +248,7 @@ class Link:
 
     def _accept(self) -> None:
         with self._changed:
-            for _ in range(_BACKLOG + 1):
+            for _ in range(BACKLOG + 1):
                 if self._listener is None or self._connection is not None:
                     return
                 try:
@@ -256,7 +257,7 @@ class Link:
                     return
                 except OSError:  # this process has no descriptor left
                     break
-                if self._life is None and len(self._waiting) < _BACKLOG:
+                if self._life is None and len(self._waiting) < BACKLOG:
                     self._waiting.append(connection)
                 else:
                     self._admit(connection)
@@ -267,7 +268,7 @@ class Link:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         is_dead = self._life is None or _can_be_read(self._life)
         if _CREDENTIALS.unpack(credentials)[0] != self._pid or is_dead or self._connection is not None:
-            connection.close()
+            self._closing.close(connection)
             self.dropped += 1
             self._rest()
             return
@@ -291,10 +292,15 @@ class Link:
             self._pause = min(self._pause * 2, _LAST_PAUSE)
 
     def _resume(self) -> None:
+        """Accept connections again, once all that came before is closed."""
         with self._changed:
-            if self._listener is not None and self._connection is None and not self._is_listening:
-                self._is_listening = True
-                self._poller.add(self._listener.fileno(), self._accept)
+            if self._listener is None or self._connection is not None or self._is_listening:
+                return
+            if self._closing.is_busy:
+                self._poller.later(self._pause, self._resume)
+                return
+            self._is_listening = True
+            self._poller.add(self._listener.fileno(), self._accept)
 
     def _receive(self, packets: int = _PACKETS) -> None:
         with self._changed:
@@ -311,7 +317,7 @@ class Link:
         """Take a packet off the connection. Returns False when there is none."""
         try:
             packet, rights, flags, _ = connection.recvmsg(
-                wire.PACKET_BYTES, socket.CMSG_SPACE(_INT), socket.MSG_CMSG_CLOEXEC
+                wire.PACKET_BYTES, socket.CMSG_SPACE(_MAX_PASSED * _INT), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
@@ -323,12 +329,11 @@ class Link:
             if not packet:
                 self._disconnect()
                 return False
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
                 raise ProtocolError("a packet that is too large")
             self._note(wire.parse(packet), descriptors)
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self._closing.close(*descriptors)
         return True
 
     def _disconnect(self) -> None:
@@ -336,7 +341,7 @@ class Link:
         if self._connection is None:
             return
         self._poller.remove(self._connection.fileno())
-        self._connection.close()
+        self._closing.close(self._connection)
         self._connection = None
         self._is_live = False
         self._owed.clear()
@@ -478,22 +483,3 @@ def _can_be_read(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _listener(directory: Path) -> socket.socket:
-    """A listening socket in the directory, where it replaces a former one. Raises OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        (directory / SOCKET_NAME).unlink(missing_ok=True)
-        place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            listener.bind(f"/proc/self/fd/{place}/{SOCKET_NAME}")  # short: addresses have at most 107 bytes
-        finally:
-            os.close(place)
-        (directory / SOCKET_NAME).chmod(0o666)  # whoever dials is checked
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

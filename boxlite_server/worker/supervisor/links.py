@@ -41,18 +41,20 @@ class Links:
         return directory
 
     def _current(self) -> Path:
-        """This version of the program on the disk of the root, so that boxes can have links to it."""
+        """This version of the program on the disk of the root, so that boxes can have links to it. A box's user who is
+        not root cannot read it: nobody traces a process that runs what its user cannot read, from its first instruction
+        on."""
         content = self._program.read_bytes()
         kept = self._root / _PROGRAMS / hashlib.sha256(content).hexdigest()[:16]
         if not kept.exists():
             kept.parent.mkdir(mode=0o700, exist_ok=True)
             new = kept.with_suffix(f".{threading.get_ident()}")
             new.write_bytes(content)
-            new.chmod(0o755)
             new.replace(kept)
             for former in kept.parent.iterdir():
                 if former != kept and not former.suffix:  # boxes have links of their own
                     former.unlink(missing_ok=True)
+        kept.chmod(0o711)
         return kept
 
     def link(self, name: str) -> Link:

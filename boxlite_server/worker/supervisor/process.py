@@ -361,6 +361,8 @@ class SupervisedProcess(Durable):
             return
         self._is_closed = True
         self._command.news.set()
+        if isinstance(terminal := self._ends.get("terminal"), Terminal):
+            terminal.release()
         self._drop_input()
         self._forget_kept()
         if self._command.exit_code is not None:

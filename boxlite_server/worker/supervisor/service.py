@@ -1,7 +1,8 @@
 """The file service: a program in a box that reads small files for the worker, and writes files; see `init/files.c`.
 
-The worker asks on a socket, and each request is answered there before the next. What comes is untrusted: the box may
-have put anything in the program's place, or have stopped it.
+The worker asks through a pipe, and each request is answered through another one before the next. What comes is
+untrusted: the box may have put anything in the program's place, or have stopped it. Through a socket it could pass
+descriptors, see `closing.py`.
 
     type  mode, uid, gid, time  path  content
     S                           *              what is at the path; a link at its end is not followed
@@ -14,9 +15,10 @@ have put anything in the program's place, or have stopped it.
 from __future__ import annotations
 
 import errno
+import fcntl
+import io
 import os
 import select
-import socket
 import stat
 import struct
 import threading
@@ -28,7 +30,7 @@ from typing import NamedTuple
 from ..box_files import FilePart
 from . import wire
 from .command import Command, UnheardError
-from .ends import sealed
+from .ends import PIPE_BYTES, sealed
 from .link import Link
 
 MAX_BYTES = 1 << 20  # of a small file
@@ -60,11 +62,67 @@ class Found(NamedTuple):
 _NOTHING = Found(0, 0, 0, 0)
 
 
-class Program(NamedTuple):
-    """The program, which runs in a box, and the socket on which it answers."""
+class Program:
+    """The program, which runs in a box, and the worker's ends of its pipes: `asking` to write to, `answers` to read
+    from."""
 
-    command: Command
-    socket: socket.socket
+    def __init__(self, command: Command, asking: int, answers: int) -> None:
+        self.command = command
+        for pipe in (asking, answers):
+            os.set_blocking(pipe, False)
+            with suppress(OSError):  # a worker without root may have so many large pipes, and no more
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._asking = os.fdopen(asking, "wb", buffering=0)
+        self._answers = os.fdopen(answers, "rb", buffering=0)
+
+    def is_out_of_turn(self) -> bool:
+        """Whether the program has ended, or says what nobody has asked."""
+        return self._wait(self._answers, select.POLLIN, 0)
+
+    def send(self, data: bytes, deadline: float) -> None:
+        """Raises OSError when the program does not take it in time or has ended. `deadline`: of the monotonic
+        clock."""
+        view = memoryview(data)
+        while view:
+            if not self._wait(self._asking, select.POLLOUT, deadline - time.monotonic()):
+                raise TimeoutError("it took nothing in time")
+            view = view[self._asking.write(view) or 0 :]
+
+    def send_part(self, part: FilePart, deadline: float) -> None:
+        """Send a part of a file past this process. Raises what `send` raises, also when nothing is taken for long."""
+        position, end = part.position, part.position + part.size
+        while position < end:
+            if not self._wait(self._asking, select.POLLOUT, min(deadline - time.monotonic(), PATIENCE)):
+                raise TimeoutError("it took nothing of a file in time")
+            flags = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+            with suppress(BlockingIOError):
+                left = end - position
+                sent = os.splice(part.file.fileno(), self._asking.fileno(), left, offset_src=position, flags=flags)
+                if not sent:
+                    raise OSError("a file is shorter than it was")
+                position += sent
+
+    def receive(self, size: int, deadline: float) -> bytes:
+        """So many bytes. Raises OSError when they do not come in time or the program has ended."""
+        received = bytearray()
+        while len(received) < size:
+            if not self._wait(self._answers, select.POLLIN, deadline - time.monotonic()):
+                raise TimeoutError("it did not answer in time")
+            piece = self._answers.read(size - len(received))
+            if piece == b"":
+                raise EOFError("it has ended")
+            received += piece or b""
+        return bytes(received)
+
+    @staticmethod
+    def _wait(pipe: io.FileIO, event: int, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(pipe, event)
+        return bool(poll.poll(max(seconds, 0) * 1000))
+
+    def close(self) -> None:
+        self._asking.close()
+        self._answers.close()
 
 
 class Programs:
@@ -84,23 +142,19 @@ class Programs:
             program, self._resting = self._resting, None
         if program is None:
             return self._start()
-        if _can_be_read(program.socket):  # it has ended, or says what nobody has asked
+        if program.is_out_of_turn():
             self.end(program, kill=True)
             return self._start()
         return program
 
     def _start(self) -> Program:
-        with ExitStack() as theirs:
-            mine, other = socket.socketpair()
-            theirs.enter_context(other)
+        with ExitStack() as theirs, ExitStack() as ours:
+            (reading, asking), (answers, writing) = _pipe(theirs, ours), _pipe(ours, theirs)
             nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             theirs.callback(os.close, nothing)
-            streams = (other.fileno(), other.fileno(), nothing)
-            try:
-                return Program(self._link.start(sealed(self._spec, theirs), None, streams, is_own=True), mine)
-            except BaseException:
-                mine.close()
-                raise
+            command = self._link.start(sealed(self._spec, theirs), None, (reading, writing, nothing), is_own=True)
+            ours.pop_all()
+            return Program(command, asking, answers)
 
     def give_back(self, program: Program) -> None:
         """Let the program rest: it has answered all that it was asked."""
@@ -119,7 +173,7 @@ class Programs:
 
     def end(self, program: Program, *, kill: bool) -> None:
         """End a program, which does so itself when its input ends, unless the box has stopped it."""
-        program.socket.close()
+        program.close()
         self._link.leave(program.command, kill=kill)
 
 
@@ -159,10 +213,11 @@ class FileService:
             return
         self._ask("L", path, file, size=content.size)
         self._deadline += content.size / SLOWEST
+        program = self._taken()
         try:
-            self._send_part(self._connected(), content)
-            self._answer("L")
-        except OSError as exc:
+            program.send_part(content, self._deadline)
+            self._answer(program, "L")
+        except (OSError, EOFError) as exc:
             raise self._broken(str(exc)) from exc
 
     def close(self) -> None:
@@ -185,59 +240,24 @@ class FileService:
         head = _REQUEST.pack(
             ord(kind), len(name), size, stat.S_IMODE(file.mode), file.uid, file.gid, seconds, nanoseconds
         )
-        connection = self._connected()
+        program = self._taken()
         try:
-            self._wait(connection)
-            connection.sendall(head + name + content)
-            return self._answer(kind)
-        except OSError as exc:
+            program.send(head + name + content, self._deadline)
+            return self._answer(program, kind)
+        except (OSError, EOFError) as exc:
             raise self._broken(str(exc)) from exc
 
-    def _answer(self, kind: str) -> tuple[Found, bytes]:
-        connection = self._connected()
-        error, size, mode, uid, gid, modified = _ANSWER.unpack(self._receive(connection, _ANSWER.size))
+    def _answer(self, program: Program, kind: str) -> tuple[Found, bytes]:
+        error, size, mode, uid, gid, modified = _ANSWER.unpack(program.receive(_ANSWER.size, self._deadline))
         if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
             raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
-        received = self._receive(connection, size)
+        received = program.receive(size, self._deadline)
         if error:
             raise _RefusedError(error)
         return Found(mode, uid, gid, modified * 10**9), received
 
-    def _send_part(self, connection: socket.socket, part: FilePart) -> None:
-        """Send a part of a file past this process."""
-        poll = select.poll()
-        poll.register(connection, select.POLLOUT)
-        position, end = part.position, part.position + part.size
-        while position < end:
-            left = min(self._wait(connection), PATIENCE)
-            if not poll.poll(left * 1000):
-                raise self._broken("it did not take a file in time")
-            with suppress(BlockingIOError):
-                sent = os.sendfile(connection.fileno(), part.file.fileno(), position, end - position)
-                if not sent:
-                    raise OSError("a file is shorter than it was")
-                position += sent
-
-    def _receive(self, connection: socket.socket, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            self._wait(connection)
-            piece = connection.recv(size - len(received))
-            if not piece:
-                raise self._broken("it has ended")
-            received += piece
-        return bytes(received)
-
-    def _wait(self, connection: socket.socket) -> float:
-        """Have the next call on the connection end when the patience does. Returns how many seconds that are."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise self._broken("it did not answer in time")
-        connection.settimeout(left)
-        return left
-
-    def _connected(self) -> socket.socket:
-        """The connection to the program, which is taken at first."""
+    def _taken(self) -> Program:
+        """The program, which is taken at first."""
         if self._is_over:
             raise UnservedError("the file service was of no use before")
         if self._program is None:
@@ -246,7 +266,7 @@ class FileService:
                 self._program = self._programs.take()
             except (OSError, UnheardError) as exc:
                 raise self._broken(str(exc)) from exc
-        return self._program.socket
+        return self._program
 
     def _broken(self, why: str) -> UnservedError:
         self._is_over = True
@@ -264,7 +284,9 @@ class _RefusedError(UnservedError):
         self.number = number
 
 
-def _can_be_read(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """The ends of a pipe, for reading and for writing, which the one and the other closes. Raises OSError."""
+    ends = os.pipe()
+    for end, closing in zip(ends, (reader, writer), strict=True):
+        closing.callback(os.close, end)
+    return ends

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import socket
 import stat
 import struct
 import subprocess
@@ -26,11 +25,35 @@ ANSWER = struct.Struct("<IIIII4xq")
 REQUEST = struct.Struct("<B3xIIIIIqI4x")
 ME = Found(0o644, os.geteuid(), os.getegid(), 0)
 
-Answering = Callable[[socket.socket], object]
+
+class Other:
+    """The other ends of the pipes."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self.requests = os.fdopen(requests, "rb", buffering=0)
+        self.answers = os.fdopen(answers, "wb", buffering=0)
+
+    def recv(self, size: int) -> bytes:
+        return self.requests.read(size) or b""
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self.answers.write(view) :]
+
+    def __enter__(self) -> Other:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.requests.close()
+        self.answers.close()
+
+
+Answering = Callable[[Other], object]
 
 
 class Played:
-    """In place of a link: whatever plays the program in the box gets the other end of the socket."""
+    """In place of a link: whatever plays the program in the box gets the other ends of the pipes."""
 
     def __init__(self, play: Answering) -> None:
         self._play = play
@@ -38,11 +61,11 @@ class Played:
 
     def start(self, spec: int, size: object, streams: Sequence[int], *, is_own: bool) -> Command:
         assert is_own
-        other = socket.socket(fileno=os.dup(streams[0]))
+        other = Other(os.dup(streams[0]), os.dup(streams[1]))
         threading.Thread(target=self._run, args=(other,), daemon=True).start()
         return Command(1, has_terminal=False)
 
-    def _run(self, other: socket.socket) -> None:
+    def _run(self, other: Other) -> None:
         with other, suppress(ConnectionError):
             self._play(other)
 
@@ -64,8 +87,8 @@ def real(supervisor: Path) -> Iterator[FileService]:
     """The program itself, on this host."""
     made = []
 
-    def play(other: socket.socket) -> None:
-        made.append(subprocess.Popen([supervisor, "--files"], stdin=other, stdout=other))
+    def play(other: Other) -> None:
+        made.append(subprocess.Popen([supervisor, "--files"], stdin=other.requests, stdout=other.answers))
 
     kept = programs(Played(play), lambda _, function: function())  # it rests for no time
     found = FileService(kept)
@@ -92,7 +115,7 @@ LIES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_answer_that_cannot_be_is_none(lie: str) -> None:
-    def play(other: socket.socket) -> None:
+    def play(other: Other) -> None:
         other.recv(1 << 16)
         other.sendall(LIES[lie])
 
@@ -108,7 +131,7 @@ def test_a_program_that_never_ends_its_answer_is_killed(monkeypatch: pytest.Monk
     monkeypatch.setattr(service, "PATIENCE", 0.3)
     done = threading.Event()
 
-    def play(other: socket.socket) -> None:
+    def play(other: Other) -> None:
         try:
             while not done.wait(0.05):
                 other.sendall(piece)
@@ -158,7 +181,7 @@ def test_the_next_transfer_asks_the_same_program_unless_that_has_said_more() -> 
     heard: list[bytes] = []
     started: list[int] = []
 
-    def play(other: socket.socket) -> None:
+    def play(other: Other) -> None:
         started.append(1)
         while said := other.recv(1 << 16):
             heard.append(said)
@@ -189,7 +212,7 @@ def test_a_program_rests_for_a_while_alone() -> None:
     assert played.left == [False, False]
 
 
-def answering_that_nothing_is_there(other: socket.socket) -> None:
+def answering_that_nothing_is_there(other: Other) -> None:
     while other.recv(1 << 16):
         other.sendall(ANSWER.pack(errno.ENOENT, 0, 0, 0, 0, 0))
 
@@ -235,8 +258,8 @@ def test_a_write_that_fails_leaves_the_former_file(
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    def play(other: socket.socket) -> None:
-        subprocess.Popen([supervisor, "--files"], stdin=other, stdout=other, preexec_fn=limit)
+    def play(other: Other) -> None:
+        subprocess.Popen([supervisor, "--files"], stdin=other.requests, stdout=other.answers, preexec_fn=limit)
 
     found, played = served(play)
     (tmp_path / "f").write_bytes(b"former")

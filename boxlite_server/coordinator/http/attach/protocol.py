@@ -17,6 +17,7 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
+from websockets.protocol import State
 
 from .... import errors
 from ..connections import is_silent
@@ -76,6 +77,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return False  # `send_keepalive_ping` looks after that
 
     # ---- overrides ------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Have the connection end, since the server does. A closing handshake that has begun goes on, for as long as
+        its timer says; no other one can be begun then."""
+        if self.close_sent or not self.handshake_complete or self.conn.state is State.OPEN:
+            super().shutdown()
+        elif not self.is_closing:
+            self.transport.close()
 
     def handle_bytes(self, event: Frame) -> None:
         self.curr_msg_data_type = "bytes"
