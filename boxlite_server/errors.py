@@ -16,6 +16,7 @@
     │   └── LocalImageError            422 image_pull_failed
     ├── ExecutionError                 422 execution_failed
     ├── ResourceExhaustedError         429 resource_exhausted
+    │   └── QuotaExceededError         429 resource_exhausted
     ├── UpstreamUnavailableError       503 upstream_unavailable
     │   ├── UnreachableError           503 upstream_unavailable
     │   ├── BusyError                  503 upstream_unavailable
@@ -115,6 +116,10 @@ class ExecutionError(BoxliteError):
 
 class ResourceExhaustedError(BoxliteError):
     status, type, code = 429, "ResourceExhaustedError", "resource_exhausted"
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """A prefix has as much as its quotas allow; no other worker changes that."""
 
 
 class UpstreamUnavailableError(BoxliteError):

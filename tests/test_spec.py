@@ -44,6 +44,7 @@ TAG_OF: dict[str, str] = {
         "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
         "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools proveCoordinator",
+        "Quotas": "listQuotas getQuotas setQuotas removeQuotas",
     }.items()
     for operation_id in operation_ids.split()
 }

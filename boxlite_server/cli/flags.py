@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import credentials, types
+
+if TYPE_CHECKING:
+    from ..coordinator.store import Store
 
 DEFAULT_HOME = Path("~/.boxlite")
 
@@ -33,6 +37,28 @@ def add_database(parser: argparse.ArgumentParser) -> None:
         help="use this database: the path of an SQLite file, or postgresql://USER@HOST/NAME, which several "
         f"coordinators can share [BOXLITE_COORDINATOR_DB] (default: {DEFAULT_HOME}/coordinator.db)",
     )
+
+
+def on_database(
+    act: Callable[[Store, argparse.Namespace], Awaitable[None]],
+) -> Callable[[argparse.Namespace], int]:
+    """Make a command of `act`, which gets the database that is named by the flag, and which a coordinator may be using
+    meanwhile."""
+
+    async def with_store(arguments: argparse.Namespace) -> None:
+        from ..coordinator.store import Store
+
+        store = await Store.open_beside(arguments.database)
+        try:
+            await act(store, arguments)
+        finally:
+            await store.close()
+
+    def run(arguments: argparse.Namespace) -> int:
+        asyncio.run(with_store(arguments))
+        return 0
+
+    return run
 
 
 def add_home(parser: argparse.ArgumentParser, text: str) -> None:

@@ -4,22 +4,18 @@ coordinator may be using meanwhile."""
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ..client import output
 from ..errors import InvalidArgumentError, InvalidStateError, NotFoundError
 from ..formats import timestamp
 from . import types
-from .flags import Commands, add, add_database, add_debug
+from .flags import Commands, add, add_database, add_debug, on_database
 
 if TYPE_CHECKING:
     from ..coordinator.store import Key, Store
-
-Act = Callable[["Store", argparse.Namespace], Awaitable[None]]
 
 
 def add_keys(commands: Commands) -> None:
@@ -27,10 +23,10 @@ def add_keys(commands: Commands) -> None:
     parser = commands.add_parser("keys", help="make, list, revoke and rotate API keys")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_create(actions)
-    listing = add(actions, "list", _run(list_keys), "list all keys, without their secrets")
+    listing = add(actions, "list", on_database(list_keys), "list all keys, without their secrets")
     listing.add_argument("--format", choices=("table", "json"), default="table", help="print the keys in this format")
-    revoking = add(actions, "revoke", _run(revoke), "end a key; every coordinator refuses it within 10 seconds")
-    rotating = add(actions, "rotate", _run(rotate), "give a key a new secret, and print the key")
+    revoking = add(actions, "revoke", on_database(revoke), "end a key; every coordinator refuses it within 10 seconds")
+    rotating = add(actions, "rotate", on_database(rotate), "give a key a new secret, and print the key")
     rotating.add_argument(
         "--grace",
         metavar="DURATION",
@@ -47,7 +43,7 @@ def add_keys(commands: Commands) -> None:
 
 
 def _add_create(actions: Commands) -> None:
-    parser = add(actions, "create", _run(create), "make a key, and print it; it is never shown again")
+    parser = add(actions, "create", on_database(create), "make a key, and print it; it is never shown again")
     parser.add_argument("--name", type=types.key_name, required=True, help="name the key, for people")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--prefix", type=types.prefix, help="let the key use this prefix (tenant), and no other")
@@ -77,23 +73,6 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="print the key alone, or with all that it is"
     )
-
-
-def _run(act: Act) -> Callable[[argparse.Namespace], int]:
-    async def with_store(arguments: argparse.Namespace) -> None:
-        from ..coordinator.store import Store
-
-        store = await Store.open_beside(arguments.database)
-        try:
-            await act(store, arguments)
-        finally:
-            await store.close()
-
-    def run(arguments: argparse.Namespace) -> int:
-        asyncio.run(with_store(arguments))
-        return 0
-
-    return run
 
 
 async def create(store: Store, arguments: argparse.Namespace) -> None:

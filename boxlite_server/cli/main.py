@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, credentials, host_access, keys, logs, types
+from . import admin, credentials, host_access, keys, logs, quotas, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_backup(commands)
     keys.add_keys(commands)
+    quotas.add_quotas(commands)
     _add_workers(commands)
     _add_drain(commands)
     _add_undrain(commands)

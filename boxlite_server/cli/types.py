@@ -79,6 +79,21 @@ def count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"'{text}' is no number of 0 or more")
 
 
+def quota(text: str) -> int | None:
+    """A number of 0 or more, or `none`."""
+    if text == "none":
+        return None
+    if text.isascii() and text.isdigit() and int(text) < 2**53:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither a number of 0 or more nor none")
+
+
+def prefix_or_any(text: str) -> str:
+    from ..coordinator.store import ANY_PREFIX
+
+    return text if text == ANY_PREFIX else prefix(text)
+
+
 def factor(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 1 <= (factor := float(text)) <= 1000:

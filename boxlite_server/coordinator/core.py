@@ -34,9 +34,10 @@ from .fleet.pulls import FailedPulls
 from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
-from .store import Store
+from .store import Quotas, Store
 from .tenants.authenticator import Authenticator
 from .tenants.keys import Keys
+from .tenants.quotas import QuotaRows
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Core:
     policy: Policy
     clock: Callable[[], float]
     authenticator: Authenticator
+    quotas: QuotaRows
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
@@ -107,12 +109,14 @@ class Core:
         """Build the parts over an open database."""
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
         calls, counting = Calls(fleet, connect), Counting(store)
-        volumes = Volumes(store, fleet, calls, leases, clock)
+        quotas = QuotaRows(store, Quotas(boxes=policy.max_boxes_per_prefix))
+        volumes = Volumes(store, fleet, calls, leases, quotas, clock)
         schedule, counting = Schedule(store, leases, clock), Counting(store)
-        turns = Turns(store, fleet, schedule, leases, clock)
+        turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         warm = Warm(store, fleet, turns, observer, counting)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, FailedPulls(clock), policy, clock)
+        pulls = FailedPulls(clock)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, pulls, quotas, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
@@ -142,6 +146,7 @@ class Core:
             policy=policy,
             clock=clock,
             authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
+            quotas=quotas,
         )
 
     def start(self) -> None:

@@ -20,6 +20,8 @@ DEFAULT_SECURITY = "standard"
 SECURITY_PRESETS = ("development", DEFAULT_SECURITY, "maximum")  # the schema enforces it
 MAX_TIMEOUT_SECONDS = 604_800  # of a command; the schema enforces it
 MAX_DISK_SIZE_GB = 65_536  # the schema enforces it
+MAX_CPUS = 255  # of a box; the schema enforces it
+MAX_MEMORY_MIB = 1_048_576  # of a box; the schema enforces it
 
 # Fields of a CreateBoxRequest that this server cannot honour yet, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {

@@ -125,11 +125,13 @@ class Boxes:
         was_desired = box.desired == DesiredState.RUNNING
         if not was_desired:
             # Should the answer be lost with the coordinator's machine, this life tells whether the run ended with it.
-            wanted |= {"desired": DesiredState.RUNNING, "engine_life": worker.engine_life}
+            wanted |= {"engine_life": worker.engine_life}
         if box.restarts and not again:
             wanted |= {"restarts": 0, "restarted_at": None}
         if box.status not in RESERVING:
-            box = await self._reserve_again(box, worker, wanted)
+            box = await self._reserve_again(box, worker, {**wanted, "desired": DesiredState.RUNNING})
+        elif not was_desired:
+            box = await self._turns.want_running(box, **wanted)
         elif wanted:
             box = await self._turns.change(box.id, **wanted)
         try:
@@ -146,6 +148,8 @@ class Boxes:
         """See `Turns.reserve_again`. Warm boxes are given up where the worker has no room otherwise."""
         try:
             return await self._turns.reserve_again(box, worker, **changes)
+        except errors.QuotaExceededError:
+            raise
         except errors.ResourceExhaustedError:
             if not await self._warm.give_up(Need(box.cpus, box.memory_mib, worker.id)):
                 raise

@@ -24,7 +24,8 @@ from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
 from ..states import BoxStatus, DesiredState, WorkerStatus
-from ..store import Box, Store, Tables, Worker
+from ..store import Box, Store, Tables, Use, Worker
+from ..tenants.quotas import QuotaRows
 from .observing import Observer
 from .turns import Turns, forgotten
 from .volumes import Volumes
@@ -50,6 +51,7 @@ class Creation:
         observer: Observer,
         warm: Warm,
         pulls: FailedPulls,
+        quotas: QuotaRows,
         policy: Policy,
         clock: Callable[[], float],
     ) -> None:
@@ -61,6 +63,7 @@ class Creation:
         self._observer = observer
         self._warm = warm
         self.pulls = pulls
+        self._quotas = quotas
         self._policy = policy
         self._clock = clock
 
@@ -75,8 +78,8 @@ class Creation:
         time of the others too: the box is forgotten, and its container, if any, is an orphan.
 
         Raises AlreadyExistsError, ImageError, InvalidArgumentError, UnsupportedError, NotFoundError (of a volume),
-        UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError; with `start` also what a
-        start raises.
+        QuotaExceededError, UpstreamUnavailableError (no worker can take it; the text says why), TimedOutError; with
+        `start` also what a start raises.
         """
         spec = Spec.of_request(request, self._policy)
         if left := await self.made_before(request_key, spec):
@@ -99,7 +102,7 @@ class Creation:
             return None
         async with self._store.transaction() as tx:
             await self._own_request(tx, request_key)
-            await self._refuse_too_many(tx, prefix)
+            await self._quotas.check(tx, prefix, _use(spec, start))
             if spec.name and await tx.is_named(prefix, spec.name):
                 raise errors.AlreadyExistsError(f"box '{spec.name}' already exists")
             candidates = await self._fleet.candidates(tx)
@@ -316,6 +319,8 @@ class Creation:
         for _ in range(GIVE_UPS):
             try:
                 return await self._place(row, need, tried, only)
+            except errors.QuotaExceededError:
+                raise
             except (errors.ResourceExhaustedError, errors.UpstreamUnavailableError):
                 if warm or not await self._warm.give_up(need._replace(worker_id=only or home), tried):
                     raise
@@ -341,7 +346,7 @@ class Creation:
                 await tx.update_box(row.id, **moved)
                 return worker
             if not row.warm:
-                await self._refuse_too_many(tx, row.prefix)
+                await self._quotas.check(tx, row.prefix, _use(row.spec, row.desired == DesiredState.RUNNING))
             await tx.insert_box(row._replace(worker_id=worker.id))
             return worker
 
@@ -351,13 +356,6 @@ class Creation:
             if not self._is_past(other):
                 raise errors.LeaseLostError("another attempt at this request has taken over; send it again")
             await tx.update_box(other.id, request_key=None)
-
-    async def _refuse_too_many(self, tx: Tables, prefix: str) -> None:
-        limit = self._policy.max_boxes_per_prefix
-        if limit is not None and await tx.count_boxes(prefix) >= limit:
-            raise errors.ResourceExhaustedError(
-                f"prefix '{prefix}' has {limit} boxes, as many as this server allows; remove one first"
-            )
 
 
 @contextmanager
@@ -373,6 +371,11 @@ def _unknown_when_interrupted(request_key: str | None) -> Iterator[None]:
         raise errors.TimedOutError(
             f"the box was being made when that was interrupted; look whether it is there: {exc.message}"
         ) from exc
+
+
+def _use(spec: Spec, runs: bool) -> Use:
+    """What a new box takes of the quotas of its prefix."""
+    return Use(boxes=1, running_boxes=int(runs), cpus=spec.cpus, memory_mib=spec.memory_mib)
 
 
 def _new_row(

@@ -16,21 +16,31 @@ from ..fleet import placement
 from ..fleet.placement import Candidate, Need
 from ..fleet.registry import Fleet
 from ..leases import Leases
-from ..states import BoxStatus
-from ..store import Box, Store, Tables, Worker
+from ..states import BoxStatus, DesiredState
+from ..store import Box, Store, Tables, Use, Worker
+from ..tenants.quotas import QuotaRows
 from .deadlines import Schedule
+
+RUNNING = (BoxStatus.RUNNING, BoxStatus.STOPPING, BoxStatus.PAUSED)  # counted as running, whatever is desired
 
 
 class Turns:
     """Turns on boxes, and their rows, over the store and the leases; `clock` gives Unix seconds."""
 
     def __init__(
-        self, store: Store, fleet: Fleet, schedule: Schedule, leases: Leases, clock: Callable[[], float]
+        self,
+        store: Store,
+        fleet: Fleet,
+        schedule: Schedule,
+        leases: Leases,
+        quotas: QuotaRows,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._schedule = schedule
         self._leases = leases
+        self._quotas = quotas
         self._clock = clock
 
     async def get(self, prefix: str, id_or_name: str) -> Box:
@@ -84,6 +94,13 @@ class Turns:
         async with self.writing(box_id, durable=durable) as tx:
             return await self.write(tx, box_id, **changes)
 
+    async def want_running(self, box: Box, **changes: Any) -> Box:
+        """`change` for a box that has its room and is to run from now on. Raises QuotaExceededError."""
+        async with self.writing(box.id) as tx:
+            if box.status not in RUNNING:
+                await self._quotas.check(tx, box.prefix, Use(running_boxes=1))
+            return await self.write(tx, box.id, desired=DesiredState.RUNNING, **changes)
+
     async def write(self, tx: Tables, box_id: str, **changes: Any) -> Box:
         """`change` within the transaction `tx`. Raises UpstreamUnavailableError when the row has gone with its
         worker's."""
@@ -105,8 +122,10 @@ class Turns:
 
     async def reserve_again(self, box: Box, worker: Worker, **changes: Any) -> Box:
         """Reserve room on its worker for a box that gave its room away when it stopped, in one step with other
-        changes of its row. Raises ResourceExhaustedError, with the reason, when the worker has no room."""
+        changes of its row. Raises ResourceExhaustedError, with the reason, when the worker has no room, and
+        QuotaExceededError."""
         async with self.writing(box.id) as tx:
+            await self._quotas.check(tx, box.prefix, Use(running_boxes=1, cpus=box.cpus, memory_mib=box.memory_mib))
             candidate = Candidate(worker, await tx.load(worker.id), True)
             if reason := placement.no_room(Need(box.cpus, box.memory_mib), candidate):
                 raise errors.ResourceExhaustedError(

@@ -19,7 +19,8 @@ from ..host_access import Mount
 from ..leases import Leases
 from ..limits import REQUEST_SECONDS
 from ..states import VolumeState
-from ..store import Store, Tables, Volume, Worker
+from ..store import Store, Tables, Use, Volume, Worker
+from ..tenants.quotas import QuotaRows
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,20 @@ log = logging.getLogger(__name__)
 class Volumes:
     """All volumes of all prefixes, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, calls: Calls, leases: Leases, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        calls: Calls,
+        leases: Leases,
+        quotas: QuotaRows,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._fleet = fleet
         self._calls = calls
         self._leases = leases
+        self._quotas = quotas
         self._clock = clock
 
     async def get(self, prefix: str, id_or_name: str) -> Volume:
@@ -185,6 +195,7 @@ class Volumes:
             if not placement.workers:
                 raise not_placed("volume", NOTHING, placement, tried)
             worker, now = placement.workers[0], self._clock()
+            await self._quotas.check(tx, prefix, Use(volumes=1))
             await tx.insert_volume(
                 Volume(volume_id, prefix, name or volume_id, worker.id, VolumeState.CREATING, now, now)
             )

@@ -59,7 +59,9 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
-    return Edge(http, Attach(core), core.authenticator, Operations(spec), _DOCUMENTS, origins, body_seconds)
+    return Edge(
+        http, Attach(core), core.authenticator, core.quotas, Operations(spec), _DOCUMENTS, origins, body_seconds
+    )
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:

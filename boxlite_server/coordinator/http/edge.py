@@ -1,5 +1,5 @@
 """The first step of every HTTP and WebSocket request: give it an id, refuse it to pages of other web sites,
-authenticate it, write out its prefix, and see whether the caller may do what it asks for.
+authenticate it, write out its prefix, and see whether the caller may do what it asks for, and so soon.
 
 Released clients write the box paths in three ways: without a prefix, under ``default``, and under a prefix of
 their own. The edge turns all three into ``/v1/{prefix}/…``. Under ``default`` a key finds its own prefix.
@@ -18,6 +18,7 @@ from ... import errors, ids
 from ..tenants.authenticator import Authenticator
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import Principal
+from ..tenants.quotas import QuotaRows
 from .bodies import bounded
 from .connections import ConnectionLimits
 from .ending import Ending
@@ -41,6 +42,7 @@ class Edge:
         http: ASGIApp,
         websocket: ASGIApp,
         authenticator: Authenticator,
+        quotas: QuotaRows,
         operations: Operations,
         documents: Collection[str] = (),
         origins: Origins | None = None,
@@ -49,6 +51,7 @@ class Edge:
         self._apps = {"http": http, "websocket": websocket}
         self._lifespan = http
         self._authenticator = authenticator
+        self._quotas = quotas
         self._origins = origins or Origins()
         self._body_seconds = body_seconds
         self._operations = operations
@@ -131,6 +134,8 @@ class Edge:
             operation = self._operations.find(method, scope["path"])
             if operation is not None and not operation.is_allowed(principal):
                 raise self._authenticator.refuse(principal, operation.scope)
+            if (prefix := prefix_of(scope["path"], principal)) is not None:
+                await self._quotas.take_request(prefix)
         scope[OPERATION] = operation and operation.id
         scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation
@@ -140,6 +145,15 @@ def client_address(scope: Scope) -> str:
     """The address of the client that sent a request."""
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def prefix_of(path: str, principal: Principal) -> str | None:
+    """The prefix whose request this is: that of the canonical path, else the caller's own. None: it is a request of
+    the fleet's operator or of a worker, of which there are never too many."""
+    _, _, root, kind, *_ = *path.split("/", 4), "", "", ""
+    if kind in PREFIXED:
+        return root
+    return None if root == "admin" else principal.own_prefix
 
 
 def canonical(path: str, principal: Principal) -> str:

@@ -21,11 +21,13 @@ from .leases import Leases
 from .meta import Meta
 from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
+from .tenants import ANY_PREFIX, Quotas, Tenants, Use
 from .volumes import Volume, Volumes
 from .warm import WARM_PREFIX, WarmBox, WarmPool, WarmPools
 from .workers import Load, Worker, Workers
 
 __all__ = [
+    "ANY_PREFIX",
     "RESERVING",
     "WARM_PREFIX",
     "WORKER_PREFIX",
@@ -36,10 +38,12 @@ __all__ = [
     "Key",
     "Load",
     "Page",
+    "Quotas",
     "Snapshot",
     "Store",
     "Tables",
     "Unsettled",
+    "Use",
     "Volume",
     "WarmBox",
     "WarmPool",
@@ -47,7 +51,9 @@ __all__ = [
 ]
 
 
-class Tables(Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys):
+class Tables(
+    Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys, Tenants
+):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
     All methods raise DatabaseUnavailableError while the database cannot be reached or written, and work again

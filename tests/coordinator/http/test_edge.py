@@ -19,6 +19,10 @@ class Anybody:
         return ANONYMOUS
 
 
+class Unlimited:
+    async def take_request(self, prefix: str) -> None: ...
+
+
 async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:
     """What a client gets from an application that sends `first` and then takes too long."""
     sent: list[dict[str, Any]] = []
@@ -36,7 +40,7 @@ async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:
     async def receive() -> Any:
         raise AssertionError("nothing is read")
 
-    edge = Edge(application, application, Anybody(), Operations(specs.openapi()))  # type: ignore[arg-type]
+    edge = Edge(application, application, Anybody(), Unlimited(), Operations(specs.openapi()))  # type: ignore[arg-type]
     scope = {"type": "http", "method": "GET", "path": "/v1/boxes", "query_string": b"", "headers": []}
     task = asyncio.create_task(edge(scope, receive, send))
     await waits.wait()

@@ -27,6 +27,7 @@ from boxlite_server.coordinator.store import (
     Snapshot,
     Store,
     Tables,
+    Use,
     Volume,
 )
 
@@ -336,6 +337,7 @@ async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> Non
             "worker_id": chance.choice(("w1", "w2")),
             "cpus": chance.randint(1, 4),
             "memory_mib": chance.randint(1, 999),
+            "desired": chance.choice(tuple(DesiredState)),
         }
         if kind == "insert":
             row = box(number, prefix=chance.choice(("default", "other")), **fields)
@@ -366,6 +368,10 @@ async def test_loads_and_totals_are_right_whatever_happened(store: Store) -> Non
         seen = [row.status for row in rows.values() if row.prefix == prefix and row.status != "removing"]
         assert await store.count_boxes(prefix) == len(seen)
         assert await store.count_boxes(prefix, "running") == seen.count("running")
+        held = [row for row in rows.values() if row.prefix == prefix and reserved[row.id]]
+        active = [row for row in held if row.desired == "running" or row.status in ("running", "stopping", "paused")]
+        cpus, memory_mib = sum(row.cpus for row in held), sum(row.memory_mib for row in held)
+        assert await store.use_of(prefix) == Use(len(seen), len(active), cpus, memory_mib)
     assert await store.count_boxes("third") == 0
 
 

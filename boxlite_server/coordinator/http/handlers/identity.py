@@ -24,6 +24,8 @@ async def get_current_principal(core: Core) -> Any:
         "path_prefix": None if principal.own_prefix == DEFAULT else principal.own_prefix,
         "scopes": sorted(principal.scopes),
         "expires_at": timestamp(principal.expires_at),
+        "quotas": (await core.quotas.of(principal.own_prefix))._asdict(),
+        "used": (await core.store.use_of(principal.own_prefix))._asdict(),
     }
 
 

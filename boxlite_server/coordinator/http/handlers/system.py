@@ -11,11 +11,14 @@ from ...spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY_MIB,
     DEFAULT_SECURITY,
+    MAX_CPUS,
     MAX_DISK_SIZE_GB,
+    MAX_MEMORY_MIB,
     MAX_TIMEOUT_SECONDS,
     SECURITY_PRESETS,
 )
 from ...states import WorkerStatus
+from ...store import ANY_PREFIX
 from .. import idempotency
 
 
@@ -33,9 +36,10 @@ async def get_config(core: Core) -> Any:
             "security_preset": DEFAULT_SECURITY,
         },
         "overrides": {},
+        "quotas": (await core.quotas.of(ANY_PREFIX))._asdict(),
         "capabilities": {
-            "max_cpus": max((w.cpus for w in workers), default=0),
-            "max_memory_mib": max((w.memory_mib for w in workers), default=0),
+            "max_cpus": MAX_CPUS,
+            "max_memory_mib": MAX_MEMORY_MIB,
             "tty_enabled": True,
             "streaming_enabled": True,
             "snapshots_enabled": True,
