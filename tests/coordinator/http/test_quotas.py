@@ -46,7 +46,7 @@ def api(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     with asyncio.Runner() as runner:
         runner.run(site.open(site.one))
         yield Api(runner, site)
-        runner.run(site.close())
+        runner.run(site.core.close())
 
 
 def test_a_quota_that_is_used_up_is_named(api: Api) -> None:
