@@ -1,4 +1,4 @@
-"""Errors on gRPC, in both directions, and the metadata of every call: the worker's secret and its epoch.
+"""Errors on gRPC, in both directions, and the metadata of every call: the worker's secret, its epoch and the tenant.
 
 The status code is for generic gRPC clients; between coordinator and worker the error's `code` travels as the
 trailing metadatum `boxlite-code`, and its message as the call's details.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
@@ -26,6 +28,8 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_li
 CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
+TENANT_KEY = "boxlite-tenant"  # the prefix of the request that a call is part of; absent: the call is nobody's
+QUOTA_KEY = "boxlite-quota-"  # followed by the name of a quota of that prefix
 ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the header of a streamed call
 MAX_MESSAGE_BYTES = 12 * 1024 * 1024  # the result of a run has two streams of 4 MiB
 CHUNK_BYTES = 256 * 1024  # of a byte stream in one message
@@ -162,6 +166,46 @@ def with_secret(secret: str, epoch: str | None = None) -> tuple[tuple[str, str],
     """Make the metadata of a call to a worker; `epoch`: the worker process that it is addressed to, None for any."""
     carried = (("authorization", f"Bearer {secret}"),)
     return (*carried, (EPOCH_KEY, epoch)) if epoch else carried
+
+
+class Tenant(NamedTuple):
+    """On whose behalf a worker does something, and what the prefix may have there at most; None: there is no quota."""
+
+    prefix: str = ""  # empty: nobody's
+    executions: int | None = None
+    transfers: int | None = None
+    spooled_bytes: int | None = None
+
+
+NOBODY = Tenant()
+_QUOTAS = Tenant._fields[1:]
+TENANT: ContextVar[Tenant] = ContextVar("tenant", default=NOBODY)  # of the request or call that is being served
+
+
+@contextmanager
+def on_behalf_of(tenant: Tenant) -> Iterator[None]:
+    """Serve the tenant during the `with` block: its calls to workers name the tenant."""
+    token = TENANT.set(tenant)
+    try:
+        yield
+    finally:
+        TENANT.reset(token)
+
+
+def with_tenant() -> tuple[tuple[str, str], ...]:
+    """Make the metadata that names the tenant which is being served."""
+    tenant = TENANT.get()
+    if not tenant.prefix:
+        return ()
+    quotas = ((QUOTA_KEY + name.replace("_", "-"), getattr(tenant, name)) for name in _QUOTAS)
+    return ((TENANT_KEY, tenant.prefix), *((key, str(quota)) for key, quota in quotas if quota is not None))
+
+
+def tenant_of(metadata: Sequence[tuple[str, str | bytes]]) -> Tenant:
+    """The tenant that the metadata of a call names."""
+    found = {key: value for key, value in metadata if isinstance(value, str)}
+    quotas = (found.get(QUOTA_KEY + name.replace("_", "-")) for name in _QUOTAS)
+    return Tenant(found.get(TENANT_KEY, ""), *(int(quota) if quota else None for quota in quotas))
 
 
 def chunks(data: bytes) -> Iterator[bytes]:

@@ -92,6 +92,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             rejoin=arguments.rejoin,
             reserve_memory_mib=arguments.reserve_memory,
             spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
+            output_limit=arguments.output_limit and arguments.output_limit << 30,
         )
     )
 
@@ -332,7 +333,14 @@ def _add_worker(commands: Commands) -> None:
         metavar="GIB",
         type=types.positive,
         help="keep at most so much of uploads and downloads on the disk at once, and half of that for one box "
-        "(default: half of the disk)",
+        "(default: half of the disk); tenants share it",
+    )
+    parser.add_argument(
+        "--output-limit",
+        metavar="GIB",
+        type=types.positive,
+        help="keep at most so much of the output of commands on the disk, and 512 KiB of each command in any case; the "
+        "oldest output goes first (default: a quarter of the disk); tenants share it",
     )
     host_access.add_flags(parser)
     parser.add_argument(

@@ -108,20 +108,18 @@ class Core:
     ) -> Core:
         """Build the parts over an open database."""
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
+        quotas = QuotaRows(store, Quotas(policy.max_boxes_per_prefix))
         calls, counting = Calls(fleet, connect), Counting(store)
-        quotas = QuotaRows(store, Quotas(boxes=policy.max_boxes_per_prefix))
         volumes = Volumes(store, fleet, calls, leases, quotas, clock)
-        schedule, counting = Schedule(store, leases, clock), Counting(store)
+        schedule, pulls = Schedule(store, leases, clock), FailedPulls(clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         warm = Warm(store, fleet, turns, observer, counting)
-        pulls = FailedPulls(clock)
         creation = Creation(store, fleet, calls, volumes, turns, observer, warm, pulls, quotas, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
-        orphans = Orphans(store, calls, turns, clock, grace=orphan_grace)
+        orphans, restarts = Orphans(store, calls, turns, clock, grace=orphan_grace), Restarts(boxes, observer, clock)
         boxes.on_forgotten(orphans.forgotten)
-        restarts = Restarts(boxes, observer, clock)
         return cls(
             store=store,
             leases=leases,

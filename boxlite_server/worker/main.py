@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -66,6 +67,7 @@ class WorkerConfig:
     cpu_overcommit: float = 16.0
     reserve_memory_mib: int | None = None  # that no box is promised; None: a tenth, see `default_reserve`
     spool_limit: int | None = None  # bytes of transfers on the disk; None: half of the disk
+    output_limit: int | None = None  # bytes of kept output on the disk; None: a quarter of the disk
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
     warm_images: Mapping[str, int] = field(default_factory=dict)  # how many warm boxes to have, by image
     filtered_network: bool = True  # boxes reach the public internet alone, or none have a network
@@ -111,7 +113,9 @@ class Worker:
             reach=Reach(config.filtered_network, config.allow_private, self._coordinator.hostname or ""),
         )
         journal = Journal(_made(config.home / "executions"))
-        self._executions = Executions(self._runtime, _made(config.home / "spool"), journal=journal)
+        spool = _made(config.home / "spool")
+        budget = config.output_limit or shutil.disk_usage(spool).total // 4
+        self._executions = Executions(self._runtime, spool, journal=journal, budget=budget)
         files = Files(self._runtime, Spool(_made(config.home / "transfers"), budget=config.spool_limit))
         self._service = WorkerService(self._runtime, self._executions, files)
         self._epoch = ids.new_id()

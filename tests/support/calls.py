@@ -22,7 +22,7 @@ EPOCH = "an epoch"
 
 
 class Client:
-    """Makes the stub's calls, each with the secret and a deadline."""
+    """Makes the stub's calls, each with the secret, a deadline, and the tenant that is being served."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(
@@ -32,7 +32,7 @@ class Client:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.stub, name)
-        return lambda request: method(request, metadata=rpc.with_secret(SECRET), timeout=60)
+        return lambda request: method(request, metadata=(*rpc.with_secret(SECRET), *rpc.with_tenant()), timeout=60)
 
 
 def service_of(site: Site, spool: Path) -> WorkerService:

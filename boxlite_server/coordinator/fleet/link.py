@@ -67,18 +67,18 @@ class GrpcLink:
         self._name = worker.name
         self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._metadata = grpc.aio.Metadata(*rpc.with_secret(worker.secret, worker.epoch))
+        self._metadata = rpc.with_secret(worker.secret, worker.epoch)
         self._waiting: set[asyncio.Timeout] = set()
         self._nobody_waits = asyncio.Event()
         self._closed = False
 
     async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         async with self._wait():
-            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._with_tenant())
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         async with self._wait():
-            call = getattr(self._stub, method)(request, metadata=self._metadata)
+            call = getattr(self._stub, method)(request, metadata=self._with_tenant())
         try:
             while True:
                 async with self._wait():
@@ -91,7 +91,7 @@ class GrpcLink:
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         async with self._wait():
-            call = getattr(self._stub, method)(metadata=self._metadata)
+            call = getattr(self._stub, method)(metadata=self._with_tenant())
         try:
             async with self._wait():
                 # Writing to a call that has ended raises InvalidStateError; `await call` then raises the real reason.
@@ -104,6 +104,9 @@ class GrpcLink:
                 return await call
         finally:
             call.cancel()
+
+    def _with_tenant(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata(*self._metadata, *rpc.with_tenant())
 
     async def close(self) -> None:
         """Tell the waiting calls, then close the channel: gRPC alone would cancel their tasks as if the callers had

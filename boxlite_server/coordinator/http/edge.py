@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ... import errors, ids
+from ... import errors, ids, rpc
 from ..tenants.authenticator import Authenticator
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import Principal
@@ -25,6 +25,8 @@ from .ending import Ending
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
 from .operations import OPERATION, Operation, Operations
 from .origins import Origins, preflight
+
+TENANT = "boxlite.tenant"  # key of the ASGI scope: the prefix whose request it is, as workers hear of it
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -77,6 +79,11 @@ class Edge:
         except errors.BoxliteError as exc:
             await error_response(scope, exc)(scope, receive, send)
             return
+        with rpc.on_behalf_of(scope.get(TENANT, rpc.NOBODY)):
+            await self._serve(scope, receive, send, operation)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, operation: Operation | None) -> None:
+        """Run the application, and end what goes on for long when the key of its caller ends."""
         principal: Principal | None = scope.get(PRINCIPAL)
         if principal is None or not principal.secret_sha256 or operation is None or not operation.may_go_on:
             await self._run(scope, receive, send)
@@ -135,7 +142,7 @@ class Edge:
             if operation is not None and not operation.is_allowed(principal):
                 raise self._authenticator.refuse(principal, operation.scope)
             if (prefix := prefix_of(scope["path"], principal)) is not None:
-                await self._quotas.take_request(prefix)
+                scope[TENANT] = await self._quotas.take_request(prefix)
         scope[OPERATION] = operation and operation.id
         scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ... import errors
+from ...rpc import Tenant
 from ..store import Quotas, Store, Tables, Use
 
 T = TypeVar("T")
@@ -70,11 +71,15 @@ class QuotaRows:
                     f"{wanted} more; {_REMEDIES[name]}, or ask the operator"
                 )
 
-    async def take_request(self, prefix: str) -> None:
-        """Count a request. Raises QuotaExceededError when the prefix sends too many in a second."""
-        rate = (await self.of(prefix)).requests_per_second
-        if rate is None:
-            return
+    async def take_request(self, prefix: str) -> Tenant:
+        """Count a request; returns what workers have to hear of its prefix. Raises QuotaExceededError when the prefix
+        sends too many in a second."""
+        quotas = await self.of(prefix)
+        if quotas.requests_per_second is not None:
+            self._count_request(prefix, quotas.requests_per_second)
+        return Tenant(prefix, quotas.executions, quotas.transfers, quotas.spooled_bytes)
+
+    def _count_request(self, prefix: str, rate: int) -> None:
         now = self._monotonic()
         free, at = self._buckets.get(prefix, (float(rate), now))
         free = min(float(rate), free + (now - at) * rate)

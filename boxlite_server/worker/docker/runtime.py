@@ -23,10 +23,10 @@ from ...errors import (
     NotFoundError,
     StoppedError,
 )
-from .. import platforms
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
+from ..kernel import platforms
 from ..kernel.limits import refuse_without_pids
 from ..prepared import Prepared, Record, Stage
 from ..runtime import (

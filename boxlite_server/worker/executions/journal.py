@@ -56,6 +56,7 @@ class Record:
     exit_code: int = 0
     duration_ms: int = 0
     error_message: str = ""
+    tenant: str = ""  # the prefix on whose behalf it was started; empty: nobody's
 
     @classmethod
     def started(cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, **fields: Any) -> Self:

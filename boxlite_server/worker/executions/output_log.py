@@ -13,6 +13,9 @@ so that a log with such pieces is whole only once its command has ended.
 The file is open while the log is written. A log that is closed keeps only the file's path, and each read opens it, so
 that finished executions hold no descriptors.
 
+A log also takes part in a budget of all logs, which tenants share. Where that has no room, the log is full with what it
+has, but it may always hold two records.
+
 When the log is full and an attached reader still needs the oldest record, the writer waits for that reader, so
 that a slow reader slows the command and loses nothing. With no reader attached, the oldest records are
 dropped, and a reader that comes too late is told how many bytes it missed.
@@ -40,6 +43,7 @@ from urllib.parse import quote
 
 from ...errors import InvalidArgumentError, ResourceExhaustedError
 from ..kernel.holes import punch_hole
+from ..shares import Room
 
 DEFAULT_CAPACITY = 64 * 1024 * 1024
 MAX_CHUNK = 256 * 1024
@@ -50,6 +54,7 @@ _HEADER = struct.Struct("!BI")
 _HEAD = struct.Struct("!8s5QB?")
 _MAGIC = b"boxlite1"
 _HEAD_BYTES = 4096
+_STEP = 256 * 1024  # bytes of the budget that are taken at once
 _HOLES = 64  # that free a whole log: the file has this part of the capacity more than the log
 # A file may not become larger than this, in bytes. Larger ones, of ext4, end at 16 TiB.
 _MAX_FILE = 1 << 40
@@ -105,11 +110,20 @@ class _Head(NamedTuple):
 class OutputLog:
     """The log of one execution. One thread writes it, many threads may read it."""
 
-    def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY, begin: int = 0, name: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        capacity: int = DEFAULT_CAPACITY,
+        begin: int = 0,
+        name: str = "",
+        room: Room | None = None,
+    ) -> None:
         """`capacity` is in bytes. `begin` is the first position; a high one keeps the positions of a former log
-        of the same execution apart from those of this log. `name`: by which `recovered` finds the log."""
+        of the same execution apart from those of this log. `name`: by which `recovered` finds the log. `room`: in the
+        budget of all logs; None: there is no budget."""
         self.begin = begin
         self._capacity = capacity
+        self._room = room
         # Two records always fit, so that a reader never has to wait for half a record.
         self._max_payload = min(MAX_CHUNK, capacity // 2 - _HEADER.size)
         self._path = _path(directory, name or secrets.token_hex(8))
@@ -129,17 +143,27 @@ class OutputLog:
 
     @classmethod
     def recovered(
-        cls, directory: Path, name: str, capacity: int = DEFAULT_CAPACITY, *, has_ended: bool = False
+        cls,
+        directory: Path,
+        name: str,
+        capacity: int = DEFAULT_CAPACITY,
+        *,
+        has_ended: bool = False,
+        room: Room | None = None,
     ) -> Self | None:
         """The log of a former process, to be read and written on. `has_ended`: it was written to its end.
 
         None: it is missing or damaged, or may lack output that the former process had taken when it was killed.
         """
-        log = cls(directory, capacity, name=name)
+        log = cls(directory, capacity, name=name, room=room)
         try:
-            return log if log._recover(has_ended) else None
+            if not log._recover(has_ended):
+                return None
         except OSError:
             return None
+        if room is not None:
+            room.take_anyway(log._end - log._start)
+        return log
 
     def append(self, stream: int, data: bytes) -> None:
         """Add output. May wait for an attached reader. Raises OSError when the file cannot be written."""
@@ -173,6 +197,8 @@ class OutputLog:
             if self._readers and self._has_file:
                 self._file = self._path.open("rb", buffering=0)
             self._path.unlink(missing_ok=True)
+            if self._room is not None:
+                self._room.close()
 
     def clear(self) -> None:
         """Remove the file that a former log of this name has left."""
@@ -230,11 +256,21 @@ class OutputLog:
             return length
 
     def _make_room(self, size: int) -> None:
-        while self._end + size - self._start > self._capacity and not self._closed:
+        while not (self._closed or self._has_room(self._end + size - self._start)):
             if self._waits_for_readers and any(r.position <= self._start for r in self._readers):
                 self._changed.wait()
             else:
                 self._drop_oldest()
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the log may hold `size` bytes."""
+        if size > self._capacity or self._room is None:
+            return size <= self._capacity
+        try:
+            self._room.reach(size, _STEP)
+        except ResourceExhaustedError:
+            return size <= 2 * (_HEADER.size + self._max_payload)
+        return True
 
     def _drop_oldest(self) -> None:
         _, length = _HEADER.unpack(self._read(self._start, _HEADER.size))

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import InvalidStateError, NotFoundError
+from ...rpc import Tenant
 from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
+from ..shares import Room, Shares
 from .execution import Delivered, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
 from .output_log import OutputLog
@@ -84,12 +86,19 @@ class FormerExecutions:
                 del self._missing[record.execution_id]
 
 
-class FormerLogs:
-    """The logs that former processes kept in `directory`, each under the name of its execution."""
+class Logs:
+    """Logs in `directory`, each under the name of its execution: new ones, and those that former processes kept.
+    `budget`: of all logs, in bytes; None: there is none."""
 
-    def __init__(self, directory: Path, capacity: int) -> None:
+    def __init__(self, directory: Path, capacity: int, budget: int | None) -> None:
         self._directory = directory
         self._capacity = capacity
+        what = "keeps as much output as its disk may take"
+        self._budget = Shares(budget, what, "spooled_bytes") if budget else None
+
+    def new(self, execution_id: str, tenant: Tenant, begin: int = 0) -> OutputLog:
+        """An empty log."""
+        return OutputLog(self._directory, self._capacity, begin, execution_id, self._room(tenant))
 
     def of_running(self, record: Record, process: Process) -> Kept:
         """The log to go on with."""
@@ -105,7 +114,8 @@ class FormerLogs:
 
     def _found(self, record: Record) -> Kept:
         has_ended = bool(record.ended_at_ms)
-        log = OutputLog.recovered(self._directory, record.execution_id, self._capacity, has_ended=has_ended)
+        room = self._room(Tenant(record.tenant))
+        log = OutputLog.recovered(self._directory, record.execution_id, self._capacity, has_ended=has_ended, room=room)
         if log is not None:
             is_served = log.holds(record.delivered_position)
             is_cut = log.begin and not record.is_main
@@ -119,9 +129,12 @@ class FormerLogs:
 
     def _fresh(self, record: Record, *, late: bool = False) -> OutputLog:
         """An empty log. `late`: its positions are none of the former log."""
-        log = OutputLog(self._directory, self._capacity, now_ms() << 20 if late else 0, record.execution_id)
+        log = self.new(record.execution_id, Tenant(record.tenant), now_ms() << 20 if late else 0)
         log.clear()
         return log
+
+    def _room(self, tenant: Tenant) -> Room | None:
+        return Room(self._budget, tenant) if self._budget else None
 
 
 def _recorded_outcome(record: Record) -> Outcome:

@@ -28,14 +28,15 @@ from ...errors import (
     ResourceExhaustedError,
     UnsupportedError,
 )
-from ...rpc import MAX_EXECUTIONS
+from ...rpc import MAX_EXECUTIONS, TENANT, Tenant
 from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
+from ..shares import Shares
 from .alarms import Alarms
 from .execution import RESTARTED, Delivered, EndedProcess, Event, Execution, ExecutionState, ExecutionStatus
 from .journal import Journal, Record, now_ms
-from .output_log import DEFAULT_CAPACITY, OutputLog, refuse_full_disk, remove_logs
-from .recovery import FormerExecutions, FormerLogs, Kept, Outcome
+from .output_log import DEFAULT_CAPACITY, refuse_full_disk, remove_logs
+from .recovery import FormerExecutions, Kept, Logs, Outcome
 from .tally import Tally
 from .threads import Threads
 
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 class Executions:
     """The registry. An execution that is unknown or forgotten raises `NotFoundError`.
 
-    `clock` is monotonic, in seconds. `keep` runs the keeper; `tick` is one round of it.
+    `clock` is monotonic, in seconds. `budget`: see `Logs`. `keep` runs the keeper; `tick` is one round of it.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class Executions:
         clock: Callable[[], float] = time.monotonic,
         log_capacity: int = DEFAULT_CAPACITY,
         journal: Journal | None = None,
+        budget: int | None = None,
     ) -> None:
         self._runtime = runtime
         self._spool = spool
         self._clock = clock
-        self._log_capacity = log_capacity
         self._changed = threading.Condition()
         # Futures, since a spawn takes a while and a repeated call must join the first one.
         self._entries: dict[str, Future[Execution]] = {}
@@ -77,10 +78,11 @@ class Executions:
         self._suspects: set[str] = set()  # execution ids whose box was not running at the last sweep
         self._tallies: dict[str, Tally] = {}  # by box id
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
+        self._slots = Shares(MAX_EXECUTIONS, f"runs {MAX_EXECUTIONS} executions", quota="executions")
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._threads = Threads()
         self._journal = journal or Journal(None)
-        self._logs = FormerLogs(spool, log_capacity)
+        self._logs = Logs(spool, log_capacity, budget)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
@@ -104,23 +106,23 @@ class Executions:
         start. `stdin`: all of the input; None: it comes later. `owned`: the caller moves the output, see `run.py`.
         Raises what `BoxRuntime.spawn` raises; the id is then free again.
         """
+        tenant = TENANT.get()
         self._former.find(lambda record: record.execution_id == execution_id)
         with self._changed:
             self._forget_old()
             entry = self._entries.get(execution_id)
             is_new = entry is None
             if entry is None:
-                self._refuse(execution_id, box)
+                self._refuse(execution_id, box, tenant)
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            process = self._spawn(execution_id, entry, box, spec)
+            process = self._spawn(execution_id, entry, box, spec, tenant)
             tied = owned or bool(stdin)
-            record = Record.started(
-                execution_id, box, process.handle, timeout, hangup=hangup, awaits_reader=expects_reader, tied=tied
-            )
+            fields = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "tenant": tenant.prefix}
+            record = Record.started(execution_id, box, process.handle, timeout, **fields)
             self._journal.add(record)
-            self._begin(record, process, entry, pumped=not owned)
+            self._begin(record, process, entry, tenant, pumped=not owned)
             if stdin is not None:
                 entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
         execution = entry.result()
@@ -128,7 +130,9 @@ class Executions:
             raise InvalidStateError(f"execution {execution_id} belongs to another box or request")
         return execution.state
 
-    def _spawn(self, execution_id: str, entry: Future[Execution], box: BoxRef, spec: ExecSpec) -> Process:
+    def _spawn(
+        self, execution_id: str, entry: Future[Execution], box: BoxRef, spec: ExecSpec, tenant: Tenant
+    ) -> Process:
         """Start the command of a new entry. If that fails, the entry goes, and those who wait for it get the error."""
         try:
             process = self._runtime.spawn(box, spec)
@@ -139,7 +143,7 @@ class Executions:
                 self.tally(box.box_id).failed()
             with self._changed:
                 del self._entries[execution_id]
-                self._uncount(box.box_id)
+                self._uncount(box.box_id, tenant.prefix)
             entry.set_exception(exc)
             raise
 
@@ -149,13 +153,14 @@ class Executions:
         `hangup` is as in `start`; the first call for a run sets it.
         """
         self._former.find(lambda record: record.is_main and record.box_id == box.box_id)
+        tenant = TENANT.get()
         with self._changed:
             self._forget_old()
             entry = self._mains.get(box)
             is_new = entry is None or (entry.done() and not entry.exception() and entry.result().is_over)
             if is_new:
-                self._refuse_too_many()
                 refuse_full_disk(self._spool)
+                self._slots.take(tenant)
                 entry = self._mains[box] = Future()
         assert entry is not None
         if is_new:
@@ -164,14 +169,15 @@ class Executions:
             except BaseException as exc:
                 with self._changed:
                     del self._mains[box]
+                    self._uncount(None, tenant.prefix)
                 entry.set_exception(exc)
                 raise
             execution_id = ids.execution_id()
             with self._changed:
                 self._entries[execution_id] = entry
-            record = Record.started(execution_id, box, "", is_main=True, hangup=hangup)
+            record = Record.started(execution_id, box, "", is_main=True, hangup=hangup, tenant=tenant.prefix)
             self._journal.add(record)
-            self._begin(record, process, entry)
+            self._begin(record, process, entry, tenant)
         return entry.result().state
 
     def get(self, box_id: str, execution_id: str) -> ExecutionState:
@@ -204,7 +210,7 @@ class Executions:
         """Forget an execution that has ended and whose caller has seen all of it."""
         self._alarms.cancel(execution.execution_id)
         with self._changed:
-            self._uncount(execution.box.box_id)
+            self._uncount(execution.box.box_id, execution.tenant)
             self._forget(execution.execution_id)
 
     def lose_input(self, box_id: str, execution_id: str) -> None:
@@ -320,9 +326,8 @@ class Executions:
                         execution.give_up()
         self._suspects = suspects
 
-    def _time_out(self, box_id: str, execution_id: str) -> None:
-        with suppress(NotFoundError):
-            self._end(self.find(box_id, execution_id), ExecutionStatus.TIMED_OUT, insists=True)
+    def _time_out(self, execution: Execution) -> None:
+        self._end(execution, ExecutionStatus.TIMED_OUT, insists=True)
 
     def _end(self, execution: Execution, status: ExecutionStatus, attempt: int = 1, *, insists: bool = False) -> None:
         """Kill the command. Where that fails, raise the error or, with `insists`, try again later."""
@@ -347,15 +352,14 @@ class Executions:
     def _hang_up_later(self, execution: Execution, visits: int) -> None:
         if execution.hangup <= 0:
             return
-        box_id, execution_id = execution.box.box_id, execution.execution_id
 
         def ring() -> None:
             try:
-                self.find(box_id, execution_id).hang_up(visits)
-            except (NotFoundError, InvalidStateError):
+                execution.hang_up(visits)
+            except InvalidStateError:
                 pass  # the execution has ended
             except BoxliteError as exc:
-                log.warning("cannot hang up execution %s: %s", execution_id, exc)
+                log.warning("cannot hang up execution %s: %s", execution.execution_id, exc)
 
         self._alarms.set(execution.hangup, ring)
 
@@ -366,29 +370,29 @@ class Executions:
         record: Record,
         process: Process,
         entry: Future[Execution],
+        tenant: Tenant,
         kept: Kept | None = None,
         *,
         pumped: bool = True,
     ) -> None:
-        execution = self._execution(record, process, kept)
+        execution = self._execution(record, process, tenant, kept)
         if pumped:
             self._threads.run(f"execution {record.execution_id}", partial(self._run, execution))
         entry.set_result(execution)
         if record.awaits_reader:
             self._hang_up_later(execution, 0)
         if record.deadline_ms:
-            left = (record.deadline_ms - now_ms()) / 1000
-            box_id, execution_id = record.box_id, record.execution_id
-            self._alarms.set(max(left, 0.0), lambda: self._time_out(box_id, execution_id), execution_id)
+            left = max((record.deadline_ms - now_ms()) / 1000, 0.0)
+            self._alarms.set(left, lambda: self._time_out(execution), record.execution_id)
 
-    def _execution(self, record: Record, process: Process, kept: Kept | None = None) -> Execution:
+    def _execution(self, record: Record, process: Process, tenant: Tenant, kept: Kept | None = None) -> Execution:
         """`kept`: what a former process has left; None for an execution that this process starts."""
         execution_id = record.execution_id
         execution = Execution(
             execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            kept.output if kept else OutputLog(self._spool, self._log_capacity, name=execution_id),
+            kept.output if kept else self._logs.new(execution_id, tenant),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,
@@ -397,6 +401,7 @@ class Executions:
             gap=kept.gap if kept else None,
             source=record.source,
             on_source=lambda source: self._journal.record_source(execution_id, source),
+            tenant=record.tenant,
         )
         execution.confirm(kept.delivered if kept else Delivered())
         return execution
@@ -415,16 +420,15 @@ class Executions:
         )
         with self._changed:
             self._finished.append((self._clock() - (now_ms() - at_ms) / 1000, execution.execution_id))
-            if not execution.is_main:
-                self._uncount(execution.box.box_id)
+            self._uncount(None if execution.is_main else execution.box.box_id, execution.tenant)
 
     # ---- executions of a former process ----
 
     def recover(self) -> None:
         """Take over the executions in the journal.
 
-        Executions that cannot be found because the engine does not answer are looked for again later; until
-        then, calls about them raise the engine's error.
+        Executions that are not found because the engine does not answer are looked for again; until then, calls about
+        them raise the engine's error.
         """
         self._former.load(KEEP_FINISHED)
         remove_logs(self._spool, self._journal.execution_ids())
@@ -436,13 +440,10 @@ class Executions:
 
     def _adopt(self, record: Record, process: Process) -> Execution:
         entry: Future[Execution] = Future()
-        with self._changed:
-            self._entries[record.execution_id] = entry
-            if record.is_main:
-                self._mains[BoxRef(record.box_id, record.generation)] = entry
-            else:
-                self._counts[record.box_id] += 1
-        self._begin(record, process, entry, self._logs.of_running(record, process))
+        self._enter(record, entry)
+        if record.is_main:
+            self._mains[BoxRef(record.box_id, record.generation)] = entry
+        self._begin(record, process, entry, Tenant(record.tenant), self._logs.of_running(record, process))
         execution = entry.result()
         if record.tied:
             execution.lose_input(RESTARTED)
@@ -451,16 +452,20 @@ class Executions:
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
         kept = self._logs.of_ended(record)
-        execution = self._execution(record, EndedProcess(), kept)
+        execution = self._execution(record, EndedProcess(), Tenant(record.tenant), kept)
         execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or kept.gap))
         entry: Future[Execution] = Future()
         entry.set_result(execution)
+        self._enter(record, entry)
+        self._note_end(execution, outcome.ended_at_ms)
+        return execution
+
+    def _enter(self, record: Record, entry: Future[Execution]) -> None:
+        self._slots.take_anyway(record.tenant)
         with self._changed:
             self._entries[record.execution_id] = entry
             if not record.is_main:
                 self._counts[record.box_id] += 1
-        self._note_end(execution, outcome.ended_at_ms)
-        return execution
 
     # ---- forgetting, and refusing ----
 
@@ -479,19 +484,18 @@ class Executions:
         while len(self._forgotten) > _MAX_FORGOTTEN:
             self._forgotten.popitem(last=False)
 
-    def _uncount(self, box_id: str) -> None:
-        self._counts[box_id] -= 1
-        if not self._counts[box_id]:
-            del self._counts[box_id]
+    def _uncount(self, box_id: str | None, prefix: str) -> None:  # None: it was a main command
+        self._slots.give_back(prefix)
+        if box_id is not None:
+            self._counts[box_id] -= 1
+            if not self._counts[box_id]:
+                del self._counts[box_id]
 
-    def _refuse(self, execution_id: str, box: BoxRef) -> None:
+    def _refuse(self, execution_id: str, box: BoxRef, tenant: Tenant) -> None:
+        """Take a slot for a new execution, or refuse it."""
         if execution_id in self._forgotten:
             raise InvalidStateError(f"execution {execution_id} ended long ago; it is not started again")
         if self._counts[box.box_id] >= MAX_PER_BOX:
             raise ResourceExhaustedError(f"box {box.box_id} runs {MAX_PER_BOX} executions already; try again later")
-        self._refuse_too_many()
         refuse_full_disk(self._spool)
-
-    def _refuse_too_many(self) -> None:
-        if len(self._entries) - len(self._finished) >= MAX_EXECUTIONS:
-            raise ResourceExhaustedError(f"the worker runs {MAX_EXECUTIONS} executions already; try again later")
+        self._slots.take(tenant)

@@ -6,6 +6,7 @@ A spooled file never has a name, so that nothing is left behind however the work
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -14,48 +15,51 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ... import rpc
 from ...errors import ResourceExhaustedError
 from ...rpc import CHUNK_BYTES
 from ..runtime import FilePart
+from ..shares import Room, Shares
 
 KEEP_FREE = 256 * 1024 * 1024  # bytes of the disk that spooled files leave free
 _MIN_HOLE = 4096  # bytes of zeros that become a hole
 _ZEROS = bytes(CHUNK_BYTES)
 MAX_KEPT = 2  # chunks of a download in memory
-_TAKEN_AT_ONCE = 4 * 1024 * 1024  # bytes of the budget
+
+log = logging.getLogger(__name__)
 
 
 class Spool:
     """The directory of spooled files. They leave `keep_free` bytes of its disk free, and take at most `budget` bytes at
-    once, half of the disk by default; those of one box take at most half of the budget."""
+    once, half of the disk by default, which tenants share; those of one box take at most half of the budget."""
 
     def __init__(self, directory: Path, keep_free: int = KEEP_FREE, budget: int | None = None) -> None:
         self.directory = directory
         self._keep_free = keep_free
         self._budget = shutil.disk_usage(directory).total // 2 if budget is None else budget
         self._lock = threading.Lock()
-        self._taken = 0  # bytes
+        self._shares = Shares(self._budget, "has as much in transfers as its disk may take", quota="spooled_bytes")
         self._taken_by: Counter[str] = Counter()  # by box id
 
     def open(self, box_id: str) -> SpooledFile:
         """A new file, for a transfer of that box."""
-        return SpooledFile(self, box_id)
+        return SpooledFile(self, box_id, Room(self._shares, rpc.TENANT.get()))
 
-    def take(self, box_id: str, size: int) -> None:
-        """Take room for so many more bytes. Raises `ResourceExhaustedError` when the budget or the disk has none."""
+    def take(self, box_id: str, room: Room, size: int) -> None:
+        """Take as much room that it is `size` bytes at least. Raises `ResourceExhaustedError` when the disk or the
+        budget has none, `QuotaExceededError` when the tenant may have none."""
         self.check_free()
         with self._lock:
-            if self._taken_by[box_id] + size > self._budget // 2:
+            before = room.size
+            if self._taken_by[box_id] + size - before > self._budget // 2:
                 raise full(f"transfers of box {box_id} take {self._taken_by[box_id] >> 20} MiB of it already")
-            if self._taken + size > self._budget:
-                raise full(f"transfers take {self._taken >> 20} MiB of it already")
-            self._taken += size
-            self._taken_by[box_id] += size
+            room.reach(size)
+            self._taken_by[box_id] += room.size - before
 
-    def give_back(self, box_id: str, size: int) -> None:
+    def give_back(self, box_id: str, room: Room) -> None:
         with self._lock:
-            self._taken -= size
-            self._taken_by[box_id] -= size
+            self._taken_by[box_id] -= room.size
+            room.close()
             if not self._taken_by[box_id]:
                 del self._taken_by[box_id]
 
@@ -63,8 +67,8 @@ class Spool:
         """Raise `ResourceExhaustedError` when less than `keep_free` bytes would be free without `wanted` bytes."""
         free = shutil.disk_usage(self.directory).free
         if free - wanted < self._keep_free:
-            needs = f"{wanted >> 20} MiB are needed, " if wanted else ""
-            raise full(f"{needs}{free >> 20} MiB are free, {self._keep_free >> 20} MiB have to stay so")
+            log.warning("a transfer is refused: %d MiB are free, %d MiB are needed", free >> 20, wanted >> 20)
+            raise full(f"{wanted >> 20} MiB are needed" if wanted else "it is nearly full")
 
 
 def full(why: str) -> ResourceExhaustedError:
@@ -78,10 +82,10 @@ class SpooledFile:
     `size` counts them, `stored` does not; both in bytes.
     """
 
-    def __init__(self, spool: Spool, box_id: str) -> None:
+    def __init__(self, spool: Spool, box_id: str, room: Room) -> None:
         self._spool = spool
         self._box_id = box_id
-        self._taken = 0  # bytes of the spool's budget
+        self._room = room  # of the spool's budget
         self._file = tempfile.TemporaryFile(dir=spool.directory, buffering=0)  # noqa: SIM115
         self.size = 0
         self.stored = 0
@@ -94,8 +98,7 @@ class SpooledFile:
 
     def close(self) -> None:
         self._file.close()
-        taken, self._taken = self._taken, 0
-        self._spool.give_back(self._box_id, taken)
+        self._spool.give_back(self._box_id, self._room)
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises `ResourceExhaustedError` when the disk is too full."""
@@ -114,9 +117,8 @@ class SpooledFile:
             raise
 
     def _store(self, rest: memoryview) -> None:
-        if self.stored + len(rest) > self._taken:
-            self._spool.take(self._box_id, _TAKEN_AT_ONCE)
-            self._taken += _TAKEN_AT_ONCE
+        if self.stored + len(rest) > self._room.size:
+            self._spool.take(self._box_id, self._room, self.stored + len(rest))
         self.stored += len(rest)
         while rest:
             written = os.pwrite(self._file.fileno(), rest, self.size)

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 
 import grpc
 
-from ...errors import ResourceExhaustedError, UpstreamUnavailableError
+from ... import rpc
+from ...errors import UpstreamUnavailableError
+from ..shares import Shares
 
 
 class Readers:
-    """Counts the calls of readers, at most `limit` at once."""
+    """Counts the calls of readers, at most `limit` at once, which tenants share."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self._slots = Shares(limit, f"serves {limit} readers")
         self._lock = threading.Lock()
-        self._count = 0
         self._ending = False
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next = 0
@@ -43,19 +44,15 @@ class Readers:
                 self._callbacks[self._next] = callback
             return bool(context.add_callback(callback))
 
-        with self._lock:
-            if self._count >= self._limit:
-                raise ResourceExhaustedError(f"the worker serves {self._limit} readers already; try again later")
-            self._count += 1
-        try:
-            yield on_end
-            if self._ending:
-                raise UpstreamUnavailableError("the worker is shutting down; what runs in its boxes goes on")
-        finally:
-            with self._lock:
-                self._count -= 1
-                for key in keys:
-                    self._callbacks.pop(key, None)
+        with self._slots.slot(rpc.TENANT.get()):
+            try:
+                yield on_end
+                if self._ending:
+                    raise UpstreamUnavailableError("the worker is shutting down; what runs in its boxes goes on")
+            finally:
+                with self._lock:
+                    for key in keys:
+                        self._callbacks.pop(key, None)
 
     def end(self) -> None:
         """End the calls of all readers, and of those that come later."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
@@ -15,7 +14,7 @@ import grpc
 from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
-from ...errors import BoxliteError, InvalidArgumentError, ResourceExhaustedError
+from ...errors import BoxliteError, InvalidArgumentError
 from ..executions.execution import Delivered
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
@@ -24,6 +23,7 @@ from ..files.tar import disk
 from ..files.transfer import Files
 from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime, BoxState
+from ..shares import Shares
 from . import messages
 from .incoming import Upload, imported
 from .order import BoxOrder
@@ -45,12 +45,14 @@ INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that doe
 
 
 def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method, unary or streaming, end its call with the error that it raises."""
+    """Make a method, unary or streaming, serve the tenant that its call names, and end the call with the error that it
+    raises."""
     if inspect.isgeneratorfunction(method):
 
         @functools.wraps(method)
         def stream(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             try:
+                rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
                 yield from method(self, request, context)
             except Exception as exc:
                 rpc.abort(context, exc)
@@ -60,22 +62,12 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
         try:
+            rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
             return method(self, request, context)
         except Exception as exc:
             rpc.abort(context, exc)
 
     return call
-
-
-@contextmanager
-def _slot(slots: threading.BoundedSemaphore, full: str) -> Iterator[None]:
-    """Hold one of the slots. Raises `ResourceExhaustedError` when all are held: the worker is `full` with what."""
-    if not slots.acquire(blocking=False):
-        raise ResourceExhaustedError(f"the worker {full}; try again later")
-    try:
-        yield
-    finally:
-        slots.release()
 
 
 class WorkerService(pb_grpc.WorkerServiceServicer):
@@ -87,8 +79,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._files = files
         self._order = BoxOrder()
         self._readers = Readers(MAX_READERS)
-        self._run_slots = threading.BoundedSemaphore(MAX_RUNS)
-        self._transfer_slots = threading.BoundedSemaphore(MAX_TRANSFERS)
+        self._runs = Shares(MAX_RUNS, f"runs {MAX_RUNS} commands for waiting callers")
+        self._transfers = Shares(MAX_TRANSFERS, f"has {MAX_TRANSFERS} transfers under way", quota="transfers")
 
     def end_readers(self) -> None:
         """End the calls that read output or logs: the worker is about to shut down."""
@@ -206,7 +198,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                 yield follow(self._executions, *asked, request.input, on_end)
             return
         # Such a call is not ended when the worker begins to shut down: most commands end within the grace period.
-        with _slot(self._run_slots, f"runs {MAX_RUNS} commands for waiting callers already"):
+        with self._runs.slot(rpc.TENANT.get()):
             yield run(self._executions, *asked, request.input, context.add_callback)
 
     @_answers
@@ -320,7 +312,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                     yield pb.FilesChunk(data=chunk)
 
     def _transfer(self) -> AbstractContextManager[None]:
-        return _slot(self._transfer_slots, f"has {MAX_TRANSFERS} transfers under way")
+        return self._transfers.slot(rpc.TENANT.get())
 
     # ---- images and volumes ----
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from boxlite_server import specs
+from boxlite_server import rpc, specs
 from boxlite_server.coordinator.http.edge import Edge
 from boxlite_server.coordinator.http.operations import Operations
 from boxlite_server.coordinator.tenants.principal import ANONYMOUS, Principal
@@ -20,7 +20,8 @@ class Anybody:
 
 
 class Unlimited:
-    async def take_request(self, prefix: str) -> None: ...
+    async def take_request(self, prefix: str) -> rpc.Tenant:
+        return rpc.Tenant(prefix)
 
 
 async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:

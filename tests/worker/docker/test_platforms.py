@@ -16,7 +16,7 @@ from support.sites import Site
 
 from boxlite_server import ids
 from boxlite_server.errors import ExecutionError, LocalImageError
-from boxlite_server.worker import platforms
+from boxlite_server.worker.kernel import platforms
 from boxlite_server.worker.runtime import BoxRef
 
 IMAGE = "boxlite-test-foreign:latest"
