@@ -108,10 +108,9 @@ class Core:
     ) -> Core:
         """Build the parts over an open database."""
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
-        quotas = QuotaRows(store, Quotas(policy.max_boxes_per_prefix))
-        calls, counting = Calls(fleet, connect), Counting(store)
+        quotas, counting = QuotaRows(store, Quotas(policy.max_boxes_per_prefix)), Counting(store)
+        calls, schedule, pulls = Calls(fleet, connect), Schedule(store, leases, clock), FailedPulls(clock)
         volumes = Volumes(store, fleet, calls, leases, quotas, clock)
-        schedule, pulls = Schedule(store, leases, clock), FailedPulls(clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         warm = Warm(store, fleet, turns, observer, counting)

@@ -113,7 +113,7 @@ class Executions:
             entry = self._entries.get(execution_id)
             is_new = entry is None
             if entry is None:
-                self._refuse(execution_id, box, tenant)
+                self._take_slot(execution_id, box, tenant)
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
@@ -491,8 +491,7 @@ class Executions:
             if not self._counts[box_id]:
                 del self._counts[box_id]
 
-    def _refuse(self, execution_id: str, box: BoxRef, tenant: Tenant) -> None:
-        """Take a slot for a new execution, or refuse it."""
+    def _take_slot(self, execution_id: str, box: BoxRef, tenant: Tenant) -> None:
         if execution_id in self._forgotten:
             raise InvalidStateError(f"execution {execution_id} ended long ago; it is not started again")
         if self._counts[box.box_id] >= MAX_PER_BOX:
