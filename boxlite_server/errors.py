@@ -27,7 +27,8 @@
         └── DatabaseUnavailableError   503 database_error
 
 Each class carries the HTTP status, the `type` and the `code` that released clients dispatch on.
-The message is for the person at the client: it says what happened, to what, and what to do about it.
+The message is for the person at the client: it says what happened, to what, and what to do about it. Where it names
+workers or tells of their hosts, it is for operators alone, and the error has a `public` text beside it.
 This module knows no framework: HTTP is mapped in `coordinator/http/errors.py`, gRPC in `rpc.py`.
 """
 
@@ -47,9 +48,11 @@ class BoxliteError(Exception):
     type: ClassVar[str] = "InternalError"
     code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, public: str = "") -> None:
+        """`public`: what a tenant may read, where `message` names workers, their hosts or what these have."""
         super().__init__(message)
         self.message = message
+        self.public = public or message
 
 
 class InvalidArgumentError(BoxliteError):
@@ -155,6 +158,9 @@ class DatabaseError(BoxliteError):
 
     type, code = "DatabaseError", "database_error"
 
+    def __init__(self, message: str, public: str = "the database cannot be used now; try again later") -> None:
+        super().__init__(message, public)
+
 
 class DatabaseUnavailableError(DatabaseError):
     """The database is locked, full, read-only or unreachable at present. The next try may succeed."""
@@ -177,4 +183,5 @@ for _cls in _tree(BoxliteError):
 
 def from_code(code: str, message: str) -> BoxliteError:
     """Make the error with the given `code`; an unknown code makes a BoxliteError."""
-    return _BY_CODE.get(code, BoxliteError)(message)
+    kind = _BY_CODE.get(code, BoxliteError)
+    return kind(message, "the worker failed at this request") if kind is BoxliteError else kind(message)

@@ -85,20 +85,26 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
         error = errors.from_code(code.decode() if isinstance(code, bytes) else code, details)
         return errors.LocalImageError(details) if type(error) is errors.ImageError and LOCAL_KEY in trailing else error
     if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.TimedOutError(f"worker {worker_name} did not answer in time; try again")
+        return _of_worker(errors.TimedOutError, worker_name, "did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:
-        return errors.UnreachableError(f"worker {worker_name} cannot be reached: {details}")
+        return _of_worker(errors.UnreachableError, worker_name, "cannot be reached", f": {details}")
     if exc.code() in _FOREIGN:
         return errors.UpstreamUnavailableError(
-            f"the server at the address of worker {worker_name} is not a worker: {details}"
+            f"the server at the address of worker {worker_name} is not a worker: {details}",
+            "the worker cannot be reached",
         )
     is_lost = exc.code() is grpc.StatusCode.INTERNAL and details == _BROKEN_OFF
     # A caller that cancels gets CancelledError, so CANCELLED comes from the worker.
     if is_lost or exc.code() is grpc.StatusCode.CANCELLED:
-        return errors.UpstreamUnavailableError(f"worker {worker_name} broke off the call; try again")
+        return _of_worker(errors.UpstreamUnavailableError, worker_name, "broke off the call; try again")
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return errors.ResourceExhaustedError(f"worker {worker_name} has too many calls under way; try again")
-    return errors.BoxliteError(f"worker {worker_name}: {exc.code().name}: {details}")
+        return _of_worker(errors.ResourceExhaustedError, worker_name, "has too many calls under way; try again")
+    return _of_worker(errors.BoxliteError, worker_name, "failed at this request", f": {exc.code().name}: {details}")
+
+
+def _of_worker(kind: type[errors.BoxliteError], name: str, what: str, more: str = "") -> errors.BoxliteError:
+    """An error of which tenants read what the worker did, and only operators which worker that was, and `more`."""
+    return kind(f"worker {name} {what}{more}", f"the worker {what}")
 
 
 class _AtOnce(ThreadPoolExecutor):

@@ -65,7 +65,7 @@ class Restarts:
         except errors.BoxliteError as exc:
             self._due_at[box.id] = self._clock() + _pause(attempts + 1)
             if attempts + 1 >= MAX_RESTARTS:
-                await self._give_up(box, exc.message)
+                await self._give_up(box, exc.public)
             raise
         if started is not None:
             log.info("box %s runs again", box.id)

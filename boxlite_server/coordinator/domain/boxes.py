@@ -165,7 +165,7 @@ class Boxes:
         await self._observer.observe(box)
         now = await self._store.get_box(box.id)
         if now and now.status == BoxStatus.FAILED:
-            await self._turns.change(box.id, error=now.error if was_gone(state_of(now)) else exc.message)
+            await self._turns.change(box.id, error=now.error if was_gone(state_of(now)) else exc.public)
 
     # ---- stopping and removing ------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class Boxes:
                     async with self._turns.writing(box.id) as tx:
                         await tx.update_box(box.id, status=box.status)
                 raise  # it may have been done; then it is finished as soon as the worker answers again
-            left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.message}"
+            left = f"box {box.id} is forgotten; its container is removed when its worker is back: {exc.public}"
             log.warning("%s", left)
         except errors.EngineError:
             raise  # a part may be gone; the rest goes as soon as the engine is able to

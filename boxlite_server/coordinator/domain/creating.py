@@ -369,7 +369,8 @@ def _unknown_when_interrupted(request_key: str | None) -> Iterator[None]:
         if request_key and isinstance(exc, errors.LeaseLostError):
             raise
         raise errors.TimedOutError(
-            f"the box was being made when that was interrupted; look whether it is there: {exc.message}"
+            f"the box was being made when that was interrupted; look whether it is there: {exc.message}",
+            f"the box was being made when that was interrupted; look whether it is there: {exc.public}",
         ) from exc
 
 

@@ -87,7 +87,8 @@ class Images:
             raise errors.NotFoundError(f"image not found: {exc.message}") from None
         if not found and silent:
             raise errors.UpstreamUnavailableError(
-                f"image {name} is on none of the workers that answer; {', '.join(silent)} did not answer"
+                f"image {name} is on none of the workers that answer; {', '.join(silent)} did not answer",
+                f"image {name} is on none of the workers that answer; others did not answer",
             )
         if not found:
             raise errors.NotFoundError(f"image not found: {name}")

@@ -17,10 +17,10 @@ from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Store, Worker
 from .turns import Turns, ref
 from .verdict import (
+    GONE,
     OVER,
     STATUS,
     Kind,
-    gone,
     judge,
     seen_of,
     state_of,
@@ -94,9 +94,7 @@ class Observer:
             log.info("box %s of worker %s: %s, since %s", box.id, worker.name, kind, verdict.reason)
         match kind:
             case Kind.MARK_GONE:
-                await self._turns.change(
-                    box.id, status=BoxStatus.FAILED, pid=None, published=[], error=gone(worker.name)
-                )
+                await self._turns.change(box.id, status=BoxStatus.FAILED, pid=None, published=[], error=GONE)
             case Kind.UNDO_CREATE:
                 await self.clean_up(box)  # a box without a container may still have disks
             case Kind.FINISH_REMOVE:

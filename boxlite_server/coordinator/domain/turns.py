@@ -129,7 +129,8 @@ class Turns:
             candidate = Candidate(worker, await tx.load(worker.id), True)
             if reason := placement.no_room(Need(box.cpus, box.memory_mib), candidate):
                 raise errors.ResourceExhaustedError(
-                    f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first"
+                    f"box {box.id} cannot start: its worker {worker.name} {reason}; stop another box there first",
+                    f"box {box.id} cannot start: its worker has no room for it now; try again later",
                 )
             return await self.write(tx, box.id, status=BoxStatus.CONFIGURED, **changes)
 

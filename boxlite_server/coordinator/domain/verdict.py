@@ -107,17 +107,12 @@ def _ended(box: BoxState, seen: Seen, engine_life: str | None) -> Verdict:
     return Verdict(Kind.SETTLE, "its command ended by itself")
 
 
-_GONE = "its container is gone"
-
-
-def gone(worker_name: str) -> str:
-    """The `error` of a box whose container is gone."""
-    return f"{_GONE} from worker {worker_name}"
+GONE = "its container is gone"  # the `error` of a box whose container is gone
 
 
 def was_gone(box: BoxState) -> bool:
     """Whether the box's row says that its container is gone."""
-    return (box.error or "").startswith(_GONE)
+    return (box.error or "").startswith(GONE)
 
 
 _BY_WORKER = "its worker stopped it: "

@@ -292,4 +292,5 @@ async def _bounded(idle: float | None, worker: str) -> AsyncGenerator[asyncio.Ti
     except TimeoutError:
         if not bound.expired():
             raise  # another timeout, inside the block
-        raise errors.TimedOutError(f"worker {worker} was silent for {idle or 0:.0f} s; the call is given up") from None
+        text = f"was silent for {idle or 0:.0f} s; the call is given up"
+        raise errors.TimedOutError(f"worker {worker} {text}", f"the worker {text}") from None

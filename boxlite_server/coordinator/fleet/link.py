@@ -140,7 +140,7 @@ class GrpcLink:
             error = rpc.from_rpc_error(exc, self._name)
             if isinstance(error, errors.AuthError):  # the worker rejects the coordinator's secret, not the client's key
                 raise errors.UpstreamUnavailableError(
-                    f"worker {self._name} refuses its coordinator: {error.message}"
+                    f"worker {self._name} refuses its coordinator: {error.message}", "the worker cannot be used now"
                 ) from None
             raise error from None
         except TimeoutError:
@@ -154,7 +154,9 @@ class GrpcLink:
             raise self._broken_off() from None
 
     def _broken_off(self) -> errors.BoxliteError:
-        return errors.UnreachableError(f"worker {self._name} cannot be reached: the connection to it was closed")
+        return errors.UnreachableError(
+            f"worker {self._name} cannot be reached: the connection to it was closed", "the worker cannot be reached"
+        )
 
 
 def target_of(url: str) -> str:

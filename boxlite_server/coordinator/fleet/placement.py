@@ -41,6 +41,8 @@ class Candidate(NamedTuple):
 class Filter(Protocol):
     """One reason for which a worker may be unable to take a box, a volume or an image."""
 
+    public: str  # what tenants read of the workers that it has removed
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool: ...
 
     def tell(self, need: Need, removed: list[Candidate]) -> str:
@@ -56,6 +58,8 @@ class Placement(NamedTuple):
 
 
 class Holding:
+    public = "without its volumes"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.worker_id in (None, candidate.worker.id)
 
@@ -64,6 +68,8 @@ class Holding:
 
 
 class DiskLimit:
+    public = "without a limit for the disk of a box (disk_size_gb)"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return not need.disk_limit or candidate.worker.disk_limit in DISK_LIMITS
 
@@ -72,6 +78,8 @@ class DiskLimit:
 
 
 class Active:
+    public = "draining"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return candidate.worker.status == WorkerStatus.ACTIVE
 
@@ -80,6 +88,8 @@ class Active:
 
 
 class Reachable:
+    public = "unreachable"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return candidate.reachable
 
@@ -88,6 +98,8 @@ class Reachable:
 
 
 class Places:
+    public = "without a place"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         limit = candidate.worker.max_boxes
         return limit is None or candidate.load.boxes + need.boxes <= limit
@@ -101,6 +113,8 @@ class Places:
 class MachineCpus:
     """Refuses a box more cpus than the machine has, however many may be promised to all boxes together."""
 
+    public = "too small for its cpus"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.cpus <= candidate.worker.cpus
 
@@ -110,6 +124,8 @@ class MachineCpus:
 
 
 class PromisedCpus:
+    public = "short of cpus"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         limit = candidate.worker.cpu_limit
         return limit is None or candidate.load.cpus + need.cpus <= limit
@@ -120,6 +136,8 @@ class PromisedCpus:
 
 
 class Memory:
+    public = "short of memory"
+
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.memory_mib <= candidate.worker.memory_mib - candidate.load.memory_mib
 
@@ -163,7 +181,8 @@ def not_placed(
     what: str, need: Need, placement: Placement, failed: Mapping[str, errors.BoxliteError]
 ) -> errors.BoxliteError:
     """The error to raise when no worker takes `what`; its text tells the client why. `failed`: by name of a worker
-    that was asked in vain, what it said. The error is one of the image or of a full disk if the workers agree."""
+    that was asked in vain, what it said. The error is one of the image or of a full disk if the workers agree. Tenants
+    read neither names nor numbers of workers."""
     removed = ((test, placement.removed[test]) for test in FILTERS if test in placement.removed)
     reasons = [f"{len(candidates)} {test.tell(need, candidates)}" for test, candidates in removed]
     if failed:
@@ -174,7 +193,11 @@ def not_placed(
         return errors.UpstreamUnavailableError(
             "no worker is registered; start one with 'boxlite-server worker --coordinator URL'"
         )
-    return _kind(need, placement, failed)(f"no worker can take the {what}: {', '.join(reasons)}")
+    public = [f"some are {test.public}" for test in FILTERS if test in placement.removed]
+    public += dict.fromkeys(error.public for error in failed.values())
+    return _kind(need, placement, failed)(
+        f"no worker can take the {what}: {', '.join(reasons)}", f"no worker can take the {what}: {'; '.join(public)}"
+    )
 
 
 def _kind(need: Need, placement: Placement, failed: Mapping[str, errors.BoxliteError]) -> type[errors.BoxliteError]:

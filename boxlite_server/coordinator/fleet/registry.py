@@ -20,6 +20,8 @@ from ..store import Load, Store, Tables, Worker
 from .link import target_of
 from .placement import Candidate
 
+UNREACHABLE = "the worker cannot be reached at present; try again later"  # all that tenants hear of the reason
+
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
@@ -211,7 +213,7 @@ class Fleet:
         return worker.last_heartbeat >= self._started_at
 
     def why_unreachable(self, worker: Worker) -> str | None:
-        """Why a worker gets no calls, in words for the person at the client; None when it gets calls."""
+        """Why a worker gets no calls, in words for an operator; None when it gets calls."""
         now = self._clock()
         if worker.left_at is not None:
             return f"worker {worker.name} was shut down at {_time_of(worker.left_at, now)}"
@@ -230,9 +232,9 @@ class Fleet:
         UpstreamUnavailableError, with the reason, for a worker that gets no calls."""
         row = await self._store.get_worker(worker) if isinstance(worker, str) else worker
         if row is None:
-            raise errors.UpstreamUnavailableError(f"worker {worker} is not registered any more")
+            raise errors.UpstreamUnavailableError(f"worker {worker} is not registered any more", UNREACHABLE)
         if reason := self.why_unreachable(row):
-            raise errors.UpstreamUnavailableError(reason)
+            raise errors.UpstreamUnavailableError(reason, UNREACHABLE)
         return row
 
     def note_silence(self, worker: Worker, reason: str) -> None:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids, rpc
+from ..tenants import scopes
 from ..tenants.authenticator import Authenticator
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import Principal
@@ -22,7 +23,7 @@ from ..tenants.quotas import QuotaRows
 from .bodies import bounded
 from .connections import ConnectionLimits
 from .ending import Ending
-from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
+from .errors import INTEGER_CODES, IS_OPERATOR, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
 from .operations import OPERATION, Operation, Operations
 from .origins import Origins, preflight
 
@@ -63,6 +64,7 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
+        IS_OPERATOR.set(False)
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         scope = dict(scope)
@@ -79,6 +81,7 @@ class Edge:
         except errors.BoxliteError as exc:
             await error_response(scope, exc)(scope, receive, send)
             return
+        IS_OPERATOR.set(PRINCIPAL in scope and scopes.ADMIN in scope[PRINCIPAL].scopes)
         with rpc.on_behalf_of(scope.get(TENANT, rpc.NOBODY)):
             await self._serve(scope, receive, send, operation)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 REQUEST_ID = "boxlite.request_id"
 INTEGER_CODES = "boxlite.integer_codes"
 PRINCIPAL = "boxlite.principal"
+
+# Whether the request that is being served is one of an operator, who may hear of workers and their hosts.
+IS_OPERATOR: ContextVar[bool] = ContextVar("is_operator", default=False)
 
 # Seconds until the same request may succeed, by status: a used-up resource may be released at any moment, and an
 # unreachable worker is heard of again with its next heartbeat.
@@ -108,12 +112,17 @@ def raw_response(error: errors.BoxliteError) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(response.body)])
 
 
+def shown(error: errors.BoxliteError) -> str:
+    """The text of an error for whoever is being served: workers and their hosts are named to operators alone."""
+    return error.message if IS_OPERATOR.get() else error.public
+
+
 def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
     """Build the JSON body of an error. A released client decodes `code` as an integer or as a string, and its path
     tells which."""
     return {
         "error": {
-            "message": error.message,
+            "message": shown(error),
             "type": error.type,
             "code": error.status if scope.get(INTEGER_CODES) else error.code,
             "request_id": scope[REQUEST_ID],

@@ -20,6 +20,7 @@ from ..._gen import worker_pb2 as pb
 from ..core import Core
 from ..limits import KEEPALIVE_SECONDS
 from ..store import Box
+from .errors import shown
 from .utf8 import Utf8Joiner
 
 T = TypeVar("T")
@@ -96,7 +97,7 @@ async def _output(
                         yield output_event(stream, data, position, raw=raw)
                     yield exit_event(event.ended, position)
     except errors.BoxliteError as exc:
-        yield error_event(exc.message)
+        yield error_event(shown(exc))
 
 
 async def _logs(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
@@ -107,7 +108,7 @@ async def _logs(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIt
         if not core.stopping.is_set():
             yield end_event()
     except errors.BoxliteError as exc:
-        yield error_event(exc.message)
+        yield error_event(shown(exc))
 
 
 async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:

@@ -13,9 +13,10 @@ from ...formats import parse_json, timestamp
 from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
-from ..fleet.registry import Fleet
+from ..fleet.registry import UNREACHABLE, Fleet
 from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Load, Snapshot, Volume, Worker
+from .errors import IS_OPERATOR
 from .utf8 import unfinished
 
 A = TypeVar("A")
@@ -33,8 +34,9 @@ _BOX_STATUS = {BoxStatus.CREATING: BoxStatus.CONFIGURED, BoxStatus.REMOVING: Box
 
 
 def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
-    """A Box. Its status is `unknown` while its worker is unreachable."""
+    """A Box. Its status is `unknown` while its worker is unreachable. Only operators see the worker and its host."""
     lost = fleet.why_unreachable(worker) if worker else None
+    is_operator = IS_OPERATOR.get()
     return {
         "box_id": row.id,
         "name": row.name,
@@ -43,9 +45,9 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
         "updated_at": timestamp(row.updated_at),
         "started_at": timestamp(row.started_at),
         "stopped_at": timestamp(row.stopped_at),
-        "pid": row.pid,
+        "pid": row.pid if is_operator else None,
         "exit_code": row.exit_code,
-        "error_message": lost or row.error,
+        "error_message": (lost if is_operator or not lost else UNREACHABLE) or row.error,
         "image": row.spec.image,
         "cpus": row.cpus,
         "memory_mib": row.memory_mib,
@@ -56,7 +58,7 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
         "auto_delete": row.spec.auto_delete,
         "auto_resume": row.spec.auto_resume,
         "ports": _ports(row),
-        "worker": worker.name if worker else None,
+        "worker": worker.name if worker and is_operator else None,
         "supervisor": row.supervisor if row.status == BoxStatus.RUNNING else None,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from boxlite_server.coordinator.control.plan import Action, Inventory, Rows, Subject, actions
-from boxlite_server.coordinator.domain.verdict import OVER, Kind, Seen, gone, judge
+from boxlite_server.coordinator.domain.verdict import GONE, OVER, Kind, Seen, judge
 from boxlite_server.coordinator.spec import Spec
 from boxlite_server.coordinator.store import Box, BoxState, Volume
 
@@ -110,7 +110,7 @@ def test_a_box_that_goes_with_its_stop_is_removed_only_when_it_stays_stopped() -
 
 
 def test_a_container_that_was_gone_and_is_back_counts_again() -> None:
-    box = row("failed", "stopped", error=gone("one"))
+    box = row("failed", "stopped", error=GONE)
     assert judged(box, seen("stopped")) is Kind.ADOPT
     assert judged(box, None) is None
 

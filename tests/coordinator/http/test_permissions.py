@@ -12,52 +12,23 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from support.asgi import ask, handshake
 from support.keys import new_key
+from support.requests import SPEC, Request, requests
 from support.rows import WORKER
 
-from boxlite_server import specs
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.app import create_app
 from boxlite_server.coordinator.http.operations import Operations
 from boxlite_server.coordinator.tenants import scopes
 
-SPEC = specs.openapi()
-METHODS = ("head", "get", "put", "post", "patch", "delete")
 ANY_KEY = {"getCurrentPrincipal"}  # operations for which any credential is enough
 FORM = b"grant_type=client_credentials&client_id=me&client_secret="
 
 _numbers = itertools.count()
-
-
-class Request(NamedTuple):
-    """An operation, how it is asked for, and the scope that it needs."""
-
-    id: str
-    kind: str  # http or websocket
-    method: str
-    path: str
-    scope: str | None  # None: no credential is needed
-    is_of_tenant: bool
-
-
-def requests() -> Iterator[Request]:
-    for path, item in SPEC["paths"].items():
-        for method in METHODS:
-            if method not in item:
-                continue
-            operation = item[method]
-            scope = None
-            if operation["security"]:
-                [named] = [entry["KeyScopes"] for entry in operation["security"] if "KeyScopes" in entry]
-                scope = named[0] if named else ""
-            filled = re.sub(r"\{(?!prefix)\w+\}", "nosuch", path)
-            kinds = ["http", "websocket"] if "101" in operation["responses"] else ["http"]
-            for kind in kinds:
-                yield Request(operation["operationId"], kind, method.upper(), filled, scope, "{prefix}" in path)
 
 
 REQUESTS = list(requests())

@@ -17,6 +17,7 @@ from ....formats import parse_json
 from ...domain.executions import Executions
 from ...domain.feeding import Feed
 from ...store import Box
+from ..errors import shown
 from ..utf8 import Utf8Joiner
 from . import frames
 from .input_queue import InputQueue, Mark, Piece
@@ -121,7 +122,7 @@ class Session:
             async for event in self._events:
                 await self._send(event)
         except errors.BoxliteError as exc:
-            await self._socket.send_text(frames.error_frame(exc.message))
+            await self._socket.send_text(frames.error_frame(shown(exc)))
             if self._peer.in_message:  # its rest may be long; such a message is lost
                 await self._socket.close(CLOSE_TRY_AGAIN)
             else:
@@ -207,7 +208,7 @@ class Session:
             except (errors.InvalidStateError, errors.NotFoundError) as exc:
                 await self._refused(exc)
             except errors.BoxliteError as exc:
-                await self._lose_input(exc.message)
+                await self._lose_input(shown(exc))
             if isinstance(entry, Piece):
                 self._undelivered -= len(entry.data)
 
@@ -224,7 +225,7 @@ class Session:
         with suppress(errors.BoxliteError):
             self._is_over = not await self._executions.is_running(self._box, self._id)
         if not self._is_over:
-            await self._complain(exc.message)
+            await self._complain(shown(exc))
 
     async def _deliver_rest(self, receiver: asyncio.Task[None], replaced: asyncio.Future[None]) -> None:
         """Hand on what the client has sent before it went away, for as long as the command goes on taking it. In the
@@ -282,7 +283,7 @@ class Session:
         except (errors.InvalidStateError, errors.NotFoundError):
             pass
         except errors.BoxliteError as exc:
-            await self._complain(exc.message)
+            await self._complain(shown(exc))
 
     async def _complain(self, text: str) -> None:
         if not self._peer.is_closing:
