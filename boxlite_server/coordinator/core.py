@@ -109,12 +109,13 @@ class Core:
         """Build the parts over an open database."""
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
         quotas, counting = QuotaRows(store, Quotas(policy.max_boxes_per_prefix)), Counting(store)
-        calls, schedule, pulls = Calls(fleet, connect), Schedule(store, leases, clock), FailedPulls(clock)
+        calls, schedule = Calls(fleet, connect), Schedule(store, leases, clock)
+        images = Images(store, fleet, calls, FailedPulls(clock))
         volumes = Volumes(store, fleet, calls, leases, quotas, clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         warm = Warm(store, fleet, turns, observer, counting)
-        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, pulls, quotas, policy, clock)
+        creation = Creation(store, fleet, calls, volumes, turns, observer, warm, images, quotas, policy, clock)
         boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans, restarts = Orphans(store, calls, turns, clock, grace=orphan_grace), Restarts(boxes, observer, clock)
@@ -128,7 +129,7 @@ class Core:
             observer=observer,
             creation=creation,
             boxes=boxes,
-            images=Images(store, fleet, calls, creation.pulls),
+            images=images,
             volumes=volumes,
             executions=Executions(calls, turns, observer, boxes, schedule, leases, counting, reconnect_grace),
             counting=counting,

@@ -116,8 +116,9 @@ class BoxState:
     `supervisor`: what runs the commands of a running box, for people: `init`, a supervisor as the box's first process;
     `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
     `unclaimed`: the box was prepared, and no `create` has claimed it.
-    `image_id`: of the image that the box is made of; only `create` and `prepare` tell it. `engine_life`: the engine's
-    life at the start, or the one before if it ended meanwhile; only `start` and `prepare` tell it.
+    `image_id`: of the image that the box is made of, and `was_pulled`: whether that was missing; only `create` and
+    `prepare` tell these. `engine_life`: the engine's life at the start, or the one before if it ended meanwhile; only
+    `start` and `prepare` tell it.
     """
 
     box: BoxRef
@@ -132,6 +133,7 @@ class BoxState:
     reason: str = ""
     unclaimed: bool = False
     image_id: str = ""
+    was_pulled: bool = False
     engine_life: str = ""
 
 
@@ -212,6 +214,8 @@ class Image:
     cached_at_ms: int  # Unix time
     size_bytes: int
     digests: tuple[str, ...] = ()  # by which registries know the image
+    is_private: bool = False  # its registry gets credentials of the host
+    was_pulled: bool = False  # `pull` has brought something that was missing
 
 
 @dataclass(frozen=True, slots=True)

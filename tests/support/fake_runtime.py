@@ -234,14 +234,15 @@ class FakeRuntime:
                     return found.state
             spec = self._policy.admit(spec)
             self.volumes.check(spec)
-            self.images.need(spec.image)
+            was_pulled = self.images.need(spec.image)
             if spec.cpus > self.cpus:
                 raise InvalidArgumentError(f"{spec.cpus} cpus: there are only {self.cpus}")
         # The lock is not held here: another thread records the box's end.
         if found is not None:
             self._delete(found)
         with self._lock:
-            return replace(self._make(box, spec, self._new_directory()), image_id=self.images.id_of(spec.image))
+            made = self._make(box, spec, self._new_directory())
+            return replace(made, image_id=self.images.id_of(spec.image), was_pulled=was_pulled)
 
     def _new_directory(self) -> Path:
         directory = Path(tempfile.mkdtemp(dir=self._directory))

@@ -30,11 +30,13 @@ class FakeImages:
         self._images[reference] = image
         return image
 
-    def need(self, name: str) -> None:
-        """Make the image available to a create: pull it when it is missing."""
-        if _full(name) not in self._images:
+    def need(self, name: str) -> bool:
+        """Make the image available to a create: pull it when it is missing. Returns whether it was."""
+        is_missing = _full(name) not in self._images
+        if is_missing:
             for _ in self.pull(name):
                 pass
+        return is_missing
 
     def id_of(self, name: str) -> str:
         return self._images[_full(name)].image_id
@@ -47,7 +49,8 @@ class FakeImages:
         if full not in self._pullable:
             raise ImageError(f"image '{reference}' cannot be pulled: the registry does not have it")
         yield PullProgress(SIZE // 2, SIZE)
-        yield self._add(full)
+        is_missing = full not in self._images
+        yield replace(self._add(full), was_pulled=is_missing)
 
     def remove(self, reference: str) -> None:
         full = _full(reference)

@@ -56,6 +56,7 @@ class FakeWorker:
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
         self.image_id = "sha256:1"  # of whatever image a box is made of
+        self.pulls = False  # whether each create has to pull its image
         self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
         self.prepares = True  # whether it can; an older version makes boxes that run the image's command
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
@@ -217,7 +218,9 @@ class FakeWorker:
         self.specs[request.box.box_id] = request.spec
         made = self._answer(request.box)
         made.image_id = self.image_id
-        return self._StartBox(request.box) if request.start else made
+        answer = self._StartBox(request.box) if request.start else made
+        answer.pulled = self.pulls
+        return answer
 
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:
         found = self._find(ref)

@@ -19,13 +19,13 @@ from ... import errors, ids
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN, Calls
 from ..fleet.placement import Candidate, Need, not_placed, place
-from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
 from ..states import BoxStatus, DesiredState, WorkerStatus
 from ..store import Box, Store, Tables, Use, Worker
 from ..tenants.quotas import QuotaRows
+from .images import Images
 from .observing import Observer
 from .turns import Turns, forgotten
 from .volumes import Volumes
@@ -50,7 +50,7 @@ class Creation:
         turns: Turns,
         observer: Observer,
         warm: Warm,
-        pulls: FailedPulls,
+        images: Images,
         quotas: QuotaRows,
         policy: Policy,
         clock: Callable[[], float],
@@ -62,16 +62,25 @@ class Creation:
         self._turns = turns
         self._observer = observer
         self._warm = warm
-        self.pulls = pulls
+        self._images = images
+        self.pulls = images.pulls
         self._quotas = quotas
         self._policy = policy
         self._clock = clock
 
-    async def create(self, prefix: str, request: Mapping[str, Any], *, request_key: str | None = None) -> Box:
+    async def create(
+        self,
+        prefix: str,
+        request: Mapping[str, Any],
+        *,
+        request_key: str | None = None,
+        tenant: str | None = None,
+    ) -> Box:
         """Create a box on the least loaded worker that has room. A box with volumes goes to the worker that has
-        them. With a `request_key`, see `made_before`. A request with `start` has the box started by the same call to
-        the worker; a box that cannot be started is not made, and where the worker may have started it, no other worker
-        is tried. Only a worker of an earlier version, and a crash in the middle, leave such a box configured.
+        them. With a `request_key`, see `made_before`; `tenant`: see `images`. A request with `start` has the box
+        started by the same call to the worker; a box that cannot be started is not made, and where the worker may have
+        started it, no other worker is tried. Only a worker of an earlier version, and a crash in the middle, leave such
+        a box configured.
 
         When a worker cannot create the box, the next one is tried under the next generation: a container that still
         comes about at the first worker is an orphan there. A worker that does not answer in time has used up the
@@ -85,6 +94,7 @@ class Creation:
         if left := await self.made_before(request_key, spec):
             return left
         start = bool(request.get("start"))
+        await self._images.admit(spec.image, tenant)
         if claimed := await self._claim(prefix, spec, request_key, start):
             return claimed
         spec, home = await self._resolved(prefix, spec)
@@ -92,7 +102,7 @@ class Creation:
         async with self._turns.alone(box_id):
             worker = await self._reserve(box_id, prefix, spec, 1, {}, home=home, request_key=request_key, start=start)
             with _unknown_when_interrupted(request_key):
-                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key, start)
+                return await self._create_somewhere(worker, box_id, prefix, spec, home, request_key, start, tenant)
 
     async def _claim(self, prefix: str, spec: Spec, request_key: str | None, start: bool) -> Box | None:
         """Make a warm box the client's. None when there is none that fits, or the one that there was is gone."""
@@ -147,6 +157,7 @@ class Creation:
         home: str | None,
         request_key: str | None,
         start: bool,
+        tenant: str | None,
     ) -> Box:
         """Make the box whose room is reserved on `worker`, there or on the next worker that can."""
         tried: dict[str, errors.BoxliteError] = {}
@@ -155,6 +166,8 @@ class Creation:
         for generation in itertools.count(1):
             try:
                 state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
+                if state.pulled:
+                    await self._images.note_pulled(spec.image, tenant)
                 return await self._made(box_id, state, worker, start)
             except INTERRUPTED:
                 raise  # the row stays: the box is finished or undone later

@@ -1,7 +1,10 @@
 """Finds, pulls and removes the images of the whole fleet.
 
-Nothing is stored here: each question goes to all workers that can be reached, at once and with a short deadline, and
-workers that do not answer are left out. The cache of images belongs to the workers and is shared by all prefixes.
+Each question goes to all workers that can be reached, at once and with a short deadline, and workers that do not answer
+are left out. The cache of images belongs to the workers and is shared by all prefixes. A tenant sees of it what
+everybody could pull, what the operator has brought, and what the tenant has pulled itself; it removes only the last.
+
+`tenant`: the prefix that asks; None: an operator, who sees and removes all.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import NamedTuple
 
 from ... import errors, references
@@ -32,6 +35,7 @@ class Image(NamedTuple):
     size_bytes: int
     digests: tuple[str, ...]
     workers: tuple[str, ...]
+    is_private: bool = False  # its registry gets credentials of a worker's host
 
     @property
     def repository(self) -> str:
@@ -68,19 +72,19 @@ class Images:
         self._store = store
         self._fleet = fleet
         self._calls = calls
-        self._pulls = pulls
+        self.pulls = pulls
 
-    async def all(self) -> list[Image]:
+    async def all(self, tenant: str | None = None) -> list[Image]:
         """All images, sorted by name; one entry for each version of a name."""
-        return (await self._ask())[0]
+        return (await self._ask(tenant))[0]
 
-    async def find(self, name: str) -> tuple[list[Image], list[Image]]:
+    async def find(self, name: str, tenant: str | None = None) -> tuple[list[Image], list[Image]]:
         """The images of that name or digest, and all versions of all tags of the same repository.
 
         The first image is the one that the name means: the tag `latest`, else the newest.
         Raises NotFoundError, and UpstreamUnavailableError when a worker that does not answer may have the image.
         """
-        images, silent = await self._ask()
+        images, silent = await self._ask(tenant)
         try:
             found = [image for image in images if image.is_called(name)]
         except errors.InvalidArgumentError as exc:
@@ -95,7 +99,32 @@ class Images:
         found.sort(key=lambda image: (image.tag != references.DEFAULT_TAG, -image.cached_at))
         return found, [image for image in images if image.repository == found[0].repository]
 
-    async def pull(self, reference: str) -> AsyncGenerator[PullProgress | Image, None]:
+    async def admit(self, name: str, tenant: str | None) -> None:
+        """See that a tenant may make a box of the image. One of a repository from which only others have pulled is
+        pulled anew, so that its registry decides; an image that is named by its id has to be one that the tenant sees.
+
+        Raises ImageError, and what `pull` raises.
+        """
+        if tenant is None:
+            return
+        if references.is_digest(name):
+            try:
+                await self.find(name, tenant)
+            except errors.NotFoundError as exc:
+                raise errors.ImageError(exc.message) from None
+            return
+        repository = _repository(name)
+        holders = (await self._store.holders(repository)).get(repository)
+        if holders is not None and tenant not in holders:
+            async for _ in self.pull(name, tenant):
+                pass
+
+    async def note_pulled(self, name: str, tenant: str | None) -> None:
+        """Note that the image, which was missing, was pulled for a tenant."""
+        if tenant is not None and not references.is_digest(name):
+            await self._store.note_pull(_repository(name), tenant)
+
+    async def pull(self, reference: str, tenant: str | None = None) -> AsyncGenerator[PullProgress | Image, None]:
         """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
         When a worker cannot do it, for a reason that may be its own, the next one is tried.
 
@@ -105,7 +134,7 @@ class Images:
         tried: dict[str, errors.BoxliteError] = {}
         while True:
             untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
-            placement = place(NOTHING, untried, last=self._pulls.of(reference))
+            placement = place(NOTHING, untried, last=self.pulls.of(reference))
             if not placement.workers:
                 raise not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
@@ -114,6 +143,7 @@ class Images:
                 async with contextlib.aclosing(events):
                     async for event in events:
                         if event.HasField("image"):
+                            await self._note(event.image, tenant)
                             yield _image(event.image, worker.id)
                             return
                         yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
@@ -122,14 +152,26 @@ class Images:
                 log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
                 tried[worker.name] = exc
                 if isinstance(exc, errors.LocalImageError):
-                    self._pulls.note(reference, worker.id)
+                    self.pulls.note(reference, worker.id)
 
-    async def remove(self, name: str) -> None:
-        """Remove an image from every worker that has it; a name without a tag means all its tags.
+    async def _note(self, image: pb.Image, tenant: str | None) -> None:
+        """Note a pull that has brought something, or that not everybody could have done. Of any other image it stays
+        true that the operator has brought it."""
+        if tenant is not None:
+            repository = _repository(image.reference)
+            if image.pulled or image.private or repository in await self._store.holders(repository):
+                await self._store.note_pull(repository, tenant)
 
-        Raises NotFoundError, and InvalidStateError when a box uses it.
+    async def remove(self, name: str, tenant: str | None = None) -> None:
+        """Remove an image from every worker that has it; a name without a tag means all its tags. Images of a
+        repository from which other prefixes have pulled too are only hidden from the tenant.
+
+        Raises NotFoundError, PermissionDeniedError for an image that the tenant sees and has not pulled, and
+        InvalidStateError when a box uses it.
         """
-        found, _ = await self.find(name)
+        found, versions = await self.find(name, tenant)
+        if tenant is not None and not await self._drop(found, tenant):
+            return
         doomed = {image.reference for image in found} | {f"{image.repository}@{image.id}" for image in found}
         for used in await self._store.images_of_boxes():
             if _full(used) in doomed:
@@ -145,9 +187,26 @@ class Images:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+        if tenant is not None and set(versions) <= set(found):
+            await self._store.drop_pull(found[0].repository, tenant)
 
-    async def _ask(self) -> tuple[list[Image], list[str]]:
-        """The images of all workers that answer, and the names of those that do not."""
+    async def _drop(self, found: list[Image], tenant: str) -> bool:
+        """Whether images that a tenant removes are its alone. Those of others too are hidden from the tenant."""
+        holders = await self._store.holders()
+        repositories = {image.repository for image in found}
+        if not all(tenant in holders.get(repository, ()) for repository in repositories):
+            raise errors.PermissionDeniedError(
+                f"image {found[0].reference} is there for all prefixes; only an operator can remove it"
+            )
+        if all(holders[repository] == {tenant} for repository in repositories):
+            return True
+        for repository in repositories:
+            await self._store.drop_pull(repository, tenant)
+        return False
+
+    async def _ask(self, tenant: str | None) -> tuple[list[Image], list[str]]:
+        """The images of all workers that answer, as far as the tenant sees them, and the names of the workers that do
+        not answer."""
         workers = [c.worker for c in await self._fleet.candidates()]
         reachable = [worker for worker in workers if self._fleet.is_reachable(worker)]
         answers = await asyncio.gather(
@@ -167,7 +226,11 @@ class Images:
                     image = _image(message, worker.id)
                     key = (image.reference, image.id)
                     found[key] = _merged(found[key], image) if key in found else image
-        return [found[key] for key in sorted(found)], silent
+        images = [found[key] for key in sorted(found)]
+        if tenant is not None:
+            holders = await self._store.holders()
+            images = [image for image in images if _is_seen(image, tenant, holders)]
+        return images, silent
 
 
 def _image(message: pb.Image, worker_id: str) -> Image:
@@ -178,6 +241,7 @@ def _image(message: pb.Image, worker_id: str) -> Image:
         size_bytes=message.size_bytes,
         digests=tuple(message.digests),
         workers=(worker_id,),
+        is_private=message.private,
     )
 
 
@@ -187,7 +251,20 @@ def _merged(one: Image, other: Image) -> Image:
         cached_at=min(one.cached_at, other.cached_at),
         digests=tuple(dict.fromkeys(one.digests + other.digests)),
         workers=one.workers + other.workers,
+        is_private=one.is_private or other.is_private,
     )
+
+
+def _is_seen(image: Image, tenant: str, holders: Mapping[str, Collection[str]]) -> bool:
+    return not image.is_private or image.repository not in holders or tenant in holders[image.repository]
+
+
+def _repository(name: str) -> str:
+    """The repository of an image's name. Raises ImageError for a malformed name."""
+    try:
+        return references.parse(name).repository
+    except errors.InvalidArgumentError as exc:
+        raise errors.ImageError(exc.message) from None
 
 
 def _full(reference: str) -> str:

@@ -117,6 +117,11 @@ def shown(error: errors.BoxliteError) -> str:
     return error.message if IS_OPERATOR.get() else error.public
 
 
+def asking(prefix: str) -> str | None:
+    """The tenant that is being served, by its prefix; None: an operator is."""
+    return None if IS_OPERATOR.get() else prefix
+
+
 def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
     """Build the JSON body of an error. A released client decodes `code` as an integer or as a string, and its path
     tells which."""

@@ -1,4 +1,4 @@
-"""The tables of what each prefix may have at most, and of what it has."""
+"""The tables of what each prefix may have at most, of what it has, and of the images that it has pulled."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS = ", ".join(Quotas._fields)
 
 
 class Tenants(Table):
-    """Methods over the table `quotas`, and over what triggers of the schema count in `totals`."""
+    """Methods over the tables `quotas` and `pulls`, and over what triggers of the schema count in `totals`."""
 
     async def quotas_of(self, prefix: str) -> Quotas:
         """What holds for a prefix: its own quotas, and those of every prefix where it has none."""
@@ -81,3 +81,26 @@ class Tenants(Table):
         row = await self._read_one("SELECT boxes, active, cpus, memory_mib FROM totals WHERE prefix = ?", (prefix,))
         volumes = await self._read_one("SELECT count(*) FROM volumes WHERE prefix = ?", (prefix,))
         return Use(*(row or (0, 0, 0, 0)), *(volumes or (0,)))
+
+    async def note_pull(self, repository: str, prefix: str) -> None:
+        """Note that a prefix has pulled an image from a repository."""
+        await self._write(
+            "INSERT INTO pulls (repository, prefix, held) VALUES (?, ?, 1) "
+            "ON CONFLICT (repository, prefix) DO UPDATE SET held = 1",
+            (repository, prefix),
+        )
+
+    async def drop_pull(self, repository: str, prefix: str) -> None:
+        """Note that a prefix has removed its images of a repository."""
+        await self._write("UPDATE pulls SET held = 0 WHERE repository = ? AND prefix = ?", (repository, prefix))
+
+    async def holders(self, repository: str | None = None) -> dict[str, set[str]]:
+        """By repository, or of the one given: the prefixes that have pulled images from it and not removed them. A
+        repository is missing if no prefix ever pulled from it."""
+        condition, parameters = ("", ()) if repository is None else (" WHERE repository = ?", (repository,))
+        found: dict[str, set[str]] = {}
+        for name, prefix, held in await self._read(
+            f"SELECT repository, prefix, held FROM pulls{condition}", parameters
+        ):
+            found.setdefault(name, set()).update([prefix] if held else [])
+        return found

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import docker
+import docker.auth
 import docker.errors
 import docker.utils
 import requests
@@ -280,6 +281,11 @@ class Engine:
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
         return _Client(version="auto", timeout=CALL_TIMEOUT, **options)
+
+    def has_credentials(self, registry: str) -> bool:
+        """Whether a pull from the registry carries credentials of this host's user."""
+        with engine_errors(f"cannot look up the credentials for {registry}"):
+            return docker.auth.get_config_header(self.api, registry) is not None
 
     def call(
         self,

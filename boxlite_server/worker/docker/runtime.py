@@ -230,7 +230,7 @@ class DockerRuntime:
             return self._containers.inspect(box)
         self._containers.admit(spec)  # also here, so that a refusal comes before the pull
         began = time.monotonic()
-        image = self.images.get(spec.image)
+        image, was_pulled = self.images.get(spec.image)
         if BOX_LABEL in image_labels(image):
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         if (foreign := self._foreign(image)) and platforms.has_no_emulator():
@@ -244,7 +244,7 @@ class DockerRuntime:
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, base, replacing=held, awaits_main=not is_asked_for)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
-        return replace(state, image_id=image["Id"])
+        return replace(state, image_id=image["Id"], was_pulled=was_pulled)
 
     def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         state = self._create(box, spec, is_asked_for=False)

@@ -90,6 +90,7 @@ def box(state: BoxState) -> pb.Box:
         supervisor=state.supervisor,
         unclaimed=state.unclaimed,
         image_id=state.image_id,
+        pulled=state.was_pulled,
         engine_life=state.engine_life,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)
@@ -209,6 +210,8 @@ def image(image: Image) -> pb.Image:
         cached_at_ms=image.cached_at_ms,
         size_bytes=image.size_bytes,
         digests=image.digests,
+        private=image.is_private,
+        pulled=image.was_pulled,
     )
 
 

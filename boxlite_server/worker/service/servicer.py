@@ -112,7 +112,9 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         with self._turn(box, context, makes=True, wish=request.box.wish if request.start else None):
             spec = messages.spec(request.spec)
             made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
-            return messages.box(self._first_start(box) if request.start else made)
+            answer = messages.box(self._first_start(box) if request.start else made)
+            answer.pulled = made.was_pulled
+            return answer
 
     def _first_start(self, box: BoxRef) -> BoxState:
         """Start a box that was just made; remove the box if it cannot be started."""

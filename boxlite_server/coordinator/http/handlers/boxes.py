@@ -12,6 +12,7 @@ from .... import errors
 from ...core import Core
 from ...states import BoxStatus, DesiredState
 from .. import views
+from ..errors import asking
 from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes that are read in one go; other requests run in between
@@ -24,7 +25,7 @@ _FILTER = {
 
 
 async def create_box(core: Core, prefix: str, body: dict[str, Any]) -> Any:
-    box = await core.creation.create(prefix, body, request_key=request_key())
+    box = await core.creation.create(prefix, body, request_key=request_key(), tenant=asking(prefix))
     # A box that ended with its engine is being started again already.
     if body.get("start") and box.status == BoxStatus.CONFIGURED and box.desired != DesiredState.RUNNING:
         box = await core.boxes.start(prefix, box.id)

@@ -17,14 +17,14 @@ from ...core import Core
 from ...domain.images import Image, PullProgress
 from ...limits import PULL_SECONDS
 from .. import views
-from ..errors import error_body
+from ..errors import asking, error_body
 
 _LINES = "application/x-ndjson"
 NO_LIMIT = 2**53 - 1  # released clients require a number; this is the largest that every JSON parser reads
 
 
 async def pull_image(core: Core, prefix: str, body: dict[str, Any]) -> Any:
-    events = core.images.pull(body["reference"])
+    events = core.images.pull(body["reference"], asking(prefix))
     if _LINES in connexion.request.headers.get("accept", ""):
         # A pull that fails at its first step is answered with the status of its error.
         first = await anext(events)
@@ -61,7 +61,7 @@ def _line(event: PullProgress | Image) -> bytes:
 
 
 async def list_images(core: Core, prefix: str, page_size: int | None = None, page_token: str | None = None) -> Any:
-    images = await core.images.all()
+    images = await core.images.all(asking(prefix))
     if page_token:
         behind = views.decode_token(page_token, str, str)
         images = [image for image in images if (image.reference, image.id) > behind]
@@ -71,22 +71,22 @@ async def list_images(core: Core, prefix: str, page_size: int | None = None, pag
 
 
 async def get_image(core: Core, prefix: str, image_id: str) -> Any:
-    found, versions = await core.images.find(image_id)
+    found, versions = await core.images.find(image_id, asking(prefix))
     return views.image_detail(found[0], versions)
 
 
 async def image_exists(core: Core, prefix: str, image_id: str) -> Any:
-    await core.images.find(image_id)
+    await core.images.find(image_id, asking(prefix))
     return None, 204
 
 
 async def remove_image(core: Core, prefix: str, image_id: str) -> Any:
-    await core.images.remove(image_id)
+    await core.images.remove(image_id, asking(prefix))
     return None, 204
 
 
 async def get_image_usage(core: Core, prefix: str) -> Any:
-    sizes = {image.id: image.size_bytes for image in await core.images.all()}
+    sizes = {image.id: image.size_bytes for image in await core.images.all(asking(prefix))}
     return {"count": len(sizes), "limit": NO_LIMIT, "known_bytes": sum(sizes.values())}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +28,7 @@ from ...runtime import Image, PullProgress
 from ..engine import Engine, engine_errors, refusal
 from ..labels import IMAGE_LABEL, image_labels, is_base
 from .bases import Bases
-from .registries import Registries, failure
+from .registries import NEEDS_NO_LOGIN, Registries, failure
 
 PULL_TIMEOUT = 900.0  # seconds
 _MAX_LOGGED = 1000  # characters of what the engine or a registry says
@@ -54,18 +56,18 @@ class DockerImages:
         for pull in waiting:
             pull.done.set_exception(EngineError("the worker is shutting down"))
 
-    def get(self, reference: str) -> dict[str, Any]:
-        """The engine's description of the image, which is pulled when missing. Raises `ImageError` when it cannot be
-        had."""
+    def get(self, reference: str) -> tuple[dict[str, Any], bool]:
+        """The engine's description of the image, and whether it was missing and is pulled now. Raises `ImageError` when
+        it cannot be had."""
         try:
             if references.is_digest(reference):
-                return self._found(reference)
+                return self._found(reference), False
             wanted = _parsed(reference)
             with suppress(NotFoundError):
-                return self._found(str(wanted))
+                return self._found(str(wanted)), False
             for _ in self._fetch(wanted, reference):
                 pass
-            return self._found(str(wanted))
+            return self._found(str(wanted)), True
         except NotFoundError as exc:
             raise LocalImageError(f"image {reference!r} is not there after its pull") from exc
         except (InvalidArgumentError, InvalidStateError) as exc:
@@ -80,7 +82,8 @@ class DockerImages:
                 continue
             with suppress(NotFoundError):  # the image was removed between the two calls
                 images += _names(self._inspect(entry["Id"]))
-        return images
+        is_private = functools.cache(self._is_private)  # a helper program may have to tell
+        return [replace(image, is_private=is_private(references.parse(image.reference).repository)) for image in images]
 
     def remove(self, reference: str) -> None:
         try:
@@ -109,9 +112,18 @@ class DockerImages:
 
     def pull(self, reference: str) -> Iterator[PullProgress | Image]:
         wanted = _parsed(reference)
+        before = ""
+        with suppress(NotFoundError):
+            before = self._inspect(str(wanted))["Id"]
         yield from self._fetch(wanted, reference)
         named = _names(self._inspect(str(wanted)))
-        yield next((image for image in named if image.reference == str(wanted)), named[0])
+        image = next((image for image in named if image.reference == str(wanted)), named[0])
+        yield replace(image, is_private=self._is_private(wanted.repository), was_pulled=image.image_id != before)
+
+    def _is_private(self, repository: str) -> bool:
+        """Whether not everybody may be able to pull from the repository: pulls carry credentials of the host."""
+        registry = repository.partition("/")[0]
+        return not repository.startswith(NEEDS_NO_LOGIN) and self._engine.has_credentials(registry)
 
     def _fetch(self, wanted: references.Reference, reference: str) -> Iterator[PullProgress]:
         """Start or join the pull of `wanted`; yields the progress until it is done. `reference` is for error texts."""

@@ -19,7 +19,7 @@ from ..engine import is_full
 PUBLIC = "public"  # stands for all registries at public addresses
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in IPv6
-_NEEDS_NO_LOGIN = f"{references.DEFAULT_REGISTRY}/library/"
+NEEDS_NO_LOGIN = f"{references.DEFAULT_REGISTRY}/library/"  # images of which anybody may pull
 
 
 class _Kind(NamedTuple):
@@ -72,7 +72,7 @@ def failure(image: references.Reference, reason: str) -> BoxliteError:
         return ResourceExhaustedError(f"{what}: no space left (the disk of the container engine is full)")
     kind = next((kind for kind in _KINDS if kind.pattern.search(reason)), None)
     text = f"{what}: {kind.text if kind else _OTHER}"
-    is_missing = "repository does not exist" in reason and image.repository.startswith(_NEEDS_NO_LOGIN)
+    is_missing = "repository does not exist" in reason and image.repository.startswith(NEEDS_NO_LOGIN)
     return ImageError(text) if is_missing or (kind and kind.everywhere) else LocalImageError(text)
 
 
