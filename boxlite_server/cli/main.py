@@ -91,6 +91,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             allow_private=tuple(arguments.allow_private),
             rejoin=arguments.rejoin,
             reserve_memory_mib=arguments.reserve_memory,
+            reserve_disk=None if arguments.reserve_disk is None else arguments.reserve_disk << 20,
             spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
             output_limit=arguments.output_limit and arguments.output_limit << 30,
         )
@@ -327,6 +328,13 @@ def _add_worker(commands: Commands) -> None:
         type=types.count,
         help="promise boxes all memory of the machine but this, which is left to its system, the container engine and "
         "the worker (default: a tenth, between 256 MiB and 8 GiB)",
+    )
+    parser.add_argument(
+        "--reserve-disk",
+        metavar="MIB",
+        type=types.count,
+        help="leave so much of the engine's disk free: below that nothing is made that takes room, and the running box "
+        "that is writing the most is stopped; 0 turns this off (default: a twentieth of the disk, 2 GiB at most)",
     )
     parser.add_argument(
         "--spool-limit",

@@ -24,7 +24,7 @@ import grpc
 from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
 from ..formats import in_url
-from .disk_watch import DiskWatch
+from .disk_watch import DiskRoom, DiskWatch
 from .docker.engine import engine_sockets
 from .docker.network import Reach
 from .docker.runtime import DockerRuntime
@@ -66,6 +66,7 @@ class WorkerConfig:
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
     reserve_memory_mib: int | None = None  # that no box is promised; None: a tenth, see `default_reserve`
+    reserve_disk: int | None = None  # bytes of the engine's disk; None: see `DiskRoom`
     spool_limit: int | None = None  # bytes of transfers on the disk; None: half of the disk
     output_limit: int | None = None  # bytes of kept output on the disk; None: a quarter of the disk
     supervisor: bool = True  # run commands by a supervisor in each box, where that can be
@@ -117,7 +118,8 @@ class Worker:
         budget = config.output_limit or shutil.disk_usage(spool).total // 4
         self._executions = Executions(self._runtime, spool, journal=journal, budget=budget)
         files = Files(self._runtime, Spool(_made(config.home / "transfers"), budget=config.spool_limit))
-        self._service = WorkerService(self._runtime, self._executions, files)
+        self._room = DiskRoom(self._runtime, config.reserve_disk)
+        self._service = WorkerService(self._runtime, self._executions, files, self._room.check)
         self._epoch = ids.new_id()
         self._server = make_server(self._service, self._identity.secret, self._epoch)
         self._host = bind_host(config, self._coordinator)
@@ -200,7 +202,7 @@ class Worker:
 
     def _watch_disks(self) -> None:
         if self._is_owner():
-            DiskWatch(self._runtime, self._service.turn, self._rng).run(self._stopping)
+            DiskWatch(self._runtime, self._service.turn, self._rng, room=self._room).run(self._stopping)
 
     def _watch_network(self) -> None:
         if (state := self._runtime.network.state) != "filtered":

@@ -178,10 +178,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """In bytes: what a box has written to the disk that it began with, and how much it may write."""
+    """In bytes: what a box has written to the disk that it began with, how much it may write (None: there is no limit),
+    and what is in its volumes."""
 
     written: int
-    limit: int
+    limit: int | None
+    volumes: int = 0
 
 
 class DiskLimit(StrEnum):
@@ -415,7 +417,10 @@ class BoxRuntime(Protocol):
         """The running boxes of this owner whose disk limit is not enforced by the engine."""
 
     def disk_use(self, box: BoxRef) -> DiskUse:
-        """What one of the `watched_boxes` has written. Reads the whole of it, which may take minutes."""
+        """What a box has written. Reads the whole of it, which may take minutes."""
+
+    def disk_free(self) -> tuple[int, int]:
+        """Bytes that are free on the disk that boxes write to, and the size of that disk."""
 
     def list_boxes(self) -> list[BoxState]:
         """All boxes of this owner."""

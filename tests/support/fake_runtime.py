@@ -174,6 +174,7 @@ class FakeRuntime:
 
     def __init__(self, directory: Path | None = None, policy: Policy | None = None, *, gb: int = _GB) -> None:
         self._gb = gb  # bytes in a GB of a disk limit
+        self.disk_bytes = 1 << 50  # of the disk that boxes write to
         self._policy = policy or Policy()
         self.images = FakeImages((IMAGE, BARE_IMAGE), (PULLABLE_IMAGE,), self._specs)
         self.volumes = FakeVolumes(self._specs)
@@ -392,7 +393,12 @@ class FakeRuntime:
         with self._lock:
             found = self._find(box)
         written = sum(path.lstat().st_blocks * 512 for path in found.directory.rglob("*"))
-        return DiskUse(written, found.spec.disk_size_gb * self._gb)
+        return DiskUse(written, found.spec.disk_size_gb * self._gb or None)
+
+    def disk_free(self) -> tuple[int, int]:
+        with self._lock:
+            boxes = list(self._boxes.values())
+        return self.disk_bytes - sum(self.disk_use(box.ref).written for box in boxes), self.disk_bytes
 
     def watch(self, on_change: Callable[[], None], stopping: threading.Event) -> None:
         while not stopping.is_set():

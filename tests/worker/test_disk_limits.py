@@ -16,10 +16,13 @@ from support.fake_runtime import FakeRuntime
 from support.sites import Site, collect
 
 from boxlite_server import ids
+from boxlite_server._gen import worker_pb2 as pb
+from boxlite_server.errors import ResourceExhaustedError
 from boxlite_server.worker.commands import ExecSpec
-from boxlite_server.worker.disk_watch import DiskWatch
+from boxlite_server.worker.disk_watch import DiskRoom, DiskWatch
 from boxlite_server.worker.docker.runtime import DockerRuntime
-from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, DiskLimit, Owner
+from boxlite_server.worker.runtime import BoxRef, BoxState, BoxStatus, DiskLimit, Mount, Owner
+from boxlite_server.worker.service.incoming import imported
 from boxlite_server.worker.stop_reasons import StopReasons
 
 MIB = 1024 * 1024
@@ -162,3 +165,58 @@ def test_a_box_at_rest_is_not_watched(site: Watched) -> None:
 
 def test_the_worker_says_that_it_watches(site: Watched) -> None:
     assert site.runtime.capacity().disk_limit is DiskLimit.WATCHED
+
+
+def test_the_box_that_fills_the_disk_of_the_host_is_stopped_and_the_others_go_on(site: Watched) -> None:
+    quiet, greedy = site.running_box(), site.running_box()
+    site.run(quiet, WRITE)
+    free, _ = site.runtime.disk_free()
+    room = DiskRoom(site.runtime, free + (1 << 30))  # as if less were free than its reserve
+    with pytest.raises(ResourceExhaustedError, match="nearly full"):
+        room.check()
+    stopping = threading.Event()
+    watch = DiskWatch(site.runtime, lambda box: nullcontext(), random.Random(1), interval=0.5, room=room)
+    thread = threading.Thread(target=watch.run, args=(stopping,))
+    thread.start()
+    script = "while :; do dd if=/dev/zero bs=1024k count=4 2>/dev/null >> big; sleep 0.2; done"
+    writing = site.runtime.spawn(greedy, ExecSpec(("sh", "-c", script)))
+    state = site.await_status(greedy, BoxStatus.STOPPED)
+    stopping.set()
+    thread.join()
+    collect(writing)
+    assert "the disk of its host was nearly full" in state.reason
+    assert site.state(quiet).status is BoxStatus.RUNNING
+    for box in (quiet, greedy):
+        site.runtime.remove(box, force=True)
+
+
+def test_a_disk_with_room_lets_everything_through(site: Watched) -> None:
+    free, size = site.runtime.disk_free()
+    assert 0 < free <= size
+    DiskRoom(site.runtime, 0).check()
+
+
+def test_what_a_box_has_in_its_volumes_counts_as_written(site: Watched) -> None:
+    if isinstance(site.runtime, FakeRuntime):
+        pytest.skip("its volumes hold nothing")
+    volume = ids.new_id()
+    site.runtime.volumes.create(volume)
+    box = site.running_box(mounts=(Mount(guest_path="/data", volume_id=volume),))
+    site.run(box, "dd if=/dev/zero of=/data/big bs=1024k count=3 2>/dev/null")
+    assert site.runtime.disk_use(box).volumes >= 3 * MIB
+    site.runtime.remove(box, force=True)
+    site.runtime.volumes.remove(volume)
+
+
+def test_an_import_ends_when_the_disk_fills_up_meanwhile() -> None:
+    full = iter([False, False, True])
+
+    def check() -> None:
+        if next(full):
+            raise ResourceExhaustedError("no space left")
+
+    requests = (pb.ImportBoxRequest(data=b"x") for _ in range(1000))
+    taken: list[bytes] = []
+    with pytest.raises(ResourceExhaustedError):
+        taken.extend(imported(requests, check))
+    assert len(list(requests)) > 900

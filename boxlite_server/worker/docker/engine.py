@@ -265,6 +265,7 @@ class Engine:
     def __init__(self, url: str | None = None) -> None:
         self._url = url
         self._client: docker.APIClient | None = None
+        self._data = ""  # its directory, once that is known
         self._lock = threading.Lock()
 
     @property
@@ -281,6 +282,14 @@ class Engine:
         if options.get("tls") or str(options.get("base_url", "")).startswith(("ssh:", "npipe:", "https:")):
             raise EngineError("the worker's engine must be on the worker's host, at a unix or plain tcp socket")
         return _Client(version="auto", timeout=CALL_TIMEOUT, **options)
+
+    def disk_free(self) -> tuple[int, int]:
+        """Bytes that are free on the disk of the engine's data, and the size of that disk."""
+        with engine_errors("cannot find the disk of the container engine"):
+            if not self._data:
+                self._data = str(self.api.info()["DockerRootDir"])
+            disk = os.statvfs(self._data)
+            return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
 
     def has_credentials(self, registry: str) -> bool:
         """Whether a pull from the registry carries credentials of this host's user."""

@@ -71,7 +71,7 @@ from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
 from .network import BoxNetwork, Reach
-from .stats import Meter, layer_bytes
+from .stats import Meter, layer_bytes, volume_bytes
 from .storage.bases import MAX_LAYERS, Bases
 from .storage.copies import Copies
 from .storage.disks import DockerDisks
@@ -415,8 +415,12 @@ class DockerRuntime:
 
     def disk_use(self, box: BoxRef) -> DiskUse:
         container = self._containers.get(box)
-        limit = container["Config"]["Labels"][DISK_LIMIT_LABEL]
-        return DiskUse(layer_bytes(self._engine, container), int(limit))
+        limit = container["Config"]["Labels"].get(DISK_LIMIT_LABEL, "")
+        written = layer_bytes(self._engine, container)
+        return DiskUse(written, int(limit) if limit.isdecimal() else None, volume_bytes(container))
+
+    def disk_free(self) -> tuple[int, int]:
+        return self._engine.disk_free()
 
     def files(self, box: BoxRef) -> BoxFiles:
         run = None if container_name(box) in self._prepared else self._supervisors.live(container_name(box))

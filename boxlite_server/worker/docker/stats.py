@@ -111,16 +111,31 @@ def layer_bytes(engine: Engine, container: dict[str, Any]) -> int:
     sparse files too. Raises `EngineError` when neither tells, or takes longer than `LAYER_SECONDS`.
     """
     path = ((container.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
-    if path and os.geteuid() == 0 and Path(path).is_dir():
-        try:
-            command = ["nice", "-n", "19", "du", "-skx", path]
-            # Its exit code says only that files vanished while it counted.
-            said = subprocess.run(command, capture_output=True, timeout=LAYER_SECONDS, check=False).stdout
-            return int(said.split()[0]) * 1024
-        except subprocess.TimeoutExpired as exc:
-            raise EngineError(f"the box's disk cannot be measured within {LAYER_SECONDS:.0f} s") from exc
-        except (OSError, ValueError, IndexError) as exc:
-            log.info("du cannot measure %s: %r", path, exc)
+    if path and (size := _du(path)) is not None:
+        return size
     with engine_errors("the box's disk cannot be measured"):
         answer = engine.call("GET", f"/containers/{container['Id']}/json", {"size": "1"}, timeout=LAYER_SECONDS)
         return int(json.loads(answer.check().text).get("SizeRw") or 0)
+
+
+def volume_bytes(container: dict[str, Any]) -> int:
+    """How much is in the volumes that a container mounts, in bytes; 0 where this process cannot reach them. Raises
+    `EngineError` as `layer_bytes` does."""
+    paths = [mount["Source"] for mount in container.get("Mounts") or () if mount.get("Type") == "volume"]
+    return sum(_du(path) or 0 for path in paths)
+
+
+def _du(path: str) -> int | None:
+    """How many bytes of the disk a directory takes; None if that cannot be told from here."""
+    if os.geteuid() != 0 or not Path(path).is_dir():
+        return None
+    try:
+        command = ["nice", "-n", "19", "du", "-skx", path]
+        # Its exit code says only that files vanished while it counted.
+        said = subprocess.run(command, capture_output=True, timeout=LAYER_SECONDS, check=False).stdout
+        return int(said.split()[0]) * 1024
+    except subprocess.TimeoutExpired as exc:
+        raise EngineError(f"the box's disk cannot be measured within {LAYER_SECONDS:.0f} s") from exc
+    except (OSError, ValueError, IndexError) as exc:
+        log.info("du cannot measure %s: %r", path, exc)
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import grpc
@@ -10,6 +10,8 @@ import grpc
 from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ...errors import UpstreamUnavailableError
+
+CHECK_MESSAGES = 16  # of an import, between two looks at the disk
 
 
 class Upload:
@@ -42,13 +44,15 @@ class Upload:
                     pass
 
 
-def imported(requests: Iterator[pb.ImportBoxRequest]) -> Iterator[bytes]:
-    """Yield the data of an import. Raises `UpstreamUnavailableError` when the import breaks off, so that a part is
-    not taken for the whole."""
+def imported(requests: Iterator[pb.ImportBoxRequest], check_disk: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the data of an import. `check_disk` is called once in a while, and may raise. Raises
+    `UpstreamUnavailableError` when the import breaks off, so that a part is not taken for the whole."""
     try:
-        for request in requests:
+        for number, request in enumerate(requests):
             if request.end:
                 return
+            if number % CHECK_MESSAGES == 0:
+                check_disk()
             yield request.data
     except grpc.RpcError as exc:
         raise UpstreamUnavailableError("the import broke off") from exc

@@ -73,10 +73,18 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
 class WorkerService(pb_grpc.WorkerServiceServicer):
     """Serves the calls of worker.proto."""
 
-    def __init__(self, runtime: BoxRuntime, executions: Executions, files: Files) -> None:
+    def __init__(
+        self,
+        runtime: BoxRuntime,
+        executions: Executions,
+        files: Files,
+        check_disk: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_disk` raises `ResourceExhaustedError` when nothing may be made that takes room on the disk."""
         self._runtime = runtime
         self._executions = executions
         self._files = files
+        self._check_disk = check_disk
         self._order = BoxOrder()
         self._readers = Readers(MAX_READERS)
         self._runs = Shares(MAX_RUNS, f"runs {MAX_RUNS} commands for waiting callers")
@@ -109,6 +117,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
+        self._check_disk()
         with self._turn(box, context, makes=True, wish=request.box.wish if request.start else None):
             spec = messages.spec(request.spec)
             made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
@@ -320,6 +329,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
+        self._check_disk()
         with self._transfer():
             for event in self._runtime.images.pull(request.reference):
                 yield messages.pull_event(event)
@@ -355,6 +365,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
         box, snapshot_id = messages.snapshot_ref(request)
+        self._check_disk()
         with self._turn(box, context), self._order.turn_of("snapshot", snapshot_id, makes=True):
             size = self._runtime.disks.snapshot(box, snapshot_id)
         return pb.Snapshot(
@@ -390,6 +401,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     @_answers
     def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         source, box = messages.ref(request.source), messages.ref(request.box)
+        self._check_disk()
         with self._turn(source, context), self._turn(box, context, makes=True):
             return messages.box(self._runtime.disks.clone(source, box, messages.spec(request.spec)))
 
@@ -411,7 +423,8 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         box = messages.ref(first.box.box)
         with self._transfer(), self._turn(box, context, makes=True):
             context.send_initial_metadata((rpc.ACCEPTED,))
-            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(imported(requests))))
+            content = imported(requests, self._check_disk)
+            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(content)))
 
     # ---- measurements ----
 
