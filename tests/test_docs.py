@@ -46,6 +46,10 @@ EXCUSED = {
     ("docs/operations.md", "boxlite-server keys create --name web --prefix acme"): (
         "would lock the page's other commands out; tests/cli/test_keys.py runs these"
     ),
+    (
+        "docs/operations.md",
+        "boxlite-server quotas set acme --boxes 50 --running-boxes 10 --cpus 20 --memory-mib 65536 --volumes 20",
+    ): "would bound the page's other commands; tests/cli/test_quotas.py runs these",
     ("docs/operations.md", "systemctl daemon-reload"): "needs systemd",
     ("docs/database.md", "pip install 'boxlite-server[postgresql]'"): (
         "installs packages, and needs a PostgreSQL; tests/cluster/test_two_coordinators.py has one"

@@ -30,7 +30,6 @@ from .domain.volumes import Volumes
 from .domain.warm import Warm
 from .fleet.calls import Calls
 from .fleet.link import Connect, GrpcLink
-from .fleet.pulls import FailedPulls
 from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
@@ -110,8 +109,7 @@ class Core:
         fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
         quotas, counting = QuotaRows(store, Quotas(policy.max_boxes_per_prefix)), Counting(store)
         calls, schedule = Calls(fleet, connect), Schedule(store, leases, clock)
-        images = Images(store, fleet, calls, FailedPulls(clock))
-        volumes = Volumes(store, fleet, calls, leases, quotas, clock)
+        images, volumes = Images(store, fleet, calls, clock), Volumes(store, fleet, calls, leases, quotas, clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
         warm = Warm(store, fleet, turns, observer, counting)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import NamedTuple
 
 from ... import errors, references
@@ -66,13 +66,13 @@ class PullProgress(NamedTuple):
 
 
 class Images:
-    """The images of all workers, over the store and the fleet."""
+    """The images of all workers, over the store and the fleet; `clock` gives Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, calls: Calls, pulls: FailedPulls) -> None:
+    def __init__(self, store: Store, fleet: Fleet, calls: Calls, clock: Callable[[], float]) -> None:
         self._store = store
         self._fleet = fleet
         self._calls = calls
-        self.pulls = pulls
+        self.pulls = FailedPulls(clock)
 
     async def all(self, tenant: str | None = None) -> list[Image]:
         """All images, sorted by name; one entry for each version of a name."""

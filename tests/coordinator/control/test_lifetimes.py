@@ -302,7 +302,7 @@ def test_a_prefix_may_have_so_many_boxes(tmp_path: Path) -> None:
 
     async def story() -> None:
         boxes = [await site.core.creation.create("default", {}) for _ in range(2)]
-        with pytest.raises(errors.ResourceExhaustedError, match="2 boxes"):
+        with pytest.raises(errors.ResourceExhaustedError, match="the quota boxes"):
             await site.core.creation.create("default", {})
         await site.core.creation.create("other", {})
         await site.core.boxes.remove("default", boxes[0].id, force=False)

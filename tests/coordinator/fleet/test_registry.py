@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +15,18 @@ from support.fake_worker import Container, epoch, id_of
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
+from boxlite_server.coordinator.http.errors import IS_OPERATOR
 from boxlite_server.coordinator.http.handlers import boxes, system, workers
 from boxlite_server.coordinator.store import Worker
 from boxlite_server.coordinator.store.workers import Workers
+
+
+@pytest.fixture(autouse=True)
+def operator() -> Iterator[None]:
+    """Answers are those to an operator, who hears of workers."""
+    token = IS_OPERATOR.set(True)
+    yield
+    IS_OPERATOR.reset(token)
 
 
 async def shown(site: CoordinatorSite, box: Any) -> tuple[str, str | None]:
