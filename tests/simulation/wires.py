@@ -46,6 +46,9 @@ class Context:
 
     code = ""
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         self.code = dict(trailing_metadata)[rpc.CODE_KEY]
 
