@@ -132,7 +132,7 @@ class PortMapping(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_port: _Optional[int] = ..., protocol: _Optional[str] = ..., host_ip: _Optional[str] = ...) -> None: ...
 
 class Box(_message.Message):
-    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "image_id", "pulled", "reason", "supervisor", "unclaimed", "live_executions", "idle_seconds")
+    __slots__ = ("box_id", "generation", "status", "pid", "exit_code", "interrupted", "out_of_memory", "ports", "engine_life", "image_id", "pulled", "private_image", "reason", "supervisor", "unclaimed", "live_executions", "idle_seconds")
     BOX_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,7 @@ class Box(_message.Message):
     ENGINE_LIFE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     PULLED_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_IMAGE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SUPERVISOR_FIELD_NUMBER: _ClassVar[int]
     UNCLAIMED_FIELD_NUMBER: _ClassVar[int]
@@ -160,12 +161,13 @@ class Box(_message.Message):
     engine_life: str
     image_id: str
     pulled: bool
+    private_image: bool
     reason: str
     supervisor: str
     unclaimed: bool
     live_executions: int
     idle_seconds: float
-    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., image_id: _Optional[str] = ..., pulled: _Optional[bool] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., unclaimed: _Optional[bool] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., image_id: _Optional[str] = ..., pulled: _Optional[bool] = ..., private_image: _Optional[bool] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., unclaimed: _Optional[bool] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
     __slots__ = ("box", "spec", "start", "prepare")

@@ -117,8 +117,8 @@ class BoxState:
     `exec`, a supervisor that is brought in; or `none: REASON`. Empty: the runtime has no such thing, or was not asked.
     `unclaimed`: the box was prepared, and no `create` has claimed it.
     `image_id`: of the image that the box is made of, and `was_pulled`: whether that was missing; only `create` and
-    `prepare` tell these. `engine_life`: the engine's life at the start, or the one before if it ended meanwhile; only
-    `start` and `prepare` tell it.
+    `prepare` tell these, and of an image that was missing whether it `is_private`. `engine_life`: the engine's life at
+    the start, or the one before if it ended meanwhile; only `start` and `prepare` tell it.
     """
 
     box: BoxRef
@@ -134,6 +134,7 @@ class BoxState:
     unclaimed: bool = False
     image_id: str = ""
     was_pulled: bool = False
+    is_private: bool = False
     engine_life: str = ""
 
 

@@ -56,7 +56,7 @@ class FakeWorker:
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
         self.image_id = "sha256:1"  # of whatever image a box is made of
-        self.pulls = False  # whether each create has to pull its image
+        self.pulls = False  # whether each create has to pull its image, with credentials of the host
         self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
         self.prepares = True  # whether it can; an older version makes boxes that run the image's command
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
@@ -219,7 +219,7 @@ class FakeWorker:
         made = self._answer(request.box)
         made.image_id = self.image_id
         answer = self._StartBox(request.box) if request.start else made
-        answer.pulled = self.pulls
+        answer.pulled = answer.private_image = self.pulls
         return answer
 
     def _StartBox(self, ref: pb.BoxRef) -> pb.Box:

@@ -167,7 +167,7 @@ class Creation:
             try:
                 state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
                 if state.pulled:
-                    await self._images.note_pulled(spec.image, tenant)
+                    await self._images.note_pulled(spec.image, tenant, is_private=state.private_image)
                 return await self._made(box_id, state, worker, start)
             except INTERRUPTED:
                 raise  # the row stays: the box is finished or undone later

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
 from ... import errors, references
@@ -21,7 +21,7 @@ from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
-from ..store import Store
+from ..store import Pulled, Store
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ class Images:
         return found, [image for image in images if image.repository == found[0].repository]
 
     async def admit(self, name: str, tenant: str | None) -> None:
-        """See that a tenant may make a box of the image. One of a repository from which only others have pulled is
-        pulled anew, so that its registry decides; an image that is named by its id has to be one that the tenant sees.
+        """See that a tenant may make a box of the image. A private one that only others have pulled is pulled anew, so
+        that its registry decides; an image that is named by its id has to be one that the tenant sees.
 
         Raises ImageError, and what `pull` raises.
         """
@@ -114,15 +114,15 @@ class Images:
                 raise errors.ImageError(exc.message) from None
             return
         repository = _repository(name)
-        holders = (await self._store.holders(repository)).get(repository)
-        if holders is not None and tenant not in holders:
+        pulled = (await self._store.pulled(repository)).get(repository)
+        if pulled is not None and pulled.is_private and tenant not in pulled.holders:
             async for _ in self.pull(name, tenant):
                 pass
 
-    async def note_pulled(self, name: str, tenant: str | None) -> None:
+    async def note_pulled(self, name: str, tenant: str | None, *, is_private: bool) -> None:
         """Note that the image, which was missing, was pulled for a tenant."""
-        if tenant is not None and not references.is_digest(name):
-            await self._store.note_pull(_repository(name), tenant)
+        if tenant is not None:
+            await self._store.note_pull(_repository(name), tenant, is_private=is_private)
 
     async def pull(self, reference: str, tenant: str | None = None) -> AsyncGenerator[PullProgress | Image, None]:
         """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
@@ -159,8 +159,8 @@ class Images:
         true that the operator has brought it."""
         if tenant is not None:
             repository = _repository(image.reference)
-            if image.pulled or image.private or repository in await self._store.holders(repository):
-                await self._store.note_pull(repository, tenant)
+            if image.pulled or image.private or repository in await self._store.pulled(repository):
+                await self._store.note_pull(repository, tenant, is_private=image.private)
 
     async def remove(self, name: str, tenant: str | None = None) -> None:
         """Remove an image from every worker that has it; a name without a tag means all its tags. Images of a
@@ -192,13 +192,13 @@ class Images:
 
     async def _drop(self, found: list[Image], tenant: str) -> bool:
         """Whether images that a tenant removes are its alone. Those of others too are hidden from the tenant."""
-        holders = await self._store.holders()
+        pulled = await self._store.pulled()
         repositories = {image.repository for image in found}
-        if not all(tenant in holders.get(repository, ()) for repository in repositories):
+        if not all(name in pulled and tenant in pulled[name].holders for name in repositories):
             raise errors.PermissionDeniedError(
                 f"image {found[0].reference} is there for all prefixes; only an operator can remove it"
             )
-        if all(holders[repository] == {tenant} for repository in repositories):
+        if all(pulled[name].holders == {tenant} for name in repositories):
             return True
         for repository in repositories:
             await self._store.drop_pull(repository, tenant)
@@ -228,8 +228,8 @@ class Images:
                     found[key] = _merged(found[key], image) if key in found else image
         images = [found[key] for key in sorted(found)]
         if tenant is not None:
-            holders = await self._store.holders()
-            images = [image for image in images if _is_seen(image, tenant, holders)]
+            pulled = await self._store.pulled()
+            images = [image for image in images if _is_seen(image, tenant, pulled.get(image.repository))]
         return images, silent
 
 
@@ -255,8 +255,9 @@ def _merged(one: Image, other: Image) -> Image:
     )
 
 
-def _is_seen(image: Image, tenant: str, holders: Mapping[str, Collection[str]]) -> bool:
-    return not image.is_private or image.repository not in holders or tenant in holders[image.repository]
+def _is_seen(image: Image, tenant: str, pulled: Pulled | None) -> bool:
+    """Whether a tenant sees an image, from whose repository that was `pulled`; None: nothing by any tenant."""
+    return pulled is None or tenant in pulled.holders or not (image.is_private or pulled.is_private)
 
 
 def _repository(name: str) -> str:

@@ -21,7 +21,7 @@ from .leases import Leases
 from .meta import Meta
 from .snapshots import Snapshot, Snapshots
 from .sqlite import Sqlite
-from .tenants import ANY_PREFIX, Quotas, Tenants, Use
+from .tenants import ANY_PREFIX, Pulled, Quotas, Tenants, Use
 from .volumes import Volume, Volumes
 from .warm import WARM_PREFIX, WarmBox, WarmPool, WarmPools
 from .workers import Load, Worker, Workers
@@ -38,6 +38,7 @@ __all__ = [
     "Key",
     "Load",
     "Page",
+    "Pulled",
     "Quotas",
     "Snapshot",
     "Store",

@@ -37,6 +37,13 @@ class Use(NamedTuple):
     volumes: int = 0
 
 
+class Pulled(NamedTuple):
+    """What prefixes have pulled from a repository."""
+
+    holders: frozenset[str]  # the prefixes that have not removed it
+    is_private: bool  # its registry got credentials of a host
+
+
 _COLUMNS = ", ".join(Quotas._fields)
 
 
@@ -82,25 +89,25 @@ class Tenants(Table):
         volumes = await self._read_one("SELECT count(*) FROM volumes WHERE prefix = ?", (prefix,))
         return Use(*(row or (0, 0, 0, 0)), *(volumes or (0,)))
 
-    async def note_pull(self, repository: str, prefix: str) -> None:
+    async def note_pull(self, repository: str, prefix: str, *, is_private: bool) -> None:
         """Note that a prefix has pulled an image from a repository."""
         await self._write(
-            "INSERT INTO pulls (repository, prefix, held) VALUES (?, ?, 1) "
-            "ON CONFLICT (repository, prefix) DO UPDATE SET held = 1",
-            (repository, prefix),
+            "INSERT INTO pulls (repository, prefix, private, held) VALUES (?, ?, ?, 1) "
+            "ON CONFLICT (repository, prefix) DO UPDATE SET private = excluded.private, held = 1",
+            (repository, prefix, int(is_private)),
         )
 
     async def drop_pull(self, repository: str, prefix: str) -> None:
         """Note that a prefix has removed its images of a repository."""
         await self._write("UPDATE pulls SET held = 0 WHERE repository = ? AND prefix = ?", (repository, prefix))
 
-    async def holders(self, repository: str | None = None) -> dict[str, set[str]]:
-        """By repository, or of the one given: the prefixes that have pulled images from it and not removed them. A
-        repository is missing if no prefix ever pulled from it."""
+    async def pulled(self, repository: str | None = None) -> dict[str, Pulled]:
+        """What was pulled, by repository, or from the one given. A repository from which no prefix ever pulled is
+        missing."""
         condition, parameters = ("", ()) if repository is None else (" WHERE repository = ?", (repository,))
-        found: dict[str, set[str]] = {}
-        for name, prefix, held in await self._read(
-            f"SELECT repository, prefix, held FROM pulls{condition}", parameters
-        ):
-            found.setdefault(name, set()).update([prefix] if held else [])
+        rows = await self._read(f"SELECT repository, prefix, private, held FROM pulls{condition}", parameters)
+        found: dict[str, Pulled] = {}
+        for name, prefix, private, held in rows:
+            before = found.get(name, Pulled(frozenset(), False))
+            found[name] = Pulled(before.holders | ({prefix} if held else set()), before.is_private or bool(private))
         return found

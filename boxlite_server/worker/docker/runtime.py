@@ -244,7 +244,8 @@ class DockerRuntime:
         # The older generations go only now, so that a pull that fails costs the box nothing.
         state = self._containers.create(box, spec, base, replacing=held, awaits_main=not is_asked_for)
         self._meter.booted(box, image_prepare=prepared - began, box_config=time.monotonic() - prepared)
-        return replace(state, image_id=image["Id"], was_pulled=was_pulled)
+        is_private = was_pulled and self.images.is_private(spec.image)
+        return replace(state, image_id=image["Id"], was_pulled=was_pulled, is_private=is_private)
 
     def prepare(self, box: BoxRef, spec: BoxSpec) -> BoxState:
         state = self._create(box, spec, is_asked_for=False)

@@ -91,6 +91,7 @@ def box(state: BoxState) -> pb.Box:
         unclaimed=state.unclaimed,
         image_id=state.image_id,
         pulled=state.was_pulled,
+        private_image=state.is_private,
         engine_life=state.engine_life,
         ports=[
             pb.PortMapping(guest_port=p.guest_port, host_port=p.host_port, protocol=p.protocol, host_ip=p.host_ip)

@@ -122,7 +122,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             spec = messages.spec(request.spec)
             made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
             answer = messages.box(self._first_start(box) if request.start else made)
-            answer.pulled = made.was_pulled
+            answer.pulled, answer.private_image = made.was_pulled, made.is_private
             return answer
 
     def _first_start(self, box: BoxRef) -> BoxState:

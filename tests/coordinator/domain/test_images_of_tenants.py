@@ -104,6 +104,12 @@ def test_another_tenant_uses_a_private_image_only_as_its_registry_lets_it(site: 
     site.create("other", f"{PRIVATE}:1")
 
 
+def test_another_tenant_uses_a_public_image_without_a_pull(site: Site) -> None:
+    site.pull("acme", PUBLIC)
+    site.create("other", f"{PUBLIC}:1")
+    assert site.pulls == 1
+
+
 def test_what_a_create_has_pulled_is_the_tenants_too(site: Site) -> None:
     site.worker.pulls = True
     site.has(PRIVATE)  # as after the create

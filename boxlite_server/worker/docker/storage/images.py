@@ -85,6 +85,10 @@ class DockerImages:
         is_private = functools.cache(self._is_private)  # a helper program may have to tell
         return [replace(image, is_private=is_private(references.parse(image.reference).repository)) for image in images]
 
+    def is_private(self, reference: str) -> bool:
+        """Whether not everybody may be able to pull the image: pulls carry credentials of the host."""
+        return self._is_private(_parsed(reference).repository)
+
     def remove(self, reference: str) -> None:
         try:
             description = self._inspect(
@@ -121,7 +125,6 @@ class DockerImages:
         yield replace(image, is_private=self._is_private(wanted.repository), was_pulled=image.image_id != before)
 
     def _is_private(self, repository: str) -> bool:
-        """Whether not everybody may be able to pull from the repository: pulls carry credentials of the host."""
         registry = repository.partition("/")[0]
         return not repository.startswith(NEEDS_NO_LOGIN) and self._engine.has_credentials(registry)
 

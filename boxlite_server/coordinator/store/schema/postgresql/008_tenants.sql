@@ -46,11 +46,12 @@ WHEN ((old.prefix, old.worker_id, old.status, old.cpus, old.memory_mib, old.rese
     IS DISTINCT FROM (new.prefix, new.worker_id, new.status, new.cpus, new.memory_mib, new.reserved, new.desired))
 EXECUTE FUNCTION boxes_changed();
 
--- From which repositories a prefix has pulled images that were missing, or that the hosts' credentials were needed for.
--- An image of a repository without rows was brought by the operator.
+-- From which repositories a prefix has pulled images that were missing, or that go with credentials of the hosts. An
+-- image of a repository without rows was brought by the operator.
 CREATE TABLE pulls (
     repository TEXT COLLATE "C" NOT NULL,
     prefix     TEXT COLLATE "C" NOT NULL,
+    private    INTEGER NOT NULL,              -- 1: its registry got credentials of a host
     held       INTEGER NOT NULL,              -- 0: the prefix has removed its images; the row still tells who brought them
     PRIMARY KEY (repository, prefix)
 );

@@ -87,11 +87,12 @@ BEGIN
         cpus = cpus + excluded.cpus, memory_mib = memory_mib + excluded.memory_mib;
 END;
 
--- From which repositories a prefix has pulled images that were missing, or that the hosts' credentials were needed for.
--- An image of a repository without rows was brought by the operator.
+-- From which repositories a prefix has pulled images that were missing, or that go with credentials of the hosts. An
+-- image of a repository without rows was brought by the operator.
 CREATE TABLE pulls (
     repository TEXT NOT NULL,
     prefix     TEXT NOT NULL,
+    private    INTEGER NOT NULL,              -- 1: its registry got credentials of a host
     held       INTEGER NOT NULL,              -- 0: the prefix has removed its images; the row still tells who brought them
     PRIMARY KEY (repository, prefix)
 ) STRICT;
