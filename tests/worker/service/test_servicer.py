@@ -462,6 +462,8 @@ def test_images_over_the_wire(client: Client) -> None:
     *progress, last = client.PullImage(pb.PullImageRequest(reference=PULLABLE_IMAGE))
     assert [(event.progress.current_bytes, event.progress.total_bytes) for event in progress] == [(500, 1000)]
     assert (last.image.reference, last.image.size_bytes) == (PULLABLE_IMAGE, 1000)
+    assert last.image.pulled
+    last.image.pulled = False
     assert last.image in client.ListImages(pb.Empty()).images
     client.RemoveImage(pb.RemoveImageRequest(reference=PULLABLE_IMAGE))
     assert last.image not in client.ListImages(pb.Empty()).images
