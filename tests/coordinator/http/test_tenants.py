@@ -37,7 +37,7 @@ ABOUT_A_THING = [
 ]
 # Operations that this server refuses, whatever the box.
 REFUSED = {"updateInboundPolicy", "updateOutboundPolicy", "openTunnel", "closeTunnel"}
-SECRETS = (WORKER.name, WORKER.id + '"', "127.0.0.1:1", "4242", "77 cpus", "6789")
+SECRETS = (WORKER.name, WORKER.id + '"', "127.0.0.1:1", "424242", "77 cpus", "678901")
 
 
 class Site:
@@ -55,9 +55,9 @@ class Site:
 
     async def fill(self, **worker: Any) -> None:
         now = time.time()
-        row = WORKER._replace(url="http://127.0.0.1:1", cpus=77, memory_mib=6789, last_heartbeat=now + 5)
+        row = WORKER._replace(url="http://127.0.0.1:1", cpus=77, memory_mib=678901, last_heartbeat=now + 5)
         await self.core.store.put_worker(row._replace(**worker))
-        mine = box(1, prefix="acme", name="web", status="running", pid=4242, supervisor="init")
+        mine = box(1, prefix="acme", name="web", status="running", pid=424242, supervisor="init")
         await self.core.store.insert_box(mine)
         kept = Snapshot("s1", "box1", "before", SnapshotState.READY, now, 1, 1)
         await self.core.store.insert_snapshot(kept)
@@ -67,6 +67,7 @@ class Site:
     def send(self, who: str, request: Request, prefix: str) -> Reply:
         path = request.path.replace("{prefix}", prefix)
         headers = {"authorization": f"Bearer {self.keys[who]}", "content-type": request.media or "application/json"}
+        headers["x-request-id"] = "r"  # random ones hold any number once in a while
         if request.kind == "websocket":
             return self.run(handshake(self.app, path, headers=headers)), {}, b""
         if request.body:
