@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import ids
 from .control.lifetimes import Lifetimes
@@ -29,6 +31,7 @@ from .domain.turns import Turns
 from .domain.volumes import Volumes
 from .domain.warm import Warm
 from .fleet.calls import Calls
+from .fleet.certificates import Certificates
 from .fleet.link import Connect, GrpcLink
 from .fleet.pulls import FailedPulls
 from .fleet.registry import Fleet
@@ -37,6 +40,9 @@ from .limits import Policy
 from .store import Store
 from .tenants.authenticator import Authenticator
 from .tenants.keys import Keys
+
+if TYPE_CHECKING:
+    from ..tls.files import Watched
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Core:
     policy: Policy
     clock: Callable[[], float]
     authenticator: Authenticator
+    certificates: Certificates
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
@@ -78,7 +85,9 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
-        connect: Connect = GrpcLink,
+        connect: Connect | None = None,
+        tls: Watched | None = None,
+        ca_key: Path | None = None,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = await Store.open(database)
@@ -90,6 +99,8 @@ class Core:
             reconnect_grace=reconnect_grace,
             orphan_grace=orphan_grace,
             connect=connect,
+            tls=tls,
+            ca_key=ca_key,
         )
 
     @classmethod
@@ -102,10 +113,16 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
-        connect: Connect = GrpcLink,
+        connect: Connect | None = None,
+        tls: Watched | None = None,
+        ca_key: Path | None = None,
     ) -> Core:
-        """Build the parts over an open database."""
-        fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
+        """Build the parts over an open database. `tls`: the certificates in use; with an authority, workers are called
+        over mutual TLS, and with its key, `ca_key`, they get their certificates."""
+        mutual = tls if tls and tls.current().ca else None
+        fleet = Fleet(store, clock, encrypts=mutual is not None)
+        leases = Leases(store, clock, holder=ids.new_id())
+        connect = connect or functools.partial(GrpcLink, tls=mutual)
         calls, counting = Calls(fleet, connect), Counting(store)
         volumes = Volumes(store, fleet, calls, leases, clock)
         schedule, counting = Schedule(store, leases, clock), Counting(store)
@@ -142,6 +159,7 @@ class Core:
             policy=policy,
             clock=clock,
             authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
+            certificates=Certificates(fleet, mutual, ca_key),
         )
 
     def start(self) -> None:
