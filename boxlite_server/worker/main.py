@@ -138,8 +138,8 @@ class Worker:
         descriptors.raise_limit()
         allocator.keep_freed_memory()
         self._health.start()
-        if self._joining:
-            self._joining.obtain(self._stopping, self._rng)
+        if self._joining and not self._joining.obtain(self._stopping, self._rng):
+            return
         port = _bind(self._server, self._host, self._config.port, self._credentials())
         try:
             self._runtime.tidy()  # before the first call: `tidy` would remove a disk that a call makes

@@ -73,7 +73,3 @@ class Handshakes:
             )
         except OSError as exc:  # ssl.SSLError and timeouts are OSErrors
             log.debug("a TLS handshake failed: %s", exc)
-            connection.close()
-        except BaseException:
-            connection.close()
-            raise

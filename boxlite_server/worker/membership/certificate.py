@@ -45,19 +45,20 @@ class Joining:
         self._identity = identity
         self.files = joined_files(home)
 
-    def obtain(self, stopping: threading.Event, rng: random.Random) -> None:
-        """Get a certificate, unless there is a valid one; try until the coordinator issues it. Raises `BoxliteError`
-        when `stopping` is set before."""
+    def obtain(self, stopping: threading.Event, rng: random.Random) -> bool:
+        """Get a certificate, unless there is a valid one; try until the coordinator issues it. False: `stopping` is set
+        before."""
         while self.is_due():
             try:
                 self.renew()
             except BoxliteError as exc:
                 if self._is_valid():
                     log.warning("the certificate cannot be renewed now: %s", exc)
-                    return
+                    return True
                 log.warning("no certificate yet, trying again: %s", exc)
                 if stopping.wait(rng.uniform(1, LONGEST_PAUSE)):
-                    raise BoxliteError("stopped before the coordinator issued a certificate") from exc
+                    return False
+        return True
 
     def keep(self, stopping: threading.Event) -> None:
         """Renew the certificate whenever a third of its lifetime is left. The body of a thread."""
