@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import ids
 from .control.lifetimes import Lifetimes
@@ -32,7 +30,7 @@ from .domain.volumes import Volumes
 from .domain.warm import Warm
 from .fleet.calls import Calls
 from .fleet.certificates import Certificates
-from .fleet.link import Connect, GrpcLink
+from .fleet.link import Connect
 from .fleet.pulls import FailedPulls
 from .fleet.registry import Fleet
 from .leases import Leases
@@ -40,9 +38,6 @@ from .limits import Policy
 from .store import Store
 from .tenants.authenticator import Authenticator
 from .tenants.keys import Keys
-
-if TYPE_CHECKING:
-    from ..tls.files import Watched
 
 
 @dataclass
@@ -85,9 +80,8 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
+        certificates: Certificates | None = None,
         connect: Connect | None = None,
-        tls: Watched | None = None,
-        ca_key: Path | None = None,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = await Store.open(database)
@@ -98,9 +92,8 @@ class Core:
             clock,
             reconnect_grace=reconnect_grace,
             orphan_grace=orphan_grace,
+            certificates=certificates,
             connect=connect,
-            tls=tls,
-            ca_key=ca_key,
         )
 
     @classmethod
@@ -113,17 +106,13 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
+        certificates: Certificates | None = None,
         connect: Connect | None = None,
-        tls: Watched | None = None,
-        ca_key: Path | None = None,
     ) -> Core:
-        """Build the parts over an open database. `tls`: the certificates in use; with an authority, workers are called
-        over mutual TLS, and with its key, `ca_key`, they get their certificates."""
-        mutual = tls if tls and tls.current().ca else None
-        fleet = Fleet(store, clock, encrypts=mutual is not None)
-        leases = Leases(store, clock, holder=ids.new_id())
-        connect = connect or functools.partial(GrpcLink, tls=mutual)
-        calls, counting = Calls(fleet, connect), Counting(store)
+        """Build the parts over an open database."""
+        certificates = certificates or Certificates()
+        fleet = Fleet(store, clock, encrypts=certificates.encrypt)
+        leases, calls = Leases(store, clock, holder=ids.new_id()), Calls(fleet, connect or certificates.connect)
         volumes = Volumes(store, fleet, calls, leases, clock)
         schedule, counting = Schedule(store, leases, clock), Counting(store)
         turns = Turns(store, fleet, schedule, leases, clock)
@@ -159,7 +148,7 @@ class Core:
             policy=policy,
             clock=clock,
             authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
-            certificates=Certificates(fleet, mutual, ca_key),
+            certificates=certificates,
         )
 
     def start(self) -> None:

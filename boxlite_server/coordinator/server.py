@@ -22,6 +22,7 @@ from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
+from .fleet.certificates import Certificates
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
 from .http.connections import ConnectionLimits, Connections
@@ -142,8 +143,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket, tls: Watche
         config.policy,
         reconnect_grace=config.reconnect_grace,
         orphan_grace=config.orphan_grace,
-        tls=tls,
-        ca_key=config.ca_key,
+        certificates=Certificates(tls, config.ca_key),
     )
     has_keys = config.api_key is not None or await core.authenticator.keys.exist()
     if not (has_keys or config.no_auth or is_loopback(config.host)):

@@ -1,4 +1,4 @@
-"""The certificates of workers, issued by a coordinator that has the key of the authority."""
+"""The coordinator's certificate towards workers, and those that it issues to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ... import errors
-from .registry import Fleet
+from ..store import Worker
+from .link import GrpcLink
 
 if TYPE_CHECKING:
     from ...tls.files import Watched
@@ -21,34 +22,41 @@ class Issued(NamedTuple):
 
 
 class Certificates:
-    """Issues certificates to the workers of `fleet` with the authority of `tls`, whose key is in the file `key`."""
+    """`tls`: the coordinator's certificate; with an authority, workers are called over mutual TLS, and without TLS
+    otherwise. `ca_key`: the file with the key of that authority; without it, workers get no certificates here."""
 
-    def __init__(self, fleet: Fleet, tls: Watched | None, key: Path | None) -> None:
-        self._fleet = fleet
-        self._tls = tls
-        self._key = key
+    def __init__(self, tls: Watched | None = None, ca_key: Path | None = None) -> None:
+        self._tls = tls if tls and tls.current().ca else None
+        self._ca_key = ca_key
+
+    @property
+    def encrypt(self) -> bool:
+        """Whether calls to workers are encrypted."""
+        return self._tls is not None
+
+    def connect(self, worker: Worker) -> GrpcLink:
+        """Make a link to a worker. Raises UpstreamUnavailableError, InvalidArgumentError."""
+        return GrpcLink(worker, self._tls)
 
     def authorities(self) -> str:
-        """The authorities (PEM) of this cluster; "" for a cluster without TLS between coordinator and workers."""
+        """The authorities (PEM) of this cluster; "" where calls to workers are not encrypted."""
         return (self._trusted() or b"").decode()
 
-    async def issue(self, worker_id: str, csr: str, signature: str) -> Issued:
-        """Issue a certificate for the key of `csr` (PEM) to the worker with that id. `signature`: see
-        `signatures.of_certificate_request`.
+    async def issue(self, worker_id: str, csr: str) -> Issued:
+        """Issue a certificate for the key of `csr` (PEM) to the worker with that id.
 
-        Raises NotFoundError for a cluster without TLS, UnsupportedError without the authority's key,
-        PermissionDeniedError where the id is another worker's, and InvalidArgumentError for a malformed request.
+        Raises NotFoundError where calls to workers are not encrypted, UnsupportedError without the authority's key, and
+        InvalidArgumentError for a malformed request.
         """
         authorities = self._trusted()
         if authorities is None:
             raise errors.NotFoundError("this cluster has no TLS between coordinator and workers (--tls-ca)")
-        if self._key is None:
+        if self._ca_key is None:
             raise errors.UnsupportedError(
                 "this coordinator issues no certificates, since it has no --tls-ca-key; "
                 f"issue one with `boxlite-server certs issue --worker {worker_id}`"
             )
-        await self._fleet.check_request(worker_id, csr, signature)
-        certificate = await asyncio.to_thread(_signed, self._key, authorities, csr, worker_id)
+        certificate = await asyncio.to_thread(_signed, self._ca_key, authorities, csr, worker_id)
         return Issued(certificate.decode(), authorities.decode())
 
     def _trusted(self) -> bytes | None:

@@ -95,8 +95,8 @@ class Fleet:
         return worker
 
     async def check_request(self, worker_id: str, csr: str, signature: str) -> None:
-        """Raise PermissionDeniedError for a request for a certificate in the name of another worker: one that is, or
-        was until its removal, known with another secret than that of the signature."""
+        """Raise PermissionDeniedError for a request (PEM) for a certificate in the name of another worker: one that is,
+        or was until its removal, known with another secret than that of the signature."""
         secret = await self._store.secret_of_worker(worker_id)
         if secret and not signatures.is_same(signature, signatures.of_certificate_request(secret, worker_id, csr)):
             raise errors.PermissionDeniedError(f"this request is not signed with the secret of worker {worker_id}")

@@ -35,7 +35,8 @@ async def get_authorities(core: Core) -> Any:
 
 
 async def issue_certificate(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
-    issued = await core.certificates.issue(worker_id, body["csr"], body["signature"])
+    await core.fleet.check_request(worker_id, body["csr"], body["signature"])
+    issued = await core.certificates.issue(worker_id, body["csr"])
     return {"certificate": issued.certificate, "authorities": issued.authorities}
 
 
