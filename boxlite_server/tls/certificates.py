@@ -42,7 +42,7 @@ class Issued(NamedTuple):
     key: bytes
 
 
-def new_ca(name: str, days: int = CA_DAYS) -> Issued:
+def new_ca(name: str, days: float = CA_DAYS) -> Issued:
     """Make an authority that signs certificates of coordinators and workers, and no other authorities."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _named(name)
@@ -66,7 +66,7 @@ def new_ca(name: str, days: int = CA_DAYS) -> Issued:
     return Issued(_pem(certificate), _key_pem(key))
 
 
-def issue_coordinator(ca: Issued, hosts: Sequence[str], days: int = COORDINATOR_DAYS) -> Issued:
+def issue_coordinator(ca: Issued, hosts: Sequence[str], days: float = COORDINATOR_DAYS) -> Issued:
     """Make the certificate of a coordinator that clients and workers reach at `hosts`, names or addresses.
 
     Raises InvalidArgumentError for a host that is neither, and for an authority that is damaged.
@@ -78,7 +78,7 @@ def issue_coordinator(ca: Issued, hosts: Sequence[str], days: int = COORDINATOR_
     )
 
 
-def issue_worker(ca: Issued, worker_id: str, days: int = WORKER_DAYS) -> Issued:
+def issue_worker(ca: Issued, worker_id: str, days: float = WORKER_DAYS) -> Issued:
     """Make the certificate of the worker with that id. Raises InvalidArgumentError."""
     key = ec.generate_private_key(ec.SECP256R1())
     return Issued(_for_worker(ca, key.public_key(), worker_id, days), _key_pem(key))
@@ -91,7 +91,7 @@ def request() -> Issued:
     return Issued(csr.public_bytes(serialization.Encoding.PEM), _key_pem(key))
 
 
-def sign_worker(ca: Issued, csr: bytes, worker_id: str, days: int = WORKER_DAYS) -> bytes:
+def sign_worker(ca: Issued, csr: bytes, worker_id: str, days: float = WORKER_DAYS) -> bytes:
     """The certificate (PEM) of the worker with that id for the key of its request. Raises InvalidArgumentError."""
     try:
         asked = x509.load_pem_x509_csr(csr)
@@ -157,7 +157,7 @@ def fingerprints(certificates: bytes) -> dict[str, bytes]:
 # ---- below ------------------------------------------------------------------------------------------------
 
 
-def _for_worker(ca: Issued, key: ec.EllipticCurvePublicKey, worker_id: str, days: int) -> bytes:
+def _for_worker(ca: Issued, key: ec.EllipticCurvePublicKey, worker_id: str, days: float) -> bytes:
     return _signed(ca, key, f"worker {worker_id}", [x509.DNSName(worker_host(worker_id))], _WORKER, days)
 
 
@@ -167,7 +167,7 @@ def _signed(
     name: str,
     names: Iterable[x509.GeneralName],
     usage: Iterable[x509.ObjectIdentifier],
-    days: int,
+    days: float,
 ) -> bytes:
     authority, signing = _authority(ca)
     usages = x509.KeyUsage(
@@ -197,7 +197,7 @@ def _begun(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
-    days: int,
+    days: float,
     latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
