@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..errors import InvalidArgumentError
 from . import certificates
 
 LOOK_SECONDS = 1.0  # between two looks at the files
+WARNING = timedelta(days=14)  # before the end of a certificate, or a tenth of its lifetime where that is less
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Watched:
         self._state = _state(files)
         self._seen = monotonic()
         self._material = self._read()
+        self._warn_at = _warning_of(self._material)
 
     def current(self) -> Material:
         """What the files hold; another object when they have changed."""
@@ -72,6 +74,10 @@ class Watched:
             return self._material
 
     def _look(self) -> None:
+        if (now := datetime.now(UTC)) >= self._warn_at:
+            self._warn_at = now + timedelta(days=1)
+            end = certificates.lifetime(self._material.chain)[1]
+            log.warning("the certificate in %s ends at %s; renew it", self._files.certificate, end)
         state = _state(self._files)
         if state == self._state:
             return
@@ -82,7 +88,7 @@ class Watched:
         else:
             if state != _state(self._files):
                 return  # changed meanwhile: what was read may be parts of two certificates
-            self._material = material
+            self._material, self._warn_at = material, _warning_of(material)
             until = certificates.lifetime(material.chain)[1]
             log.info("the certificate in %s was renewed; it is valid until %s", self._files.certificate, until)
         self._state = state
@@ -154,6 +160,11 @@ def write(file: Path, data: bytes, *, is_secret: bool) -> None:
         temporary.replace(file)
     except OSError as exc:
         raise InvalidArgumentError(f"cannot write {file}: {exc.strerror}") from exc
+
+
+def _warning_of(material: Material) -> datetime:
+    begin, end = certificates.lifetime(material.chain)
+    return end - min(WARNING, (end - begin) / 10)
 
 
 def _state(files: Files) -> tuple[object, ...]:

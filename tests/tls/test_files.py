@@ -88,6 +88,17 @@ def test_authorities_can_be_added_while_all_runs(tmp_path: Path) -> None:
     assert len(certificates.fingerprints(both)) == 2
 
 
+def test_a_certificate_that_ends_soon_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watched = files.Watched(certs.written(tmp_path, "c", certs.coordinator(CA, 0.0001)), monotonic=Clock())
+    for _ in range(3):
+        watched.current()
+    assert caplog.text.count("renew it") == 1
+    certs.written(tmp_path, "c", certs.coordinator(CA, 90))
+    for _ in range(3):
+        watched.current()
+    assert caplog.text.count("renew it") == 1
+
+
 def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
     for secret, mode in ((True, 0o600), (False, 0o644)):
         for _ in range(2):
