@@ -46,6 +46,11 @@ EXCUSED = {
     ("docs/operations.md", "boxlite-server keys create --name web --prefix acme"): (
         "would lock the page's other commands out; tests/cli/test_keys.py runs these"
     ),
+    ("docs/operations.md", "boxlite-server certs init"): "serves until Ctrl-C; tests/cluster/test_tls.py runs these",
+    (
+        "docs/operations.md",
+        "boxlite-server worker --coordinator https://coordinator.internal:8200 --api-key-file /etc/boxlite/join-token",
+    ): "needs two hosts; tests/cluster/test_tls.py has workers that join",
     ("docs/operations.md", "systemctl daemon-reload"): "needs systemd",
     ("docs/database.md", "pip install 'boxlite-server[postgresql]'"): (
         "installs packages, and needs a PostgreSQL; tests/cluster/test_two_coordinators.py has one"
