@@ -141,6 +141,23 @@ def test_the_command_line_does_all_over_tls(cluster: Cluster, tmp_path: Path) ->
         said(boxlite(cluster, "rm", "--force", name))
 
 
+def test_the_operators_commands_work_over_tls(cluster: Cluster) -> None:
+    flags = ["--coordinator", cluster.url, "--api-key", str(cluster.api_key)]
+    assert "first" in cluster.run("workers", *flags, "--ca-cert", f"{cluster.certs}/ca.crt")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        cluster.run("workers", *flags)
+    assert "cannot be trusted" in failed.value.stderr
+
+
+def test_the_join_token_is_in_no_list_of_processes(cluster: Cluster) -> None:
+    """The worker was started with --join."""
+    shown = Path(f"/proc/{first(cluster).pid}")
+    assert b"--coordinator" in (shown / "cmdline").read_bytes()
+    assert b"blx_" not in (shown / "cmdline").read_bytes() + (shown / "environ").read_bytes()
+    abbreviated = cluster.run("worker", "--joi", "x", "--help")  # argparse takes it, so it has to be left out too
+    assert "--join" in abbreviated
+
+
 def test_a_client_that_does_not_know_the_authority_sends_no_key(cluster: Cluster, other_ca: Path) -> None:
     done = boxlite(cluster, "ls", ca=False)
     assert done.returncode == 1
@@ -296,11 +313,15 @@ def test_a_workers_own_certificate_is_renewed_while_it_runs(cluster: Cluster) ->
 
 def test_handshakes_that_nobody_finishes_keep_nobody_out(cluster: Cluster) -> None:
     with contextlib.ExitStack() as open_:
-        for _ in range(HALF_OPEN):
-            open_.enter_context(socket.create_connection(("127.0.0.1", cluster.port)))
+        for number in range(HALF_OPEN):
+            stranger = open_.enter_context(socket.create_connection(("127.0.0.1", cluster.port)))
+            if number % 3:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" if number % 3 == 1 else b"\x16\x03\x01")
         began = time.monotonic()
         assert cluster.http("GET", "/v1/health")[0] == 200
         assert time.monotonic() - began < 30
+    assert cluster.coordinator
+    assert "Traceback" not in cluster.coordinator.log.read_text()
 
 
 def test_plain_http_is_not_served(cluster: Cluster) -> None:
