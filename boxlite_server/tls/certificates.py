@@ -141,11 +141,12 @@ def check_key(ca: Issued) -> None:
 def check_authority(certificates: bytes) -> None:
     """Raise InvalidArgumentError unless `certificates` (PEM) are those of authorities."""
     try:
-        for authority in x509.load_pem_x509_certificates(certificates):
-            if not authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-                raise InvalidArgumentError("it has a certificate that is not one of an authority (CA)")
-    except (ValueError, x509.ExtensionNotFound) as exc:
+        found = [each.extensions for each in x509.load_pem_x509_certificates(certificates)]
+        are_authorities = [each.get_extension_for_class(x509.BasicConstraints).value.ca for each in found]
+    except Exception as exc:  # what the library raises for damaged certificates is of many kinds
         raise InvalidArgumentError(f"it has no certificates of authorities in PEM: {exc}") from exc
+    if not all(are_authorities):
+        raise InvalidArgumentError("it has a certificate that is not one of an authority (CA)")
 
 
 def fingerprints(certificates: bytes) -> dict[str, bytes]:

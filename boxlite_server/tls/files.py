@@ -83,8 +83,8 @@ class Watched:
             return
         try:
             material = self._read()
-        except InvalidArgumentError as exc:
-            log.warning("the former certificate stays in use: %s", exc.message)
+        except Exception as exc:  # whatever is in the files, connections go on
+            log.warning("the former certificate stays in use: %s", exc)
         else:
             if state != _state(self._files):
                 return  # changed meanwhile: what was read may be parts of two certificates

@@ -179,6 +179,15 @@ def test_the_released_sdk_works_through_a_relay_that_knows_the_authority(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_released_sdk_itself_refuses_an_authority_that_is_not_public(cluster: Cluster) -> None:
+    """As docs/operations.md says. Should a release read the file, the page has to say so."""
+    env = {"BOXLITE_REST_URL": cluster.url, "BOXLITE_API_KEY": str(cluster.api_key)}
+    env["SSL_CERT_FILE"] = f"{cluster.certs}/ca.crt"
+    done = run_sdk(NEWEST, SCENARIOS, "lifecycle", "alpine:latest", env=env, timeout=150)
+    assert done.returncode != 0
+    assert "NetworkError" in done.stderr
+
+
 def test_workers_are_called_over_mutual_tls_alone(cluster: Cluster, other_ca: Path) -> None:
     worker = first(cluster)
     assert boxes.worker(cluster, "first")["url"] == f"https://127.0.0.1:{worker.port}"

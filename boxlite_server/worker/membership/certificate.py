@@ -66,7 +66,7 @@ class Joining:
             try:
                 if self.is_due():
                     self.renew()
-            except BoxliteError as exc:
+            except Exception as exc:  # nobody would begin this thread again
                 log.warning("the certificate cannot be renewed, trying again: %s", exc)
 
     def is_due(self, now: datetime | None = None) -> bool:

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from ...errors import InvalidArgumentError, UpstreamUnavailableError
 
 TIMEOUT = 10.0  # seconds for one call
+MAX_ANSWER = 1024 * 1024  # bytes; some answers are read before it is known who gives them
 
 
 class CoordinatorClient:
@@ -63,7 +64,7 @@ class CoordinatorClient:
                 base = self._parts.path.rstrip("/")
                 connection.request(method, base + path, body, headers)
                 response = connection.getresponse()
-                answer = json.loads(response.read() or b"{}")
+                answer = json.loads(response.read(MAX_ANSWER) or b"{}")
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise UpstreamUnavailableError(f"the coordinator does not answer: {exc!r}") from exc
         return response.status, answer if isinstance(answer, dict) else {}

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 from support import certs
+from support.cluster import wait_until
 
 from boxlite_server import signatures
 from boxlite_server.errors import BoxliteError, InvalidArgumentError
 from boxlite_server.tls import certificates, files
+from boxlite_server.worker.membership import certificate
 from boxlite_server.worker.membership.certificate import Joining, watched
 from boxlite_server.worker.membership.identity import Identity
 
@@ -173,6 +175,25 @@ def test_a_worker_starts_with_a_valid_certificate_that_cannot_be_renewed(
     assert each.is_due()
     assert each.obtain(threading.Event(), random.Random())
     assert len(coordinator.requests) == 2
+
+
+def test_it_is_kept_valid_while_the_worker_runs(
+    coordinator: Coordinator, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "LOOK_SECONDS", 0.01)
+    each, stopping = joining(coordinator, identity, pin(CA)), threading.Event()
+    coordinator.days, coordinator.status = 1 / 1440, 503
+    thread = threading.Thread(target=each.keep, args=[stopping])
+    thread.start()
+    try:
+        wait_until(lambda: len(coordinator.requests) > 2, "it is tried again after a failure")
+        coordinator.status = 200
+        wait_until(each.files.certificate.exists, "there is a certificate")
+        before = of_file(each)
+        wait_until(lambda: of_file(each) != before, "there is the next one")
+    finally:
+        stopping.set()
+        thread.join(60)
 
 
 def test_a_worker_that_is_stopped_waits_for_no_certificate(coordinator: Coordinator, identity: Identity) -> None:
