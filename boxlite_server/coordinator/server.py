@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
+LAST_WORD_SECONDS = 1.0  # at the shutdown, for clients over TLS without a request to answer the end of the connection
 MIN_KEY = 16  # characters of `api_key`
 
 
@@ -100,13 +101,17 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([] if self._tls else sockets)
         if self._tls:
+            limits, backlog = self._connections.limits, self.config.backlog
             self._handshakes = [
-                Handshakes(listener, self._tls, self._new_protocol, self.config.backlog) for listener in sockets or []
+                Handshakes(listener, self._tls, self._new_protocol, backlog, limits.unread)
+                for listener in sockets or []
             ]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for handshakes in self._handshakes:
             await handshakes.close()
+        if self._tls:
+            asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, self._connections.abort_idle)
         await super().shutdown(sockets)
 
     def _new_protocol(self) -> HttpProtocol:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 MAX_HANDSHAKES = 512  # under way at a time, and no more than an eighth of the limit of open files
 HANDSHAKE_SECONDS = 10.0
-GOODBYE_SECONDS = 5.0  # for the client to answer the end of the encrypted connection
 RETRY_SECONDS = 1.0  # after a connection that could not be accepted, since all open files are in use
 
 log = logging.getLogger(__name__)
@@ -23,12 +22,19 @@ log = logging.getLogger(__name__)
 
 class Handshakes:
     """Gives each connection that comes to `listener` to a new protocol, once it is encrypted with the certificate that
-    `tls` has at that time. Where too many handshakes are under way, the oldest is broken off."""
+    `tls` has at that time. Where too many handshakes are under way, the oldest is broken off. `unread`: seconds that a
+    client may take for what is left when its connection is closed."""
 
     def __init__(
-        self, listener: socket.socket, tls: Watched, new_protocol: Callable[[], asyncio.Protocol], backlog: int
+        self,
+        listener: socket.socket,
+        tls: Watched,
+        new_protocol: Callable[[], asyncio.Protocol],
+        backlog: int,
+        unread: float,
     ) -> None:
         self._listener = listener
+        self._unread = unread
         self._tls = tls
         self._new_protocol = new_protocol
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -69,7 +75,7 @@ class Handshakes:
                 connection,
                 ssl=self._tls.current().server,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=GOODBYE_SECONDS,
+                ssl_shutdown_timeout=self._unread,
             )
         except OSError as exc:  # ssl.SSLError and timeouts are OSErrors
             log.debug("a TLS handshake failed: %s", exc)

@@ -31,7 +31,7 @@ def with_server(directory: Path, story: Callable[[int], Awaitable[None]]) -> Non
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         tls = files.Watched(certs.written(directory, "c", certs.coordinator(CA)))
-        server = Handshakes(listener, tls, Echo, 100)
+        server = Handshakes(listener, tls, Echo, 100, 10.0)
         try:
             await asyncio.wait_for(story(listener.getsockname()[1]), 60)
         finally:
