@@ -422,8 +422,8 @@ def test_a_client_that_ignores_the_end_of_its_connection_is_given_up(
         with await asyncio.to_thread(socket.create_connection, ("127.0.0.1", site.port)) as plain:
             wrap = functools.partial(TRUSTING.wrap_socket, plain, server_hostname="127.0.0.1")
             client = await asyncio.to_thread(wrap) if over_tls else plain
-            client.sendall(CLOSING)
             await until(lambda: site.count)
+            client.sendall(CLOSING)
             await until(lambda: not site.count)
 
     run(tmp_path, story)
