@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,3 +39,15 @@ def _refuse_constant(name: str) -> Any:
 def in_url(host: str) -> str:
     """Write a host as it appears in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def join_token(key: str, ca_sha256: str) -> str:
+    """The token with which workers join: an API key of workers, and the SHA-256 of the authority's certificate (DER),
+    in hexadecimal digits, which tells the right coordinator from any other."""
+    return f"{key}.{ca_sha256}"
+
+
+def split_join_token(text: str | None) -> tuple[str | None, str | None]:
+    """The API key and the SHA-256 of a join token; None in place of the latter for an API key alone."""
+    match = re.fullmatch(r"(blx_[0-9A-Za-z_-]+)\.([0-9a-f]{64})", text or "")
+    return (match[1], match[2]) if match else (text, None)

@@ -65,6 +65,12 @@ def worker_name(rng: random.Random) -> str:
     return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}-{rng.randrange(100)}"
 
 
+def worker_host(worker_id: str) -> str:
+    """The name in the certificate of the worker with that id. Nobody looks it up. Host names have no upper case, so the
+    id stands in it as hexadecimal digits."""
+    return f"{worker_id.encode().hex()}.worker.boxlite.invalid"
+
+
 def secret() -> str:
     """A secret of 256 bits, URL-safe."""
     return secrets.token_urlsafe(32)

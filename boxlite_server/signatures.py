@@ -22,6 +22,11 @@ def of_coordinator(secret: str, worker_id: str, nonce: str) -> str:
     return _sign(secret, f"coordinator {worker_id} {nonce}")
 
 
+def of_certificate_request(secret: str, worker_id: str, csr: str) -> str:
+    """The signature of a worker's request for a certificate. `csr`: the request, in PEM."""
+    return _sign(secret, f"certificate {worker_id} {csr}")
+
+
 def is_same(given: object, expected: str) -> bool:
     """Whether `given` is the signature that was expected, found in a time that does not tell how much of it is."""
     return isinstance(given, str) and hmac.compare_digest(given.encode(errors="replace"), expected.encode())

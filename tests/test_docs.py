@@ -50,6 +50,11 @@ EXCUSED = {
         "docs/operations.md",
         "boxlite-server quotas set acme --boxes 50 --running-boxes 10 --cpus 20 --memory-mib 65536 --volumes 20",
     ): "would bound the page's other commands; tests/cli/test_quotas.py runs these",
+    ("docs/operations.md", "boxlite-server certs init"): "serves until Ctrl-C; tests/cluster/test_tls.py runs these",
+    (
+        "docs/operations.md",
+        "boxlite-server worker --coordinator https://coordinator.internal:8200 --api-key-file /etc/boxlite/join-token",
+    ): "needs two hosts; tests/cluster/test_tls.py has workers that join",
     ("docs/operations.md", "systemctl daemon-reload"): "needs systemd",
     ("docs/database.md", "pip install 'boxlite-server[postgresql]'"): (
         "installs packages, and needs a PostgreSQL; tests/cluster/test_two_coordinators.py has one"

@@ -25,7 +25,7 @@ TEXT: str = SPEC_FILE.read_text(encoding="utf-8")
 RAW: dict[str, Any] = yaml.safe_load(TEXT)
 SPEC: dict[str, Any] = resolve_refs(RAW)
 
-OPEN = {"getConfig", "getHealth", "getReadiness", "createToken", "proveCoordinator"}
+OPEN = {"getConfig", "getHealth", "getReadiness", "createToken", "proveCoordinator", "getAuthorities"}
 TAG_OF: dict[str, str] = {
     operation_id: tag
     for tag, operation_ids in {
@@ -42,7 +42,8 @@ TAG_OF: dict[str, str] = {
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
         "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
-        "Workers": "registerWorker heartbeat listWorkers getWorker removeWorker setWorkerStatus getWorkerByBox "
+        "Workers": "registerWorker heartbeat getAuthorities issueCertificate listWorkers getWorker removeWorker "
+        "setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools proveCoordinator",
         "Quotas": "listQuotas getQuotas setQuotas removeQuotas",
     }.items()

@@ -65,12 +65,15 @@ def _start_again(key: str) -> NoReturn:
 
 
 def _without_key(argv: list[str]) -> list[str]:
-    """Leave out --api-key and its value; argparse accepts no abbreviation of it, since --api-key-file begins alike."""
+    """Leave out --api-key and --join with their values. Argparse accepts abbreviations of --join, but none of
+    --api-key, since --api-key-file begins alike."""
     kept = []
     rest = iter(argv)
     for argument in rest:
-        if argument == "--api-key":
-            next(rest, None)
-        elif not argument.startswith("--api-key="):
+        name, has_value, _ = argument.partition("=")
+        if name == "--api-key" or (len(name) > 2 and "--join".startswith(name)):
+            if not has_value:
+                next(rest, None)
+        else:
             kept.append(argument)
     return kept

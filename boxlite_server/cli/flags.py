@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -80,11 +81,20 @@ def add_client(parser: argparse.ArgumentParser) -> None:
         help="call the coordinator at this address [BOXLITE_COORDINATOR_URL]",
     )
     add_api_key(parser, "send this API key to the coordinator")
+    parser.add_argument(
+        "--ca-cert",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("BOXLITE_CA_CERT") or None,
+        help="trust the authorities in this file, and no others, with an https address [BOXLITE_CA_CERT] "
+        "(default: those of the host)",
+    )
     add_debug(parser)
 
 
-def add_api_key(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--api-key", metavar="KEY", help=f"{text} [{credentials.VARIABLE}] (default: no key)")
+def add_api_key(parser: argparse.ArgumentParser, text: str, *others: str) -> None:
+    """Add the flags of an API key; `others`: further names of --api-key, see `credentials`."""
+    parser.add_argument("--api-key", *others, metavar="KEY", help=f"{text} [{credentials.VARIABLE}] (default: no key)")
     parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="read the API key from this file")
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..client import output
 from ..errors import InvalidArgumentError, InvalidStateError, NotFoundError
-from ..formats import timestamp
+from ..formats import join_token, timestamp
 from . import types
 from .flags import Commands, add, add_database, add_debug, on_database
 
@@ -35,6 +37,7 @@ def add_keys(commands: Commands) -> None:
         help="let the present secret work for this long beside the new one, for example 1h (default: it ends at once)",
     )
     _add_format(rotating)
+    _add_authority(rotating)
     for parser in (revoking, rotating):
         parser.add_argument("key", metavar="KEY", help="the key's id, or its name")
     for parser in (listing, revoking, rotating):
@@ -64,9 +67,20 @@ def _add_create(actions: Commands) -> None:
         type=types.duration,
         help="end the key after this long, for example 90d (default: never)",
     )
+    _add_authority(parser)
     _add_format(parser)
     add_database(parser)
     add_debug(parser)
+
+
+def _add_authority(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        type=Path,
+        help="print the key of workers as a join token, with which they trust coordinators of the authority in this "
+        "file, and get their certificates from them",
+    )
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +97,9 @@ async def create(store: Store, arguments: argparse.Namespace) -> None:
 
     if arguments.worker and arguments.scope:
         raise InvalidArgumentError("a key for workers takes no --scope")
+    if arguments.tls_ca and not arguments.worker:
+        raise InvalidArgumentError("--tls-ca makes a join token of a key for workers; give --worker too")
+    completed = _completion(arguments.tls_ca)
     now, key_id = time.time(), ids.new_id()
     minted = keys.mint(key_id)
     of_client = tuple(dict.fromkeys(arguments.scope or scopes.TENANT))
@@ -97,7 +114,7 @@ async def create(store: Store, arguments: argparse.Namespace) -> None:
     )
     async with store.transaction() as tx:
         await tx.insert_key(key)
-    _print_key(key, minted.text, arguments.format)
+    _print_key(key, completed(minted.text), arguments.format)
 
 
 async def list_keys(store: Store, arguments: argparse.Namespace) -> None:
@@ -134,13 +151,28 @@ async def rotate(store: Store, arguments: argparse.Namespace) -> None:
     """Give a key a new secret and print the key. Raises NotFoundError, InvalidStateError."""
     from ..coordinator.tenants import keys
 
+    completed = _completion(arguments.tls_ca)
     async with store.transaction() as tx:
         key = _find(await tx.list_keys(), arguments.key)
         if (status := _status(key, time.time())) != "active":
             raise InvalidStateError(f"the key {key.name} ({key.id}) is {status}; make another one")
+        if arguments.tls_ca and key.prefix:
+            raise InvalidArgumentError(f"the key {key.name} is not one of workers, and so no join token")
         minted = keys.mint(key.id)
         await tx.rotate_key(key.id, minted.secret_sha256, time.time() + arguments.grace)
-    _print_key(key, minted.text, arguments.format)
+    _print_key(key, completed(minted.text), arguments.format)
+
+
+def _completion(ca: Path | None) -> Callable[[str], str]:
+    """What makes a join token of a key; without an authority the key stays as it is. Raises InvalidArgumentError."""
+    if ca is None:
+        return lambda key: key
+    from ..tls import certificates, files
+
+    pin = next(iter(certificates.fingerprints(files.content(ca))), None)
+    if pin is None:
+        raise InvalidArgumentError(f"{ca} has no certificate in PEM")
+    return lambda key: join_token(key, pin)
 
 
 def _find(found: list[Key], id_or_name: str) -> Key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import unicodedata
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -43,7 +44,9 @@ def _indented(text: str) -> str:
 
 
 def set_up(*, debug: bool) -> None:
-    """Have the log go to stderr."""
+    """Have the log go to stderr. gRPC has a log of its own there, for which each failed handshake of a stranger is
+    information."""
+    os.environ.setdefault("GRPC_VERBOSITY", "INFO" if debug else "ERROR")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines(FORMAT))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])

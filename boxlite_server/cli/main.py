@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, credentials, host_access, keys, logs, quotas, types
+from . import admin, certs, credentials, host_access, keys, logs, quotas, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -63,6 +63,8 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             reconnect_grace=arguments.reconnect_grace,
             orphan_grace=arguments.orphan_grace,
             debug=arguments.debug,
+            tls=certs.files(arguments),
+            ca_key=arguments.tls_ca_key,
         )
     )
 
@@ -94,6 +96,8 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             reserve_disk=None if arguments.reserve_disk is None else arguments.reserve_disk << 20,
             spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
             output_limit=arguments.output_limit and arguments.output_limit << 30,
+            tls=certs.files(arguments),
+            insecure_grpc=arguments.insecure_grpc,
         )
     )
 
@@ -126,7 +130,10 @@ def _run_backup(arguments: argparse.Namespace) -> int:
 def _run_admin(act: Callable[[ApiClient, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
         api = ApiClient(
-            arguments.coordinator, api_key=arguments.api_key or "", setting="--coordinator or BOXLITE_COORDINATOR_URL"
+            arguments.coordinator,
+            api_key=arguments.api_key or "",
+            ca_cert=arguments.ca_cert,
+            setting="--coordinator or BOXLITE_COORDINATOR_URL",
         )
         try:
             return act(api, arguments)
@@ -147,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_backup(commands)
     keys.add_keys(commands)
     quotas.add_quotas(commands)
+    certs.add_certs(commands)
     _add_workers(commands)
     _add_drain(commands)
     _add_undrain(commands)
@@ -171,6 +179,7 @@ def _add_coordinator(commands: Commands) -> None:
         help="serve without an API key on any address (default: without a key, serve on loopback only)",
     )
     _add_browsers(parser)
+    certs.add_coordinator_flags(parser)
     parser.add_argument(
         "--max-connections",
         metavar="N",
@@ -370,7 +379,8 @@ def _add_worker(commands: Commands) -> None:
         "one from before this worker joined it (default: a worker that was registered once has the coordinator prove "
         "that it knows the worker's secret)",
     )
-    add_api_key(parser, "send this API key to the coordinator")
+    add_api_key(parser, "send this API key, or join with this token, to the coordinator", "--join")
+    certs.add_worker_flags(parser)
     add_debug(parser)
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import references
+from .. import ids, references
 from ..errors import InvalidArgumentError
 
 
@@ -42,6 +42,18 @@ def port_range(text: str) -> range:
     if 1 <= first <= last <= 65535:
         return range(first, last + 1)
     raise argparse.ArgumentTypeError(f"'{text}' is no range of ports; an example is 8000-8999")
+
+
+def worker_id(text: str) -> str:
+    if re.fullmatch(rf"[0-9A-Za-z]{{{ids.ID_LENGTH}}}", text):
+        return text
+    raise argparse.ArgumentTypeError(f"'{text}' is no id of a worker; an id has {ids.ID_LENGTH} letters and digits")
+
+
+def file_stem(text: str) -> str:
+    if re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", text) and text != "ca":
+        return text
+    raise argparse.ArgumentTypeError(f"'{text}' is no name for files here; use letters, digits, _ and -, but not ca")
 
 
 def address(text: str) -> str:

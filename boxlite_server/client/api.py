@@ -10,8 +10,10 @@ import copy
 import http.client
 import json
 import logging
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -44,9 +46,18 @@ log = logging.getLogger("boxlite.client")
 class ApiClient:
     """Sends requests to one server, under one path prefix. It is not thread-safe; see `another`."""
 
-    def __init__(self, url: str, *, path_prefix: str = "", api_key: str = "", setting: str = URL_SETTING) -> None:
-        """`url` may carry a base path (`http://host/api`), and `path_prefix` may hold several segments. Errors tell
-        the user to correct `setting` when the server cannot be reached."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        path_prefix: str = "",
+        api_key: str = "",
+        ca_cert: Path | str | None = None,
+        setting: str = URL_SETTING,
+    ) -> None:
+        """`url` may carry a base path (`http://host/api`), and `path_prefix` may hold several segments. `ca_cert`: the
+        file of the authorities to trust with https; None: those of the host. Errors tell the user to correct `setting`
+        when the server cannot be reached. Raises InvalidArgumentError."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgumentError(f"invalid server URL '{url}': want http://HOST[:PORT]")
@@ -57,7 +68,7 @@ class ApiClient:
         self.url = url.rstrip("/")
         self._setting = setting
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._secure = parts.scheme == "https"
+        self.tls = _tls_context(ca_cert) if parts.scheme == "https" else None
         self._host = parts.hostname
         self._netloc = parts.netloc
         root = parts.path.rstrip("/") + "/v1"
@@ -79,7 +90,7 @@ class ApiClient:
 
     def websocket_url(self, path: str) -> str:
         """The `ws://` or `wss://` address of a path made by `path()`."""
-        return f"{'wss' if self._secure else 'ws'}://{self._netloc}{path}"
+        return f"{'wss' if self.tls else 'ws'}://{self._netloc}{path}"
 
     # Boxes
 
@@ -244,8 +255,12 @@ class ApiClient:
         return response.status, response.read()
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=CONNECT_TIMEOUT)
+        if self.tls:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=CONNECT_TIMEOUT, context=self.tls
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT)
         connection.connect()
         connection.sock.settimeout(ANSWER_TIMEOUT)
         self._connection = connection
@@ -263,8 +278,19 @@ class ApiClient:
         return document
 
 
+def _tls_context(ca_cert: Path | str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_cert)
+    except OSError as error:  # ssl.SSLError is an OSError
+        raise InvalidArgumentError(f"cannot use the authorities in {ca_cert}: {error.strerror or error}") from error
+
+
 def unreachable(url: str, reason: BaseException, setting: str = URL_SETTING) -> UpstreamUnavailableError:
     """The error for a server that does not answer at `url`."""
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return UpstreamUnavailableError(
+            f"{url} cannot be trusted: {reason.verify_message}; name its authority by --ca-cert or BOXLITE_CA_CERT"
+        )
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return UpstreamUnavailableError(f"cannot reach {url}: {text}; is the coordinator running? set {setting}")
 

@@ -35,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
         logging.getLogger("boxlite").setLevel(logging.DEBUG)
     try:
-        api = ApiClient(args.url, path_prefix=args.path_prefix, api_key=os.environ.get("BOXLITE_API_KEY", ""))
+        api = ApiClient(
+            args.url,
+            path_prefix=args.path_prefix,
+            api_key=os.environ.get("BOXLITE_API_KEY", ""),
+            ca_cert=args.ca_cert,
+        )
     except InvalidArgumentError as error:
         parser.error(error.message)
     command: Command = args.run
@@ -68,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         url=os.environ.get("BOXLITE_REST_URL") or DEFAULT_URL,
         prefix=os.environ.get("BOXLITE_REST_PATH_PREFIX", ""),
+        ca_cert=os.environ.get("BOXLITE_CA_CERT") or None,
         debug=False,
     )
     parser.add_argument("-V", "--version", action="version", version=f"boxlite {output.version()}")
@@ -89,7 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _adder(commands: _Subparsers) -> _Add:
     """The function that adds a command to `commands`, with its help and the global options."""
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_global_options(common, url=argparse.SUPPRESS, prefix=argparse.SUPPRESS, debug=argparse.SUPPRESS)
+    nothing = argparse.SUPPRESS
+    _add_global_options(common, url=nothing, prefix=nothing, ca_cert=nothing, debug=nothing)
 
     def add(name: str, act: Command, text: str, *, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -287,7 +294,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("rm: name a box or give --all, not both")
 
 
-def _add_global_options(parser: argparse.ArgumentParser, *, url: str, prefix: str, debug: object) -> None:
+def _add_global_options(
+    parser: argparse.ArgumentParser, *, url: str, prefix: str, ca_cert: str | None, debug: object
+) -> None:
     group = parser.add_argument_group("global options")
     group.add_argument(
         "--url", default=url, help=f"call the server at this address [BOXLITE_REST_URL] (default: {DEFAULT_URL})"
@@ -297,6 +306,13 @@ def _add_global_options(parser: argparse.ArgumentParser, *, url: str, prefix: st
         default=prefix,
         metavar="PREFIX",
         help="put this prefix behind /v1 in the path of each request [BOXLITE_REST_PATH_PREFIX] (default: none)",
+    )
+    group.add_argument(
+        "--ca-cert",
+        default=ca_cert,
+        metavar="FILE",
+        help="trust the authorities in this file, and no others, with an https address [BOXLITE_CA_CERT] "
+        "(default: those of the host)",
     )
     group.add_argument(
         "--debug", action="store_true", default=debug, help="log requests and the causes of errors to stderr"

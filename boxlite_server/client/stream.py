@@ -179,6 +179,7 @@ class _Session:
             path += f"?received={self._received}"
         async with connect(
             self._api.websocket_url(path),
+            ssl=self._api.tls,
             additional_headers=self._api.headers,
             create_connection=_Connection,
             compression=None,

@@ -29,7 +29,8 @@ from .domain.turns import Turns
 from .domain.volumes import Volumes
 from .domain.warm import Warm
 from .fleet.calls import Calls
-from .fleet.link import Connect, GrpcLink
+from .fleet.certificates import Certificates
+from .fleet.link import Connect
 from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
@@ -67,6 +68,7 @@ class Core:
     clock: Callable[[], float]
     authenticator: Authenticator
     quotas: QuotaRows
+    certificates: Certificates
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
@@ -79,7 +81,8 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
-        connect: Connect = GrpcLink,
+        certificates: Certificates | None = None,
+        connect: Connect | None = None,
     ) -> Core:
         """Open the database and build the parts; raises DatabaseError."""
         store = await Store.open(database)
@@ -90,6 +93,7 @@ class Core:
             clock,
             reconnect_grace=reconnect_grace,
             orphan_grace=orphan_grace,
+            certificates=certificates,
             connect=connect,
         )
 
@@ -103,12 +107,14 @@ class Core:
         *,
         reconnect_grace: float = RECONNECT_GRACE,
         orphan_grace: float = ORPHAN_GRACE_SECONDS,
-        connect: Connect = GrpcLink,
+        certificates: Certificates | None = None,
+        connect: Connect | None = None,
     ) -> Core:
         """Build the parts over an open database."""
-        fleet, leases = Fleet(store, clock), Leases(store, clock, holder=ids.new_id())
+        certificates = certificates or Certificates()
+        fleet, leases = Fleet(store, clock, encrypts=certificates.encrypt), Leases(store, clock, holder=ids.new_id())
         quotas, counting = QuotaRows(store, Quotas(policy.max_boxes_per_prefix)), Counting(store)
-        calls, schedule = Calls(fleet, connect), Schedule(store, leases, clock)
+        calls, schedule = Calls(fleet, connect or certificates.connect), Schedule(store, leases, clock)
         images, volumes = Images(store, fleet, calls, clock), Volumes(store, fleet, calls, leases, quotas, clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
@@ -143,6 +149,7 @@ class Core:
             clock=clock,
             authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
             quotas=quotas,
+            certificates=certificates,
         )
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,18 +22,24 @@ from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
 from .domain.executions import RECONNECT_GRACE
+from .fleet.certificates import Certificates
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
 from .http.connections import ConnectionLimits, Connections
 from .http.forwarded import Forwarded, Network
+from .http.handshakes import Handshakes
 from .http.origins import Origins, bound_names
 from .http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from .limits import KEEPALIVE_SECONDS, Policy
 from .store.connection import shown
 
+if TYPE_CHECKING:
+    from ..tls.files import Files, Material, Watched
+
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
+LAST_WORD_SECONDS = 1.0  # at the shutdown, for clients over TLS without a request to answer the end of the connection
 MIN_KEY = 16  # characters of `api_key`
 
 
@@ -51,13 +58,23 @@ class CoordinatorConfig:
     debug: bool = False
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
     orphan_grace: float = ORPHAN_GRACE_SECONDS  # seconds
+    tls: Files | None = None  # the certificate for clients, and with an authority for calls to workers too
+    ca_key: Path | None = None  # the key of that authority: workers that join get their certificates
 
 
 class Server(uvicorn.Server):
     """Serves an ASGI application over HTTP/1.1 and WebSocket, within `limits`. Sets `stopping` as soon as a signal asks
-    the process to end, so that long answers end."""
+    the process to end, so that long answers end. With `tls` it serves HTTPS."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, stopping: asyncio.Event, *, debug: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: ConnectionLimits,
+        stopping: asyncio.Event,
+        *,
+        debug: bool = False,
+        tls: Watched | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -78,6 +95,27 @@ class Server(uvicorn.Server):
         )
         self.server_state = self._connections = Connections(limits)
         self._stopping = stopping
+        self._tls = tls
+        self._handshakes: list[Handshakes] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([] if self._tls else sockets)
+        if self._tls:
+            limits, backlog = self._connections.limits, self.config.backlog
+            self._handshakes = [
+                Handshakes(listener, self._tls, self._new_protocol, backlog, limits.unread)
+                for listener in sockets or []
+            ]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for handshakes in self._handshakes:
+            await handshakes.close()
+        if self._tls:
+            asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, self._connections.abort_idle)
+        await super().shutdown(sockets)
+
+    def _new_protocol(self) -> HttpProtocol:
+        return HttpProtocol(self.config, self._connections, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once in a second
@@ -94,33 +132,50 @@ def run(config: CoordinatorConfig) -> int:
     _refuse_weak_key(config.api_key)
     descriptors.raise_limit()
     allocator.keep_freed_memory()
+    tls = _watched(config)
     listener = _listen(config)
     # uvicorn raises the signal that ended it once more; without these handlers an orderly end would be a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    asyncio.run(_serve(config, listener))
+    asyncio.run(_serve(config, listener, tls))
     return 0
 
 
-async def _serve(config: CoordinatorConfig, listener: socket.socket) -> None:
+async def _serve(config: CoordinatorConfig, listener: socket.socket, tls: Watched | None) -> None:
     core = await Core.open(
         config.database,
         config.api_key,
         config.policy,
         reconnect_grace=config.reconnect_grace,
         orphan_grace=config.orphan_grace,
+        certificates=Certificates(tls, config.ca_key),
     )
     has_keys = config.api_key is not None or await core.authenticator.keys.exist()
     if not (has_keys or config.no_auth or is_loopback(config.host)):
         await core.store.close()
         raise _open_door(config.host)
     host, port = listener.getsockname()[:2]
-    log.info("coordinator serves http://%s:%s, database %s", in_url(host), port, shown(config.database))
+    scheme = "https" if tls else "http"
+    log.info("coordinator serves %s://%s:%s, database %s", scheme, in_url(host), port, shown(config.database))
     app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body)
-    server = Server(Forwarded(app, config.trusted_proxies), config.limits, core.stopping, debug=config.debug)
+    server = Server(Forwarded(app, config.trusted_proxies), config.limits, core.stopping, debug=config.debug, tls=tls)
     gc.collect()
     gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])
+
+
+def _watched(config: CoordinatorConfig) -> Watched | None:
+    if config.tls is None:
+        return None
+    from ..tls import certificates, files
+
+    def check(material: Material) -> None:
+        if material.ca is not None:
+            certificates.check_coordinator(material.chain, material.ca)
+            if config.ca_key:
+                certificates.check_key(certificates.Issued(material.ca, files.content(config.ca_key)))
+
+    return files.Watched(config.tls, check)
 
 
 def _refuse_weak_key(api_key: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -10,6 +11,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +19,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult
 
 import grpc
 
 from .. import allocator, descriptors, ids, signals
 from ..errors import BoxliteError
-from ..formats import in_url
+from ..formats import in_url, split_join_token
 from .disk_watch import DiskRoom, DiskWatch
 from .docker.engine import engine_sockets
 from .docker.network import Reach
@@ -41,6 +44,10 @@ from .membership.registration import Registration
 from .service.servicer import WorkerService, make_server
 from .supervisor.links import Links
 from .supervisor.program import program
+
+if TYPE_CHECKING:
+    from ..tls.files import Files as TlsFiles
+    from .membership.certificate import Joining
 
 NETWORK_SECONDS = 15.0  # between two looks at the packet filter of the boxes
 STOP_GRACE = 10.0  # seconds for calls under way at the shutdown
@@ -62,7 +69,7 @@ class WorkerConfig:
     labels: dict[str, str] = field(default_factory=dict)
     health_port: int = 9101
     max_boxes: int | None = None
-    api_key: str | None = None
+    api_key: str | None = None  # or a join token, with which the worker gets a certificate
     policy: Policy = field(default_factory=Policy)
     cpu_overcommit: float = 16.0
     reserve_memory_mib: int | None = None  # that no box is promised; None: a tenth, see `default_reserve`
@@ -75,6 +82,8 @@ class WorkerConfig:
     allow_private: tuple[IPv4Network, ...] = ()  # networks that boxes reach besides
     rejoin: bool = False  # register also with a coordinator that does not know this worker
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
+    tls: TlsFiles | None = None  # the certificate of this worker and the authorities; None: see `api_key`
+    insecure_grpc: bool = False  # serve gRPC without TLS on any address, and not on loopback only
 
 
 def run(config: WorkerConfig) -> int:
@@ -123,6 +132,10 @@ class Worker:
         self._epoch = ids.new_id()
         self._server = make_server(self._service, self._identity.secret, self._epoch)
         self._host = bind_host(config, self._coordinator)
+        self._api_key, pin = split_join_token(config.api_key)
+        self._joining = _joining(config, self._api_key, pin, self._identity)
+        self._is_encrypted = config.tls is not None or self._joining is not None
+        _refuse_plaintext(config, self._host, is_encrypted=self._is_encrypted)
         self._registration: Registration | None = None
         self._health = HealthServer(self._host, config.health_port, self._not_ready)
 
@@ -130,18 +143,20 @@ class Worker:
         """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
         descriptors.raise_limit()
         allocator.keep_freed_memory()
-        port = _bind(self._server, self._host, self._config.port)
+        self._health.start()
+        if self._joining and not self._joining.obtain(self._stopping, self._rng):
+            return
+        port = _bind(self._server, self._host, self._config.port, self._credentials())
         try:
             self._runtime.tidy()  # before the first call: `tidy` would remove a disk that a call makes
         except BoxliteError as exc:
             log.debug("nothing tidied: %s", exc)  # there is no engine yet, or no cluster yet
         self._executions.recover()  # before the first call
         self._server.start()
-        self._health.start()
         _thread("keeper", lambda: self._executions.keep(self._stopping))
-        url = self._config.advertise or self._advertised_url(port)
+        url = self._advertised_url(port)
         self._registration = Registration(
-            client=CoordinatorClient(self._config.coordinator, self._config.api_key),
+            client=CoordinatorClient(self._config.coordinator, self._api_key, self._trusted()),
             identity=self._identity,
             runtime=self._runtime,
             url=url,
@@ -159,6 +174,8 @@ class Worker:
         _thread("watch", self._watch)
         _thread("disks", self._watch_disks)
         _thread("network", self._watch_network)
+        if self._joining:
+            _thread("certificate", functools.partial(self._joining.keep, self._stopping))
         log.info(
             "worker %s serves at %s (health on port %d) for coordinator %s",
             self._identity.name,
@@ -224,7 +241,33 @@ class Worker:
                 return False
         return True
 
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        found = self._tls_files()
+        if found is None:
+            return None
+        from .membership import certificate
+
+        return certificate.server_credentials(certificate.watched(found, self._identity))
+
+    def _trusted(self) -> Callable[[], ssl.SSLContext] | None:
+        """The settings of HTTPS to the coordinator; None: those of the host."""
+        found = self._tls_files()
+        if found is None or found.ca is None:
+            return None
+        from ..tls.files import client_context
+
+        return functools.partial(client_context, found.ca)
+
+    def _tls_files(self) -> TlsFiles | None:
+        return self._joining.files if self._joining else self._config.tls
+
     def _advertised_url(self, port: int) -> str:
+        scheme = "https" if self._is_encrypted else "http"
+        if self._config.advertise:
+            given, _, rest = self._config.advertise.rpartition("://")
+            if given not in ("", scheme):
+                raise BoxliteError(f"this worker serves {scheme}://, and --advertise gives {self._config.advertise}")
+            return f"{scheme}://{rest}"
         host = self._host
         if ipaddress.ip_address(host).is_unspecified:
             while True:
@@ -235,7 +278,7 @@ class Worker:
                     log.warning("cannot find a route to the coordinator, trying again: %s", exc)
                     if self._stopping.wait(self._rng.uniform(1, 5)):
                         raise BoxliteError("stopped before the coordinator's address was known") from exc
-        return f"http://{in_url(host)}:{port}"
+        return f"{scheme}://{in_url(host)}:{port}"
 
     def _not_ready(self) -> str | None:
         if self._stopping.is_set():
@@ -267,9 +310,32 @@ def bind_host(config: WorkerConfig, coordinator: SplitResult) -> str:
     return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _joining(config: WorkerConfig, api_key: str | None, pin: str | None, identity: Identity) -> Joining | None:
+    """How the worker gets its certificate from its coordinator; None where it does not. Raises `BoxliteError`."""
+    if config.tls is not None:
+        if pin:
+            raise BoxliteError("a join token brings the worker its certificate; leave out the token, or --tls-cert")
+        return None
+    if pin is None and not (config.home / "tls" / "worker.pem").exists():
+        return None
+    from .membership.certificate import Joining
+
+    return Joining(config.coordinator, api_key, pin, identity, config.home)
+
+
+def _refuse_plaintext(config: WorkerConfig, host: str, *, is_encrypted: bool) -> None:
+    if not (is_encrypted or config.insecure_grpc or ipaddress.ip_address(host).is_loopback):
+        raise BoxliteError(
+            f"without TLS the worker serves loopback addresses only, and {host} is none: start it with a join token "
+            "(`boxlite-server keys create --worker --tls-ca FILE`), or with --tls-cert, --tls-key and --tls-ca, or "
+            "give --insecure-grpc in a network where nobody else can listen"
+        )
+
+
+def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    address = f"{in_url(host)}:{port}"
     try:
-        bound = server.add_insecure_port(f"{in_url(host)}:{port}")
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         bound = 0
     if not bound:

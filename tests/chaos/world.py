@@ -248,7 +248,7 @@ class World:
         engine.request(docker.docker_host, "POST", f"/images/create?{changes}&changes=CMD+%5B%22sh%22%5D", image)
         command = [sys.executable, "-m", "boxlite_server", "worker", "--coordinator", self.url, "--api-key", KEY]
         command += ["--name", machine.name, "--home", str(self.directory / f"w{number}")]
-        command += ["--max-boxes", str(max_boxes)]
+        command += ["--max-boxes", str(max_boxes), "--insecure-grpc"]
         command += ["--unfiltered-network"] if cannot_filter() else []
         env = {**self._env(), "DOCKER_HOST": docker.docker_host}
         worker = Process(machine, machine.name, command, self.logs, env)

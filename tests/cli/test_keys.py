@@ -10,6 +10,8 @@ import pytest
 from support.cluster import Cluster, wait_until
 
 from boxlite_server.cli import main
+from boxlite_server.formats import split_join_token
+from boxlite_server.tls import certificates
 
 
 class Keys:
@@ -92,6 +94,36 @@ def test_a_key_of_workers_takes_no_scope(keys: Keys) -> None:
     code, _, error = keys.run("create", "--name", "w", "--worker", "--scope", "box:read")
     assert (code, "takes no --scope" in error) == (1, True)
     assert keys.json("create", "--name", "w", "--worker")["scopes"] == ["worker:register"]
+
+
+def test_a_key_of_workers_is_printed_as_a_join_token(keys: Keys, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(certificates.new_ca("one").certificate)
+    [pin] = certificates.fingerprints(ca.read_bytes())
+    first = keys("create", "--name", "w", "--worker", "--tls-ca", str(ca))
+    second = keys.json("rotate", "w", "--grace", "1h", "--tls-ca", str(ca))["key"]
+    for token in (first, second):
+        key, found = split_join_token(token)
+        assert (key or "").startswith("blx_")
+        assert found == pin
+    assert pin not in keys("list", "--format", "json")  # the key of the database is without it
+
+
+def test_a_join_token_that_cannot_be_is_refused(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    keys("create", "--name", "ci", "--prefix", "acme")
+    for command, reason in (
+        (["create", "--name", "x", "--prefix", "acme", "--tls-ca", "ca.crt"], "give --worker too"),
+        (["create", "--name", "x", "--worker", "--tls-ca", str(tmp_path / "none")], "cannot read"),
+        (["create", "--name", "x", "--worker", "--tls-ca", str(tmp_path / "empty")], "no certificate"),
+        (["rotate", "ci", "--tls-ca", str(tmp_path / "empty")], "no certificate"),
+    ):
+        code, _, error = keys.run(*command)
+        assert (code, reason in error) == (1, True), error
+    (tmp_path / "empty").write_bytes(certificates.new_ca("one").certificate)
+    code, _, error = keys.run("rotate", "ci", "--tls-ca", str(tmp_path / "empty"))
+    assert (code, "is not one of workers" in error) == (1, True)
+    assert [key["name"] for key in keys.json("list")] == ["ci"]
 
 
 def test_a_key_is_found_by_id_or_name(keys: Keys) -> None:

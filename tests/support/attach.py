@@ -106,7 +106,8 @@ def attached(
     """Attach at a path below `/v1/boxes/`. Raises InvalidStatus when it is refused."""
     headers = {"Authorization": f"Bearer {cluster.api_key}"} if cluster.api_key else {}
     with connect(
-        f"ws://127.0.0.1:{port or cluster.port}/v1/boxes/{path}",
+        f"{'wss' if cluster.certs else 'ws'}://127.0.0.1:{port or cluster.port}/v1/boxes/{path}",
+        ssl=cluster.tls,
         additional_headers=headers,
         compression=None,
         max_size=None,

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -49,8 +50,17 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = START_SECO
 class Process:
     """One `boxlite-server` process, and its log, which goes on through restarts."""
 
-    def __init__(self, name: str, log: Path, ready: tuple[int, str], command: list[str], env: dict[str, str]):
+    def __init__(
+        self,
+        name: str,
+        log: Path,
+        ready: tuple[int, str],
+        command: list[str],
+        env: dict[str, str],
+        tls: ssl.SSLContext | None = None,
+    ):
         self.name = name
+        self._tls = tls  # for the request that shows whether it is ready
         self.log = log
         self._ready = ready
         self._command = command
@@ -66,8 +76,8 @@ class Process:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Start it, and return when it is ready."""
+    def launch(self) -> None:
+        """Start it, and return at once."""
         assert not self.running, f"{self.name} runs already"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -77,12 +87,16 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=self._env,
             )
+
+    def start(self) -> None:
+        """Start it, and return when it is ready."""
+        self.launch()
         port, path = self._ready
 
         def ready() -> bool:
             assert self.running, f"{self.name} ended at once"
             try:
-                return call(port, "GET", path)[0] == 200
+                return call(port, "GET", path, tls=self._tls)[0] == 200
             except OSError:
                 return False
 
@@ -150,10 +164,36 @@ class Cluster:
         self.coordinator: Process | None = None
         self.others: list[Coordinator] = []
         self.workers: list[Worker] = []
+        self.certs: Path | None = None  # where the certificates are, see `use_tls`
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certs else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What a client needs that trusts the cluster's authority."""
+        return ssl.create_default_context(cafile=self.certs / "ca.crt") if self.certs else None
+
+    def use_tls(self) -> Path:
+        """Make an authority and the certificate of the coordinator, which is to be started with them. Returns where
+        they are."""
+        self.certs = self.directory / "certs"
+        self.run("certs", "init", "--dir", str(self.certs))
+        self.issue("--coordinator", "127.0.0.1")
+        return self.certs
+
+    def issue(self, *flags: str) -> Path:
+        """Issue a certificate of the cluster's authority; its path."""
+        return Path(self.run("certs", "issue", "--dir", str(self.certs), *flags))
+
+    def join_token(self) -> str:
+        return self.new_key("--worker", "--tls-ca", f"{self.certs}/ca.crt")
+
+    def run(self, *arguments: str) -> str:
+        """Run a command of `boxlite-server` to its end; what it prints."""
+        command = [sys.executable, "-m", "boxlite_server", *arguments]
+        return subprocess.run(command, env=self._env(), check=True, capture_output=True, text=True).stdout.strip()
 
     @property
     def processes(self) -> list[Process]:
@@ -164,7 +204,7 @@ class Cluster:
         """Start the coordinator; it answers when this returns."""
         log = self.directory / "coordinator.log"
         command = self._coordinator_command(self.port, flags)
-        self.coordinator = Process("coordinator", log, (self.port, "/v1/health"), command, self._env())
+        self.coordinator = Process("coordinator", log, (self.port, "/v1/health"), command, self._env(), self.tls)
         self.coordinator.start()
         return self.coordinator
 
@@ -173,7 +213,7 @@ class Cluster:
         number, port = len(self.others) + 2, free_port()
         log = self.directory / f"coordinator-{number}.log"
         command = self._coordinator_command(port, flags)
-        other = Coordinator(f"coordinator {number}", log, (port, "/v1/health"), command, self._env())
+        other = Coordinator(f"coordinator {number}", log, (port, "/v1/health"), command, self._env(), self.tls)
         other.port = port
         self.others.append(other)
         other.start()
@@ -182,6 +222,9 @@ class Cluster:
     def _coordinator_command(self, port: int, flags: tuple[str, ...]) -> list[str]:
         command = ["coordinator", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--database", self.database, *flags]
+        if self.certs:
+            command += ["--tls-cert", f"{self.certs}/coordinator.crt", "--tls-key", f"{self.certs}/coordinator.key"]
+            command += ["--tls-ca", f"{self.certs}/ca.crt", "--tls-ca-key", f"{self.certs}/ca.key"]
         return command + (["--api-key", self.api_key] if self.api_key else [])
 
     def start_worker(
@@ -218,9 +261,7 @@ class Cluster:
 
     def new_key(self, *flags: str) -> str:
         """Make an API key in the cluster's database; the coordinator may be running."""
-        command = [sys.executable, "-m", "boxlite_server", "keys", "create", "--name", "test", *flags]
-        command += ["--database", self.database]
-        return subprocess.run(command, env=self._env(), check=True, capture_output=True, text=True).stdout.strip()
+        return self.run("keys", "create", "--name", "test", *flags, "--database", self.database)
 
     def http(
         self, method: str, path: str, json_body: Any = None, *, headers: Mapping[str, str] | None = None
@@ -229,7 +270,7 @@ class Cluster:
         sent = dict(headers or {})
         if self.api_key:
             sent.setdefault("Authorization", f"Bearer {self.api_key}")
-        return call(self.port, method, path, json_body, headers=sent)
+        return call(self.port, method, path, json_body, headers=sent, tls=self.tls)
 
     def containers(self, docker_host: str | None = None) -> list[str]:
         """Ids of this cluster's containers on an engine, running or not."""
@@ -264,10 +305,10 @@ class Cluster:
                     failures.append(str(error))
         assert not failures, "\n".join(failures)
 
-    def _env(self) -> dict[str, str]:
-        """The environment without anybody's settings for this product."""
+    def _env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment without anybody's settings for this product, and with `more`."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("BOXLITE_")}
-        return {**env, "BOXLITE_HOME": str(self.directory)}
+        return {**env, "BOXLITE_HOME": str(self.directory), **(more or {})}
 
 
 def call(
@@ -278,6 +319,7 @@ def call(
     *,
     headers: Mapping[str, str] | None = None,
     timeout: float = 60,
+    tls: ssl.SSLContext | None = None,
 ) -> tuple[int, dict[str, str], Any]:
     """One request to this machine. `json_body` may be bytes or an iterator of bytes: they are sent as they are,
     the iterator without a Content-Length."""
@@ -286,7 +328,10 @@ def call(
     if json_body is not None and not isinstance(json_body, bytes | Iterator):
         body = json.dumps(json_body).encode()
         sent.setdefault("Content-Type", "application/json")
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    if tls:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=tls)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request(method, path, body, sent)
         response = connection.getresponse()

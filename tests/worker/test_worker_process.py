@@ -125,6 +125,10 @@ def test_it_serves_without_coordinator_and_engine_and_ends_in_order(
     assert Identity.load(tmp_path, None, random.Random()).name == "mine"
 
 
+PAIR = ["--tls-cert", "none.crt", "--tls-key", "none.crt"]
+TOKEN = f"blx_AbCdEf123456_{'x' * 43}.{'0' * 64}"
+
+
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, workers: list[WorkerProcess]) -> None:
     workers.append(WorkerProcess(tmp_path))
     port = workers[0].line(SERVES).group(2)
@@ -133,7 +137,15 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, workers: list
         (tmp_path, [], "another worker runs with the home"),
         (other, ["--port", port], "cannot serve on 127.0.0.1"),
         (other, ["--health-port", port], "cannot serve health"),
-        (other, ["--host", "192.0.2.1"], "cannot serve"),
+        (other, ["--host", "192.0.2.1", "--insecure-grpc"], "cannot serve"),
+        (other, ["--host", "0.0.0.0"], "give --insecure-grpc"),
+        (other, ["--coordinator", "http://192.0.2.1:8200"], "give --insecure-grpc"),
+        (other, ["--tls-cert", "w.crt"], "belong together"),
+        (other, ["--tls-cert", "w.crt", "--tls-key", "w.key"], "--tls-ca has to name the authority"),
+        (other, ["--tls-ca", "ca.crt"], "need --tls-cert and --tls-key"),
+        (other, [*PAIR, "--tls-ca", "none.crt"], "cannot read none.crt"),
+        (other, ["--join", TOKEN], "a worker joins over https"),
+        (other, ["--join", TOKEN, *PAIR, "--tls-ca", "ca.crt"], "leave out the token"),
     ]:
         workers.append(WorkerProcess(home, *flags))
         code, log = workers[-1].exit()

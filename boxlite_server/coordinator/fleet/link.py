@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import grpc
@@ -13,7 +13,11 @@ import grpc.aio
 
 from ... import errors, rpc
 from ..._gen import worker_pb2_grpc
+from ...ids import worker_host
 from ..store import Worker
+
+if TYPE_CHECKING:
+    from ...tls.files import Watched
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # workers are on an internal network, so a proxy in the environment is not for them
@@ -32,6 +36,7 @@ _CHANNEL_OPTIONS = (
 )
 
 CLOSE_SECONDS = 1.0  # for waiting callers to be told that the link is closed
+RETIRED_SECONDS = 30 * 86_400.0  # that a call may go on over a channel with a former certificate
 
 
 class Link(Protocol):
@@ -61,12 +66,22 @@ Connect = Callable[[Worker], Link]
 
 
 class GrpcLink:
-    """The `Link` of a running system, over one persistent channel."""
+    """The `Link` of a running system, over one persistent channel; with `tls` over mutual TLS.
 
-    def __init__(self, worker: Worker) -> None:
+    When the certificate is renewed, calls from then on take a new channel, and those under way keep theirs. Raises
+    UpstreamUnavailableError where one side uses TLS and the other does not.
+    """
+
+    def __init__(self, worker: Worker, tls: Watched | None = None) -> None:
         self._name = worker.name
-        self._channel = grpc.aio.insecure_channel(target_of(worker.url), options=_CHANNEL_OPTIONS)
-        self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._worker_id = worker.id
+        self._target = target_of(worker.url)
+        self._tls = tls
+        if reason := why_not_alike(worker.url, encrypts=tls is not None):
+            raise errors.UpstreamUnavailableError(f"worker {worker.name} cannot be called: {reason}")
+        self._material = tls.current() if tls else None
+        self._channel, self._methods = self._open()
+        self._retired: set[asyncio.Task[None]] = set()  # former channels whose calls go on
         self._metadata = rpc.with_secret(worker.secret, worker.epoch)
         self._waiting: set[asyncio.Timeout] = set()
         self._nobody_waits = asyncio.Event()
@@ -74,11 +89,11 @@ class GrpcLink:
 
     async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         async with self._wait():
-            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._with_tenant())
+            return await getattr(self._stub(), method)(request, timeout=timeout, metadata=self._with_tenant())
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         async with self._wait():
-            call = getattr(self._stub, method)(request, metadata=self._with_tenant())
+            call = getattr(self._stub(), method)(request, metadata=self._with_tenant())
         try:
             while True:
                 async with self._wait():
@@ -91,7 +106,7 @@ class GrpcLink:
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         async with self._wait():
-            call = getattr(self._stub, method)(metadata=self._with_tenant())
+            call = getattr(self._stub(), method)(metadata=self._with_tenant())
         try:
             async with self._wait():
                 # Writing to a call that has ended raises InvalidStateError; `await call` then raises the real reason.
@@ -118,8 +133,31 @@ class GrpcLink:
         if self._waiting:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nobody_waits.wait(), CLOSE_SECONDS)
+        for retired in self._retired:
+            retired.cancel()
         with contextlib.suppress(Exception):
             await self._channel.close()
+
+    def _stub(self) -> worker_pb2_grpc.WorkerServiceStub:
+        """The methods for a call that begins now."""
+        if self._tls and (material := self._tls.current()) is not self._material:
+            self._material = material
+            retired = asyncio.create_task(self._channel.close(RETIRED_SECONDS))
+            self._retired.add(retired)
+            retired.add_done_callback(self._retired.discard)
+            self._channel, self._methods = self._open()
+        return self._methods
+
+    def _open(self) -> tuple[grpc.aio.Channel, worker_pb2_grpc.WorkerServiceStub]:
+        if self._material is None:
+            channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+        else:
+            material = self._material
+            # The certificate of a worker names its id, see `tls.certificates`.
+            name = ("grpc.ssl_target_name_override", worker_host(self._worker_id))
+            credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.chain)
+            channel = grpc.aio.secure_channel(self._target, credentials, options=(*_CHANNEL_OPTIONS, name))
+        return channel, worker_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
 
     @contextlib.asynccontextmanager
     async def _wait(self) -> AsyncGenerator[None, None]:
@@ -169,3 +207,12 @@ def target_of(url: str) -> str:
     except ValueError:
         pass
     raise errors.InvalidArgumentError(f"'{url}' is no worker url; it has the form http://HOST:PORT")
+
+
+def why_not_alike(url: str, *, encrypts: bool) -> str | None:
+    """Why a coordinator, which `encrypts` its calls or not, does not call a worker at this url; None where it does."""
+    if url.startswith("https://") == encrypts:
+        return None
+    if encrypts:
+        return "its gRPC is not encrypted, and this coordinator has a --tls-ca; start the worker with TLS too"
+    return "its gRPC is encrypted, and this coordinator has no --tls-ca"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ... import errors, references, signatures
 from ..states import WorkerStatus
 from ..store import Load, Store, Tables, Worker
-from .link import target_of
+from .link import target_of, why_not_alike
 from .placement import Candidate
 
 UNREACHABLE = "the worker cannot be reached at present; try again later"  # all that tenants hear of the reason
@@ -48,11 +48,13 @@ class _Silence(NamedTuple):
 
 
 class Fleet:
-    """The registry of workers over `store`; `clock` gives Unix seconds."""
+    """The registry of workers over `store`; `clock` gives Unix seconds. `encrypts`: all calls to workers are encrypted,
+    or none."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], *, encrypts: bool = False) -> None:
         self._store = store
         self._clock = clock
+        self._encrypts = encrypts
         self._started_at = clock()
         self._silent: dict[str, _Silence] = {}  # by worker id, until the worker is heard again
         self._told: set[str] = set()  # ids of workers whose inventory was taken since this process started
@@ -69,10 +71,12 @@ class Fleet:
 
         Raises AlreadyExistsError when the name belongs to another worker, PermissionDeniedError when the id is, or was
         until its removal, that of a worker with another secret, InvalidArgumentError when the url or the name of an
-        image is malformed, InvalidStateError when a later process of the worker is registered and reachable: then this
-        registration was sent earlier and arrived late.
+        image is malformed or only one side encrypts, InvalidStateError when a later process of the worker is registered
+        and reachable: then this registration was sent earlier and arrived late.
         """
         target_of(request["url"])
+        if reason := why_not_alike(request["url"], encrypts=self._encrypts):
+            raise errors.InvalidArgumentError(f"worker {request['name']} cannot be called: {reason}")
         now = self._clock()
         async with self._store.transaction() as tx:
             known, secret = await tx.get_worker(request["id"]), await tx.secret_of_worker(request["id"])
@@ -91,6 +95,13 @@ class Fleet:
         if (network := request.get("network") or "filtered") != "filtered":
             log.warning("worker %s: the network of boxes is %s", worker.name, network)
         return worker
+
+    async def check_request(self, worker_id: str, csr: str, signature: str) -> None:
+        """Raise PermissionDeniedError for a request (PEM) for a certificate in the name of another worker: one that is,
+        or was until its removal, known with another secret than that of the signature."""
+        secret = await self._store.secret_of_worker(worker_id)
+        if secret and not signatures.is_same(signature, signatures.of_certificate_request(secret, worker_id, csr)):
+            raise errors.PermissionDeniedError(f"this request is not signed with the secret of worker {worker_id}")
 
     async def proof(self, worker_id: str, nonce: str) -> str:
         """Prove to a worker that this coordinator has its secret. Raises NotFoundError for an unknown worker."""

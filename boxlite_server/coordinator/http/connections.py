@@ -18,6 +18,10 @@ SPARE_CONNECTIONS = 64  # beyond the limit, each of which is answered with a ref
 # does not read.
 SILENCE_MS = 25_000
 
+# A client over TLS answers the end of the encrypted connection, once all that was sent has come. Who does not is given
+# up after this long.
+GOODBYE_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -56,6 +60,7 @@ class Connections(ServerState):
         super().__init__()
         self.limits = limits
         self.idle: dict[IdleConnection, None] = {}  # the longest idle first
+        self._ending: dict[Any, float] = {}  # connections of which nothing is left but the client's goodbye, since when
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = limits.count if files == resource.RLIM_INFINITY else min(limits.count, max(files * 3 // 4, 1))
 
@@ -66,13 +71,18 @@ class Connections(ServerState):
             return True
         for longest in self.idle:
             del self.idle[longest]
-            longest.transport.close()
+            transport = longest.transport
+            (transport.abort if transport.get_extra_info("sslcontext") else transport.close)()
             return True
         return False
 
     def is_overrun(self) -> bool:
         """Whether there are too many connections even to refuse them with an answer."""
         return len(self.connections) > self._most + SPARE_CONNECTIONS
+
+    def abort_idle(self) -> None:
+        for idle in list(self.idle):
+            idle.transport.abort()
 
     def sweep(self, now: float) -> None:
         """End the connections that have been silent for too long."""
@@ -84,6 +94,10 @@ class Connections(ServerState):
         for connection in list(self.connections):
             if self._is_lost(connection, now):  # type: ignore[arg-type]
                 connection.transport.abort()
+        self._ending = {each: self._ending.get(each, now) for each in self.connections if _says_goodbye(each)}
+        for ending, since in self._ending.items():
+            if now - since > GOODBYE_SECONDS:
+                ending.transport.abort()
 
     def _is_lost(self, connection: Connection, now: float) -> bool:
         unread = connection.transport.get_write_buffer_size()
@@ -91,6 +105,10 @@ class Connections(ServerState):
             connection.unread_since = now
         connection.unread = unread
         return now - connection.unread_since > self.limits.unread or connection.is_gone()
+
+
+def _says_goodbye(connection: Any) -> bool:
+    return bool(connection.transport.is_closing()) and not connection.transport.get_write_buffer_size()
 
 
 def is_silent(connection: Any) -> bool:

@@ -17,6 +17,7 @@ from .connections import Connections, is_silent
 from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response, raw_response
 
 MAX_HEAD_BYTES = 64 * 1024
+WRITE_BYTES = 64 * 1024  # that wait for a client over TLS before the application does
 AHEAD_BYTES = 512 * 1024  # of a body, read while the application is busy with what came before
 
 # Where h11's readers of bodies count the bytes that are still to come: of the body, or of its chunk.
@@ -96,6 +97,8 @@ class HttpProtocol(H11Protocol):
             super().data_received(data)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if transport.get_extra_info("sslcontext"):
+            _tame(transport)
         super().connection_made(transport)
         if self._registry.has_room():
             self._registry.idle[self] = None
@@ -131,6 +134,14 @@ class HttpProtocol(H11Protocol):
             return
         self._registry.idle.pop(self, None)
         super().handle_websocket_upgrade(event)
+
+
+def _tame(transport: Any) -> None:
+    """Have a transport of asyncio's TLS behave as one of TCP: it buffers as much, and may be closed twice. By itself it
+    loses its connection at the second `close`, and every question after that fails."""
+    transport.set_write_buffer_limits(high=WRITE_BYTES)
+    close = transport.close
+    transport.close = lambda: None if transport.is_closing() else close()
 
 
 def _full() -> errors.BoxliteError:

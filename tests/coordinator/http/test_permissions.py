@@ -100,7 +100,8 @@ def test_every_operation_has_a_scope_and_every_scope_is_described() -> None:
     used = {request.scope for request in REQUESTS if request.scope}
     assert used == described == {*scopes.CLIENT, scopes.WORKER}
     assert {request.id for request in REQUESTS if request.scope == ""} == ANY_KEY
-    assert {request.id for request in REQUESTS if request.scope == scopes.WORKER} == {"registerWorker", "heartbeat"}
+    of_workers = {"registerWorker", "heartbeat", "issueCertificate"}
+    assert {request.id for request in REQUESTS if request.scope == scopes.WORKER} == of_workers
     assert scopes.WORKER not in scopes.CLIENT
     assert sum(request.kind == "websocket" for request in REQUESTS) == 3
 

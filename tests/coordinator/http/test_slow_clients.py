@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import random
 import socket
+import ssl
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
+from support import certs
 from websockets.asyncio.client import connect
 
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.http import validation
+from boxlite_server.coordinator.http import connections, validation
 from boxlite_server.coordinator.http.app import create_app
 from boxlite_server.coordinator.http.connections import ConnectionLimits
 from boxlite_server.coordinator.server import Server
+from boxlite_server.tls import certificates
+from boxlite_server.tls.files import Watched
 
 GET = b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/boxes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 SHORT = 0.3  # seconds; what is silent is looked for once in a second
 PATIENCE = 30.0  # for what has to happen
+
+
+CA = certificates.new_ca("one")
+TRUSTING = ssl.create_default_context(cadata=CA.certificate.decode())
+over_tls = False  # what the fixture below says
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["http", "https"])
+def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All holds over TLS too."""
+    monkeypatch.setattr(sys.modules[__name__], "over_tls", request.param)
+
+
+def scheme() -> str:
+    return "wss" if over_tls else "ws"
+
+
+def trust() -> ssl.SSLContext | None:
+    return TRUSTING if over_tls else None
 
 
 class Client:
@@ -73,7 +98,9 @@ class Site:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=1024 if receive_buffer else 2**16)
+        limit = 1024 if receive_buffer else 2**16
+        tls = {"ssl": TRUSTING, "server_hostname": "127.0.0.1"} if over_tls else {}
+        reader, writer = await asyncio.open_connection(sock=sock, limit=limit, **tls)
         return Client(reader, writer)
 
     @property
@@ -92,7 +119,8 @@ async def site(path: Path, app: Any = None, **limits: Any) -> AsyncIterator[Site
     chosen = ConnectionLimits(**limits)
     app = app or create_app(await Core.open(path / "c.db", None), body_seconds=chosen.body)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(app, chosen, asyncio.Event())
+        files = certs.written(path, "c", certs.coordinator(CA))
+        server = Server(app, chosen, asyncio.Event(), tls=Watched(files) if over_tls else None)
         serving = asyncio.create_task(server._serve([listener]))
         await until(lambda: server.started)
         try:
@@ -281,7 +309,8 @@ def test_unfinished_heads_keep_nobody_out(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         slow = [await site.client() for _ in range(20)]
         for client in slow:
-            await client.send(GET[:20])
+            with contextlib.suppress(ConnectionError):  # of those that gave way
+                await client.send(GET[:20])
         assert await (await site.client()).health() == 200
         assert site.count <= 4
 
@@ -363,7 +392,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_is_given_up(tmp_path: P
 
 def test_a_client_that_does_not_read_its_websocket_is_given_up(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
-        async with connect(f"ws://127.0.0.1:{site.port}/", max_queue=1, close_timeout=0):
+        async with connect(f"{scheme()}://127.0.0.1:{site.port}/", ssl=trust(), max_queue=1, close_timeout=0):
             await until(lambda: not site.count)
 
     run(tmp_path, story, endless, unread=SHORT)
@@ -378,6 +407,43 @@ def test_a_client_that_reads_slowly_is_served(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
 
     run(tmp_path, story, endless, unread=2.0)
+
+
+CLOSING = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+def test_a_client_that_ignores_the_end_of_its_connection_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS the client has to answer it; this one reads nothing at all."""
+    monkeypatch.setattr(connections, "GOODBYE_SECONDS", SHORT)
+
+    async def story(site: Site) -> None:
+        with await asyncio.to_thread(socket.create_connection, ("127.0.0.1", site.port)) as plain:
+            wrap = functools.partial(TRUSTING.wrap_socket, plain, server_hostname="127.0.0.1")
+            client = await asyncio.to_thread(wrap) if over_tls else plain
+            await until(lambda: site.count)
+            client.sendall(CLOSING)
+            await until(lambda: not site.count)
+
+    run(tmp_path, story)
+
+
+def test_a_slow_client_gets_all_of_a_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "GOODBYE_SECONDS", SHORT)
+    size = 24_000_000  # more than the kernel takes
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await Response(b"x" * size)(scope, receive, send)
+
+    async def story(site: Site) -> None:
+        client = await site.client()
+        await client.send(CLOSING)
+        await asyncio.sleep(10 * SHORT)  # meanwhile the connection is closed, and most of the answer is unsent
+        assert len(await client.end()) > size
+
+    run(tmp_path, story, app)
 
 
 def test_answers_that_nobody_reads_hold_no_connection(tmp_path: Path) -> None:
@@ -458,7 +524,7 @@ def test_a_message_in_tiny_pieces_arrives_whole(tmp_path: Path) -> None:
         await send({"type": "websocket.close"})
 
     async def story(site: Site) -> None:
-        async with connect(f"ws://127.0.0.1:{site.port}/") as client:
+        async with connect(f"{scheme()}://127.0.0.1:{site.port}/", ssl=trust()) as client:
             await client.send([b"a", b"", b"b", b"cd"])
             await client.send(["é", "x"])
             await client.wait_closed()
@@ -472,7 +538,7 @@ def test_a_message_in_tiny_pieces_arrives_whole(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8_ends_the_connection_with_1007(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story(site: Site) -> None:
-        client = await connect(f"ws://127.0.0.1:{site.port}/").__aenter__()
+        client = await connect(f"{scheme()}://127.0.0.1:{site.port}/", ssl=trust()).__aenter__()
         mask = struct.pack("!I", 0)
         client.transport.write(b"\x81\x82" + mask + b"\xff\xfe")
         async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""Administration of workers, and the two operations that workers call themselves."""
+"""Administration of workers, and the operations that workers call themselves."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ async def register_worker(core: Core, body: dict[str, Any]) -> Any:
 
 async def prove_coordinator(core: Core, body: dict[str, Any]) -> Any:
     return {"proof": await core.fleet.proof(body["worker_id"], body["nonce"])}
+
+
+async def get_authorities(core: Core) -> Any:
+    return {"certificates": core.certificates.authorities()}
+
+
+async def issue_certificate(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
+    await core.fleet.check_request(worker_id, body["csr"], body["signature"])
+    issued = await core.certificates.issue(worker_id, body["csr"])
+    return {"certificate": issued.certificate, "authorities": issued.authorities}
 
 
 async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:

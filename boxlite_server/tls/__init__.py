@@ -1,0 +1,1 @@
+"""Certificates of a cluster's own authority, and the files that they are in."""
