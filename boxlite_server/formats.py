@@ -7,6 +7,9 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+# Keys of clients and access tokens: what they are, the id of the key, and what must not be shown.
+_SECRETS = re.compile(r"(bl[xt]_[0-9A-Za-z-]{1,32}_)[0-9A-Za-z_-]{20,}")
+
 
 def timestamp(seconds: float | None) -> str | None:
     """Format Unix seconds as RFC 3339 in UTC, with milliseconds; None stays None."""
@@ -34,6 +37,11 @@ def parse_json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def without_secrets(text: str) -> str:
+    """The text with stars in place of the secrets of API keys and access tokens."""
+    return _SECRETS.sub(r"\1***", text) if "bl" in text else text
 
 
 def in_url(host: str) -> str:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import secrets
 import string
+from contextvars import ContextVar
+
+# The id of the request under way, as in `request_id`; empty where none is. Log lines and calls to workers carry it.
+current_request: ContextVar[str] = ContextVar("current_request", default="")
 
 BASE62 = string.digits + string.ascii_letters
 ID_LENGTH = 12  # 71 bits; released clients take 12 or 26 alphanumerics and silently replace anything else
 STEM_LENGTH = 8
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ADJECTIVES = (
     "amber ancient autumn billowing bitter black blue bold brave breezy bright broad calm clear cold cool "
     "crimson curly damp dark dawn deep delicate dry dusty early empty fair fancy fast fragrant fresh frosty "
@@ -58,6 +64,11 @@ def execution_id(request_key: str | None = None) -> str:
 def request_id() -> str:
     """A request id, as it appears in error bodies, `X-Request-Id` and logs."""
     return "req_" + secrets.token_hex(10)
+
+
+def parse_request_id(text: str) -> str:
+    """The request id that somebody else gives; empty where the text cannot be one."""
+    return text if _REQUEST_ID.fullmatch(text) else ""
 
 
 def worker_name(rng: random.Random) -> str:

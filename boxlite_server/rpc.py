@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import grpc.aio
 
-from . import errors
+from . import errors, ids
 
 # The newer event engine of gRPC wakes several threads for each message. Without it, the thread that waits for a message
 # reads it, which takes a tenth off the cost of a short command. gRPC reads the variable when it makes its first channel
@@ -27,6 +27,7 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_li
 
 CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
+REQUEST_KEY = "boxlite-request-id"  # of the client's request that a call is made for; absent: there is none
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
 TENANT_KEY = "boxlite-tenant"  # the prefix of the request that a call is part of; absent: the call is nobody's
 QUOTA_KEY = "boxlite-quota-"  # followed by the name of a quota of that prefix
@@ -212,6 +213,12 @@ def tenant_of(metadata: Sequence[tuple[str, str | bytes]]) -> Tenant:
     found = {key: value for key, value in metadata if isinstance(value, str)}
     quotas = (found.get(QUOTA_KEY + name.replace("_", "-")) for name in _QUOTAS)
     return Tenant(found.get(TENANT_KEY, ""), *(int(quota) if quota else None for quota in quotas))
+
+
+def with_request() -> tuple[tuple[str, str], ...]:
+    """Make the metadatum with the id of the client's request under way; none where there is none."""
+    request_id = ids.current_request.get()
+    return ((REQUEST_KEY, request_id),) if request_id else ()
 
 
 def chunks(data: bytes) -> Iterator[bytes]:

@@ -1,10 +1,14 @@
-"""The log of the servers, in which no text of a client, a worker or a box can pass for a line of its own."""
+"""The log of the servers, in which no text of a client, a worker or a box can pass for a line of its own, and no secret
+of a key or a token is shown."""
 
 from __future__ import annotations
 
 import logging
 import os
 import unicodedata
+
+from ..formats import without_secrets
+from ..ids import current_request
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 MAX_MESSAGE = 20_000  # characters
@@ -14,11 +18,13 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class Lines(logging.Formatter):
-    """Writes each record as one line, in which `visible` shows what would not be seen. The lines of a traceback follow,
-    indented."""
+    """Writes each record as one line, in which `visible` shows what would not be seen. During a request its id stands
+    before the message. The lines of a traceback follow, indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = visible(record.message[:MAX_MESSAGE])
+        message = visible(without_secrets(record.message[:MAX_MESSAGE]))
+        request_id = current_request.get()
+        record.message = f"{request_id}: {message}" if request_id else message
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:
@@ -40,7 +46,7 @@ def _escaped(char: str) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  | {visible(line)}" for line in text.split("\n"))
+    return "\n".join(f"  | {visible(line)}" for line in without_secrets(text).split("\n"))
 
 
 def set_up(*, debug: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, certs, credentials, host_access, keys, logs, quotas, types
+from . import admin, audit, certs, credentials, host_access, keys, logs, quotas, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -59,6 +59,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
                 default_auto_stop=arguments.default_auto_stop,
                 default_auto_delete=arguments.default_auto_delete,
                 max_boxes_per_prefix=arguments.max_boxes_per_prefix,
+                audit_keep=arguments.audit_keep,
             ),
             reconnect_grace=arguments.reconnect_grace,
             orphan_grace=arguments.orphan_grace,
@@ -155,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_keys(commands)
     quotas.add_quotas(commands)
     certs.add_certs(commands)
+    audit.add_audit(commands)
     _add_workers(commands)
     _add_drain(commands)
     _add_undrain(commands)
@@ -228,6 +230,13 @@ def _add_coordinator(commands: Commands) -> None:
         metavar="N",
         type=types.positive,
         help="allow each prefix (tenant) at most N boxes (default: no limit)",
+    )
+    parser.add_argument(
+        "--audit-keep",
+        metavar="DURATION",
+        type=types.kept,
+        default="90d",
+        help="delete lines of the audit after this long, a day at least",
     )
     add_debug(parser)
 

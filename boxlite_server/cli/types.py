@@ -212,6 +212,23 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"'{text}' is no duration; examples are 30m, 12h and 90d")
 
 
+def kept(text: str) -> float:
+    """A duration of a day at least."""
+    seconds = duration(text)
+    if seconds >= 86400:
+        return seconds
+    raise argparse.ArgumentTypeError(f"'{text}' is less than a day")
+
+
+def statuses(text: str) -> range:
+    """The statuses of HTTP that are meant: one, or those of a class, for example 4xx."""
+    match = re.fullmatch(r"([1-5])xx|[0-9]{1,3}", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is no status; examples are 403 and 4xx")
+    first = int(match[1]) * 100 if match[1] else int(text)
+    return range(first, first + (100 if match[1] else 1))
+
+
 def key_name(text: str) -> str:
     if 1 <= len(text) <= 128 and text.isprintable():
         return text

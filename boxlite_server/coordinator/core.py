@@ -35,6 +35,7 @@ from .fleet.registry import Fleet
 from .leases import Leases
 from .limits import Policy
 from .store import Quotas, Store
+from .tenants.audit import Audit
 from .tenants.authenticator import Authenticator
 from .tenants.keys import Keys
 from .tenants.quotas import QuotaRows
@@ -69,6 +70,7 @@ class Core:
     authenticator: Authenticator
     quotas: QuotaRows
     certificates: Certificates
+    audit: Audit
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
@@ -150,6 +152,7 @@ class Core:
             authenticator=Authenticator(store, Keys(store, clock), api_key, clock),
             quotas=quotas,
             certificates=certificates,
+            audit=Audit(store, policy.audit_keep, clock),
         )
 
     def start(self) -> None:
@@ -159,6 +162,7 @@ class Core:
         self.reconciler.start()
         self.pools.start()
         self.authenticator.keys.start()
+        self.audit.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
@@ -168,4 +172,5 @@ class Core:
         await self.calls.close()
         await self.counting.close()
         await self.authenticator.keys.close()
+        await self.audit.close()
         await self.store.close()

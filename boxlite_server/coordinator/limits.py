@@ -36,9 +36,10 @@ REQUEST_SECONDS = 24 * 3600  # for how long an Idempotency-Key stands for its fi
 
 @dataclass(frozen=True)
 class Policy:
-    """The operator's defaults for boxes whose request says nothing, in seconds (0: never), and the operator's
-    limit (None: no limit)."""
+    """The operator's defaults for boxes whose request says nothing, in seconds (0: never), the operator's limit
+    (None: no limit), and for how many seconds lines of the audit are kept."""
 
     default_auto_stop: int = 0
     default_auto_delete: int = 0
     max_boxes_per_prefix: int | None = None
+    audit_keep: float = 90 * 24 * 3600.0

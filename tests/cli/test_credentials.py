@@ -10,6 +10,7 @@ import pytest
 from support.cluster import Cluster, call, wait_until
 from support.keys import KEY
 
+from boxlite_server import ids
 from boxlite_server.cli import main
 
 
@@ -54,10 +55,11 @@ def test_no_process_of_a_fleet_shows_the_key(
     new_cluster, test_image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Nor the holder, nor what runs in a box."""
-    cluster = new_cluster(api_key=KEY)
+    key = ids.secret()  # that no other run of the tests has
+    cluster = new_cluster(api_key=key)
     cluster.start_coordinator()
     env = cluster._env()
-    monkeypatch.setattr(cluster, "_env", lambda: {**env, "BOXLITE_API_KEY": KEY})
+    monkeypatch.setattr(cluster, "_env", lambda: {**env, "BOXLITE_API_KEY": key})
     worker = cluster.start_worker()
     body = {"image": test_image, "name": "web", "start": True}
     assert cluster.http("POST", "/v1/boxes", body)[0] == 201
@@ -72,7 +74,7 @@ def test_no_process_of_a_fleet_shows_the_key(
                 continue  # it has ended
     assert str(worker.pid) in shown
     assert any(str(worker.home).encode() in text and b"holder" in text for text in shown.values())
-    assert not [text for text in shown.values() if KEY.encode() in text]
+    assert not [text for text in shown.values() if key.encode() in text]
     assert cluster.http("DELETE", "/v1/boxes/web?force=true")[0] in (200, 204)
 
 

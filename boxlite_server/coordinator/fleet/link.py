@@ -89,11 +89,11 @@ class GrpcLink:
 
     async def unary(self, method: str, request: Any, *, timeout: float | None) -> Any:
         async with self._wait():
-            return await getattr(self._stub(), method)(request, timeout=timeout, metadata=self._with_tenant())
+            return await getattr(self._stub(), method)(request, timeout=timeout, metadata=self._of_request())
 
     async def stream(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
         async with self._wait():
-            call = getattr(self._stub(), method)(request, metadata=self._with_tenant())
+            call = getattr(self._stub(), method)(request, metadata=self._of_request())
         try:
             while True:
                 async with self._wait():
@@ -106,7 +106,7 @@ class GrpcLink:
 
     async def send(self, method: str, header: Any, requests: AsyncIterator[Any]) -> Any:
         async with self._wait():
-            call = getattr(self._stub(), method)(metadata=self._with_tenant())
+            call = getattr(self._stub(), method)(metadata=self._of_request())
         try:
             async with self._wait():
                 # Writing to a call that has ended raises InvalidStateError; `await call` then raises the real reason.
@@ -120,8 +120,9 @@ class GrpcLink:
         finally:
             call.cancel()
 
-    def _with_tenant(self) -> grpc.aio.Metadata:
-        return grpc.aio.Metadata(*self._metadata, *rpc.with_tenant())
+    def _of_request(self) -> grpc.aio.Metadata:
+        """The metadata of a call: those of the worker, and whose request it is for."""
+        return grpc.aio.Metadata(*self._metadata, *rpc.with_tenant(), *rpc.with_request())
 
     async def close(self) -> None:
         """Tell the waiting calls, then close the channel: gRPC alone would cancel their tasks as if the callers had

@@ -59,8 +59,17 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
     source = specs.read("openapi.yaml")
     spec = specs.openapi()
     http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
+    operations = Operations(spec)
     return Edge(
-        http, Attach(core), core.authenticator, core.quotas, Operations(spec), _DOCUMENTS, origins, body_seconds
+        http,
+        Attach(core),
+        core.authenticator,
+        core.quotas,
+        core.audit,
+        operations,
+        _DOCUMENTS,
+        origins,
+        body_seconds,
     )
 
 

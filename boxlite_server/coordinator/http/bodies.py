@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ... import errors
-from .errors import REQUEST_ID, RequestTimeoutError
+from .errors import RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -96,4 +96,4 @@ class ArchiveResponse(StreamingResponse):
             pass
         except errors.BoxliteError as exc:
             # Nothing more is sent: uvicorn sees that the answer is not complete, and closes the connection.
-            log.warning("%s: the answer broke off: %s", scope[REQUEST_ID], exc)
+            log.warning("the answer broke off: %s", exc)

@@ -8,18 +8,20 @@ their own. The edge turns all three into ``/v1/{prefix}/…``. Under ``default``
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids, rpc
 from ..tenants import scopes
+from ..tenants.audit import Audit
 from ..tenants.authenticator import Authenticator
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
-from ..tenants.principal import Principal
+from ..tenants.principal import ANONYMOUS, Principal
 from ..tenants.quotas import QuotaRows
+from .auditing import ENTRY, Entry
 from .bodies import bounded
 from .connections import ConnectionLimits
 from .ending import Ending
@@ -29,15 +31,13 @@ from .origins import Origins, preflight
 
 TENANT = "boxlite.tenant"  # key of the ASGI scope: the prefix whose request it is, as workers hear of it
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
 
 class Edge:
     """ASGI middleware around the applications `http` and `websocket`.
 
-    `operations`: those of the API. `documents`: paths of pages beside the API, which need no credential. `origins`: the
-    web sites whose pages may send requests; by default those of this server only. `body_seconds`: the longest pause in
-    a request's body.
+    `audit` gets a line for each request that may have changed something, or was refused. `operations`: those of the
+    API. `documents`: paths of pages beside the API, which need no credential. `origins`: the web sites whose pages may
+    send requests; by default those of this server only. `body_seconds`: the longest pause in a request's body.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Edge:
         websocket: ASGIApp,
         authenticator: Authenticator,
         quotas: QuotaRows,
+        audit: Audit,
         operations: Operations,
         documents: Collection[str] = (),
         origins: Origins | None = None,
@@ -55,6 +56,7 @@ class Edge:
         self._lifespan = http
         self._authenticator = authenticator
         self._quotas = quotas
+        self._audit = audit
         self._origins = origins or Origins()
         self._body_seconds = body_seconds
         self._operations = operations
@@ -66,19 +68,28 @@ class Edge:
             return
         IS_OPERATOR.set(False)
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
         scope = dict(scope)
-        scope[REQUEST_ID] = request_id if _REQUEST_ID.fullmatch(request_id) else ids.request_id()
+        scope[REQUEST_ID] = ids.parse_request_id(headers.get("x-request-id", "")) or ids.request_id()
         scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
+        ids.current_request.set(scope[REQUEST_ID])  # of the task, which serves this request alone
+        entry = scope[ENTRY] = Entry(self._audit, scope, send)
+        try:
+            await self._enter(scope, headers, receive, entry)
+        finally:
+            entry.end()
+
+    async def _enter(self, scope: Scope, headers: Headers, receive: Receive, entry: Entry) -> None:
+        """Admit the request, and serve it or answer why not."""
         more: dict[str, str] = {}
-        send = _with_headers(send, scope[REQUEST_ID], more)
+        send = _with_headers(entry.send, scope[REQUEST_ID], more)
         try:
             more.update(self._origins.check(scope, headers))
             if answer := preflight(scope, headers):  # which carries no credential
                 await answer(scope, receive, send)
                 return
-            operation = await self._admit(scope, headers)
+            operation = entry.operation = await self._admit(scope, headers)
         except errors.BoxliteError as exc:
+            entry.refused(self._asked_for(scope), exc)
             await error_response(scope, exc)(scope, receive, send)
             return
         IS_OPERATOR.set(PRINCIPAL in scope and scopes.ADMIN in scope[PRINCIPAL].scopes)
@@ -149,6 +160,13 @@ class Edge:
         scope[OPERATION] = operation and operation.id
         scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation
+
+    def _asked_for(self, scope: Scope) -> Operation | None:
+        """The operation of a request that was refused, perhaps before its prefix was written out."""
+        method, path = scope.get("method", "GET"), scope["path"]
+        with suppress(errors.NotFoundError):
+            path = canonical(path, ANONYMOUS)
+        return self._operations.find(method, path)
 
 
 def client_address(scope: Scope) -> str:

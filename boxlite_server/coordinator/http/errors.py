@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from ... import errors, ids
+from ...formats import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
     tells which."""
     return {
         "error": {
-            "message": shown(error),
+            "message": without_secrets(shown(error)),
             "type": error.type,
             "code": error.status if scope.get(INTEGER_CODES) else error.code,
             "request_id": scope[REQUEST_ID],
@@ -138,13 +139,13 @@ def error_body(scope: Scope, error: errors.BoxliteError) -> dict[str, Any]:
 def _translate(scope: Scope, exc: Exception) -> errors.BoxliteError:
     if isinstance(exc, errors.BoxliteError):
         if exc.status >= 500 and not isinstance(exc, errors.NotBuiltError):
-            log.warning("%s: %s", scope[REQUEST_ID], exc)
+            log.warning("%s", exc)
         return exc
     if isinstance(exc, connexion.exceptions.ProblemException):
         return _framework_error(scope, exc.status, exc.detail or exc.title)
     if isinstance(exc, HTTPException):
         return _framework_error(scope, exc.status_code, exc.detail)
-    log.error("%s: fault in %s %s", scope[REQUEST_ID], scope.get("method"), scope["path"], exc_info=exc)
+    log.error("fault in %s %s", scope.get("method"), scope["path"], exc_info=exc)
     return errors.BoxliteError(
         f"the coordinator failed at this request; its log has the cause under {scope[REQUEST_ID]}"
     )

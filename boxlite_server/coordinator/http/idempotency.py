@@ -93,7 +93,7 @@ class Idempotency:
                 async with self._leases.writing(_lease(claim)) as tx:
                     await tx.put_answer(*claim, answer)
             except (errors.DatabaseError, errors.LeaseLostError) as exc:
-                log.error("%s: the answer cannot be kept for its Idempotency-Key: %s", scope[REQUEST_ID], exc)
+                log.error("the answer cannot be kept for its Idempotency-Key: %s", exc)
 
         await self._app(scope, body.receive, _Recorder(send, keep).send)
 

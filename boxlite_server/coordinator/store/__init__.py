@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from .answers import Answer, Answers
+from .audit import GAP, OPERATOR, Audit, AuditFilter, AuditLine
 from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
@@ -28,10 +29,14 @@ from .workers import Load, Worker, Workers
 
 __all__ = [
     "ANY_PREFIX",
+    "GAP",
+    "OPERATOR",
     "RESERVING",
     "WARM_PREFIX",
     "WORKER_PREFIX",
     "Answer",
+    "AuditFilter",
+    "AuditLine",
     "Box",
     "BoxState",
     "Counters",
@@ -53,7 +58,7 @@ __all__ = [
 
 
 class Tables(
-    Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys, Tenants
+    Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys, Tenants, Audit
 ):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 

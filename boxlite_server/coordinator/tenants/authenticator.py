@@ -32,6 +32,14 @@ class Refusal(StrEnum):
     FORBIDDEN = "forbidden"  # a credential without the scope of the operation, or for another prefix
 
 
+class KeyEndedError(errors.AuthError):
+    """The credential was a key, or a token of it, which was revoked or has expired."""
+
+    def __init__(self, message: str, key_id: str) -> None:
+        super().__init__(message)
+        self.key_id = key_id
+
+
 class _Granted(NamedTuple):
     """A principal, and what a token for it is made of."""
 
@@ -41,11 +49,11 @@ class _Granted(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A new access token, how long it lasts in seconds, and what its holder may do."""
+    """A new access token, how long it lasts in seconds, and its holder."""
 
     access_token: str
     seconds: int
-    scopes: frozenset[str]
+    principal: Principal
 
 
 class Authenticator:
@@ -90,7 +98,7 @@ class Authenticator:
         Raises AuthError when the secret is no key, and ResourceExhaustedError as `authenticate` does.
         """
         if self._api_key is None and not await self.keys.exist():
-            return Grant("anonymous", tokens.TOKEN_SECONDS, ANONYMOUS.scopes)
+            return Grant("anonymous", tokens.TOKEN_SECONDS, ANONYMOUS)
         granted = await self._of_key(client_secret)
         if granted is None:
             await self._note_wrong(address)
@@ -98,7 +106,7 @@ class Authenticator:
         now = self._clock()
         seconds = int(min(tokens.TOKEN_SECONDS, (granted.principal.expires_at or float("inf")) - now))
         text = tokens.issue(await self._secret(), granted.key_id, granted.secret_sha256, int(now) + seconds)
-        return Grant(text, seconds, granted.principal.scopes)
+        return Grant(text, seconds, granted.principal)
 
     def refuse(self, principal: Principal, scope: str) -> errors.PermissionDeniedError:
         """The error for a principal without the scope of an operation."""
@@ -140,7 +148,7 @@ class Authenticator:
         if not signed:
             return None
         if token.expires_at < self._clock():
-            raise self._ended("the access token has expired; fetch a new one")
+            raise self._ended("the access token has expired; fetch a new one", token.key_id)
         return self._checked(key, signed[0]) if key else await self._single(signed[0])
 
     async def _single(self, secret_sha256: str) -> _Granted:
@@ -150,15 +158,15 @@ class Authenticator:
 
     def _checked(self, key: Key, secret_sha256: str) -> _Granted:
         if key.revoked_at is not None:
-            raise self._ended(f"the API key '{key.name}' was revoked at {timestamp(key.revoked_at)}")
+            raise self._ended(f"the API key '{key.name}' was revoked at {timestamp(key.revoked_at)}", key.id)
         if has_expired(key, self._clock()):
-            raise self._ended(f"the API key '{key.name}' has expired at {timestamp(key.expires_at)}")
+            raise self._ended(f"the API key '{key.name}' has expired at {timestamp(key.expires_at)}", key.id)
         self.keys.note_use(key)
         return _Granted(Principal.of_key(key, secret_sha256), key.id, secret_sha256)
 
-    def _ended(self, message: str) -> errors.AuthError:
+    def _ended(self, message: str, key_id: str) -> KeyEndedError:
         self.refused[Refusal.ENDED] += 1
-        return errors.AuthError(message)
+        return KeyEndedError(message, key_id)
 
     async def _note_wrong(self, address: str) -> None:
         self.refused[Refusal.WRONG] += 1

@@ -25,6 +25,7 @@ from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime, BoxState
 from ..shares import Shares
 from . import messages
+from .calls import Call
 from .incoming import Upload, imported
 from .order import BoxOrder
 from .readers import Readers
@@ -51,23 +52,30 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(method)
         def stream(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            call = Call(method.__name__, context)
             try:
                 rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
                 yield from method(self, request, context)
             except Exception as exc:
+                call.failed(exc)
                 rpc.abort(context, exc)
+            call.done()
 
         return stream
 
     @functools.wraps(method)
-    def call(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+    def unary(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+        call = Call(method.__name__, context)
         try:
             rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
-            return method(self, request, context)
+            answer = method(self, request, context)
         except Exception as exc:
+            call.failed(exc)
             rpc.abort(context, exc)
+        call.done()
+        return answer
 
-    return call
+    return unary
 
 
 class WorkerService(pb_grpc.WorkerServiceServicer):

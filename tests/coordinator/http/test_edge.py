@@ -24,6 +24,13 @@ class Unlimited:
         return rpc.Tenant(prefix)
 
 
+class Unread:
+    """An audit that nobody reads."""
+
+    def note(self, **line: object) -> None:
+        pass
+
+
 async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:
     """What a client gets from an application that sends `first` and then takes too long."""
     sent: list[dict[str, Any]] = []
@@ -41,7 +48,8 @@ async def cut_off(*first: dict[str, Any]) -> list[dict[str, Any]]:
     async def receive() -> Any:
         raise AssertionError("nothing is read")
 
-    edge = Edge(application, application, Anybody(), Unlimited(), Operations(specs.openapi()))  # type: ignore[arg-type]
+    operations = Operations(specs.openapi())
+    edge = Edge(application, application, Anybody(), Unlimited(), Unread(), operations)  # type: ignore[arg-type]
     scope = {"type": "http", "method": "GET", "path": "/v1/boxes", "query_string": b"", "headers": []}
     task = asyncio.create_task(edge(scope, receive, send))
     await waits.wait()

@@ -256,7 +256,7 @@ async def test_a_token_opens_what_its_key_opens_until_it_expires(site: Site) -> 
         assert secret not in grant.access_token
         restarted = site.authenticator(SINGLE if auth is site.single else None, site.new_rows())
         assert await site.enter(grant.access_token, restarted) == await site.enter(secret, auth)
-        assert grant.scopes == (await site.enter(secret, auth)).scopes
+        assert grant.principal.scopes == (await site.enter(secret, auth)).scopes
         site.later(tokens.TOKEN_SECONDS + 2)
         await site.refused(grant.access_token, "token has expired", auth)
 

@@ -9,6 +9,7 @@ import connexion
 from ....formats import timestamp
 from ...core import Core
 from ...tenants.prefixes import DEFAULT
+from ..auditing import ENTRY
 from ..edge import client_address
 from ..errors import PRINCIPAL
 
@@ -30,10 +31,12 @@ async def get_current_principal(core: Core) -> Any:
 
 
 async def create_token(core: Core, body: dict[str, Any]) -> Any:
-    grant = await core.authenticator.issue_token(body["client_secret"], client_address(connexion.request.scope))
+    scope = connexion.request.scope
+    grant = await core.authenticator.issue_token(body["client_secret"], client_address(scope))
+    scope[ENTRY].principal = grant.principal
     return {
         "access_token": grant.access_token,
         "token_type": "bearer",
         "expires_in": grant.seconds,
-        "scope": " ".join(sorted(grant.scopes)),
+        "scope": " ".join(sorted(grant.principal.scopes)),
     }

@@ -1,0 +1,129 @@
+"""The audit: a line for each request that has changed something or was refused, in the log at once, and in the database
+a moment later, together with others: no request waits for it.
+
+A coordinator that is killed loses the lines of the last second from the database; the log has them. Lines of refused
+requests are bounded for each key, and for all strangers together: nobody fills the operator's disk by being refused.
+Lines of what has been changed are bounded only in memory, where the database takes none. A line with the action `GAP`
+says how many are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ... import errors
+from ...formats import timestamp, without_secrets
+from ..loops import Loop
+from ..store import GAP, AuditLine, Store
+
+WRITE_SECONDS = 1.0  # between two writes
+PURGE_SECONDS = 600.0  # between two times that old lines are deleted
+MAX_UNWRITTEN = 20_000  # lines in memory, while the database takes none
+MAX_TARGET = 512  # characters
+
+REFUSED_AT_ONCE = 500  # lines of refused requests, of one key or of all strangers, that are written at once
+REFILL_SECONDS = 1.0  # after which one more is written
+MAX_SOURCES = 10_000  # keys whose refused requests are counted
+
+log = logging.getLogger(__name__)
+_lines = logging.getLogger("boxlite_server.audit")  # whose messages are JSON
+
+
+class _Allowance(NamedTuple):
+    """How many lines of refused requests a source may still have, as of a time."""
+
+    left: float
+    at: float
+
+
+class Audit:
+    """The audit of one coordinator. `keep`: seconds after which lines are deleted, a day at least. `clock` gives Unix
+    seconds, `monotonic` any seconds that nobody sets."""
+
+    def __init__(
+        self,
+        store: Store,
+        keep: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._keep = keep
+        self._clock = clock
+        self._monotonic = monotonic
+        self._unwritten: list[AuditLine] = []
+        self._missing = 0  # lines that were not taken since the last gap was noted
+        self._sources: OrderedDict[str, _Allowance] = OrderedDict()  # by key; the longest silent first
+        self._writing = Loop("writing the audit", self._write, retry=WRITE_SECONDS)
+        self._purging = Loop("deleting old lines of the audit", self._purge, retry=PURGE_SECONDS)
+
+    def start(self) -> None:
+        """Write and delete lines from now on; needs the running event loop."""
+        self._writing.start(after=WRITE_SECONDS)
+        self._purging.start()
+
+    async def close(self) -> None:
+        await self._purging.close()
+        await self._writing.close()
+        try:
+            await self.write()
+        except errors.DatabaseError as exc:
+            log.error("%d lines of the audit are only in this log: %s", len(self._unwritten), exc)
+
+    def note(
+        self, *, key_id: str, prefix: str, action: str, target: str, status: int, request_id: str, address: str
+    ) -> None:
+        """Add a line about a request that ends now; `AuditLine` says what the fields are. A key in `target` is left
+        out."""
+        if (status >= 400 or not key_id) and not self._may_be_refused(key_id):
+            self._missing += 1
+            return
+        target = without_secrets(target[:MAX_TARGET])
+        line = AuditLine(self._clock(), key_id, prefix, action, target, status, request_id, address)
+        _lines.info("%s", json.dumps(as_json(line)))
+        if len(self._unwritten) < MAX_UNWRITTEN:
+            self._unwritten.append(line)
+        else:
+            self._missing += 1
+
+    async def write(self) -> None:
+        """Write the lines that are not written yet. Raises DatabaseError; the lines stay until the next time."""
+        if self._missing and len(self._unwritten) < MAX_UNWRITTEN:
+            gap = AuditLine(self._clock(), "", "", GAP, f"{self._missing} lines", 0, "", "")
+            self._missing = 0
+            self._unwritten.append(gap)
+            _lines.warning("%s", json.dumps(as_json(gap)))
+        writing = self._unwritten[:]
+        if writing:
+            async with self._store.transaction(durable=False) as tx:
+                await tx.insert_audit(writing)
+            del self._unwritten[: len(writing)]
+
+    def _may_be_refused(self, source: str) -> bool:
+        """Whether one more line of a refused request is written; the empty source stands for all strangers."""
+        now = self._monotonic()
+        known = self._sources.pop(source, None) or _Allowance(REFUSED_AT_ONCE, now)
+        left = min(REFUSED_AT_ONCE, known.left + (now - known.at) / REFILL_SECONDS)
+        self._sources[source] = _Allowance(left - 1 if left >= 1 else left, now)
+        if len(self._sources) > MAX_SOURCES:
+            self._sources.popitem(last=False)
+        return left >= 1
+
+    async def _write(self) -> float:
+        await self.write()
+        return WRITE_SECONDS
+
+    async def _purge(self) -> float:
+        more = await self._store.purge_audit(self._clock() - self._keep)
+        return WRITE_SECONDS if more else PURGE_SECONDS
+
+
+def as_json(line: AuditLine) -> dict[str, object]:
+    """A line as the log and `boxlite-server audit` show it."""
+    fields = line._asdict()
+    return {"time": timestamp(fields.pop("at")), **fields}
