@@ -134,19 +134,23 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Fits]] = {
 }
 
 MAX_SHOWN = 120  # characters of a refused value
+MAX_DEPTH = 8  # of it
+HIDDEN = frozenset({"client_secret", "env", "stdin", "stdin_base64"})  # fields whose values may be secrets
 
 
 def describe(exc: ValidationError, where: str) -> str:
-    """A validation error as one line for the person who wrote the request; `where` names the part of the request."""
+    """A validation error as one line for the person who wrote the request; `where` names the part of the request. No
+    value of a field in `HIDDEN` is shown: the line goes into logs and into answers that are kept."""
     path = ".".join(str(part) for part in exc.absolute_path)
+    shown = "***" if HIDDEN.intersection(exc.absolute_path) else _shown(exc.instance)
     subject = f"{where}: '{path}'" if path else where
     if exc.validator in ("anyOf", "oneOf", "allOf", "not"):
-        return f"{subject} has none of the allowed forms: {_shown(exc.instance)}"
+        return f"{subject} has none of the allowed forms: {shown}"
     if exc.validator == "pattern":
-        return f"{subject}: {_shown(exc.instance)} does not match {exc.validator_value}"
+        return f"{subject}: {shown} does not match {exc.validator_value}"
     if exc.validator == "required":
         return f"{subject}: {exc.message}"
-    message = exc.message.replace(repr(exc.instance), _shown(exc.instance))
+    message = exc.message.replace(repr(exc.instance), shown)
     return f"{subject}: {message}"
 
 
@@ -159,8 +163,18 @@ def check(value: Any, schema: dict[str, Any], where: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(_masked(value))
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+def _masked(value: Any, depth: int = 0) -> Any:
+    if not isinstance(value, dict | list):
+        return value
+    if depth == MAX_DEPTH:
+        return "…"
+    if isinstance(value, list):
+        return [_masked(held, depth + 1) for held in value]
+    return {name: "***" if name in HIDDEN else _masked(held, depth + 1) for name, held in value.items()}
 
 
 class _Schema:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import ValidationError
 
-from boxlite_server import specs
+from boxlite_server import errors, specs
 from boxlite_server.coordinator import schemas
-from boxlite_server.coordinator.schemas import compiled
+from boxlite_server.coordinator.schemas import check, compiled
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -133,3 +133,38 @@ def test_each_keyword_means_what_it_means_to_jsonschema(schema: dict[str, Any]) 
 )
 def test_a_schema_with_any_other_keyword_has_no_plain_check(schema: dict[str, Any]) -> None:
     assert compiled(schema) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"env": {"TOKEN": ["s3cret"]}},
+        {"env": "s3cret"},
+        {"env": ["s3cret"]},
+        {"env": {"A": "s3cret" * 100_000}},
+        {"stdin": ["s3cret"]},
+        [{"env": {"TOKEN": "s3cret"}}],
+        {"image": {"deep": [{"env": "s3cret"}]}},
+    ],
+)
+def test_the_refusal_of_a_value_shows_no_secret(body: object) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "env": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 1000}},
+            "stdin": {"type": "string"},
+            "image": {"type": "string"},
+        },
+    }
+    with pytest.raises(errors.InvalidArgumentError) as refused:
+        check(body, schema, "body")
+    assert "s3cret" not in refused.value.message
+    assert "***" in refused.value.message
+
+
+def test_a_value_of_any_depth_is_refused_in_one_line() -> None:
+    deep: object = "x"
+    for _ in range(200):
+        deep = {"a": [deep]}
+    with pytest.raises(errors.InvalidArgumentError, match="is not of type 'string'"):
+        check(deep, {"type": "string"}, "body")

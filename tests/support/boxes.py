@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from support.cluster import Cluster
+from support.secrets import PLANTED, VARIABLE
 
 
 def create(cluster: Cluster, **fields: Any) -> str:
-    status, _, box = cluster.http("POST", "/v1/boxes", {"image": "alpine:latest", "memory_mib": 128, **fields})
+    """Make a box, with a secret in its environment; `Cluster.close` looks for it."""
+    body = {"image": "alpine:latest", "memory_mib": 128, "env": {VARIABLE: PLANTED}, **fields}
+    status, _, box = cluster.http("POST", "/v1/boxes", body)
     assert status == 201, box
     return str(box["box_id"])
 
@@ -18,7 +21,8 @@ def start(cluster: Cluster, box: str) -> None:
 
 
 def execute(cluster: Cluster, box: str, script: str, **fields: Any) -> str:
-    body = {"command": "sh", "args": ["-c", script], **fields}
+    """Start a command, with a secret in its environment; see `create`."""
+    body = {"command": "sh", "args": ["-c", script], "env": {VARIABLE: PLANTED}, **fields}
     status, _, execution = cluster.http("POST", f"/v1/boxes/{box}/exec", body)
     assert status == 201, execution
     return str(execution["execution_id"])

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 from boxlite_server.local import dockerd, machine
 from support.child import BOUND
+from support.secrets import Search
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -159,6 +160,7 @@ class Cluster:
         self.directory = directory
         self.docker_host = docker_host
         self.api_key = api_key
+        self.secrets = {api_key} if api_key else set()  # that nobody may find afterwards
         self.database = database or str(directory / "coordinator.db")
         self.port = free_port()
         self.coordinator: Process | None = None
@@ -261,7 +263,9 @@ class Cluster:
 
     def new_key(self, *flags: str) -> str:
         """Make an API key in the cluster's database; the coordinator may be running."""
-        return self.run("keys", "create", "--name", "test", *flags, "--database", self.database)
+        key = self.run("keys", "create", "--name", "test", *flags, "--database", self.database)
+        self.secrets.add(key.split("_", 2)[2][:43])
+        return key
 
     def http(
         self, method: str, path: str, json_body: Any = None, *, headers: Mapping[str, str] | None = None
@@ -295,8 +299,8 @@ class Cluster:
         return "\n".join(process.tail() for process in self.processes)
 
     def close(self) -> None:
-        """Stop what still runs, workers first; each must end well."""
-        failures = []
+        """Stop what still runs, workers first; each must end well. No secret is left where nobody may find it."""
+        failures = [f"a secret is shown: {place}" for place in Search(self).found()]
         for process in self.processes:
             if process.running:
                 try:

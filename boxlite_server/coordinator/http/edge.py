@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids, rpc
+from ...formats import without_secrets
 from ..tenants import scopes
 from ..tenants.audit import Audit
 from ..tenants.authenticator import Authenticator
@@ -69,7 +70,7 @@ class Edge:
         IS_OPERATOR.set(False)
         headers = Headers(scope=scope)
         scope = dict(scope)
-        scope[REQUEST_ID] = ids.parse_request_id(headers.get("x-request-id", "")) or ids.request_id()
+        scope[REQUEST_ID] = ids.parse_request_id(without_secrets(headers.get("x-request-id", ""))) or ids.request_id()
         scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
         ids.current_request.set(scope[REQUEST_ID])  # of the task, which serves this request alone
         entry = scope[ENTRY] = Entry(self._audit, scope, send)

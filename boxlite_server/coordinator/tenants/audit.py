@@ -78,13 +78,13 @@ class Audit:
     def note(
         self, *, key_id: str, prefix: str, action: str, target: str, status: int, request_id: str, address: str
     ) -> None:
-        """Add a line about a request that ends now; `AuditLine` says what the fields are. A key in `target` is left
-        out."""
+        """Add a line about a request that ends now; `AuditLine` says what the fields are. Keys in `prefix` and `target`
+        are left out."""
         if (status >= 400 or not key_id) and not self._may_be_refused(key_id):
             self._missing += 1
             return
         target = without_secrets(target[:MAX_TARGET])
-        line = AuditLine(self._clock(), key_id, prefix, action, target, status, request_id, address)
+        line = AuditLine(self._clock(), key_id, without_secrets(prefix), action, target, status, request_id, address)
         _lines.info("%s", json.dumps(as_json(line)))
         if len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten.append(line)
