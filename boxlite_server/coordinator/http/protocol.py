@@ -24,6 +24,20 @@ AHEAD_BYTES = 512 * 1024  # of a body, read while the application is busy with w
 _LEFT = {ContentLengthReader: "_remaining", ChunkedReader: "_bytes_in_chunk"}
 
 
+class _Unambiguous(h11.Connection):
+    """Refuses a request whose end two readers may see in different places, as RFC 9112 (6.1, 6.3) has it: a proxy in
+    front may take for a request what this server takes for a body, or the other way round."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if type(event) is h11.Request:
+            names = [name for name, _ in event.headers]
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                self._process_error(self.their_role)
+                raise h11.RemoteProtocolError("the length of the body is ambiguous")
+        return event
+
+
 class HttpProtocol(H11Protocol):
     """HTTP/1.1 whose refusals carry the API's error body, and whose connections are bounded by `server_state`."""
 
@@ -35,6 +49,7 @@ class HttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Unambiguous(h11.SERVER, MAX_HEAD_BYTES)
         self._registry = server_state
         self._is_refused = False
         self.idle_since = self.unread_since = self.loop.time()
@@ -64,7 +79,7 @@ class HttpProtocol(H11Protocol):
         if self._is_busy():  # the application is told that the client is gone
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.cycle is None or not self.cycle.response_complete or self.conn.their_state is h11.IDLE:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else the answer to this request has gone out
             self.transport.write(raw_response(error))
         self.transport.close()
 
