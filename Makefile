@@ -2,12 +2,13 @@
 # make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine.
 #             Tests that fail are run once more, alone; the failure stays in the output
 # make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
-# make fuzz   damaged packets against the supervisor, for a minute, and requests of all kinds against the API, until
-#             something fails or is interrupted (SECONDS=N: each for N seconds)
+# make fuzz   damaged packets against the supervisor, for a minute, 100,000 malformed requests, and requests of all kinds
+#             against the API, until something fails or is interrupted (SECONDS=N: packets and requests for N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
 #             and then the simulation with many runs (RUNS=N)
 # make docs   the table of operations in docs/api.md
-# make lint   ruff, mypy and the rules for imports
+# make lint   ruff, mypy, bandit and the rules for imports
+# make audit-dependencies  known vulnerabilities of what is installed here; asks the database of PyPI
 # make proto  the stubs of worker.proto
 # make bench  this server against the docker SDK on one engine, in turn (ONLY=NAME: one case; DOCS=1: into the pages)
 # make clean  all that was made here
@@ -23,7 +24,7 @@ RUNS   ?= 10000
 ONLY   ?=
 DOCS   ?=
 
-.PHONY: run test test-clients fuzz chaos docs lint proto bench clean
+.PHONY: run test test-clients fuzz chaos docs lint audit-dependencies proto bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
@@ -37,7 +38,7 @@ test-clients: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	command -v clang gcc >/dev/null || $(BIN)/pip install -q ziglang
-	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz/test_supervisor.py tests/fuzz/test_schemathesis.py
+	BOXLITE_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s tests/fuzz/test_supervisor.py tests/fuzz/test_malformed.py tests/fuzz/test_schemathesis.py
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m chaos --store $(STORE) $(SEED:%=--seed %) $(patsubst %,--seconds %,$(filter-out 0,$(SECONDS)))
@@ -50,7 +51,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r boxlite_server hatch_build.py
 	$(BIN)/lint-imports
+
+audit-dependencies: $(VENV)/.dev
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto

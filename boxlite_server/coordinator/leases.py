@@ -59,7 +59,7 @@ class Leases:
         self.holder = holder
         self._store = store
         self._clock = clock
-        self._rng = random.Random(holder)
+        self._rng = random.Random(holder)  # only pauses depend on it  # nosec B311
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._held: dict[str, Lease] = {}
         self._none_held = asyncio.Event()

@@ -23,12 +23,12 @@ DIRECTORIES = {
     "tmp": 0o1777,
     "var": 0o755,
 }
-PASSWD = """\
+USERS = """\
 root:x:0:0:root:/root:/bin/sh
 box:x:1000:1000:box:/home/box:/bin/sh
 nobody:x:65534:65534:nobody:/:/bin/false
 """
-GROUP = """\
+GROUPS = """\
 root:x:0:
 box:x:1000:
 nogroup:x:65534:
@@ -96,8 +96,8 @@ def _archive(program: Path) -> bytes:
         for name, mode in DIRECTORIES.items():
             add(name, mode, kind=tarfile.DIRTYPE)
         add("bin/busybox", 0o755, program.read_bytes())
-        add("etc/passwd", 0o644, PASSWD.encode())
-        add("etc/group", 0o644, GROUP.encode())
+        add("etc/passwd", 0o644, USERS.encode())
+        add("etc/group", 0o644, GROUPS.encode())
         for command in machine.run(str(program), "--list").stdout.split():
             if command != "busybox":
                 add(f"bin/{command}", 0o777, kind=tarfile.SYMTYPE, link="busybox")

@@ -120,7 +120,7 @@ def _route(made: Namespace) -> None:
 def _running(command: Sequence[str], **options: object) -> Iterator[subprocess.Popen[bytes]]:
     """A helper process; it ends with the context, or when this process is killed."""
     process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-        ["setpriv", "--pdeathsig", "KILL", *command],
+        ["setpriv", "--pdeathsig", "KILL", *command],  # for development, found in PATH  # nosec B607
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         env=machine.environment(),

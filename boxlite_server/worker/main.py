@@ -108,7 +108,7 @@ class Worker:
         self._config = config
         self._stopping = stopping
         self._coordinator = split_url(config.coordinator)
-        self._rng = random.Random()
+        self._rng = random.Random()  # for pauses and names  # nosec B311
         self._identity = Identity.load(config.home, config.name, self._rng)
         config.policy.check_host_paths(config.home, engine_sockets())
         self._runtime = DockerRuntime(

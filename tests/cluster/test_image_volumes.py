@@ -98,7 +98,7 @@ def restored(cluster: Cluster, box: str, name: str) -> None:
 
 @pytest.fixture
 def box(new_box: Callable[..., str], image: str) -> str:
-    return new_box(image=image)
+    return new_box(image=image, env={})
 
 
 @pytest.mark.parametrize("running", [False, True])

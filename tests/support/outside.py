@@ -19,6 +19,8 @@ PATIENCE = 60.0  # seconds for an answer; far more than any takes
 _GROWTH = 48 * 2**20  # of a process that was attacked: what its allocator keeps
 _POOLED = 16  # descriptors that a process may keep for later
 
+LAST = b"GET /v1/health HTTP/1.1\r\nHost: x\r\nX-Request-Id: the-end\r\nConnection: close\r\n\r\n"
+
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
@@ -27,14 +29,19 @@ def connection(port: int) -> socket.socket:
 
 
 def exchange(port: int, *parts: bytes) -> list[int]:
-    """Send these bytes over one connection, end it for sending, and read until the server ends it: the statuses of all
-    answers."""
+    """Send these bytes over one connection, and read until the server ends it: the statuses of all answers. One more
+    request, which is not counted, has it end where it has refused none."""
     with connection(port) as sock:
         with contextlib.suppress(OSError):  # it was refused in the middle
-            for part in parts:
+            for part in (*parts, LAST):
                 sock.sendall(part)
-            sock.shutdown(socket.SHUT_WR)
-        return [int(status) for status in _STATUS.findall(until_end(sock))]
+        return statuses(until_end(sock))
+
+
+def statuses(answers: bytes) -> list[int]:
+    """The statuses of these answers, but for that to `LAST`."""
+    found = [int(status) for status in _STATUS.findall(answers)]
+    return found[:-1] if b"\r\nx-request-id: the-end\r\n" in answers.lower() else found
 
 
 def until_end(sock: socket.socket) -> bytes:

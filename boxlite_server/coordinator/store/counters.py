@@ -27,7 +27,8 @@ class CounterRows(Table):
 
     async def count(self, prefix: str, counter: str, number: int = 1) -> None:
         """Add `number` to a counter, which is a field of `Counters`."""
-        assert counter in Counters._fields
+        if counter not in Counters._fields:  # it becomes a part of the statement
+            raise ValueError(counter)
         await self._write(
             f"INSERT INTO counters (prefix, {counter}) VALUES (?, ?) "
             f"ON CONFLICT (prefix) DO UPDATE SET {counter} = counters.{counter} + excluded.{counter}",

@@ -170,7 +170,8 @@ def pipes(closing: ExitStack) -> tuple[dict[str, End], list[int]]:
         closing.callback(os.close, other)
         ours[name] = End(mine)
         theirs.append(other)
-        os.fchmod(other, 0o666)  # so that any user of the box can open /dev/stderr
+        # Any user of the box can open /dev/stderr. The pipe has no name anywhere else.
+        os.fchmod(other, 0o666)  # nosec B103
         if name != "in":
             with suppress(OSError):  # a worker without root may have so many large pipes, and no more
                 fcntl.fcntl(other, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
