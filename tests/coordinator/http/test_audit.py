@@ -193,6 +193,7 @@ async def test_strangers_and_refused_keys_fill_no_disk_and_displace_nobody(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "REFUSED_AT_ONCE", 5)
+    monkeypatch.setattr(audit, "REFILL_SECONDS", 1e9)
     for _ in range(20):
         assert await site.ask("GET", "/v1/boxes", key="") == 401
         assert await site.ask("DELETE", "/v1/boxes/nosuch") == 404
