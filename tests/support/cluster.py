@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from boxlite_server.local import dockerd, machine
 from support.child import BOUND
-from support.secrets import Search
+from support.secrets import PLANTED, Search
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -274,7 +274,9 @@ class Cluster:
         sent = dict(headers or {})
         if self.api_key:
             sent.setdefault("Authorization", f"Bearer {self.api_key}")
-        return call(self.port, method, path, json_body, headers=sent, tls=self.tls)
+        status, answered, body = call(self.port, method, path, json_body, headers=sent, tls=self.tls)
+        assert status < 400 or PLANTED not in str(body), "an error shows a secret"
+        return status, answered, body
 
     def containers(self, docker_host: str | None = None) -> list[str]:
         """Ids of this cluster's containers on an engine, running or not."""

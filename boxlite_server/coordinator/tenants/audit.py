@@ -4,25 +4,27 @@ a moment later, together with others: no request waits for it.
 A coordinator that is killed loses the lines of the last second from the database; the log has them. Lines of refused
 requests are bounded for each key, and for all strangers together: nobody fills the operator's disk by being refused.
 Lines of what has been changed are bounded only in memory, where the database takes none. A line with the action `GAP`
-says how many are missing.
+says how many are missing, and of which key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ... import errors
 from ...formats import timestamp, without_secrets
-from ..loops import Loop
+from ..loops import Loop, Tasks
 from ..store import GAP, AuditLine, Store
 
-WRITE_SECONDS = 1.0  # between two writes
+WRITE_SECONDS = 1.0  # from a line to its write, and between two writes
 PURGE_SECONDS = 600.0  # between two times that old lines are deleted
+MAX_WRITTEN = 1000  # lines in one transaction
 MAX_UNWRITTEN = 20_000  # lines in memory, while the database takes none
 MAX_TARGET = 512  # characters
 
@@ -57,19 +59,18 @@ class Audit:
         self._clock = clock
         self._monotonic = monotonic
         self._unwritten: list[AuditLine] = []
-        self._missing = 0  # lines that were not taken since the last gap was noted
+        self._missing: Counter[str] = Counter()  # by key: lines that were not taken since the last gap was noted
         self._sources: OrderedDict[str, _Allowance] = OrderedDict()  # by key; the longest silent first
-        self._writing = Loop("writing the audit", self._write, retry=WRITE_SECONDS)
+        self._tasks = Tasks()
         self._purging = Loop("deleting old lines of the audit", self._purge, retry=PURGE_SECONDS)
 
     def start(self) -> None:
-        """Write and delete lines from now on; needs the running event loop."""
-        self._writing.start(after=WRITE_SECONDS)
+        """Delete old lines from now on; needs the running event loop."""
         self._purging.start()
 
     async def close(self) -> None:
         await self._purging.close()
-        await self._writing.close()
+        await self._tasks.close()
         try:
             await self.write()
         except errors.DatabaseError as exc:
@@ -80,8 +81,9 @@ class Audit:
     ) -> None:
         """Add a line about a request that ends now; `AuditLine` says what the fields are. Keys in `prefix` and `target`
         are left out."""
+        self._tasks.begin("write", self._write_later, again=True)
         if (status >= 400 or not key_id) and not self._may_be_refused(key_id):
-            self._missing += 1
+            self._missing[key_id] += 1
             return
         target = without_secrets(target[:MAX_TARGET])
         line = AuditLine(self._clock(), key_id, without_secrets(prefix), action, target, status, request_id, address)
@@ -89,17 +91,16 @@ class Audit:
         if len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten.append(line)
         else:
-            self._missing += 1
+            self._missing[key_id] += 1
 
     async def write(self) -> None:
         """Write the lines that are not written yet. Raises DatabaseError; the lines stay until the next time."""
-        if self._missing and len(self._unwritten) < MAX_UNWRITTEN:
-            gap = AuditLine(self._clock(), "", "", GAP, f"{self._missing} lines", 0, "", "")
-            self._missing = 0
+        while self._missing and len(self._unwritten) < MAX_UNWRITTEN:
+            key_id, count = self._missing.popitem()
+            gap = AuditLine(self._clock(), key_id, "", GAP, f"{count} lines", 0, "", "")
             self._unwritten.append(gap)
             _lines.warning("%s", json.dumps(as_json(gap)))
-        writing = self._unwritten[:]
-        if writing:
+        while writing := self._unwritten[:MAX_WRITTEN]:
             async with self._store.transaction(durable=False) as tx:
                 await tx.insert_audit(writing)
             del self._unwritten[: len(writing)]
@@ -114,9 +115,15 @@ class Audit:
             self._sources.popitem(last=False)
         return left >= 1
 
-    async def _write(self) -> float:
-        await self.write()
-        return WRITE_SECONDS
+    async def _write_later(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            try:
+                await self.write()
+            except errors.DatabaseError as exc:
+                log.warning("%d lines of the audit cannot be written yet: %s", len(self._unwritten), exc)
+            if not self._unwritten:
+                return
 
     async def _purge(self) -> float:
         more = await self._store.purge_audit(self._clock() - self._keep)
