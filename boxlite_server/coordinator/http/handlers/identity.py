@@ -9,8 +9,7 @@ import connexion
 from ....formats import timestamp
 from ...core import Core
 from ...tenants.prefixes import DEFAULT
-from ..auditing import ENTRY
-from ..edge import client_address
+from ..edge import ENTRY, client_address
 from ..errors import PRINCIPAL
 
 
