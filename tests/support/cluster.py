@@ -141,6 +141,7 @@ class Worker(Process):
     """A worker with its own data directory."""
 
     port: int
+    health_port: int
     home: Path
     docker_host: str
 
@@ -256,7 +257,7 @@ class Cluster:
         log = self.directory / f"worker-{number}.log"
         env = {**self._env(), "DOCKER_HOST": docker_host}
         worker = Worker(name or f"worker {number}", log, (health_port, "/readyz"), command, env)
-        worker.port, worker.home, worker.docker_host = port, home, docker_host
+        worker.port, worker.health_port, worker.home, worker.docker_host = port, health_port, home, docker_host
         self.workers.append(worker)
         worker.start()
         return worker

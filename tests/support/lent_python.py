@@ -31,10 +31,14 @@ def tried(do):
 """
 
 
+def command(program: str) -> tuple[str, ...]:
+    """The command that runs the Python program in the box, see `attack`."""
+    return (PYTHON, "-I", "-S", "-c", _PRELUDE + program)
+
+
 def attack(runtime: BoxRuntime, box: BoxRef, program: str, *, user: str = "") -> str:
     """What the Python program prints in the box, without the last line's end. `tried(f)` in it is `done`, or the name
     of the error of the system call."""
-    command = (PYTHON, "-I", "-S", "-c", _PRELUDE + program)
-    out, err, code = collect(runtime.spawn(box, ExecSpec(command, user=user)))
+    out, err, code = collect(runtime.spawn(box, ExecSpec(command(program), user=user)))
     assert code == 0, (out, err)
     return out.decode().removesuffix("\n")

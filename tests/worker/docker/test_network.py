@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 from support.lent_python import LENT, MOUNTS, attack
 from support.namespaces import Namespace
 from support.sites import Site, collect
+from support.world import CONNECT, METADATA, PORT, PRIVATE, PUBLIC, world
 
 from boxlite_server import ids
 from boxlite_server.errors import UnsupportedError
@@ -28,51 +26,6 @@ from boxlite_server.worker.presets import Preset
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner, PortMapping
 
 pytestmark = pytest.mark.skipif(bool(cannot_filter()), reason=cannot_filter() or "-")
-
-PUBLIC, PRIVATE, METADATA = "11.22.33.44", "10.9.9.9", "169.254.169.254"
-PORT = 8099
-SERVER = f"""
-import socketserver
-class Greeter(socketserver.BaseRequestHandler):
-    def handle(self):
-        self.request.sendall(b"reached")
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    address_family = 10
-server = Server(("::", {PORT}), Greeter)
-print("ready", flush=True)
-server.serve_forever()
-"""
-# Waits for a host that answers, and not for one that does not.
-CONNECT = """
-def reached(address, port, family=socket.AF_INET):
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.settimeout(2.5)
-        try:
-            connection.connect(address if isinstance(address, tuple) else (address, port))
-            return connection.recv(100).decode()
-        except OSError as exc:
-            return "unreached"
-"""
-
-
-@contextmanager
-def running(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with the context, or with this one."""
-    with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
-
-
-@contextmanager
-def serving(pid: int) -> Iterator[None]:
-    """A server on all addresses of the network namespace of a process."""
-    command = ["nsenter", f"--net=/proc/{pid}/ns/net", "--", sys.executable, "-I", "-S", "-c", SERVER]
-    with running(*command) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield
-
 
 @pytest.fixture(scope="module")
 def owner() -> Owner:
@@ -101,34 +54,10 @@ def pid_of(target: Site) -> int:
     return int(runtime._engine.pid)
 
 
-@pytest.fixture(scope="module")
-def world(target: Site, host: Namespace) -> Iterator[None]:
-    """Other hosts: one of the public internet, one of a private network, and a cloud's metadata; and a server on the
-    engine's host."""
-    with running("unshare", "--net", "sh", "-c", "echo; exec sleep infinity") as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        there = Namespace(other.pid)
-        host.run("ip", "link", "add", "world0", "type", "veth", "peer", "name", "world1", "netns", str(other.pid))
-        host.run("ip", "link", "set", "world0", "up")
-        for command in (
-            "ip link set lo up",
-            "ip link set world1 up",
-            f"ip address add {PUBLIC}/24 dev world1",
-            f"ip address add {PRIVATE}/24 dev world1",
-            f"ip address add {METADATA}/32 dev world1",
-            "ip route add default via 11.22.33.1",
-        ):
-            there.run(*command.split())
-        for command in (
-            "ip address add 11.22.33.1/24 dev world0",
-            "ip address add 10.9.9.1/24 dev world0",
-            f"ip route add {METADATA}/32 dev world0",
-        ):
-            host.run(*command.split())
-        with serving(other.pid), serving(pid_of(target)):
-            yield
-        host.run("ip", "link", "delete", "world0")
+@pytest.fixture(scope="module", name="world")
+def world_of_boxes(target: Site) -> Iterator[None]:
+    with world(pid_of(target)):
+        yield
 
 
 @pytest.fixture(scope="module")
