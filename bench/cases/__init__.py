@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import boxes, commands, files, fleet
+from . import attackers, boxes, commands, files, fleet
 
 # Idle boxes come first: later cases leave the worker memory to fill.
-CASES: list[Case] = [boxes.IDLE, *commands.CASES, *files.CASES, *boxes.CASES, *fleet.CASES]
+CASES: list[Case] = [boxes.IDLE, *commands.CASES, *files.CASES, *boxes.CASES, *fleet.CASES, *attackers.CASES]

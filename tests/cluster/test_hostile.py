@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import socket
 from typing import Any
 
 import pytest
 from support.cluster import Cluster
-from support.hostile import Hostile, hostile_requests
+from support.hostile import answer, hostile_requests, unmake
 
 EXPENSIVE = frozenset({"cloneBox", "exportBox", "createSnapshot"})
 # What would reach out to other machines, or take away what the other requests need.
@@ -62,26 +59,3 @@ def made(cluster: Cluster, path: str, body: dict[str, Any]) -> dict[str, Any]:
     status, _, answered = cluster.http("POST", path, body)
     assert status == 201, answered
     return dict(answered)
-
-
-def unmake(cluster: Cluster, target: str, made: dict[str, Any]) -> None:
-    """Remove the box or the volume that the request has made, under the prefix that it was made in."""
-    for collection, key in (("/volumes", "id"), ("/boxes", "box_id")):
-        prefix, found, rest = target.partition(collection)
-        if found and key in made and rest.partition("?")[0] in ("", "/import"):
-            cluster.http("DELETE", f"{prefix}{collection}/{made[key]}?force=true")
-
-
-def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:
-    """The status and body of the answer to a request that is sent as it is; of a stream, only the status."""
-    lines = [f"{request.method} {request.target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-    lines += [f"{name}: {value}" for name, value in request.headers.items()]
-    if request.body or request.method in ("POST", "PUT", "PATCH"):
-        lines.append(f"Content-Length: {len(request.body)}")
-    with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
-        with contextlib.suppress(ConnectionError):  # the answer may come before the end of the body
-            connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
-        response = http.client.HTTPResponse(connection, method=request.method)
-        response.begin()
-        is_stream = response.getheader("content-type", "").startswith("text/event-stream")
-        return response.status, b"" if is_stream else response.read()

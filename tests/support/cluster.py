@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Process:
         command: list[str],
         env: dict[str, str],
         tls: ssl.SSLContext | None = None,
+        within: Sequence[str] = (),
     ):
         self.name = name
         self._tls = tls  # for the request that shows whether it is ready
@@ -66,6 +67,7 @@ class Process:
         self._ready = ready
         self._command = command
         self._env = env
+        self._within = within  # a command that runs the command behind it, such as nsenter
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,7 +84,7 @@ class Process:
         assert not self.running, f"{self.name} runs already"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*BOUND, sys.executable, "-m", "boxlite_server", *self._command],
+                [*BOUND, *self._within, sys.executable, "-m", "boxlite_server", *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -238,6 +240,7 @@ class Cluster:
         home: Path | None = None,
         labels: Mapping[str, str] | None = None,
         max_boxes: int | None = None,
+        within: Sequence[str] = (),
     ) -> Worker:
         """Start a worker; it is registered when this returns. Without a name it gives itself one."""
         number = len(self.workers) + 1
@@ -256,7 +259,7 @@ class Cluster:
             command += ["--max-boxes", str(max_boxes)]
         log = self.directory / f"worker-{number}.log"
         env = {**self._env(), "DOCKER_HOST": docker_host}
-        worker = Worker(name or f"worker {number}", log, (health_port, "/readyz"), command, env)
+        worker = Worker(name or f"worker {number}", log, (health_port, "/readyz"), command, env, within=within)
         worker.port, worker.health_port, worker.home, worker.docker_host = port, health_port, home, docker_host
         self.workers.append(worker)
         worker.start()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
+from support.cluster import Cluster
 from support.operations import METHODS, SPEC
 
 DIGITS = "9" * 5000  # more than Python turns into a number
@@ -118,16 +122,32 @@ def hostile_requests(known: Known, skip: Collection[str], texts: Callable[[str],
     that operation comes.
     """
     tags: set[str] = set()
+    in_url, in_json = list(filter(texts, URL_TEXTS)), list(filter(texts, JSON_TEXTS))
+    for tag, requests in _operations(known, skip, in_url, in_json):
+        yield from requests.of_operation()
+        if tag not in tags:  # what does not depend on the operation
+            yield from requests.of_all()
+            tags.add(tag)
+
+
+def misleading_requests(known: Known, skip: Collection[str], paths: Collection[str]) -> Iterator[Hostile]:
+    """Yield requests to all operations but those to `skip` that have one of the paths in each parameter and in each
+    field of a body. `known`: see `hostile_requests`."""
+    in_url = [text for path in paths for text in (quote(path, safe=""), quote(quote(path, safe=""), safe=""))]
+    for _, requests in _operations(known, skip, in_url, [json.dumps(path) for path in paths]):
+        yield from requests.of_parameters()
+
+
+def _operations(
+    known: Known, skip: Collection[str], in_url: list[str], in_json: list[str]
+) -> Iterator[tuple[str, _Requests]]:
+    """The requests to each operation, with its tag."""
     for path, item in SPEC["paths"].items():
         for method in item.keys() & set(METHODS):
             operation = item[method]
-            if operation["operationId"] in skip:
-                continue
-            requests = _Requests(path, method.upper(), item, operation, known(operation["operationId"]), texts)
-            yield from requests.of_operation()
-            if operation["tags"][0] not in tags:  # what does not depend on the operation
-                yield from requests.of_all()
-                tags.add(operation["tags"][0])
+            if operation["operationId"] not in skip:
+                there = known(operation["operationId"])
+                yield operation["tags"][0], _Requests(path, method.upper(), item, operation, there, in_url, in_json)
 
 
 class _Requests:
@@ -140,12 +160,12 @@ class _Requests:
         item: dict[str, Any],
         operation: dict[str, Any],
         known: Mapping[str, str],
-        texts: Callable[[str], bool],
+        url_texts: list[str],
+        json_texts: list[str],
     ) -> None:
         parameters = [resolved(p) for p in [*item.get("parameters", []), *operation.get("parameters", [])]]
         self.name, self.path, self.method = operation["operationId"], path, method
-        self.url_texts = [text for text in URL_TEXTS if texts(text)]
-        self.json_texts = [text for text in JSON_TEXTS if texts(text)]
+        self.url_texts, self.json_texts = url_texts, json_texts
         self.names = {p["name"]: known.get(p["name"], "x") for p in parameters if p["in"] == "path"}
         self.queries = [p["name"] for p in parameters if p["in"] == "query"]
         self.headers = [p["name"] for p in parameters if p["in"] == "header"]
@@ -159,6 +179,16 @@ class _Requests:
             self.whole = kinds[self.kind]["example"]
             self.whole = {**self.whole, "url": "http://127.0.0.1:9"} if "url" in self.whole else self.whole
         self.body = json.dumps(self.whole).encode() if self.schema else b""
+
+    def of_parameters(self) -> Iterator[Hostile]:
+        for name in self.names:
+            for text in self.url_texts:
+                yield self._request(f"path {name}", path={name: text})
+        for name in self.queries:
+            for text in self.url_texts:
+                yield self._request(f"query {name}", query=f"&{name}={text}")
+        if self.schema:
+            yield from self._of_fields()
 
     def of_operation(self) -> Iterator[Hostile]:
         for name in self.names.keys() - {"prefix"}:
@@ -186,6 +216,9 @@ class _Requests:
     def _of_json(self) -> Iterator[Hostile]:
         for text in self.json_texts:
             yield self._request("body", body=text.encode())
+        yield from self._of_fields()
+
+    def _of_fields(self) -> Iterator[Hostile]:
         for where, whole in _with_holes(self.schema, self.whole):
             for text in self.json_texts:
                 yield self._request(where, body=json.dumps(whole).replace(f'"{_HOLE}"', text).encode())
@@ -216,6 +249,30 @@ class _Requests:
         target = self.path.format_map({**self.names, **(path or {})}) + self.query + query
         sent = {**self.typed, **(headers or {})}
         return Hostile(f"{self.name}: {why}", self.method, target, sent, self.body if body is None else body)
+
+
+def unmake(cluster: Cluster, target: str, made: dict[str, Any]) -> None:
+    """Remove the box or the volume that the request has made, under the prefix that it was made in."""
+    for collection, key in (("/volumes", "id"), ("/boxes", "box_id")):
+        prefix, found, rest = target.partition(collection)
+        if found and key in made and rest.partition("?")[0] in ("", "/import"):
+            cluster.http("DELETE", f"{prefix}{collection}/{made[key]}?force=true")
+
+
+def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:
+    """The status and body of the answer to a request that is sent as it is; of a stream, only the status."""
+    lines = [f"{request.method} {request.target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+    key = {"Authorization": f"Bearer {cluster.api_key}"} if cluster.api_key else {}
+    lines += [f"{name}: {value}" for name, value in {**key, **request.headers}.items()]
+    if request.body or request.method in ("POST", "PUT", "PATCH"):
+        lines.append(f"Content-Length: {len(request.body)}")
+    with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):  # the answer may come before the end of the body
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
+        response = http.client.HTTPResponse(connection, method=request.method)
+        response.begin()
+        is_stream = response.getheader("content-type", "").startswith("text/event-stream")
+        return response.status, b"" if is_stream else response.read()
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:

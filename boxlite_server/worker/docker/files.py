@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
 from ..runtime import FileKind, FilePart, FileState
-from .engine import Answer, Engine, engine_errors
+from .engine import Answer, Engine, engine_errors, refusal
 from .system_files import SystemFiles
 
 UNPACK_TIMEOUT = 600.0  # seconds that the engine may be silent while it unpacks
@@ -31,6 +31,7 @@ _IS_NO_FILE = 1 << 31 | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 1
 
 _NOT_THERE = ("not a directory",)
 _LOOPS = ("too many links", "too many levels of symbolic links")
+_GONE = "no such file or directory"
 _CONFLICTS = ("cannot overwrite", "not a directory", "is a directory", "resource busy", "read-only", "file exists")
 
 
@@ -182,6 +183,8 @@ def _refusals() -> Iterator[None]:
             raise _NotThereError(exc.message) from exc
         if any(part in text for part in _CONFLICTS):
             raise InvalidStateError(exc.message) from exc
+        if _GONE in text and refusal(exc.__cause__):
+            raise InvalidStateError(f"{exc.message} (the box has moved or removed it meanwhile; try again)") from exc
         raise
 
 

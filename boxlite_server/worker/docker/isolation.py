@@ -17,6 +17,10 @@ from .engine import Engine, engine_errors
 _UNCONFINED = re.compile(r"name=seccomp,profile=unconfined")
 _ASK_AGAIN = 60.0  # seconds after which the engine may have been started with other options
 
+# The weight of a box's cpu against those of its siblings: an eighth of what the engine gives to any container.
+_SHARES = 128
+_OOM_SCORE = 1000  # when the host's own memory ends, the kernel kills what has the highest first
+
 # What a box with a read-only root file system can write in besides its volumes. Its size counts as memory of the box.
 _WRITABLE = {
     "/tmp": "rw,exec,nosuid,nodev,mode=1777",
@@ -30,6 +34,9 @@ def isolation_config(spec: BoxSpec) -> dict[str, Any]:
     isolation = ISOLATION[Preset(spec.security or Preset.STANDARD)]
     config: dict[str, Any] = {"PidsLimit": isolation.processes, **_capabilities(spec, isolation.capabilities)}
     # Without a capability that a box does not have, its ports below 1024 would be closed to it.
+    # Where the host has too little for all, the engine and the worker come before boxes.
+    config["CpuShares"] = _SHARES * (spec.cpus or 1)
+    config["OomScoreAdj"] = _OOM_SCORE
     config["Sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
     if not isolation.new_privileges:
         config["SecurityOpt"] = ["no-new-privileges"]
