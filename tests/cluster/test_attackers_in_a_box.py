@@ -118,7 +118,8 @@ for pid in ours:
 def test_writes_to_proc_and_sys(site: Site, box: str) -> None:
     script = """
 files = "/proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/pid_max /proc/sys/kernel/modprobe"
-files += " /proc/sys/vm/panic_on_oom /proc/sys/vm/drop_caches /proc/sys/fs/binfmt_misc/register /proc/irq/0/smp_affinity"
+files += " /proc/sys/vm/panic_on_oom /proc/sys/vm/drop_caches /proc/sys/fs/binfmt_misc/register"
+files += " /proc/irq/0/smp_affinity"
 files += " /proc/sys/net/ipv4/conf/all/route_localnet /proc/bus/pci/00 /proc/kcore"
 files += " /sys/kernel/uevent_helper /sys/power/state /sys/class/net/eth0/mtu /sys/module/loop/parameters/max_loop"
 files += " /sys/fs/cgroup/memory/release_agent /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cgroup.procs"
@@ -218,36 +219,50 @@ def test_output_without_end(site: Site, box: str) -> None:
 
 @pytest.fixture(scope="module")
 def small(new_shared_cluster: type[Cluster]) -> Iterator[Site]:
-    """A worker whose home and engine are on one small disk."""
+    """A worker whose home and engine are on one disk of 96 MiB; half of that is its reserve."""
     directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
     with dockerd.private_namespace(directory) as own:
         disk = directory / "data"
         disk.mkdir()
         own.must("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk))
+        own.must("mkdir", str(disk / "home"))
         engine = dockerd.Dockerd(directory, own)
         engine.start()
         busybox.import_image(engine.docker_host, "alpine:latest")
         cluster = new_shared_cluster()
-        workers = cluster.new_key("--worker")
+        flags = ("--api-key", cluster.new_key("--worker"), "--reserve-disk", "48")
         cluster.start_coordinator()
-        own.must("mkdir", str(disk / "home"))
-        flags = ("--api-key", workers)
-        cluster.start_worker(*flags, docker_host=engine.docker_host, home=disk / "home", within=("nsenter", own.command()[2], "--"))
+        enter = ("nsenter", own.command()[2], "--")  # the mounts of the engine, and the machine's network
+        cluster.start_worker(*flags, docker_host=engine.docker_host, home=disk / "home", within=enter)
         attacker, other = Tenant(cluster, "acme"), Tenant(cluster, "other")
-        bystander = other.create(volumes=[])
-        yield Site(cluster, attacker, other, bystander)
-        other.remove(bystander)
+        with other.box(volumes=[]) as bystander:
+            yield Site(cluster, attacker, other, bystander)
         cluster.close()
         engine.stop()
     shutil.rmtree(directory)
 
 
-FILL = "cat /dev/zero > /fill"
+# A MiB at a time, as a real disk would be filled more slowly than this one of memory.
+FILL = "n=0; while dd if=/dev/zero of={}/$n bs=64k count=16 2> /dev/null; do n=$((n + 1)); usleep 50000; done"
 
 
-def test_a_disk_fill(small: Site) -> None:
-    with small.attacker.box(volumes=[]) as filler:
-        assert "No space left" in small.attacker.sh(filler, FILL)
+@pytest.mark.parametrize("where", ["/", "/volume"])
+def test_a_disk_fill(small: Site, where: str) -> None:
+    """The box that fills the disk, or a volume on it, is stopped before others notice, and says why."""
+    volume = call(small.cluster.port, "POST", "/v1/volumes", {}, headers=small.attacker.headers)[2]["id"]
+    volumes = [{"managed_volume": volume, "guest_path": "/volume"}]
+    with small.attacker.box(volumes=volumes, auto_resume=False) as filler:
+        body = {"command": "sh", "args": ["-c", FILL.format(where.rstrip("/"))]}
+        filling = in_thread(lambda: small.attacker.ask("POST", f"/{filler}/run", body))
+        while filling.is_alive():
+            small.must_be_well()
+        wait_until(lambda: small.attacker.must("GET", f"/{filler}")["status"] == "stopped", "the box is stopped")
+        wait_until(lambda: small.attacker.must("GET", f"/{filler}")["error_message"] is not None, "the reason is known")
+        assert "the disk of its host" in small.attacker.must("GET", f"/{filler}")["error_message"]
+        assert small.other.sh(small.bystander, "echo data > /file && cat /file") == "data\n"
+    status = call(small.cluster.port, "DELETE", f"/v1/volumes/{volume}", headers=small.attacker.headers)[0]
+    assert status == 204
+    small.must_be_well()
 
 
 # ---- against the network ----
@@ -343,7 +358,8 @@ def test_arp_spoofing(site: Site, victim: str) -> None:
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 wire.bind(("eth0", 0))
 own, card = wire.getsockname()[4], bytes.fromhex({card!r})
-victim, gateway = socket.inet_aton({own_address(site.other, victim)!r}), socket.inet_aton({gateway(site.other, victim)!r})
+victim = socket.inet_aton({own_address(site.other, victim)!r})
+gateway = socket.inet_aton({gateway(site.other, victim)!r})
 heard, until = 0, time.monotonic() + 3
 wire.settimeout(0.05)
 while time.monotonic() < until:

@@ -17,7 +17,6 @@ from support import boxes
 from support.cluster import Cluster, call
 from support.hostile import answer, misleading_requests, unmake
 from support.memory import growth
-from support.sites import in_thread
 from support.tenant import Tenant
 
 MIB = 1 << 20

@@ -27,6 +27,7 @@ from boxlite_server.worker.runtime import BoxRef, BoxSpec, Owner, PortMapping
 
 pytestmark = pytest.mark.skipif(bool(cannot_filter()), reason=cannot_filter() or "-")
 
+
 @pytest.fixture(scope="module")
 def owner() -> Owner:
     return Owner(ids.new_id(), ids.new_id())

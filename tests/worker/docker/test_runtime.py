@@ -38,7 +38,7 @@ def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> No
     box = site.running_box(cpus=1, memory_mib=64, env={"A": "b"}, working_dir="/made/up", user="box", hostname="web")
     assert run(site, box, "sh", "-c", "id -un; pwd; hostname; ls /sys/class/net") == b"box\n/made/up\nweb\nlo\n"
     host = api.inspect_container(name(box))["HostConfig"]
-    assert host["NanoCpus"] == 1_000_000_000
+    assert host["CpuQuota"] == host["CpuPeriod"]
     assert host["Memory"] == host["MemorySwap"] == 64 * 1024 * 1024
     assert host["PidsLimit"] == 512
     assert host["Init"] is True
