@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp
 
-from .. import allocator, descriptors, errors
+from .. import allocator, errors, process
 from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
@@ -130,7 +130,8 @@ class Server(uvicorn.Server):
 def run(config: CoordinatorConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BoxliteError when the coordinator cannot start."""
     _refuse_weak_key(config.api_key)
-    descriptors.raise_limit()
+    process.raise_descriptor_limit()
+    process.come_before_boxes()
     allocator.keep_freed_memory()
     tls = _watched(config)
     listener = _listen(config)

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult
 
 import grpc
 
-from .. import allocator, descriptors, ids, signals
+from .. import allocator, ids, process, signals
 from ..errors import BoxliteError
 from ..formats import in_url, split_join_token
 from .disk_watch import DiskRoom, DiskWatch
@@ -90,6 +90,7 @@ def run(config: WorkerConfig) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code. Raises `BoxliteError` when the worker cannot start."""
     stopping = threading.Event()
     with locked_home(config.home), _signals(stopping):
+        process.come_before_boxes()  # before the first thread is started
         worker = Worker(config, stopping)
         try:
             worker.start()
@@ -141,7 +142,7 @@ class Worker:
 
     def start(self) -> None:
         """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
-        descriptors.raise_limit()
+        process.raise_descriptor_limit()
         allocator.keep_freed_memory()
         self._health.start()
         if self._joining and not self._joining.obtain(self._stopping, self._rng):
