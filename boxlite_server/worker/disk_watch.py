@@ -5,9 +5,10 @@ A box is measured between 24 and 36 seconds after its start and again as long af
 that takes long: nine tenths of the time nothing of a box is read. What it writes between two looks goes unnoticed.
 So a box that is started again, for its files to be deleted, has as long for that.
 
-The disk of the host is looked at more often. When less of it is free than its reserve, the running box that is writing
-the most, into its volumes too, is stopped, and a moment later the next, as long as any writes. Meanwhile nothing is
-made that takes room, so that the engine and the worker can go on, and files can be deleted.
+The disk of the host is looked at several times in a second, since a box can fill what is left in a few. When less of it
+is free than its reserve, the running box that is writing the most, into its volumes too, is killed, and a moment later
+the next, as long as any writes. Meanwhile nothing is made that takes room, so that the engine and the worker can go on,
+and files can be deleted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ INTERVAL = 30.0  # seconds between two measurements of a box
 JITTER = 0.2  # fraction by which the interval varies either way
 REST = 9  # times as long as a measurement took, no other follows
 LOOKS = 6  # times in an interval the running boxes are listed
-GROWTH_SECONDS = 1.0  # for which boxes are watched to see which writes the most
+ROOM_SECONDS = 0.25  # between two looks at the disk of the host, which cost a system call each
+GROWTH_SECONDS = 0.5  # for which boxes are watched to see which writes the most
 STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL
 
 RESERVE_SHARE = 20  # a part of the disk of so many is its reserve
@@ -85,17 +87,20 @@ class DiskWatch:
 
     def run(self, stopping: threading.Event) -> None:
         """Watch until `stopping`."""
-        while not stopping.wait(self._interval / LOOKS):
+        pause, due = self._interval / LOOKS, 0.0
+        while not stopping.wait(min(ROOM_SECONDS, pause)):
             try:
-                self._look(stopping)
+                if self._room.is_short():
+                    self._make_room(stopping)
+                if self._clock() >= due:
+                    due = self._clock() + pause
+                    self._look(stopping)
             except BoxliteError as exc:
                 log.debug("disks cannot be watched: %s", exc)
             except Exception:
                 log.exception("fault while watching disks")
 
     def _look(self, stopping: threading.Event) -> None:
-        if self._room.is_short():
-            self._make_room(stopping)
         boxes = self._runtime.watched_boxes()
         self._due = {box: self._due.get(box) or self._next() for box in boxes}
         for box in sorted(boxes, key=self._due.__getitem__):
@@ -135,6 +140,7 @@ class DiskWatch:
                 box,
                 "the disk of its host was nearly full, and it was the box that wrote the most, "
                 f"{grown[box] // _MIB} MiB within a moment; start it once there is room",
+                grace=0,
             )
 
     def _written(self) -> dict[BoxRef, int]:
@@ -147,17 +153,17 @@ class DiskWatch:
                     found[state.box] = use.written + use.volumes
         return found
 
-    def _end(self, box: BoxRef, reason: str) -> None:
+    def _end(self, box: BoxRef, reason: str, grace: float = STOP_SECONDS) -> None:
         # In a thread: the turn may be a long time coming, and the other boxes write meanwhile.
         self._ending.add(box)
-        threading.Thread(target=self._stop, args=(box, reason), name=f"stop {box.box_id}", daemon=True).start()
+        threading.Thread(target=self._stop, args=(box, reason, grace), name=f"stop {box.box_id}", daemon=True).start()
 
-    def _stop(self, box: BoxRef, reason: str) -> None:
+    def _stop(self, box: BoxRef, reason: str, grace: float) -> None:
         try:
             with self._turn(box):
                 if self._runtime.inspect(box).status is BoxStatus.RUNNING:
                     log.info("box %s is stopped: %s", box.box_id, reason)
-                    self._runtime.stop(box, STOP_SECONDS, reason)
+                    self._runtime.stop(box, grace, reason)
         except BoxliteError as exc:
             log.warning("box %s, which writes too much, cannot be stopped: %s", box.box_id, exc)
         finally:

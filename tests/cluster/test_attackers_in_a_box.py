@@ -242,8 +242,11 @@ def small(new_shared_cluster: type[Cluster]) -> Iterator[Site]:
     shutil.rmtree(directory)
 
 
-# A MiB at a time, as a real disk would be filled more slowly than this one of memory.
-FILL = "n=0; while dd if=/dev/zero of={}/$n bs=64k count=16 2> /dev/null; do n=$((n + 1)); usleep 50000; done"
+# Slowly at the end, since this disk is a small one.
+FILL = (
+    "cd {}; dd if=/dev/zero of=0 bs=64k count=560; n=1; "
+    "while dd if=/dev/zero of=$n bs=64k count=16; do n=$((n + 1)); usleep 150000; done"
+)
 
 
 @pytest.mark.parametrize("where", ["/", "/volume"])
@@ -252,13 +255,13 @@ def test_a_disk_fill(small: Site, where: str) -> None:
     volume = call(small.cluster.port, "POST", "/v1/volumes", {}, headers=small.attacker.headers)[2]["id"]
     volumes = [{"managed_volume": volume, "guest_path": "/volume"}]
     with small.attacker.box(volumes=volumes, auto_resume=False) as filler:
-        body = {"command": "sh", "args": ["-c", FILL.format(where.rstrip("/"))]}
+        body = {"command": "sh", "args": ["-c", FILL.format(where)]}
         filling = in_thread(lambda: small.attacker.ask("POST", f"/{filler}/run", body))
         while filling.is_alive():
             small.must_be_well()
         wait_until(lambda: small.attacker.must("GET", f"/{filler}")["status"] == "stopped", "the box is stopped")
         wait_until(lambda: small.attacker.must("GET", f"/{filler}")["error_message"] is not None, "the reason is known")
-        assert "the disk of its host" in small.attacker.must("GET", f"/{filler}")["error_message"]
+        assert "disk of its host was nearly full" in small.attacker.must("GET", f"/{filler}")["error_message"]
         assert small.other.sh(small.bystander, "echo data > /file && cat /file") == "data\n"
     status = call(small.cluster.port, "DELETE", f"/v1/volumes/{volume}", headers=small.attacker.headers)[0]
     assert status == 204

@@ -30,9 +30,9 @@ SUPERVISOR = f"{MOUNT}/{PROGRAM_NAME}"
 _UNDER_SUPERVISOR = [SUPERVISOR, "--"]
 AWAITING = [SUPERVISOR, "--wait"]
 
-# Microseconds in which a box gets its share of the cpus. In the engine's own, ten times as long, a box with many
-# processes would have all cpus of a small host for so long that others notice.
-_CPU_PERIOD = 10_000
+# Microseconds in which a box gets its share of the cpus. In the engine's own, five times as long, a box with many
+# processes has all cpus of a small host for so long that others notice; in shorter ones a single process is held up.
+_CPU_PERIOD = 20_000
 
 _TOLD = "BoxliteTold"  # a key of the descriptions that `as_told` makes
 _SPEC_REFUSALS = ("unable to find user", "unable to find group", "is not a directory", "cannot mkdir")
