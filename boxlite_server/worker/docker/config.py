@@ -306,8 +306,8 @@ def command_errors(box_id: str) -> Iterator[None]:
 def not_executed(box_id: str, reason: str) -> ExecutionError:
     """The error of a start whose main command could not be executed."""
     missing = any(text in reason.lower() for text in ("not found", "no such file"))
-    kind = "not found in the box" if missing else "cannot be executed"
-    return ExecutionError(f"the main command of box {box_id} was {kind}: {reason}")
+    kind = "was not found in the box" if missing else "cannot be executed"
+    return ExecutionError(f"the main command of box {box_id} {kind}: {reason}")
 
 
 @contextmanager
