@@ -4,6 +4,7 @@ attack."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -176,6 +177,16 @@ for call in (298, 321, 323):  # perf_event_open, bpf, userfaultfd
 
 
 # ---- against the host's resources ----
+
+
+def test_the_servers_come_before_boxes(site: Site, box: str) -> None:
+    """All threads of worker and coordinator have more than the usual priority, commands have the usual one, and the
+    kernel ends those first when memory runs out."""
+    for process in site.cluster.processes:
+        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {-10}
+    told = site.attacker.sh(box, "nice; cat /proc/self/oom_score_adj")
+    assert told.split() == ["0", "1000"]
 
 
 def test_a_fork_bomb(site: Site) -> None:
