@@ -185,8 +185,8 @@ def test_the_servers_come_before_boxes(site: Site, box: str) -> None:
     for process in site.cluster.processes:
         threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
         assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {-10}
-    told = site.attacker.sh(box, "nice; cat /proc/self/oom_score_adj")
-    assert told.split() == ["0", "1000"]
+    script = "print(os.getpriority(os.PRIO_PROCESS, 0), open('/proc/self/oom_score_adj').read().strip())"
+    assert site.attacker.python(box, script) == ["0 1000"]
 
 
 def test_a_fork_bomb(site: Site) -> None:
