@@ -177,11 +177,18 @@ def test_a_pid_that_is_not_in_the_container_is_never_signalled(site: Site, monke
     site.runtime.remove(box, force=True)
 
 
+class EmptyApi:
+    """An engine without images."""
+
+    def inspect_image(self, reference: str) -> dict[str, str]:
+        raise NotFoundError(f"no such image: {reference}")
+
+
 def test_of_many_pulls_of_one_image_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     release, joined, calls = threading.Event(), threading.Semaphore(0), []
     waiting: set[int] = set()
 
-    class Api:
+    class Api(EmptyApi):
         def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             calls.append(reference)
             assert release.wait(60)
@@ -211,7 +218,7 @@ def test_closing_the_engine_frees_those_who_wait_for_a_pull(monkeypatch: pytest.
     images = DockerRuntime(lambda: Owner("c", "w"), "unix:///nowhere").images
     began, release = threading.Event(), threading.Event()
 
-    class Api:
+    class Api(EmptyApi):
         def pull(self, reference: str, tag: str, stream: bool, decode: bool) -> list[dict[str, str]]:
             began.set()
             release.wait(60)

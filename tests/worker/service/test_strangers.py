@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import threading
 import time
@@ -97,17 +97,17 @@ def test_connections_are_limited(fake_site: Site, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(servicer, "MAX_CONNECTIONS", 8)
     monkeypatch.setattr(servicer, "HANDSHAKE_SECONDS", 600.0)
     with worker(fake_site, tmp_path) as port, contextlib.ExitStack() as opened:
-        connections = set(silent(port, opened))
-        served = set()  # the worker speaks first to those that it serves
-        while len(served) < len(connections):
-            ready, _, _ = select.select(connections - served, [], [], 60)
+        served = 0  # the worker speaks first to those that it serves
+        waiting = opened.enter_context(selectors.DefaultSelector())
+        for connection in silent(port, opened):
+            waiting.register(connection, selectors.EVENT_READ)
+        while waiting.get_map():
+            ready = waiting.select(60)
             assert ready
-            for connection in ready:
-                if answers(connection):
-                    served.add(connection)
-                else:
-                    connections.discard(connection)
-        assert len(served) == 8
+            for key, _ in ready:
+                waiting.unregister(key.fileobj)
+                served += answers(key.fileobj)
+        assert served == 8
 
 
 def answers(connection: socket.socket) -> bool:
