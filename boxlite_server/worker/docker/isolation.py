@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UnsupportedError
+from ...errors import InvalidArgumentError, UnsupportedError
 from ..host_access import Policy
 from ..presets import ISOLATION, Preset
 from ..runtime import BoxSpec
@@ -70,8 +70,11 @@ class Isolator:
         self._told_at = -_ASK_AGAIN
 
     def admit(self, spec: BoxSpec) -> None:
-        """Raise `UnsupportedError` for an admitted spec whose isolation this engine cannot give."""
+        """Raise `UnsupportedError` for an admitted spec whose isolation this engine cannot give, and
+        `InvalidArgumentError` for more cpus than it has, which it would refuse only as a number of cpus."""
         info = self._info()
+        if spec.cpus > (has := int(info.get("NCPU") or spec.cpus)):
+            raise InvalidArgumentError(f"this worker's engine has {has} cpus, and the box is to have {spec.cpus}")
         runtime = self._policy.runtime
         if runtime and runtime not in (info.get("Runtimes") or {}):
             raise UnsupportedError(
