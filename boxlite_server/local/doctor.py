@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from ..errors import BoxliteError
+from ..worker.presets import filters_system_calls
 from . import dockerd, machine
 
 OLDEST_ENGINE = (20, 10)
@@ -67,8 +68,7 @@ def _users(options: list[str]) -> Iterator[Finding]:
 
 
 def _seccomp(options: list[str]) -> Finding:
-    option = next((option for option in options if option.startswith("name=seccomp")), "")
-    if not option or "unconfined" in option:
+    if not filters_system_calls(options):
         return Finding(
             Level.PROBLEM,
             "the engine runs containers without a seccomp profile, so boxes of the presets standard and maximum are "

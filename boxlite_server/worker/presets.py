@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,3 +67,9 @@ def resolve(asked: str, floor: Preset) -> Preset:
             f"--security {preset}"
         )
     return preset
+
+
+def filters_system_calls(security_options: Collection[str]) -> bool:
+    """Whether an engine with these options (`SecurityOptions` of its `/info`) gives containers a seccomp profile."""
+    is_unconfined = any("name=seccomp,profile=unconfined" in option for option in security_options)
+    return any("name=seccomp" in option for option in security_options) and not is_unconfined

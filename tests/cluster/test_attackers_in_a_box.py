@@ -48,9 +48,7 @@ class Site(NamedTuple):
 @pytest.fixture(scope="module")
 def site(new_shared_cluster: type[Cluster], test_image: str) -> Iterator[Site]:
     cluster = new_shared_cluster()
-    workers = cluster.new_key("--worker")
-    cluster.start_coordinator()
-    cluster.start_worker("--api-key", workers, "--security", "development", *LENDING)
+    cluster.start_with_keys("--security", "development", *LENDING)
     attacker, other = Tenant(cluster, "acme"), Tenant(cluster, "other")
     bystander = other.create(name="bystander", volumes=[])
     yield Site(cluster, attacker, other, bystander)

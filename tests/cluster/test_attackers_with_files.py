@@ -43,9 +43,7 @@ class Site(NamedTuple):
 @pytest.fixture(scope="module")
 def site(new_shared_cluster: type[Cluster], test_image: str) -> Iterator[Site]:
     cluster = new_shared_cluster()
-    workers = cluster.new_key("--worker")
-    cluster.start_coordinator()
-    cluster.start_worker("--api-key", workers)
+    cluster.start_with_keys()
     attacker, other = Tenant(cluster, "acme"), Tenant(cluster, "other")
     cluster.api_key = attacker.key
     bystander = other.create(name="bystander", volumes=[])

@@ -24,9 +24,7 @@ SLACK_SECONDS = 20.0  # for a machine that is busy
 def cluster(new_shared_cluster: Any, test_image: str) -> Cluster:
     """Its requests carry a key of the prefix acme."""
     cluster: Cluster = new_shared_cluster()
-    workers = cluster.new_key("--worker")
-    cluster.start_coordinator()
-    cluster.start_worker("--api-key", workers)
+    cluster.start_with_keys()
     cluster.api_key = cluster.new_key("--prefix", "acme")
     return cluster
 

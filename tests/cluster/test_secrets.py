@@ -25,9 +25,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 @pytest.fixture(scope="module")
 def cluster(new_shared_cluster: Any, test_image: str) -> Cluster:
     cluster: Cluster = new_shared_cluster()
-    workers = cluster.new_key("--worker")
-    cluster.start_coordinator()
-    cluster.start_worker("--api-key", workers)
+    cluster.start_with_keys()
     cluster.api_key = cluster.new_key("--prefix", "acme")
     return cluster
 

@@ -17,9 +17,7 @@ from boxlite_server.cli import main
 def cluster(new_shared_cluster: Any, test_image: str) -> Cluster:
     """Its requests carry a key of the prefix acme."""
     cluster: Cluster = new_shared_cluster()
-    workers = cluster.new_key("--worker")
-    cluster.start_coordinator()
-    cluster.start_worker("--api-key", workers, "--name", "frosty-meadow-42")
+    cluster.start_with_keys("--name", "frosty-meadow-42")
     cluster.api_key = cluster.new_key("--prefix", "acme")
     return cluster
 

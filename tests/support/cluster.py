@@ -265,6 +265,13 @@ class Cluster:
         worker.start()
         return worker
 
+    def start_with_keys(self, *flags: str) -> None:
+        """Start a coordinator, and a worker with a key of the workers' own, so that clients need keys too. `flags`: of
+        the worker."""
+        workers = self.new_key("--worker")
+        self.start_coordinator()
+        self.start_worker("--api-key", workers, *flags)
+
     def new_key(self, *flags: str) -> str:
         """Make an API key in the cluster's database; the coordinator may be running."""
         key = self.run("keys", "create", "--name", "test", *flags, "--database", self.database)

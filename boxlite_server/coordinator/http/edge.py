@@ -158,7 +158,8 @@ class Edge:
             scope[PRINCIPAL] = principal
             scope["path"] = canonical(path, principal)
             scope["raw_path"] = scope["path"].encode()
-            operation = self._operations.find(method, scope["path"])
+            if scope["path"] != path:
+                operation = self._operations.find(method, scope["path"])
             if operation is not None and not operation.is_allowed(principal):
                 raise self._authenticator.refuse(principal, operation.scope)
             if (prefix := prefix_of(scope["path"], principal)) is not None:

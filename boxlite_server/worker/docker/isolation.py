@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ from typing import Any
 
 from ...errors import InvalidArgumentError, UnsupportedError
 from ..host_access import Policy
-from ..presets import ISOLATION, Preset
+from ..presets import ISOLATION, Preset, filters_system_calls
 from ..runtime import BoxSpec
 from .engine import Engine, engine_errors
 
-_UNCONFINED = re.compile(r"name=seccomp,profile=unconfined")
 _ASK_AGAIN = 60.0  # seconds after which the engine may have been started with other options
 
 # The weight of a box's cpu against those of its siblings: an eighth of what the engine gives to any container.
@@ -82,8 +80,7 @@ class Isolator:
             )
         if spec.security == Preset.DEVELOPMENT or self._policy.has_other_runtime:
             return  # other runtimes keep system calls from the host's kernel by means of their own
-        options = info.get("SecurityOptions") or ()
-        if not any("name=seccomp" in option for option in options) or any(map(_UNCONFINED.search, options)):
+        if not filters_system_calls(info.get("SecurityOptions") or ()):
             raise UnsupportedError(
                 f"the security preset {spec.security} is not supported by this worker: its engine runs containers "
                 "without a seccomp profile"
