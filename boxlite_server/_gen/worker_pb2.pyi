@@ -214,7 +214,7 @@ class ExecutionRef(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., execution_id: _Optional[str] = ...) -> None: ...
 
 class StartExecutionRequest(_message.Message):
-    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds", "hangup_seconds", "expects_reader", "no_input", "cols", "rows")
+    __slots__ = ("box", "execution_id", "command", "args", "env", "working_dir", "user", "tty", "timeout_seconds", "hangup_seconds", "expects_reader", "no_input", "cols", "rows", "wants_events")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +236,7 @@ class StartExecutionRequest(_message.Message):
     NO_INPUT_FIELD_NUMBER: _ClassVar[int]
     COLS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_EVENTS_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     execution_id: str
     command: str
@@ -250,7 +251,8 @@ class StartExecutionRequest(_message.Message):
     no_input: bool
     cols: int
     rows: int
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ..., no_input: _Optional[bool] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
+    wants_events: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., execution_id: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., tty: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., hangup_seconds: _Optional[float] = ..., expects_reader: _Optional[bool] = ..., no_input: _Optional[bool] = ..., cols: _Optional[int] = ..., rows: _Optional[int] = ..., wants_events: _Optional[bool] = ...) -> None: ...
 
 class RunCommandRequest(_message.Message):
     __slots__ = ("start", "input", "max_output_bytes", "kept")
@@ -289,7 +291,7 @@ class AttachBoxRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., hangup_seconds: _Optional[float] = ...) -> None: ...
 
 class Execution(_message.Message):
-    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input")
+    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input", "events")
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +300,7 @@ class Execution(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DELIVERED_FIELD_NUMBER: _ClassVar[int]
     COUNTS_INPUT_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     execution_id: str
     status: ExecutionStatus
     exit_code: int
@@ -306,7 +309,8 @@ class Execution(_message.Message):
     error_message: str
     delivered: Delivered
     counts_input: bool
-    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ..., counts_input: _Optional[bool] = ...) -> None: ...
+    events: _containers.RepeatedCompositeFieldContainer[OutputEvent]
+    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ..., counts_input: _Optional[bool] = ..., events: _Optional[_Iterable[_Union[OutputEvent, _Mapping]]] = ...) -> None: ...
 
 class Delivered(_message.Message):
     __slots__ = ("bytes", "position", "bytes_at_position")

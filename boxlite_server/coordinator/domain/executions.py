@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -30,13 +31,31 @@ from .turns import Turns, ref
 T = TypeVar("T")
 
 LEAVING_SECONDS = 5.0  # for which a client waits until the input of the client before it is handed on
+MAX_BRIEF = 128  # commands whose output waits for its reader here
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
+
+
+class Brief:
+    """The commands that ended as they were started, until a client attaches to them: their workers need not be asked
+    for the output. The oldest go first; each has 64 KiB of output at most."""
+
+    def __init__(self) -> None:
+        self._executions: OrderedDict[str, pb.Execution] = OrderedDict()
+
+    def put(self, execution: pb.Execution) -> None:
+        self._executions[execution.execution_id] = execution
+        if len(self._executions) > MAX_BRIEF:
+            self._executions.popitem(last=False)
+
+    def take(self, execution_id: str) -> pb.Execution | None:
+        return self._executions.pop(execution_id, None)
 
 
 class Executions:
     """All executions of all boxes.
 
-    `reconnect_grace`: seconds from the loss of a terminal's client to the SIGHUP; 0: none.
+    `reconnect_grace`: seconds from the loss of a terminal's client to the SIGHUP; 0: none. `is_alone`: there is no
+    other coordinator through which a client may attach.
     """
 
     def __init__(
@@ -49,6 +68,8 @@ class Executions:
         leases: Leases,
         counting: Counting,
         reconnect_grace: float = RECONNECT_GRACE,
+        *,
+        is_alone: bool = False,
     ) -> None:
         self._calls = calls
         self._turns = turns
@@ -58,6 +79,8 @@ class Executions:
         self._leases = leases
         self._counting = counting
         self._grace = reconnect_grace
+        self._keeps_brief = is_alone  # else a client may have had the output through another coordinator
+        self._brief = Brief()
         self._leaving: dict[str, asyncio.Event] = {}  # set at the end of the attachment, by execution id
 
     # ---- commands -------------------------------------------------------------------------------------
@@ -170,10 +193,14 @@ class Executions:
         message.hangup_seconds = self._grace if tty else 0
         message.expects_reader = expects_reader
         message.no_input = request.get("stdin") is False
+        message.wants_events = self._keeps_brief and not tty
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
         async with self._schedule.use(box):
             with self._counted(box):
-                return await self._calls.start_execution(box.worker_id, message)
+                execution = await self._calls.start_execution(box.worker_id, message)
+        if execution.events:
+            self._brief.put(execution)
+        return execution
 
     async def _stream_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
         async with self._schedule.use(box), aclosing(self._calls.stream_command(box.worker_id, message)) as events:
@@ -281,6 +308,10 @@ class Executions:
     def read(self, box: Box, execution_id: str, position: int) -> AsyncGenerator[pb.OutputEvent, None]:
         """The output from `position` on, and the end as the last event. A reader uses the box: it is not idle."""
         return self._events(box, pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position))
+
+    def take_brief(self, execution_id: str) -> pb.Execution | None:
+        """A command that ended as it was started, with its whole output in `events`, for its first reader."""
+        return self._brief.take(execution_id)
 
     @asynccontextmanager
     async def resumed(

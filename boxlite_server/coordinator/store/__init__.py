@@ -103,6 +103,11 @@ class Store(Tables):
         await store.cluster_id()
         return store
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several coordinators may use the database."""
+        return self._backend.is_shared
+
     async def close(self) -> None:
         await self._backend.close()
 

@@ -67,6 +67,8 @@ class Connection(Protocol):
 class Backend(Connection, Protocol):
     """One open database. A write outside of a transaction waits until no transaction is open."""
 
+    is_shared: bool  # whether several coordinators may use the database
+
     def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Connection]:
         """A transaction, atomic and exclusive: no other write of any process runs between its beginning and its end.
         An exception rolls it back. With `durable` it is on disk when it ends. Otherwise it survives the end of the

@@ -76,6 +76,7 @@ class Postgresql:
     """A `Backend` over one PostgreSQL database."""
 
     dialect = POSTGRESQL
+    is_shared = True
 
     def __init__(self, url: str) -> None:
         self._pool = _Pool(url)

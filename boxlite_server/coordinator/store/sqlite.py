@@ -54,6 +54,7 @@ class Sqlite:
     """A `Backend` over one file."""
 
     dialect = SQLITE
+    is_shared = False
 
     def __init__(self, path: Path, lock_file: int | None) -> None:
         """Open the database; raises sqlite3.Error or DatabaseError. Without `lock_file` a coordinator is using it."""

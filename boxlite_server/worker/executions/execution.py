@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 
 from ...errors import BoxliteError, InvalidStateError
 from ..commands import GONE_EXIT_CODE, Durable, Process
@@ -19,6 +20,9 @@ from .output_log import Chunk, Dropped, Gap, OutputLog
 from .tally import Tally
 
 FEED_PATIENCE = 5.0  # seconds of one attempt to write input; the next one follows
+# A command that ends so soon is answered with its whole output. Whoever waits for a longer one loses no time.
+BRIEF_SECONDS = 0.003
+BRIEF_BYTES = 64 * 1024
 # After a small piece of output that follows another at once, output gathers for a moment: each read costs much.
 SMALL_BYTES = 32 * 1024
 GATHER_SECONDS = 0.001
@@ -310,6 +314,14 @@ class Execution:
                 if reader.left:
                     return
             yield [*events, Ended(reader.position, self.state)]
+
+    def brief_events(self) -> list[Event]:
+        """All output and `Ended`, if the command ends within `BRIEF_SECONDS`; nothing if it runs longer, if it printed
+        more than `BRIEF_BYTES`, or if a client has had some of its output already."""
+        size = self.output.size_at_end(BRIEF_SECONDS)
+        if size is None or size > BRIEF_BYTES or self.state.delivered.total:
+            return []
+        return [*chain.from_iterable(self.read(0, lambda callback: True, lambda visits: None))]
 
     def hang_up(self, visits: int) -> None:
         """Send SIGHUP, unless there is a reader now or there were more than `visits` visits."""

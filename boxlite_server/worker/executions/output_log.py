@@ -222,6 +222,11 @@ class OutputLog:
             self._readers.add(reader)
             return reader
 
+    def size_at_end(self, timeout: float) -> int | None:
+        """The bytes of the whole output, with its framing; None if the log is not closed within `timeout` seconds."""
+        with self._changed:
+            return self._end - self.begin if self._changed.wait_for(lambda: self._closed, timeout) else None
+
     @property
     def is_empty(self) -> bool:
         """Whether there has been no output."""

@@ -185,17 +185,20 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     @_answers
     def StartExecution(self, request: pb.StartExecutionRequest, context: grpc.ServicerContext) -> pb.Execution:
-        return messages.execution(
-            self._executions.start(
-                request.execution_id,
-                messages.ref(request.box),
-                messages.exec_spec(request),
-                request.timeout_seconds,
-                hangup=request.hangup_seconds,
-                expects_reader=request.expects_reader,
-                stdin=b"" if request.no_input else None,
-            )
+        started = self._executions.start(
+            request.execution_id,
+            messages.ref(request.box),
+            messages.exec_spec(request),
+            request.timeout_seconds,
+            hangup=request.hangup_seconds,
+            expects_reader=request.expects_reader,
+            stdin=b"" if request.no_input else None,
         )
+        answer = messages.execution(started)
+        if request.wants_events:
+            execution = self._executions.find(request.box.box_id, request.execution_id)
+            answer.events.extend(map(messages.output_event, execution.brief_events()))
+        return answer
 
     @_answers
     def RunCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> pb.RunResult:

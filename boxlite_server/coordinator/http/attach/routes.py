@@ -72,6 +72,9 @@ class Attach:
         """The execution, and its output behind what the client has received. Raises NotFoundError for an unknown
         execution."""
         box, execution_id, received = found.box, found.execution_id, found.options.received
+        if brief := self._executions.take_brief(execution_id):
+            yield brief, _events_of(brief)
+            return
         if received is None:
             async with self._executions.resumed(box, execution_id) as resumed:
                 yield resumed
@@ -103,6 +106,11 @@ class Attach:
         request = {"command": command, "args": args, "tty": True, "cols": cols, "rows": rows}
         box, execution = await self._executions.start(prefix, id_or_name, request, expects_reader=True)
         return Attachment(box, execution.execution_id, AttachOptions(channels=False))
+
+
+async def _events_of(execution: pb.Execution) -> AsyncIterator[pb.OutputEvent]:
+    for event in execution.events:
+        yield event
 
 
 async def _accept(socket: WebSocket, headers: list[tuple[bytes, bytes]]) -> None:
