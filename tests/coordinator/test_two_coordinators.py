@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,6 +229,31 @@ def test_a_command_is_started_once(tell_both: Callable[[Story], None]) -> None:
         assert await start(site.other, args=["b"]) != first
         _, other = await site.core.executions.start(P, box.id, request, request_key="another")
         assert other.execution_id != first
+
+    tell_both(story)
+
+
+def test_what_a_command_said_at_its_start_is_kept_by_a_coordinator_that_is_alone(
+    tell_both: Callable[[Story], None], database: Path | str
+) -> None:
+    """Another coordinator may have had the output confirmed meanwhile: the worker has to be asked then."""
+
+    async def story(site: CoordinatorSite) -> None:
+        box = await site.core.creation.create(P, {})
+
+        async def start(**fields: Any) -> str:
+            _, execution = await site.core.executions.start(P, box.id, {"command": "true", **fields})
+            return str(execution.execution_id)
+
+        begun, terminal = await start(), await start(tty=True)
+        if isinstance(database, str):
+            assert site.core.executions.take_brief(begun) is None
+        else:
+            brief = site.core.executions.take_brief(begun)
+            assert brief is not None
+            assert brief.events[-1].ended.exit_code == 0
+        assert site.core.executions.take_brief(begun) is None  # the first reader has it
+        assert site.core.executions.take_brief(terminal) is None
 
     tell_both(story)
 

@@ -254,7 +254,9 @@ class FakeWorker:
 
     def _StartExecution(self, request: pb.StartExecutionRequest) -> pb.Execution:
         self._find(request.box)
-        return pb.Execution(execution_id=request.execution_id)
+        ended = pb.Execution(execution_id=request.execution_id, status=pb.EXECUTION_STATUS_COMPLETED, exit_code=0)
+        events = [pb.OutputEvent(ended=ended)] if request.wants_events else []
+        return pb.Execution(execution_id=request.execution_id, events=events)
 
     def _RunCommand(self, request: pb.RunCommandRequest) -> pb.RunResult:
         return self._run(request)

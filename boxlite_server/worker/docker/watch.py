@@ -23,6 +23,8 @@ from .labels import WORKER_LABEL
 NEWS_PATIENCE = 2.0  # seconds that a report of an end waits for the event that tells its reason
 _RECONNECT_FIRST, _RECONNECT_LAST = 0.5, 15.0  # seconds between two attempts
 
+# Events after which a box has another state. What this worker asks for begins with other events, or has its answer.
+_CHANGES = frozenset({"start", "die", "pause", "unpause", "destroy"})
 _KILL_TO_END = 5.0  # seconds from a kill for want of memory to an end that follows from it
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Watch:
         self._life = ""  # the engine's; empty: not asked since the events began
         # By container id:
         self._stops: set[str] = set()  # stopped by this worker; until the next start
+        self._starts: set[str] = set()  # started by this worker, and not yet reported
         self._signals: Counter[tuple[str, str]] = Counter()  # sent by this worker, and not yet reported
         self._killed: set[str] = set()  # by somebody else, and not ended yet
         self._interrupted: set[str] = set()
@@ -95,6 +98,7 @@ class Watch:
     def starting(self, container_id: str) -> None:
         """Note that this worker is about to start the container."""
         with self._changed:
+            self._starts.add(container_id)
             self._stops.discard(container_id)
             self._interrupted.discard(container_id)
             self._kills.pop(container_id, None)
@@ -195,7 +199,7 @@ class Watch:
             self._changed.notify_all()
 
     def _note(self, event: Mapping[str, Any]) -> bool:
-        """Take account of an event. Returns whether it may have changed the state of a box."""
+        """Take account of an event. Returns whether it has changed the state of a box without this worker."""
         action, container_id = event["Action"], event["Actor"]["ID"]
         about = event["Actor"].get("Attributes") or {}
         with self._changed:
@@ -219,11 +223,14 @@ class Watch:
                     self._ends[container_id] = event.get("timeNano", 0) / 1e9 or time.time()
                     self._changed.notify_all()
                 case "start":
+                    was_asked_for = container_id in self._starts
+                    self._starts.discard(container_id)
                     self._killed.discard(container_id)
                     self._interrupted.discard(container_id)
+                    return not was_asked_for
                 case "destroy":
                     self._forget(container_id)
-            return True
+            return action in _CHANGES
 
     def _note_kill(self, container_id: str, number: str) -> None:
         if self._signals[container_id, number] > 0:
@@ -232,7 +239,7 @@ class Watch:
             self._killed.add(container_id)
 
     def _forget(self, container_id: str) -> None:
-        for marked in (self._stops, self._killed, self._interrupted):
+        for marked in (self._stops, self._starts, self._killed, self._interrupted):
             marked.discard(container_id)
         self._ends.pop(container_id, None)
         self._kills.pop(container_id, None)

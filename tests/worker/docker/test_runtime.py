@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine, exec, stats
+from boxlite_server.worker.docker.labels import container_name
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage import images as docker_images
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
@@ -341,6 +343,25 @@ class TestWithoutTheConnection:
         process.kill()
         for ref in (box, other):
             site.runtime.remove(ref, force=True)
+
+
+def test_only_what_others_do_to_boxes_is_reported(site: Site, docker_host: str) -> None:
+    """What this worker does to a box is in the answer to whoever asked for it."""
+    heard, stopping = queue.SimpleQueue[None](), threading.Event()
+    with another(site, docker_host) as runtime, closing(docker.DockerClient(base_url=docker_host)) as client:
+        in_thread(lambda: runtime.watch(lambda: heard.put(None), stopping))
+        heard.get(timeout=60)  # the watch has begun
+        box = site.new_box()
+        runtime.start(box)
+        container = client.containers.get(container_name(box))
+        container.pause()
+        heard.get(timeout=60)
+        container.unpause()
+        heard.get(timeout=60)
+        assert heard.empty()
+        stopping.set()
+        container.kill()
+    site.runtime.remove(box, force=True)
 
 
 @contextmanager

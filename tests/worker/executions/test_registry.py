@@ -23,7 +23,7 @@ from boxlite_server.errors import (
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.executions import output_log as output_log_module
 from boxlite_server.worker.executions import registry as executions_module
-from boxlite_server.worker.executions.execution import Ended
+from boxlite_server.worker.executions.execution import BRIEF_BYTES, Delivered, Ended
 from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
     KEEP_FINISHED,
@@ -75,6 +75,37 @@ def test_a_late_reader_and_a_second_one_miss_nothing(executions: Executions, box
     assert first[2].duration_ms is not None
     assert read(executions, box, execution) == first
     assert executions.get(box.box_id, execution) == first[2]
+
+
+class TestBriefEvents:
+    def test_a_command_that_has_ended_tells_all_its_output_and_its_end(
+        self, executions: Executions, box: BoxRef
+    ) -> None:
+        execution_id = shell(executions, box, "echo out; echo err >&2; exit 3")
+        read(executions, box, execution_id)
+        *chunks, end = executions.find(box.box_id, execution_id).brief_events()
+        told = {(chunk.stream, chunk.data) for chunk in chunks if isinstance(chunk, Chunk)}
+        assert told == {(1, b"out\n"), (2, b"err\n")}
+        assert isinstance(end, Ended)
+        assert end.state.exit_code == 3
+
+    def test_a_command_that_runs_tells_nothing(self, executions: Executions, box: BoxRef) -> None:
+        execution_id = shell(executions, box, "echo out; read line")
+        execution = executions.find(box.box_id, execution_id)
+        assert execution.brief_events() == []
+        execution.write(b"\n", False, 60)
+        assert read(executions, box, execution_id)[0] == b"out\n"
+
+    def test_much_output_is_left_to_a_reader(self, executions: Executions, box: BoxRef) -> None:
+        execution_id = shell(executions, box, f"head -c {BRIEF_BYTES + 1} /dev/zero")
+        read(executions, box, execution_id)
+        assert executions.find(box.box_id, execution_id).brief_events() == []
+
+    def test_output_that_a_client_has_had_is_not_told_again(self, executions: Executions, box: BoxRef) -> None:
+        execution_id = shell(executions, box, "echo out")
+        read(executions, box, execution_id)
+        executions.confirm(box.box_id, execution_id, Delivered(2))
+        assert executions.find(box.box_id, execution_id).brief_events() == []
 
 
 def test_a_reader_goes_on_where_it_was(executions: Executions, box: BoxRef) -> None:

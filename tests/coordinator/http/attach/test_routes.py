@@ -24,6 +24,9 @@ class Executions:
     async def attachment(self, execution_id: str) -> AsyncIterator[Any]:
         yield SimpleNamespace(lost=asyncio.Event())
 
+    def take_brief(self, execution_id: str) -> None:
+        return None
+
     @asynccontextmanager
     async def resumed(self, box: Any, execution_id: str) -> AsyncIterator[Any]:
         yield pb.Execution(execution_id=execution_id), None
