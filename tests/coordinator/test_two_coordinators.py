@@ -246,14 +246,16 @@ def test_what_a_command_said_at_its_start_is_kept_by_a_coordinator_that_is_alone
             return str(execution.execution_id)
 
         begun, terminal = await start(), await start(tty=True)
+        take, foreign = site.core.executions.take_brief, await site.core.creation.create("other", {})
+        assert take(foreign, begun) is None
+        brief = take(box, begun)
         if isinstance(database, str):
-            assert site.core.executions.take_brief(begun) is None
+            assert brief is None
         else:
-            brief = site.core.executions.take_brief(begun)
             assert brief is not None
             assert brief.events[-1].ended.exit_code == 0
-        assert site.core.executions.take_brief(begun) is None  # the first reader has it
-        assert site.core.executions.take_brief(terminal) is None
+        assert take(box, begun) is None  # the first reader has it
+        assert take(box, terminal) is None
 
     tell_both(story)
 

@@ -40,15 +40,15 @@ class Brief:
     for the output. The oldest go first; each has 64 KiB of output at most."""
 
     def __init__(self) -> None:
-        self._executions: OrderedDict[str, pb.Execution] = OrderedDict()
+        self._executions: OrderedDict[tuple[str, str], pb.Execution] = OrderedDict()  # by box id and execution id
 
-    def put(self, execution: pb.Execution) -> None:
-        self._executions[execution.execution_id] = execution
+    def put(self, box: Box, execution: pb.Execution) -> None:
+        self._executions[box.id, execution.execution_id] = execution
         if len(self._executions) > MAX_BRIEF:
             self._executions.popitem(last=False)
 
-    def take(self, execution_id: str) -> pb.Execution | None:
-        return self._executions.pop(execution_id, None)
+    def take(self, box: Box, execution_id: str) -> pb.Execution | None:
+        return self._executions.pop((box.id, execution_id), None)
 
 
 class Executions:
@@ -199,7 +199,7 @@ class Executions:
             with self._counted(box):
                 execution = await self._calls.start_execution(box.worker_id, message)
         if execution.events:
-            self._brief.put(execution)
+            self._brief.put(box, execution)
         return execution
 
     async def _stream_in(self, box: Box, message: pb.RunCommandRequest) -> AsyncGenerator[pb.OutputEvent, None]:
@@ -309,9 +309,9 @@ class Executions:
         """The output from `position` on, and the end as the last event. A reader uses the box: it is not idle."""
         return self._events(box, pb.ReadOutputRequest(execution=_ref(box, execution_id), position=position))
 
-    def take_brief(self, execution_id: str) -> pb.Execution | None:
+    def take_brief(self, box: Box, execution_id: str) -> pb.Execution | None:
         """A command that ended as it was started, with its whole output in `events`, for its first reader."""
-        return self._brief.take(execution_id)
+        return self._brief.take(box, execution_id)
 
     @asynccontextmanager
     async def resumed(

@@ -147,7 +147,7 @@ def test_a_log_that_is_removed_or_damaged_meanwhile_is_told_as_lost(
 def test_input_whose_answer_was_lost_with_the_worker_is_not_taken_twice(worker: Worker, box: BoxRef, tty: bool) -> None:
     if not is_durable(worker, box):
         pytest.skip("nobody counts the input of such a command")
-    script = "stty raw -echo 2>/dev/null; touch ready; head -c 14; until test -e go6; do sleep 0.02; done; rm go6; exit 6"
+    script = "stty raw -echo 2>/dev/null; touch ready; head -c 14; until test -e go6; do sleep 0.02; done; exit 6"
     execution = worker.start(box, script, hangup=60 if tty else 0)
     read(worker, box, worker.start(box, "until test -e ready; do sleep 0.02; done; rm ready"))
     feed = worker.executions.find(box.box_id, execution)

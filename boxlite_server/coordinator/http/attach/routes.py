@@ -72,7 +72,7 @@ class Attach:
         """The execution, and its output behind what the client has received. Raises NotFoundError for an unknown
         execution."""
         box, execution_id, received = found.box, found.execution_id, found.options.received
-        if brief := self._executions.take_brief(execution_id):
+        if brief := self._executions.take_brief(box, execution_id):
             yield brief, _events_of(brief)
             return
         if received is None:

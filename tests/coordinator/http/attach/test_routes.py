@@ -24,7 +24,7 @@ class Executions:
     async def attachment(self, execution_id: str) -> AsyncIterator[Any]:
         yield SimpleNamespace(lost=asyncio.Event())
 
-    def take_brief(self, execution_id: str) -> None:
+    def take_brief(self, box: Any, execution_id: str) -> None:
         return None
 
     @asynccontextmanager
