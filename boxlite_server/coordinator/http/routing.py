@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
@@ -80,6 +80,12 @@ def find_handler(tag: str, operation_id: str) -> Handler | None:
     except ModuleNotFoundError:
         return None
     return getattr(module, re.sub(r"(?<!^)(?=[A-Z])", "_", operation_id).lower(), None)
+
+
+def is_served(operation: Mapping[str, Any]) -> bool:
+    """Whether an operation of the spec is built, and its handler does not only refuse."""
+    handler = find_handler(operation["tags"][0], operation["operationId"])
+    return handler is not None and handler.__annotations__["return"] != "NoReturn"
 
 
 async def _not_built(operation_id: str) -> NoReturn:

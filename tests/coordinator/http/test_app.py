@@ -322,6 +322,9 @@ def test_documents(lonely: Cluster) -> None:
     assert lonely.http("GET", "/swagger-ui/swagger-ui-bundle.js")[0] == 200
     assert yaml.safe_load(lonely.http("GET", "/openapi.yaml")[2]) == SPEC
     assert lonely.http("GET", "/openapi.json")[2] == json.loads(json.dumps(SPEC))
+    for_clients = lonely.http("GET", "/openapi-client.json")[2]
+    assert "/v1/boxes/{box_id}" in for_clients["paths"]
+    assert yaml.safe_load(lonely.http("GET", "/openapi-client.yaml")[2]) == for_clients
 
 
 def test_health_and_readiness(lonely: Cluster) -> None:
@@ -330,7 +333,16 @@ def test_health_and_readiness(lonely: Cluster) -> None:
     assert (status, body["active_workers"]) == (503, 0)
 
 
-OPEN = ["/v1/config", "/v1/health", "/swagger-ui/", "/swagger-ui/swagger-ui.css", "/openapi.yaml", "/openapi.json"]
+OPEN = [
+    "/v1/config",
+    "/v1/health",
+    "/swagger-ui/",
+    "/swagger-ui/swagger-ui.css",
+    "/openapi.yaml",
+    "/openapi.json",
+    "/openapi-client.yaml",
+    "/openapi-client.json",
+]
 GUARDED = [
     "/v1/boxes",
     "/v1/default/boxes",
