@@ -7,7 +7,7 @@
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
 #             and then the simulation with many runs (RUNS=N)
 # make docs   the table of operations in docs/api.md
-# make lint   ruff, mypy, bandit and the rules for imports
+# make lint   ruff, mypy, bandit, the rules for imports and, where Node is there, redocly and spectral for the specs
 # make audit-dependencies  known vulnerabilities of what is installed here; asks the database of PyPI
 # make proto  the stubs of worker.proto
 # make bench  this server against the docker SDK on one engine, in turn (ONLY=NAME: one case; DOCS=1: into the pages)
@@ -53,6 +53,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/bandit -q -c pyproject.toml -r boxlite_server hatch_build.py
 	$(BIN)/lint-imports
+	PYTHONPATH=tests $(BIN)/python -m support.spec_lint
 
 audit-dependencies: $(VENV)/.dev
 	$(BIN)/pip install -q pip-audit

@@ -222,6 +222,30 @@ def test_head_stands_before_get() -> None:
         assert "head" not in methods or methods[0] == "head", path
 
 
+def test_every_property_is_described() -> None:
+    bare = []
+    for node in mappings(SPEC):
+        properties = node.get("properties", {})
+        if all(isinstance(schema, dict) for schema in properties.values()):
+            bare += [name for name, schema in properties.items() if not schema.get("description")]
+    assert not bare
+
+
+def test_numbers_say_how_large_they_get() -> None:
+    for node in mappings(RAW):
+        if node.get("type") == "number":
+            assert node.get("format") == "double", node
+        if node.get("type") == "integer" and max(node.get("maximum", 0), -node.get("minimum", 0)) > 2**31:
+            assert node.get("format") == "int64", node
+
+
+def test_counts_of_bytes_are_long() -> None:
+    for schemas in (node.get("properties", {}) for node in mappings(SPEC)):
+        for name, schema in schemas.items():
+            if name.endswith("_bytes") and isinstance(schema, dict) and schema.get("maximum", 2**63) > 2**31:
+                assert (schema["type"], schema["format"]) == ("integer", "int64"), name
+
+
 def test_path_parameters_are_declared() -> None:
     for operation in OPERATIONS.values():
         in_path = {part[1:-1] for part in operation.path.split("/") if part.startswith("{")}
@@ -248,6 +272,7 @@ def test_every_error_of_ours_is_in_the_contract() -> None:
 def test_it_is_described(operation: Operation) -> None:
     assert operation.spec["summary"]
     assert not operation.spec["summary"].endswith(".")
+    assert operation.spec["description"]
     assert all(parameter["description"] for parameter in operation.parameters)
 
 
@@ -277,6 +302,27 @@ def test_whatever_changes_something_takes_an_idempotency_key(operation: Operatio
     takes = "Idempotency-Key" in [parameter["name"] for parameter in operation.parameters]
     changes = operation.method not in ("get", "head")
     assert takes == (changes and operation.spec["operationId"] not in ("createToken", "exportBox", "proveCoordinator"))
+
+
+@each_operation
+def test_it_says_when_to_try_again(operation: Operation) -> None:
+    responses = operation.spec["responses"]
+    for parameter in operation.parameters:
+        if parameter["name"] == "Idempotency-Key":
+            assert "422" in responses
+    if operation.method != "head" and operation.spec["operationId"] not in OPEN:
+        assert {"429", "503"} <= responses.keys()
+    for status in ("429", "503"):
+        if status in responses and operation.spec["operationId"] != "getReadiness":
+            assert "Retry-After" in responses[status]["headers"]
+
+
+@each_operation
+def test_lists_come_in_pages(operation: Operation) -> None:
+    answer = operation.spec["responses"].get("200", {}).get("content", {}).get("application/json", {})
+    taken = {parameter["name"]: parameter.get("deprecated", False) for parameter in operation.parameters}
+    paged = {"page_size": False, "page_token": False, "pageSize": True, "pageToken": True}
+    assert ("next_page_token" in answer.get("schema", {}).get("properties", {})) == (paged.items() <= taken.items())
 
 
 @each_operation

@@ -267,11 +267,11 @@ def test_labels_and_pages(cluster: Cluster, test_image: str) -> None:
     made = [create(cluster, test_image, labels={"n": str(n)})["box_id"] for n in range(3)]
     seen, token = [], ""
     while True:
-        page = cluster.http("GET", f"/v1/boxes?pageSize=2{token}")[2]
+        page = cluster.http("GET", f"/v1/boxes?page_size=2{token}")[2]
         seen += [box["box_id"] for box in page["boxes"]]
         if not page["next_page_token"]:
             break
-        token = f"&pageToken={page['next_page_token']}"
+        token = f"&page_token={page['next_page_token']}"
     assert seen == made
     assert [box["box_id"] for box in cluster.http("GET", "/v1/boxes?label=n%3D1")[2]["boxes"]] == [made[1]]
     remove_all(cluster)

@@ -63,6 +63,7 @@ TOGETHER = (
     "pools: two pools",
     "'stdin_base64'",
 )
+OLDER_NAMES = {"pageSize": "page_size", "pageToken": "page_token"}  # refused beside the new ones
 PROGRAMS = ("true", "id", "sh", "cat", "nosuch")
 
 # A reference that an engine would go out and pull; anything else is refused without a pull.
@@ -89,6 +90,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Put what no schema describes into some requests, and keep what is asked for cheap, local, and off the one worker
     that matters."""
     body, operation_id = case.body, _operation_id(case)
+    for older, name in OLDER_NAMES.items():
+        if name in (case.query or {}):
+            case.query = {key: value for key, value in case.query.items() if key != older}
     key = case.headers.get(KEY)
     is_key = isinstance(key, str) and 0 < len(key) < 200 and not _is_about(case, "header")
     if is_key and (case.method.upper() == "DELETE" or zlib.crc32(key.encode()) % 8):
@@ -127,8 +131,8 @@ def _make_hostile(case: Any, kwargs: dict[str, Any], chance: random.Random) -> N
         return
     _hostile.add(case.id)
     part, name = chance.choice(places)
-    if "pageToken" in _query_names(case) and chance.random() < 0.5:
-        case.query = {**(case.query or {}), "pageToken": next(_tokens)}
+    if "page_token" in _query_names(case) and chance.random() < 0.5:
+        case.query = {**(case.query or {}), "page_token": next(_tokens)}
     elif part == "query":
         case.query = {**(case.query or {}), name: chance.choice(HOSTILE_TEXTS)}
     elif case.media_type == "application/x-www-form-urlencoded":
@@ -262,7 +266,7 @@ def _is_beyond_a_schema(case: Any, response: Any) -> bool:
         return message.startswith(TOGETHER) or any(
             reason in message for reason in ("no matching entries in", "is no image name")
         )
-    return "pageToken" in (case.query or {})
+    return not {"page_token", "pageToken"}.isdisjoint(case.query or {})
 
 
 def _is_built(case: Any) -> bool:

@@ -201,11 +201,11 @@ class _Requests:
         for name in self.headers:
             for value in HEADERS[name]:
                 yield self._request(name, headers={name: value})
-        if "pageToken" in self.queries:
+        if "page_token" in self.queries:
             for text in self.json_texts:
                 for place in (text, f"[{text}, {text}]", f'["a", {text}]', f'[{text}, "a"]'):
                     token = base64.urlsafe_b64encode(place.encode()[:40_000]).decode()
-                    yield self._request("a made-up pageToken", query=f"&pageToken={token}")
+                    yield self._request("a made-up page_token", query=f"&page_token={token}")
         if self.kind == "application/x-www-form-urlencoded":
             for text in [*self.url_texts, "&" * 60_000, "&a=1" * 1100, "=" * 60_000, "%" * 60_000, ";" * 60_000]:
                 form = f"grant_type=client_credentials&client_id={text}&client_secret={text}"

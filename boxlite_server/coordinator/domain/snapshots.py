@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
@@ -46,8 +47,9 @@ class Snapshots:
         self._creation = creation
         self._clock = clock
 
-    async def list(self, prefix: str, id_or_name: str) -> list[Snapshot]:
-        return await self._store.list_snapshots((await self._turns.get(prefix, id_or_name)).id)
+    async def list(self, prefix: str, id_or_name: str, **page: Any) -> list[Snapshot]:
+        """See `Store.list_snapshots`."""
+        return await self._store.list_snapshots((await self._turns.get(prefix, id_or_name)).id, **page)
 
     async def get(self, prefix: str, id_or_name: str, name: str) -> Snapshot:
         return await self._find(await self._turns.get(prefix, id_or_name), name)

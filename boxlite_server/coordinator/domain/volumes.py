@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
@@ -50,9 +51,9 @@ class Volumes:
             raise errors.NotFoundError(f"volume not found: {id_or_name}")
         return volume
 
-    async def all(self, prefix: str) -> list[Volume]:
-        """The volumes of a prefix, oldest first."""
-        return await self._store.list_volumes(prefix)
+    async def list(self, prefix: str, **page: Any) -> list[Volume]:
+        """See `Store.list_volumes`."""
+        return await self._store.list_volumes(prefix, **page)
 
     async def create(self, prefix: str, name: str | None, *, request_key: str | None = None) -> Volume:
         """Make a volume on the least loaded worker; when it cannot make it, the next worker is tried.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import yaml
 from connexion.exceptions import ProblemException
 from connexion.lifecycle import ConnexionRequest, ConnexionResponse
 from starlette.applications import Starlette
@@ -20,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
 from ... import errors, specs
+from .. import client_spec
 from ..core import Core
 from .attach.routes import Attach
 from .connections import ConnectionLimits
@@ -28,10 +31,11 @@ from .errors import AllowedMethods, error_response
 from .idempotency import Idempotency
 from .operations import OPERATION, Operations
 from .origins import Origins
-from .routing import TagResolver, build, connexion_app
+from .routing import TagResolver, build, connexion_app, is_served
 from .validation import VALIDATORS, QueryParser
 
-_DOCUMENTS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
+_SPECS = ("/openapi.yaml", "/openapi.json", "/openapi-client.yaml", "/openapi-client.json")
+_DOCUMENTS = ("/", *_SPECS, "/swagger-ui", "/swagger-ui/")
 
 _SWAGGER_PAGE = """<!doctype html>
 <html lang="en">
@@ -56,9 +60,8 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
     `origins`: the web sites whose pages may use the API; by default its own only. `body_seconds`: the longest pause in
     a request's body.
     """
-    source = specs.read("openapi.yaml")
     spec = specs.openapi()
-    http = Idempotency(_http_app(core, source, spec), core.store, core.leases, core.clock)
+    http = Idempotency(_http_app(core, spec), core.store, core.leases, core.clock)
     operations = Operations(spec)
     return Edge(
         http,
@@ -71,6 +74,21 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
         origins,
         body_seconds,
     )
+
+
+@functools.cache
+def _spec_documents() -> dict[str, bytes]:
+    """The bytes of each path of `_SPECS`, made once: that takes a moment."""
+    spec = specs.openapi()
+    for_clients = client_spec.derive(spec, is_served)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    texts = (
+        specs.read("openapi.yaml"),
+        json.dumps(spec).encode(),
+        yaml.dump(for_clients, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8"),
+        json.dumps(for_clients).encode(),
+    )
+    return dict(zip(_SPECS, texts, strict=True))
 
 
 def _connexion_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
@@ -109,9 +127,8 @@ def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from [part] if "operationId" in part else _operations(part)
 
 
-def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
-    """Serve the spec and Swagger UI; requests for all other paths go to the API."""
-    document = json.dumps(spec).encode()
+def _http_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
+    """Serve the specs and Swagger UI; requests for all other paths go to the API."""
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -119,11 +136,9 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
         yield
         await core.close()
 
-    async def openapi_yaml(_: Any) -> Response:
-        return Response(source, media_type="application/yaml")
-
-    async def openapi_json(_: Any) -> Response:
-        return Response(document, media_type="application/json")
+    async def document(request: Request) -> Response:
+        path = request.url.path
+        return Response(_spec_documents()[path], media_type=f"application/{path.rpartition('.')[2]}")
 
     async def swagger_page(_: Any) -> Response:
         return HTMLResponse(_SWAGGER_PAGE)
@@ -135,8 +150,7 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
         routes=[
             Route("/", to_swagger),
             Route("/swagger-ui", to_swagger),
-            Route("/openapi.yaml", openapi_yaml),
-            Route("/openapi.json", openapi_json),
+            *(Route(path, document) for path in _SPECS),
             Route("/swagger-ui/", swagger_page),
             Mount("/swagger-ui", StaticFiles(directory=swagger_ui_path)),
         ],

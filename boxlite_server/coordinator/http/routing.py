@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 from connexion.apps.asynchronous import AsyncApi, AsyncASGIApp, AsyncOperation
@@ -37,7 +37,7 @@ from connexion.resolver import Resolution, Resolver
 from connexion.utils import inspect_function_arguments, is_nullable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ...errors import NotBuiltError, NotFoundError
+from ...errors import InvalidArgumentError, NotBuiltError, NotFoundError
 from ..core import Core
 from .operations import OPERATION
 from .validation import BODY, check_content_type
@@ -80,6 +80,12 @@ def find_handler(tag: str, operation_id: str) -> Handler | None:
     except ModuleNotFoundError:
         return None
     return getattr(module, re.sub(r"(?<!^)(?=[A-Z])", "_", operation_id).lower(), None)
+
+
+def is_served(operation: Mapping[str, Any]) -> bool:
+    """Whether an operation of the spec is built, and its handler does not only refuse."""
+    handler = find_handler(operation["tags"][0], operation["operationId"])
+    return handler is not None and handler.__annotations__["return"] != "NoReturn"
 
 
 async def _not_built(operation_id: str) -> NoReturn:
@@ -182,20 +188,26 @@ class _Operation(AsyncOperation):  # type: ignore[misc]
 
     async def _call(self, request: ConnexionRequest) -> Any:
         of_path = request.scope["path_params"]  # which are strings, all of them
-        arguments = {name: of_path[parameter["name"]] for name, parameter in self._of_path.items()}
-        for name, parameter in self._of_query.items():
+        arguments = {name: of_path[parameter["name"]] for name, parameter in self._of_path}
+        for name, parameter in self._of_query:
             value = request.query_params.get(parameter["name"], parameter["schema"].get("default"))
-            if value is not None:
-                arguments[name] = _get_val_from_param(value, parameter)
+            if value is None:
+                continue
+            if name in arguments:
+                raise InvalidArgumentError(f"'{parameter['name']}' is the older name of '{name}'; give only one")
+            arguments[name] = _get_val_from_param(value, parameter)
         if self._takes_body:
             arguments["body"] = request.scope.get(BODY)
         return await self._fn(**arguments)
 
 
-def _named(parameters: Iterable[dict[str, Any]], place: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the parameters `in` that place by their names in Python, as far as these are among `names`."""
-    found = {pythonic(parameter["name"]): parameter for parameter in parameters if parameter["in"] == place}
-    return {name: parameter for name, parameter in found.items() if name in names}
+def _named(
+    parameters: Iterable[dict[str, Any]], place: str, names: Collection[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the parameters `in` that place with their names in Python, as far as these are among `names`. A parameter
+    with an older name stands behind the one that it means: both have one name in Python."""
+    found = [(pythonic(parameter["name"]), parameter) for parameter in parameters if parameter["in"] == place]
+    return [(name, parameter) for name, parameter in found if name in names]
 
 
 class _Api(AsyncApi):  # type: ignore[misc]

@@ -213,6 +213,19 @@ def worker(row: Worker, core: Core, load: Load) -> dict[str, Any]:
     }
 
 
+def after(token: str | None) -> tuple[float, str] | None:
+    """Where a page begins, by its token: behind the time and the id of the last entry of the page before. Raises
+    InvalidArgumentError."""
+    return decode_token(token, float, str) if token else None
+
+
+def page(rows: list[A], size: int | None, place: Callable[[A], tuple[float | str, str]]) -> tuple[list[A], str | None]:
+    """The first `size` rows, and the token of the next page; None where these are all. `place`: a row's sort key."""
+    if size is None or len(rows) <= size:
+        return rows, None
+    return rows[:size], encode_token(place(rows[size - 1]))
+
+
 def encode_token(place: tuple[float | str, str]) -> str:
     """A page token that names the last entry of a page: `place` is that entry's sort key."""
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
@@ -228,5 +241,5 @@ def decode_token(token: str, first: Callable[[Any], A], second: Callable[[Any], 
         return place
     except (ValueError, TypeError, OverflowError):
         raise errors.InvalidArgumentError(
-            "this server did not issue this pageToken; use next_page_token of the page before"
+            "this server did not issue this page_token; use next_page_token of the page before"
         ) from None

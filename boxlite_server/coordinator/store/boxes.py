@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ... import errors
 from ..spec import Spec
 from ..states import BoxStatus, DesiredState
-from .table import Table, first, from_json, marks, reader, to_row
+from .table import Table, first, from_json, marks, read_on, reader, to_row
 
 # A box in one of these states has its cpus and memory reserved; a stopped or failed box does not. A box that is being
 # removed keeps the reservation it had: its container may still run, and the removal may fail.
@@ -167,13 +167,8 @@ class Boxes(Table):
         for key, value in (labels or {}).items():
             clauses.append(self._connection.dialect.has_label)
             parameters += [key, value]
-        if after is not None:
-            clauses.append("(created_at, id) > (?, ?)")
-            parameters += after
-        tail = f"WHERE {' AND '.join(clauses)} ORDER BY created_at, id"
-        if limit is not None:
-            tail += f" LIMIT {limit + 1}"
-        found = await self._boxes(tail, tuple(parameters))
+        tail, place = read_on("created_at, id", after, None if limit is None else limit + 1)
+        found = await self._boxes(f"WHERE {' AND '.join(clauses)}{tail}", (*parameters, *place))
         if limit is None or len(found) <= limit:
             return Page(found, None)
         last = found[limit - 1]

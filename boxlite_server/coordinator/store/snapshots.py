@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ... import errors
 from ..states import SnapshotState
-from .table import Table, first, reader
+from .table import Table, first, read_on, reader
 
 
 class Snapshot(NamedTuple):
@@ -38,9 +38,13 @@ class Snapshots(Table):
         """The snapshot of that name, unless it is being created or removed."""
         return first(await self._snapshots(f"WHERE box_id = ? AND name = ? AND {_SHOWN}", (box_id, name)))
 
-    async def list_snapshots(self, box_id: str) -> list[Snapshot]:
-        """A box's snapshots, oldest first, without those that are being created or removed."""
-        return await self._snapshots(f"WHERE box_id = ? AND {_SHOWN} ORDER BY created_at, id", (box_id,))
+    async def list_snapshots(
+        self, box_id: str, *, after: tuple[float, str] | None = None, limit: int | None = None
+    ) -> list[Snapshot]:
+        """A box's snapshots, oldest first, without those that are being created or removed: those created after the
+        time and the id in `after`, `limit` at most."""
+        tail, place = read_on("created_at, id", after, limit)
+        return await self._snapshots(f"WHERE box_id = ? AND {_SHOWN}{tail}", (box_id, *place))
 
     async def unfinished_snapshots(self, box_id: str) -> list[Snapshot]:
         """A box's snapshots with an operation that is under way or was broken off."""

@@ -47,6 +47,14 @@ def first(found: Sequence[T]) -> T | None:
     return found[0] if found else None
 
 
+def read_on(columns: str, after: tuple[Any, Any] | None, limit: int | None) -> tuple[str, tuple[Any, ...]]:
+    """What ends a statement that has a WHERE clause already, so that it reads the rows behind `after`, a pair of values
+    of the two `columns`, in their order, and no more than `limit`; and the parameters of that."""
+    behind = f" AND ({columns}) > (?, ?)" if after else ""
+    most = "" if limit is None else f" LIMIT {limit}"
+    return f"{behind} ORDER BY {columns}{most}", after or ()
+
+
 def end_of_range(prefix: str) -> str:
     """The end (exclusive) of the range of strings that begin with `prefix`, which is not empty."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ... import errors
 from ..states import VolumeState
-from .table import Table, end_of_range, first, reader
+from .table import Table, end_of_range, first, read_on, reader
 
 
 class Volume(NamedTuple):
@@ -53,9 +53,12 @@ class Volumes(Table):
         """The volume with that id, in whatever prefix."""
         return first(await self._volumes("WHERE id = ?", (volume_id,)))
 
-    async def list_volumes(self, prefix: str) -> list[Volume]:
-        """The volumes of a prefix, oldest first."""
-        return await self._volumes("WHERE prefix = ? ORDER BY created_at, id", (prefix,))
+    async def list_volumes(
+        self, prefix: str, *, after: tuple[float, str] | None = None, limit: int | None = None
+    ) -> list[Volume]:
+        """The volumes of a prefix, oldest first: those behind the time and the id in `after`, at most `limit`."""
+        tail, place = read_on("created_at, id", after, limit)
+        return await self._volumes(f"WHERE prefix = ?{tail}", (prefix, *place))
 
     async def volumes_of_worker(self, worker_id: str) -> list[Volume]:
         return await self._volumes("WHERE worker_id = ?", (worker_id,))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from ... import errors
 from ..states import WorkerStatus
-from .table import Table, first, from_json, marks, reader, to_row
+from .table import Table, first, from_json, marks, read_on, reader, to_row
 
 
 class Worker(NamedTuple):
@@ -79,9 +79,10 @@ class Workers(Table):
     async def get_worker(self, worker_id: str) -> Worker | None:
         return first(await self._workers("WHERE id = ?", (worker_id,)))
 
-    async def list_workers(self) -> list[Worker]:
-        """All workers, oldest first."""
-        return await self._workers("ORDER BY registered_at, id", ())
+    async def list_workers(self, *, after: tuple[float, str] | None = None, limit: int | None = None) -> list[Worker]:
+        """The workers, oldest first: those registered after the time and the id in `after`, `limit` at most."""
+        tail, place = read_on("registered_at, id", after, limit)
+        return await self._workers(f"WHERE TRUE{tail}", place)
 
     async def get_workers(self, ids: Collection[str]) -> dict[str, Worker]:
         """The workers with these ids, by id; unknown ids are left out."""

@@ -469,14 +469,14 @@ async def test_volumes_that_a_crash_cut_off(site: CoordinatorSite) -> None:
     task = await begun(site.core.volumes.create("default", "v"), site.one, "CreateVolume")
     await site.crash(task)
     await site.look()
-    assert (await site.core.volumes.all("default"), site.one.volumes) == ([], set())
+    assert (await site.core.volumes.list("default"), site.one.volumes) == ([], set())
     volume = await site.core.volumes.create("default", "v")
     site.one.volumes.add("of-nobody")
     task = await begun(site.core.volumes.remove("default", "v", force=False), site.one, "RemoveVolume")
     site.one.volumes.add(volume.id)
     await site.crash(task)
     await site.look()
-    assert (await site.core.volumes.all("default"), site.one.volumes) == ([], {"of-nobody"})
+    assert (await site.core.volumes.list("default"), site.one.volumes) == ([], {"of-nobody"})
 
 
 @story()

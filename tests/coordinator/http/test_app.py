@@ -143,6 +143,12 @@ BAD_REQUESTS = [
     ("POST", "/v1/boxes", {"image": "a"}, {}, 503, "upstream_unavailable"),
     ("GET", "/v1/boxes?pageSize=0", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?pageSize=many", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?page_size=0", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes?page_size=1&pageSize=1", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/images?page_token=a&pageToken=a", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/volumes?page_token=nonsense", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/boxes/nosuch/snapshots?page_token=nonsense", None, {}, 400, "invalid_argument"),
+    ("GET", "/v1/admin/workers?page_token=nonsense", None, {}, 400, "invalid_argument"),
     ("GET", "/v1/boxes?pageToken=nonsense", None, {}, 400, "invalid_argument"),
     ("GET", f"/v1/boxes?pageToken={token([10**400, 'x'])}", None, {}, 400, "invalid_argument"),
     ("GET", f"/v1/boxes?pageToken={token([1, chr(0xD800)])}", None, {}, 400, "invalid_argument"),
@@ -316,6 +322,9 @@ def test_documents(lonely: Cluster) -> None:
     assert lonely.http("GET", "/swagger-ui/swagger-ui-bundle.js")[0] == 200
     assert yaml.safe_load(lonely.http("GET", "/openapi.yaml")[2]) == SPEC
     assert lonely.http("GET", "/openapi.json")[2] == json.loads(json.dumps(SPEC))
+    for_clients = lonely.http("GET", "/openapi-client.json")[2]
+    assert "/v1/boxes/{box_id}" in for_clients["paths"]
+    assert yaml.safe_load(lonely.http("GET", "/openapi-client.yaml")[2]) == for_clients
 
 
 def test_health_and_readiness(lonely: Cluster) -> None:
@@ -324,7 +333,16 @@ def test_health_and_readiness(lonely: Cluster) -> None:
     assert (status, body["active_workers"]) == (503, 0)
 
 
-OPEN = ["/v1/config", "/v1/health", "/swagger-ui/", "/swagger-ui/swagger-ui.css", "/openapi.yaml", "/openapi.json"]
+OPEN = [
+    "/v1/config",
+    "/v1/health",
+    "/swagger-ui/",
+    "/swagger-ui/swagger-ui.css",
+    "/openapi.yaml",
+    "/openapi.json",
+    "/openapi-client.yaml",
+    "/openapi-client.json",
+]
 GUARDED = [
     "/v1/boxes",
     "/v1/default/boxes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pytest
 from support.rows import WORKER, box
 
 from boxlite_server.coordinator.core import Core
-from boxlite_server.coordinator.http.handlers import boxes
+from boxlite_server.coordinator.http.handlers import boxes, snapshots, volumes, workers
+from boxlite_server.coordinator.states import SnapshotState, VolumeState
+from boxlite_server.coordinator.store import Snapshot, Volume
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +66,39 @@ async def test_a_box_that_goes_meanwhile_hides_no_other(core: Core) -> None:
     await core.store.delete_box("box1")
     names, _ = await listing
     assert names[-4:] == ["é2", "é3", "é4", "é5"]
+
+
+async def test_volumes_come_in_pages(core: Core) -> None:
+    for number in (1, 2, 3):
+        await core.store.insert_volume(Volume(f"v{number}", "default", f"v{number}", "w1", VolumeState.READY, 7, 7))
+    await core.store.insert_volume(Volume("v0", "acme", "v0", "w1", VolumeState.READY, 8, 8))
+    assert await pages(volumes.list_volumes, core, "default") == [["v1", "v2"], ["v3"]]
+
+
+async def test_snapshots_come_in_pages(core: Core) -> None:
+    for number in (1, 2, 3):
+        await core.store.insert_snapshot(Snapshot(f"s{number}", "box1", f"s{number}", SnapshotState.READY, number / 10))
+    await core.store.insert_snapshot(Snapshot("s0", "box2", "s0", SnapshotState.READY, 1))
+    assert await pages(snapshots.list_snapshots, core, "default", "box1") == [["s1", "s2"], ["s3"]]
+
+
+async def test_workers_come_in_pages(core: Core) -> None:
+    for number in (2, 3):
+        await core.store.put_worker(WORKER._replace(id=f"w{number}", name=f"w{number}", registered_at=0.1 * number))
+    assert await pages(workers.list_workers, core) == [["w2", "w3"], ["w1"]]
+
+
+async def pages(listing: Callable[..., Any], *arguments: Any) -> list[list[str]]:
+    """The ids of a list that is read two by two."""
+
+    async def page(**parameters: Any) -> tuple[list[str], str | None]:
+        rows, token = (await listing(*arguments, **parameters)).values()
+        return [row["id"] for row in rows], token
+
+    found, token = await page(page_size=2)
+    read = [found]
+    while token:
+        found, token = await page(page_size=2, page_token=token)
+        read.append(found)
+    assert await page() == ([each for found in read for each in found], None)
+    return read

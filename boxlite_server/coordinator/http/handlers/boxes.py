@@ -47,7 +47,7 @@ async def list_boxes(
         "name": name,
         "labels": _labels(label or []),
     }
-    after = views.decode_token(page_token, float, str) if page_token else None
+    after = views.after(page_token)
     shown: list[str] = []
     while True:
         page = await core.boxes.list(prefix, after=after, limit=page_size or _AT_ONCE, **filters)

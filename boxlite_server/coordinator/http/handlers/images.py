@@ -65,8 +65,7 @@ async def list_images(core: Core, prefix: str, page_size: int | None = None, pag
     if page_token:
         behind = views.decode_token(page_token, str, str)
         images = [image for image in images if (image.reference, image.id) > behind]
-    page = images[:page_size]
-    token = views.encode_token((page[-1].reference, page[-1].id)) if len(page) < len(images) else None
+    page, token = views.page(images, page_size, lambda image: (image.reference, image.id))
     return {"images": [views.image(image) for image in page], "next_page_token": token}
 
 

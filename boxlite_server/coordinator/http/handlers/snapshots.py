@@ -14,8 +14,13 @@ from ..bodies import ArchiveResponse, drain, received
 from ..idempotency import request_key
 
 
-async def list_snapshots(core: Core, prefix: str, box_id: str) -> Any:
-    return {"snapshots": [views.snapshot(row) for row in await core.snapshots.list(prefix, box_id)]}
+async def list_snapshots(
+    core: Core, prefix: str, box_id: str, page_size: int | None = None, page_token: str | None = None
+) -> Any:
+    limit = page_size and page_size + 1
+    rows = await core.snapshots.list(prefix, box_id, after=views.after(page_token), limit=limit)
+    page, token = views.page(rows, page_size, lambda row: (row.created_at, row.id))
+    return {"snapshots": [views.snapshot(row) for row in page], "next_page_token": token}
 
 
 async def create_snapshot(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:

@@ -14,8 +14,10 @@ async def create_volume(core: Core, prefix: str, body: dict[str, Any] | None = N
     return views.volume(volume), 201, {"Location": f"/v1/{prefix}/volumes/{volume.id}"}
 
 
-async def list_volumes(core: Core, prefix: str) -> Any:
-    return {"volumes": [views.volume(volume) for volume in await core.volumes.all(prefix)]}
+async def list_volumes(core: Core, prefix: str, page_size: int | None = None, page_token: str | None = None) -> Any:
+    rows = await core.volumes.list(prefix, after=views.after(page_token), limit=page_size and page_size + 1)
+    page, token = views.page(rows, page_size, lambda row: (row.created_at, row.id))
+    return {"volumes": [views.volume(row) for row in page], "next_page_token": token}
 
 
 async def get_volume(core: Core, prefix: str, volume_id: str) -> Any:

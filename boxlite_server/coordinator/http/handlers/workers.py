@@ -52,12 +52,13 @@ async def heartbeat(core: Core, worker_id: str, body: dict[str, Any]) -> Any:
     }
 
 
-async def list_workers(core: Core) -> Any:
+async def list_workers(core: Core, page_size: int | None = None, page_token: str | None = None) -> Any:
+    rows = await core.store.list_workers(after=views.after(page_token), limit=page_size and page_size + 1)
+    page, token = views.page(rows, page_size, lambda row: (row.registered_at, row.id))
     loads = await core.store.loads()
     return {
-        "workers": [
-            views.worker(worker, core, loads.get(worker.id, Load())) for worker in await core.store.list_workers()
-        ]
+        "workers": [views.worker(row, core, loads.get(row.id, Load())) for row in page],
+        "next_page_token": token,
     }
 
 
