@@ -27,6 +27,7 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_li
 
 CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
+PRIVATE_KEY = "boxlite-private"  # present with image_pull_failed: the pull takes credentials of the host, ask first
 REQUEST_KEY = "boxlite-request-id"  # of the client's request that a call is made for; absent: there is none
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
 TENANT_KEY = "boxlite-tenant"  # the prefix of the request that a call is part of; absent: the call is nobody's
@@ -62,6 +63,12 @@ _STATUS: dict[str, grpc.StatusCode] = {
 }
 
 
+# What tells the kinds of `ImageError` from each other, which have one code.
+_MARKS: dict[type[errors.BoxliteError], str] = {
+    errors.LocalImageError: LOCAL_KEY,
+    errors.PrivateImageError: PRIVATE_KEY,
+}
+
 # The answers of an HTTP server that is not a worker: gRPC's reading of 404, 401 and 403.
 _FOREIGN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
@@ -73,8 +80,8 @@ def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     elif not isinstance(error, errors.BoxliteError):
         log.error("fault in a call", exc_info=error)
         error = errors.BoxliteError(f"fault in the worker: {type(error).__name__}: {error}")
-    local = ((LOCAL_KEY, "yes"),) if isinstance(error, errors.LocalImageError) else ()
-    context.set_trailing_metadata(((CODE_KEY, error.code), *local))
+    mark = _MARKS.get(type(error))
+    context.set_trailing_metadata(((CODE_KEY, error.code), *(((mark, "yes"),) if mark else ())))
     context.abort(_STATUS[error.code], error.message)
 
 
@@ -84,7 +91,8 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     trailing = dict(exc.trailing_metadata() or ())
     if code := trailing.get(CODE_KEY):
         error = errors.from_code(code.decode() if isinstance(code, bytes) else code, details)
-        return errors.LocalImageError(details) if type(error) is errors.ImageError and LOCAL_KEY in trailing else error
+        kind = next((kind for kind, mark in _MARKS.items() if mark in trailing), None)
+        return kind(details) if kind and type(error) is errors.ImageError else error
     if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return _of_worker(errors.TimedOutError, worker_name, "did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:
