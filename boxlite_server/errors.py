@@ -13,7 +13,8 @@
     │   └── StoppedError               409 stopped
     ├── SessionReapedError             410 session_reaped
     ├── ImageError                     422 image_pull_failed
-    │   └── LocalImageError            422 image_pull_failed
+    │   ├── LocalImageError            422 image_pull_failed
+    │   └── PrivateImageError          422 image_pull_failed
     ├── ExecutionError                 422 execution_failed
     ├── ResourceExhaustedError         429 resource_exhausted
     │   └── QuotaExceededError         429 resource_exhausted
@@ -113,6 +114,10 @@ class LocalImageError(ImageError):
     """A worker cannot have the image, for a reason that may be its host's own: another worker may have it."""
 
 
+class PrivateImageError(ImageError):
+    """A worker has not pulled the image, since that takes credentials of its host, and its caller is asked first."""
+
+
 class ExecutionError(BoxliteError):
     status, type, code = 422, "ExecutionError", "execution_failed"
 
@@ -175,7 +180,7 @@ def _tree(root: type[BoxliteError]) -> Iterator[type[BoxliteError]]:
 
 
 # The first class with a code wins: a class that shares its parent's code arrives over gRPC as its parent, except for
-# LocalImageError; see `rpc.py`.
+# those of images; see `rpc.py`.
 _BY_CODE: dict[str, type[BoxliteError]] = {}
 for _cls in _tree(BoxliteError):
     _BY_CODE.setdefault(_cls.code, _cls)

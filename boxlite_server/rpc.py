@@ -9,6 +9,8 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +26,12 @@ from . import errors, ids
 # reads it, which takes a tenth off the cost of a short command. gRPC reads the variable when it makes its first channel
 # or server.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
+# gRPC itself would write a line for each TLS handshake that fails, without the address, as fast as strangers can try.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own
+PRIVATE_KEY = "boxlite-private"  # present with image_pull_failed: the pull takes credentials of the host, ask first
 REQUEST_KEY = "boxlite-request-id"  # of the client's request that a call is made for; absent: there is none
 EPOCH_KEY = "boxlite-epoch"  # the worker process (epoch) that a call is addressed to; absent: any
 TENANT_KEY = "boxlite-tenant"  # the prefix of the request that a call is part of; absent: the call is nobody's
@@ -35,6 +40,8 @@ ACCEPTED = ("boxlite-accepted", "yes")  # initial metadatum that accepts the hea
 MAX_MESSAGE_BYTES = 12 * 1024 * 1024  # the result of a run has two streams of 4 MiB
 CHUNK_BYTES = 256 * 1024  # of a byte stream in one message
 SENT_BYTES = 1024 * 1024  # of an upload in one message: each message costs both sides about as much as its bytes
+TOLD_AT_ONCE = 20  # refused calls of strangers that have a line in the log each
+TOLD_SECONDS = 5.0  # after which one more has
 MAX_EXECUTIONS = 2000  # may run on one worker; each takes a thread and a connection to the engine
 
 log = logging.getLogger(__name__)
@@ -62,6 +69,12 @@ _STATUS: dict[str, grpc.StatusCode] = {
 }
 
 
+# What tells the kinds of `ImageError` from each other, which have one code.
+_MARKS: dict[type[errors.BoxliteError], str] = {
+    errors.LocalImageError: LOCAL_KEY,
+    errors.PrivateImageError: PRIVATE_KEY,
+}
+
 # The answers of an HTTP server that is not a worker: gRPC's reading of 404, 401 and 403.
 _FOREIGN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
@@ -73,8 +86,8 @@ def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     elif not isinstance(error, errors.BoxliteError):
         log.error("fault in a call", exc_info=error)
         error = errors.BoxliteError(f"fault in the worker: {type(error).__name__}: {error}")
-    local = ((LOCAL_KEY, "yes"),) if isinstance(error, errors.LocalImageError) else ()
-    context.set_trailing_metadata(((CODE_KEY, error.code), *local))
+    mark = _MARKS.get(type(error))
+    context.set_trailing_metadata(((CODE_KEY, error.code), *(((mark, "yes"),) if mark else ())))
     context.abort(_STATUS[error.code], error.message)
 
 
@@ -84,7 +97,8 @@ def from_rpc_error(exc: grpc.aio.AioRpcError, worker_name: str) -> errors.Boxlit
     trailing = dict(exc.trailing_metadata() or ())
     if code := trailing.get(CODE_KEY):
         error = errors.from_code(code.decode() if isinstance(code, bytes) else code, details)
-        return errors.LocalImageError(details) if type(error) is errors.ImageError and LOCAL_KEY in trailing else error
+        kind = next((kind for kind, mark in _MARKS.items() if mark in trailing), None)
+        return kind(details) if kind and type(error) is errors.ImageError else error
     if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return _of_worker(errors.TimedOutError, worker_name, "did not answer in time; try again")
     if exc.code() is grpc.StatusCode.UNAVAILABLE:
@@ -127,6 +141,7 @@ class _Gate(grpc.ServerInterceptor):
 
     def __init__(self, error: errors.BoxliteError) -> None:
         def refuse(requests: Any, context: grpc.ServicerContext) -> NoReturn:
+            self.refused(context.peer())
             abort(context, error)
 
         refuse.experimental_thread_pool = _AtOnce()  # type: ignore[attr-defined]  # where gRPC looks for it
@@ -135,6 +150,9 @@ class _Gate(grpc.ServerInterceptor):
 
     def admits(self, metadata: dict[str, bytes]) -> bool:
         raise NotImplementedError
+
+    def refused(self, peer: str) -> None:
+        """Take note of a refused call; `peer`: its caller's address, as gRPC writes it."""
 
     def intercept_service(
         self,
@@ -147,14 +165,31 @@ class _Gate(grpc.ServerInterceptor):
 
 
 class SecretInterceptor(_Gate):
-    """Refuses every call that does not carry the worker's own secret."""
+    """Refuses every call that does not carry the worker's own secret. The log has a line for each of them, as long as
+    they are few; beyond that they are counted."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         super().__init__(errors.AuthError("this call does not carry the worker's secret"))
         self._expected = f"Bearer {secret}".encode()
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._lines, self._at, self._untold = float(TOLD_AT_ONCE), monotonic(), 0
 
     def admits(self, metadata: dict[str, bytes]) -> bool:
         return hmac.compare_digest(metadata.get("authorization", b""), self._expected)
+
+    def refused(self, peer: str) -> None:
+        with self._lock:
+            now = self._monotonic()
+            self._lines = min(TOLD_AT_ONCE, self._lines + (now - self._at) / TOLD_SECONDS)
+            self._at = now
+            if self._lines < 1:
+                self._untold += 1
+                return
+            self._lines -= 1
+            before, self._untold = self._untold, 0
+        more = f", after {before} that have no line" if before else ""
+        log.warning("a call without this worker's secret was refused: it came from %s%s", peer, more)
 
 
 class EpochInterceptor(_Gate):

@@ -170,16 +170,18 @@ class Box(_message.Message):
     def __init__(self, box_id: _Optional[str] = ..., generation: _Optional[int] = ..., status: _Optional[_Union[BoxStatus, str]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., interrupted: _Optional[bool] = ..., out_of_memory: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[PortMapping, _Mapping]]] = ..., engine_life: _Optional[str] = ..., image_id: _Optional[str] = ..., pulled: _Optional[bool] = ..., private_image: _Optional[bool] = ..., reason: _Optional[str] = ..., supervisor: _Optional[str] = ..., unclaimed: _Optional[bool] = ..., live_executions: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class CreateBoxRequest(_message.Message):
-    __slots__ = ("box", "spec", "start", "prepare")
+    __slots__ = ("box", "spec", "start", "prepare", "ask_first")
     BOX_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIRST_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     spec: BoxSpec
     start: bool
     prepare: bool
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ..., start: _Optional[bool] = ..., prepare: _Optional[bool] = ...) -> None: ...
+    ask_first: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., spec: _Optional[_Union[BoxSpec, _Mapping]] = ..., start: _Optional[bool] = ..., prepare: _Optional[bool] = ..., ask_first: _Optional[bool] = ...) -> None: ...
 
 class StopBoxRequest(_message.Message):
     __slots__ = ("box", "timeout_seconds")
@@ -576,10 +578,12 @@ class ImportBoxRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[CreateBoxRequest, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PullImageRequest(_message.Message):
-    __slots__ = ("reference",)
+    __slots__ = ("reference", "ask_first")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIRST_FIELD_NUMBER: _ClassVar[int]
     reference: str
-    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+    ask_first: bool
+    def __init__(self, reference: _Optional[str] = ..., ask_first: _Optional[bool] = ...) -> None: ...
 
 class PullImageEvent(_message.Message):
     __slots__ = ("progress", "image")

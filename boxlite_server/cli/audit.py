@@ -1,5 +1,5 @@
 """`boxlite-server audit`: shows the audit, from the coordinator's database itself, which a coordinator may be using
-meanwhile."""
+meanwhile. Commands that change that database add their lines by `note`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .flags import Commands, add, add_database, add_debug
 from .logs import visible
 
 if TYPE_CHECKING:
-    from ..coordinator.store import AuditLine, Store
+    from ..coordinator.store import AuditLine, Store, Tables
 
 LINES = 100  # that are shown, unless --limit says otherwise
 
@@ -43,6 +43,14 @@ def add_audit(commands: Commands) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="print the lines in this format")
     add_database(parser)
     add_debug(parser)
+
+
+async def note(tx: Tables, action: str, prefix: str, target: str) -> None:
+    """Add a line about a command of the operator, in the transaction in which the command changes the database:
+    neither is there without the other. `AuditLine` says what the fields are."""
+    from ..coordinator.store import OPERATOR, AuditLine
+
+    await tx.insert_audit([AuditLine(time.time(), OPERATOR, prefix, action, target, 0, request_id="", address="")])
 
 
 def run(arguments: argparse.Namespace) -> int:

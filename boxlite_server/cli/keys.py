@@ -14,10 +14,11 @@ from ..client import output
 from ..errors import InvalidArgumentError, InvalidStateError, NotFoundError
 from ..formats import join_token, timestamp
 from . import types
+from .audit import note
 from .flags import Commands, add, add_database, add_debug, on_database
 
 if TYPE_CHECKING:
-    from ..coordinator.store import Key, Store, Tables
+    from ..coordinator.store import Key, Store
 
 
 def add_keys(commands: Commands) -> None:
@@ -114,7 +115,7 @@ async def create(store: Store, arguments: argparse.Namespace) -> None:
     )
     async with store.transaction() as tx:
         await tx.insert_key(key)
-        await _note(tx, "createKey", key)
+        await note(tx, "createKey", key.prefix, key.id)
     _print_key(key, completed(minted.text), arguments.format)
 
 
@@ -145,7 +146,7 @@ async def revoke(store: Store, arguments: argparse.Namespace) -> None:
     async with store.transaction() as tx:
         key = _find(await tx.list_keys(), arguments.key)
         await tx.revoke_key(key.id, time.time())
-        await _note(tx, "revokeKey", key)
+        await note(tx, "revokeKey", key.prefix, key.id)
     print(f"{key.name} ({key.id}) is revoked")
 
 
@@ -162,7 +163,7 @@ async def rotate(store: Store, arguments: argparse.Namespace) -> None:
             raise InvalidArgumentError(f"the key {key.name} is not one of workers, and so no join token")
         minted = keys.mint(key.id)
         await tx.rotate_key(key.id, minted.secret_sha256, time.time() + arguments.grace)
-        await _note(tx, "rotateKey", key)
+        await note(tx, "rotateKey", key.prefix, key.id)
     _print_key(key, completed(minted.text), arguments.format)
 
 
@@ -176,14 +177,6 @@ def _completion(ca: Path | None) -> Callable[[str], str]:
     if pin is None:
         raise InvalidArgumentError(f"{ca} has no certificate in PEM")
     return lambda key: join_token(key, pin)
-
-
-async def _note(tx: Tables, action: str, key: Key) -> None:
-    """Add a line to the audit, which has the operator's commands beside the requests of clients."""
-    from ..coordinator.store import OPERATOR, AuditLine
-
-    line = AuditLine(time.time(), OPERATOR, key.prefix, action, key.id, status=0, request_id="", address="")
-    await tx.insert_audit([line])
 
 
 def _find(found: list[Key], id_or_name: str) -> Key:

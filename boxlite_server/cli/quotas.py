@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from ..client import output
 from ..errors import InvalidArgumentError
 from . import types
+from .audit import note
 from .flags import Commands, add, add_database, add_debug, on_database
 
 if TYPE_CHECKING:
     from ..coordinator.store import Quotas, Store, Use
 
+_PATH = "/v1/admin/quotas/"  # of the same in the API, as the audit has it
 _FLAGS = {
     "boxes": "have at most so many boxes",
     "running_boxes": "have at most so many boxes that run",
@@ -72,6 +74,7 @@ async def set_quotas(store: Store, arguments: argparse.Namespace) -> None:
         quotas = (await tx.own_quotas(arguments.prefix) or Quotas())._replace(**given)
         await tx.put_quotas(arguments.prefix, quotas)
         use = await tx.use_of(arguments.prefix)
+        await note(tx, "setQuotas", arguments.prefix, _PATH + arguments.prefix)
     _print({arguments.prefix: (quotas, use)}, arguments.format)
 
 
@@ -79,6 +82,7 @@ async def remove_quotas(store: Store, arguments: argparse.Namespace) -> None:
     """Remove all quotas of a prefix."""
     async with store.transaction() as tx:
         await tx.delete_quotas(arguments.prefix)
+        await note(tx, "removeQuotas", arguments.prefix, _PATH + arguments.prefix)
     print(f"{arguments.prefix} has no quotas of its own")
 
 

@@ -179,6 +179,7 @@ class Core:
         await self.pools.close()
         await self.reconciler.close()
         await self.leases.close()
+        await self.images.close()
         await self.calls.close()
         await self.counting.close()
         await self.authenticator.keys.close()

@@ -25,7 +25,7 @@ from .domain.executions import RECONNECT_GRACE
 from .fleet.certificates import Certificates
 from .http.app import create_app
 from .http.attach.protocol import WebSocketProtocol
-from .http.connections import ConnectionLimits, Connections
+from .http.connections import ConnectionLimits, Connections, Refused
 from .http.forwarded import Forwarded, Network
 from .http.handshakes import Handshakes
 from .http.origins import Origins, bound_names
@@ -64,7 +64,7 @@ class CoordinatorConfig:
 
 class Server(uvicorn.Server):
     """Serves an ASGI application over HTTP/1.1 and WebSocket, within `limits`. Sets `stopping` as soon as a signal asks
-    the process to end, so that long answers end. With `tls` it serves HTTPS."""
+    the process to end, so that long answers end. With `tls` it serves HTTPS. `refused`: see `Connections`."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Server(uvicorn.Server):
         *,
         debug: bool = False,
         tls: Watched | None = None,
+        refused: Refused = lambda *_: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -93,7 +94,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,  # they would be taken from any caller on loopback; see `Forwarded`
             )
         )
-        self.server_state = self._connections = Connections(limits)
+        self.server_state = self._connections = Connections(limits, refused)
         self._stopping = stopping
         self._tls = tls
         self._handshakes: list[Handshakes] = []
@@ -103,7 +104,7 @@ class Server(uvicorn.Server):
         if self._tls:
             limits, backlog = self._connections.limits, self.config.backlog
             self._handshakes = [
-                Handshakes(listener, self._tls, self._new_protocol, backlog, limits.unread)
+                Handshakes(listener, self._tls, self._new_protocol, backlog, limits.unread, self._connections.refused)
                 for listener in sockets or []
             ]
 
@@ -159,7 +160,9 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket, tls: Watche
     scheme = "https" if tls else "http"
     log.info("coordinator serves %s://%s:%s, database %s", scheme, in_url(host), port, shown(config.database))
     app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body)
-    server = Server(Forwarded(app, config.trusted_proxies), config.limits, core.stopping, debug=config.debug, tls=tls)
+    served = Forwarded(app, config.trusted_proxies)
+    refused = core.audit.note_no_request
+    server = Server(served, config.limits, core.stopping, debug=config.debug, tls=tls, refused=refused)
     gc.collect()
     gc.freeze()  # permanent objects are not scanned in every collection, during which all requests wait
     await server.serve(sockets=[listener])

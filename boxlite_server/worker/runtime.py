@@ -235,10 +235,11 @@ class Images(Protocol):
     def list(self) -> list[Image]:
         """An entry for each name of each image, without the images that hold disks of boxes."""
 
-    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+    def pull(self, reference: str, *, ask_first: bool = False) -> Iterator[PullProgress | Image]:
         """Fetch the image anew. Yields the progress at least every second, and the image last.
 
-        Raises `ImageError` when the image cannot be had, or `reference` is malformed.
+        Raises `ImageError` when the image cannot be had, or `reference` is malformed; with `ask_first`
+        `PrivateImageError`, and nothing else is done, when that takes credentials of the host.
         """
 
     def remove(self, reference: str) -> None:
@@ -369,11 +370,12 @@ class BoxRuntime(Protocol):
         """An identifier of the engine's present life. It changes with each restart of the engine or of its host, and
         at no other time."""
 
-    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+    def create(self, box: BoxRef, spec: BoxSpec, *, ask_first: bool = False) -> BoxState:
         """Make the box, not started, or return the state of the existing one. Removes older generations first. A box
         that was prepared, and that nobody has claimed, becomes a box of this spec.
 
-        Fetches the image when it is missing. Raises `ImageError` when the image cannot be had,
+        Fetches the image when it is missing. Raises `ImageError` when the image cannot be had (with `ask_first`
+        `PrivateImageError` when that takes credentials of the host, see `pull`),
         `InvalidArgumentError` when the engine refuses the spec or the operator the host path, `UnsupportedError`
         when the operator has not allowed a capability or the disk cannot be limited, `InvalidStateError` when a volume
         is missing. What is mounted outlives the box.

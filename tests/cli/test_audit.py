@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import time
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from boxlite_server import cli, errors
 from boxlite_server.cli import main
-from boxlite_server.coordinator.store import AuditLine, Store
+from boxlite_server.coordinator.store import AuditLine, Store, Tables
 
 NOW = time.time()
 LINES = [
@@ -86,6 +88,45 @@ def test_the_operators_own_changes_of_keys_are_there_and_their_lines_are_found_b
     ]
     assert key.split("_", 2)[2] not in run("audit")
     assert shown(run, "--key", "ci") == []
+
+
+def test_the_operators_own_changes_of_quotas_are_there(run: Callable[..., str]) -> None:
+    run("quotas", "set", "acme", "--boxes", "5")
+    run("quotas", "remove", "*")
+    lines = json.loads(run("audit", "--format", "json", "--key", "operator"))
+    assert [(line["action"], line["target"], line["prefix"]) for line in lines] == [
+        ("setQuotas", "/v1/admin/quotas/acme", "acme"),
+        ("removeQuotas", "/v1/admin/quotas/*", "*"),
+    ]
+
+
+def test_a_change_without_its_line_in_the_audit_is_not_made(
+    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise errors.DatabaseError("the disk is full")
+
+    run("keys", "create", "--name", "ci", "--prefix", "acme")
+    before = run("keys", "list", "--format", "json"), run("quotas", "list")
+    monkeypatch.setattr(Tables, "insert_audit", fail)
+    for command in (
+        "quotas set acme --boxes 5",
+        "quotas remove acme",
+        "keys create --name x --prefix acme",
+        "keys rotate ci",
+        "keys revoke ci",
+    ):
+        with pytest.raises(AssertionError):
+            run(*command.split())
+    assert (run("keys", "list", "--format", "json"), run("quotas", "list")) == before
+
+
+def test_no_command_changes_the_database_without_a_line() -> None:
+    """Each transaction in the code of the commands has its line in it."""
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for block in ast.walk(ast.parse(path.read_text())):
+            if isinstance(block, ast.AsyncWith) and "transaction()" in ast.unparse(block.items[0]):
+                assert "await note(" in ast.unparse(block), f"{path.name}:{block.lineno}"
 
 
 @pytest.mark.parametrize("flags", [("--status", "x"), ("--status", "6xx"), ("--limit", "0"), ("--since", "soon")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +52,17 @@ def test_a_request_is_followed_from_the_audit_into_the_workers_log(
     assert cluster.coordinator is not None
     of_coordinator = [line for line in cluster.coordinator.log.read_text().splitlines() if request_id in line]
     assert [json.loads(text[text.index("{") :]) for text in of_coordinator] == [line]
+
+
+def test_bytes_that_are_no_request_have_a_line(cluster: Cluster, audit: Callable[..., Any]) -> None:
+    with socket.create_connection(("127.0.0.1", cluster.port)) as connection:
+        connection.sendall(b"\x16\x03\x01 rubbish \x1b[2J\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    [request_id] = re.findall(rb"(?i)x-request-id: (\S+)", answer)
+    wait_until(lambda: audit("--request-id", request_id.decode()) != [], "the line is written")
+    [line] = audit("--request-id", request_id.decode())
+    assert (line["action"], line["status"], line["address"]) == ("noRequest", 400, "127.0.0.1")
+    assert (line["key_id"], line["prefix"], line["target"]) == ("", "", "")
 
 
 def test_what_failed_at_the_worker_is_in_its_log_under_the_requests_id(

@@ -225,7 +225,7 @@ class FakeRuntime:
             main.kill()
             found.at_rest.wait()
 
-    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+    def create(self, box: BoxRef, spec: BoxSpec, *, ask_first: bool = False) -> BoxState:
         self.ping()
         with self._lock:
             found = self._boxes.get(box.box_id)

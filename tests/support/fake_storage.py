@@ -44,7 +44,7 @@ class FakeImages:
     def list(self) -> list[Image]:
         return list(self._images.values())
 
-    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+    def pull(self, reference: str, *, ask_first: bool = False) -> Iterator[PullProgress | Image]:
         full = _full(reference)
         if full not in self._pullable:
             raise ImageError(f"image '{reference}' cannot be pulled: the registry does not have it")

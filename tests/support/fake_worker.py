@@ -56,6 +56,7 @@ class FakeWorker:
         self.volumes: set[str] = set()  # ids
         self.images: list[pb.Image] = []
         self.image_id = "sha256:1"  # of whatever image a box is made of
+        self.private: set[str] = set()  # images whose registry gets credentials of the host
         self.pulls = False  # whether each create has to pull its image, with credentials of the host
         self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
         self.prepares = True  # whether it can; an older version makes boxes that run the image's command
@@ -213,6 +214,8 @@ class FakeWorker:
         )
 
     def _CreateBox(self, request: pb.CreateBoxRequest) -> pb.Box:
+        if not any(image.reference == request.spec.image for image in self.images):
+            self._check_asked(request.ask_first, request.spec.image)
         self._make(request.box)
         self.boxes[request.box.box_id].unclaimed = request.prepare and self.prepares
         self.specs[request.box.box_id] = request.spec
@@ -321,6 +324,18 @@ class FakeWorker:
 
     def _ListImages(self, request: pb.Empty) -> pb.ListImagesResponse:
         return pb.ListImagesResponse(images=self.images)
+
+    def _PullImage(self, request: pb.PullImageRequest) -> list[pb.PullImageEvent]:
+        self._check_asked(request.ask_first, request.reference)
+        missing = not any(image.reference == request.reference for image in self.images)
+        image = pb.Image(reference=request.reference, image_id=self.image_id, cached_at_ms=1, pulled=missing)
+        image.private = request.reference in self.private
+        self.images += [image] if missing else []
+        return [pb.PullImageEvent(image=image)]
+
+    def _check_asked(self, ask_first: bool, reference: str) -> None:
+        if ask_first and reference in self.private:
+            raise errors.PrivateImageError(f"image {reference} takes credentials")
 
     def _RemoveImage(self, request: pb.RemoveImageRequest) -> pb.Empty:
         self.images = [image for image in self.images if image.reference != request.reference]

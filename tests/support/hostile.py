@@ -19,6 +19,12 @@ NESTED = "[" * 960 + "]" * 960  # can just be read
 TOO_NESTED = "[" * 100_000
 
 _HOLE = "<hole>"
+_HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
 
 # Texts as they stand in a URL.
 URL_TEXTS = [
@@ -130,12 +136,26 @@ def hostile_requests(known: Known, skip: Collection[str], texts: Callable[[str],
             tags.add(tag)
 
 
-def misleading_requests(known: Known, skip: Collection[str], paths: Collection[str]) -> Iterator[Hostile]:
-    """Yield requests to all operations but those to `skip` that have one of the paths in each parameter and in each
-    field of a body. `known`: see `hostile_requests`."""
+def misleading_requests(known: Known, paths: Collection[str], samples: Mapping[str, bytes]) -> Iterator[Hostile]:
+    """Yield requests to all operations, as HTTP and as WebSocket, that have one of the paths in each parameter and in
+    each field of a body. `known`: see `hostile_requests`; `samples`: bodies by their type that are not JSON."""
     in_url = [text for path in paths for text in (quote(path, safe=""), quote(quote(path, safe=""), safe=""))]
-    for _, requests in _operations(known, skip, in_url, [json.dumps(path) for path in paths]):
-        yield from requests.of_parameters()
+    for _, requests in _operations(known, (), in_url, [json.dumps(path) for path in paths]):
+        yield from requests.of_parameters(samples)
+
+
+def misleading_places() -> Iterator[str]:
+    """Yield the `why` of each place in which `misleading_requests` has to have put a path, in other words."""
+    for item in SPEC["paths"].values():
+        for operation in (item[method] for method in METHODS if method in item):
+            name = operation["operationId"]
+            for given in [*item.get("parameters", []), *operation.get("parameters", [])]:
+                parameter = resolved(given)
+                yield f"{name}: {parameter['in']} {parameter['name']}"
+                if "101" in operation["responses"]:
+                    yield f"{name}: {parameter['in']} {parameter['name']} of a WebSocket"
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                yield from (f"{name}: {field}" for field in resolved(content["schema"]).get("properties", {}))
 
 
 def _operations(
@@ -179,16 +199,27 @@ class _Requests:
             self.whole = kinds[self.kind]["example"]
             self.whole = {**self.whole, "url": "http://127.0.0.1:9"} if "url" in self.whole else self.whole
         self.body = json.dumps(self.whole).encode() if self.schema else b""
+        self.is_websocket = "101" in operation["responses"]
+        form = kinds.get("application/x-www-form-urlencoded")
+        self.fields = [*resolved(form["schema"])["properties"]] if form else []
 
-    def of_parameters(self) -> Iterator[Hostile]:
-        for name in self.names:
+    def of_parameters(self, samples: Mapping[str, bytes]) -> Iterator[Hostile]:
+        body = samples.get(self.kind)
+        for of_whom, handshake in [("", {}), *([(" of a WebSocket", _HANDSHAKE)] if self.is_websocket else [])]:
             for text in self.url_texts:
-                yield self._request(f"path {name}", path={name: text})
-        for name in self.queries:
-            for text in self.url_texts:
-                yield self._request(f"query {name}", query=f"&{name}={text}")
+                for name in self.names:
+                    yield self._request(f"path {name}{of_whom}", path={name: text}, headers=handshake, body=body)
+                for name in self.queries:
+                    yield self._request(f"query {name}{of_whom}", query=f"&{name}={text}", headers=handshake, body=body)
+            for name in self.headers:
+                for text in self.url_texts[::4]:  # many of them let a request pass
+                    sent = {name: f"{text}/{self.name}", **handshake}  # an Idempotency-Key is for one operation
+                    yield self._request(f"header {name}{of_whom}", headers=sent, body=body)
         if self.schema:
             yield from self._of_fields()
+        for name in self.fields:
+            for text in self.url_texts[:2]:  # each counts as a wrong key
+                yield self._request(name, body="&".join(f"{each}={text}" for each in self.fields).encode())
 
     def of_operation(self) -> Iterator[Hostile]:
         for name in self.names.keys() - {"prefix"}:
@@ -255,15 +286,16 @@ def unmake(cluster: Cluster, target: str, made: dict[str, Any]) -> None:
     """Remove the box or the volume that the request has made, under the prefix that it was made in."""
     for collection, key in (("/volumes", "id"), ("/boxes", "box_id")):
         prefix, found, rest = target.partition(collection)
-        if found and key in made and rest.partition("?")[0] in ("", "/import"):
+        last = rest.partition("?")[0].rpartition("/")[2]
+        if found and key in made and last in ("", "import", "clone"):
             cluster.http("DELETE", f"{prefix}{collection}/{made[key]}?force=true")
 
 
 def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:
     """The status and body of the answer to a request that is sent as it is; of a stream, only the status."""
-    lines = [f"{request.method} {request.target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-    key = {"Authorization": f"Bearer {cluster.api_key}"} if cluster.api_key else {}
-    lines += [f"{name}: {value}" for name, value in {**key, **request.headers}.items()]
+    lines = [f"{request.method} {request.target} HTTP/1.1", "Host: 127.0.0.1"]
+    sent = {"Connection": "close", **({"Authorization": f"Bearer {cluster.api_key}"} if cluster.api_key else {})}
+    lines += [f"{name}: {value}" for name, value in {**sent, **request.headers}.items()]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
         lines.append(f"Content-Length: {len(request.body)}")
     with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
@@ -272,7 +304,7 @@ def answer(cluster: Cluster, request: Hostile) -> tuple[int, bytes]:
         response = http.client.HTTPResponse(connection, method=request.method)
         response.begin()
         is_stream = response.getheader("content-type", "").startswith("text/event-stream")
-        return response.status, b"" if is_stream else response.read()
+        return response.status, b"" if is_stream or response.status == 101 else response.read()
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:

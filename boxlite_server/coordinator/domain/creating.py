@@ -13,6 +13,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from ... import errors, ids
@@ -165,9 +166,7 @@ class Creation:
         ends_at = asyncio.get_running_loop().time() + CREATE_SECONDS
         for generation in itertools.count(1):
             try:
-                state = await self._create_on(worker, box_id, generation, spec, ends_at, start)
-                if state.pulled:
-                    await self._images.note_pulled(spec.image, tenant, is_private=state.private_image)
+                state = await self._create_for(tenant, worker, box_id, generation, spec, ends_at, start)
                 return await self._made(box_id, state, worker, start)
             except INTERRUPTED:
                 raise  # the row stays: the box is finished or undone later
@@ -279,13 +278,38 @@ class Creation:
             return False
         return True
 
+    async def _create_for(
+        self, tenant: str | None, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float, start: bool
+    ) -> pb.Box:
+        """Have the worker make the box, and note what it has pulled for that. A pull that takes credentials of its host
+        comes before the box and by itself, since it is noted before it begins."""
+        create = partial(self._create_on, worker, box_id, generation, spec, ends_at, start, tenant is not None)
+        try:
+            state = await create()
+        except errors.PrivateImageError:
+            try:
+                async with asyncio.timeout(_left(ends_at)):
+                    await self._images.pull_at(worker, spec.image, tenant)
+            except TimeoutError:
+                raise errors.TimedOutError(f"image {spec.image} is still being pulled; ask again") from None
+            state = await create()
+        if state.pulled:
+            await self._images.note_pulled(spec.image, tenant, is_private=state.private_image)
+        return state
+
     async def _create_on(
-        self, worker: Worker, box_id: str, generation: int, spec: Spec, ends_at: float, start: bool
+        self,
+        worker: Worker,
+        box_id: str,
+        generation: int,
+        spec: Spec,
+        ends_at: float,
+        start: bool,
+        ask_first: bool = False,
     ) -> pb.Box:
         box = pb.BoxRef(box_id=box_id, generation=generation, wish=int(start))
-        request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box_id), start=start)
-        timeout = max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
-        return await self._calls.create_box(worker, request, timeout=timeout)
+        request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box_id), start=start, ask_first=ask_first)
+        return await self._calls.create_box(worker, request, timeout=_left(ends_at))
 
     async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool, *, durable: bool = True) -> Box:
         """The row of a box that was just made, as it is on disk if `durable`. `start`: the worker was asked to start
@@ -385,6 +409,11 @@ def _unknown_when_interrupted(request_key: str | None) -> Iterator[None]:
             f"the box was being made when that was interrupted; look whether it is there: {exc.message}",
             f"the box was being made when that was interrupted; look whether it is there: {exc.public}",
         ) from exc
+
+
+def _left(ends_at: float) -> float:
+    """Seconds for one more attempt at a box that is to be made by then."""
+    return max(ends_at - asyncio.get_running_loop().time(), LAST_TRY_SECONDS)
 
 
 def _use(spec: Spec, runs: bool) -> Use:

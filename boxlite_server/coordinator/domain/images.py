@@ -15,13 +15,14 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-from ... import errors, references
+from ... import errors, ids, references
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, not_placed, place
 from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
-from ..store import Pulled, Store
+from ..loops import Tasks
+from ..store import Pulled, Store, Worker
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class PullProgress(NamedTuple):
     total_bytes: int
 
 
+Pulling = AsyncGenerator[PullProgress | Image, None]
+
+
 class Images:
     """The images of all workers, over the store and the fleet; `clock` gives Unix seconds."""
 
@@ -72,7 +76,12 @@ class Images:
         self._store = store
         self._fleet = fleet
         self._calls = calls
+        self._tasks = Tasks()  # pulls under way
         self.pulls = FailedPulls(clock)
+
+    async def close(self) -> None:
+        """Follow no pull any more; those that take credentials stay noted as begun."""
+        await self._tasks.close()
 
     async def all(self, tenant: str | None = None) -> list[Image]:
         """All images, sorted by name; one entry for each version of a name."""
@@ -124,13 +133,42 @@ class Images:
         if tenant is not None:
             await self._store.note_pull(_repository(name), tenant, is_private=is_private)
 
-    async def pull(self, reference: str, tenant: str | None = None) -> AsyncGenerator[PullProgress | Image, None]:
+    def pull(self, reference: str, tenant: str | None = None) -> Pulling:
         """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
-        When a worker cannot do it, for a reason that may be its own, the next one is tried.
+        When a worker cannot do it, for a reason that may be its own, the next one is tried. A pull goes on, and is
+        noted, when its caller leaves.
 
         Raises ImageError, UpstreamUnavailableError and ResourceExhaustedError when the image cannot be pulled.
         """
-        request = pb.PullImageRequest(reference=reference)
+        return self._to_the_end(self._pull_somewhere(reference, tenant))
+
+    async def pull_at(self, worker: Worker, reference: str, tenant: str | None) -> None:
+        """Pull an image on that worker; raises as `pull` does."""
+        async for _ in self._to_the_end(self._pull_at(worker, reference, tenant)):
+            pass
+
+    async def _to_the_end(self, pulling: Pulling) -> Pulling:
+        """The events of a pull that is followed to its end, whether anybody listens or not: its worker goes on too."""
+        events: asyncio.Queue[PullProgress | Image | Exception] = asyncio.Queue()
+
+        async def follow() -> None:
+            try:
+                async for event in pulling:
+                    events.put_nowait(event)
+            except Exception as exc:
+                events.put_nowait(exc)
+            except asyncio.CancelledError:
+                events.put_nowait(errors.UpstreamUnavailableError("the coordinator is shutting down; ask again"))
+                raise
+
+        self._tasks.begin(ids.new_id(), follow)
+        while not isinstance(event := await events.get(), Exception):
+            yield event
+            if isinstance(event, Image):
+                return
+        raise event
+
+    async def _pull_somewhere(self, reference: str, tenant: str | None) -> Pulling:
         tried: dict[str, errors.BoxliteError] = {}
         while True:
             untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
@@ -139,20 +177,44 @@ class Images:
                 raise not_placed("pull", NOTHING, placement, tried)
             worker = placement.workers[0]
             try:
-                events = self._calls.pull_image(worker, request)
-                async with contextlib.aclosing(events):
-                    async for event in events:
-                        if event.HasField("image"):
-                            await self._note(event.image, tenant)
-                            yield _image(event.image, worker.id)
-                            return
-                        yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
-                raise errors.EngineError(f"the pull of {reference} ended without an image")
+                async for event in self._pull_at(worker, reference, tenant):
+                    yield event
+                return
             except TRY_ELSEWHERE as exc:
                 log.warning("%s cannot be pulled on %s: %s", reference, worker.name, exc)
                 tried[worker.name] = exc
                 if isinstance(exc, errors.LocalImageError):
                     self.pulls.note(reference, worker.id)
+
+    async def _pull_at(self, worker: Worker, reference: str, tenant: str | None) -> Pulling:
+        """Pull on one worker. What takes credentials of its host is noted before it begins: from then on it is hidden
+        from everybody who has not pulled it, also if the coordinator is killed before it is noted whose it is."""
+        request = pb.PullImageRequest(reference=reference, ask_first=tenant is not None)
+        try:
+            async for event in self._events(worker, request, tenant):
+                yield event
+            return
+        except errors.PrivateImageError:
+            assert tenant is not None
+        request.ask_first = False
+        pull_id = ids.new_id()
+        await self._store.begin_private_pull(pull_id, _repository(reference), tenant)
+        try:
+            async for event in self._events(worker, request, tenant):
+                yield event
+        except errors.ImageError:  # nothing has come; after any other error something may come yet
+            await self._store.end_private_pull(pull_id)
+            raise
+
+    async def _events(self, worker: Worker, request: pb.PullImageRequest, tenant: str | None) -> Pulling:
+        async with contextlib.aclosing(self._calls.pull_image(worker, request)) as events:
+            async for event in events:
+                if event.HasField("image"):
+                    await self._note(event.image, tenant)
+                    yield _image(event.image, worker.id)
+                    return
+                yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
+        raise errors.EngineError(f"the pull of {request.reference} ended without an image")
 
     async def _note(self, image: pb.Image, tenant: str | None) -> None:
         """Note a pull that has brought something, or that not everybody could have done. Of any other image it stays

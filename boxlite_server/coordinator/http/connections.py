@@ -5,10 +5,14 @@ from __future__ import annotations
 import resource
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvicorn.server import ServerState
+
+from ... import errors, ids
+from .errors import raw_response
 
 MAX_CONNECTIONS = 10_000
 SPARE_CONNECTIONS = 64  # beyond the limit, each of which is answered with a refusal
@@ -38,6 +42,7 @@ class Connection(Protocol):
     """What the protocols of HTTP and WebSocket have in common."""
 
     transport: Any
+    client: tuple[str, int] | None  # the address of its other end
     unread: int  # bytes that the last sweep found unsent
     unread_since: float  # when the client last took any of them
 
@@ -53,12 +58,17 @@ class IdleConnection(Connection, Protocol):
     def time_out(self) -> None: ...
 
 
-class Connections(ServerState):
-    """All open connections of the server. Times are those of the event loop's clock."""
+Refused = Callable[[str, int, str], None]  # hears the client's address, the status (0: no answer), the request's id
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+
+class Connections(ServerState):
+    """All open connections of the server. Times are those of the event loop's clock. `refused` hears of what has come
+    that is no request."""
+
+    def __init__(self, limits: ConnectionLimits, refused: Refused = lambda *_: None) -> None:
         super().__init__()
         self.limits = limits
+        self.refused = refused
         self.idle: dict[IdleConnection, None] = {}  # the longest idle first
         self._ending: dict[Any, float] = {}  # connections of which nothing is left but the client's goodbye, since when
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -79,6 +89,14 @@ class Connections(ServerState):
     def is_overrun(self) -> bool:
         """Whether there are too many connections even to refuse them with an answer."""
         return len(self.connections) > self._most + SPARE_CONNECTIONS
+
+    def refuse(self, connection: Connection, error: errors.BoxliteError, *, in_request: bool = False) -> None:
+        """Answer what is not a request, or with `in_request` not the rest of one; the connection has to be closed
+        then."""
+        request_id = ids.request_id()
+        connection.transport.write(raw_response(error, request_id))
+        if not in_request:
+            self.refused(connection.client[0] if connection.client else "", error.status, request_id)
 
     def abort_idle(self) -> None:
         for idle in list(self.idle):

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ... import errors, ids
+from ... import errors
 from ...formats import without_secrets
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,8 @@ def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None 
     )
 
 
-def raw_response(error: errors.BoxliteError) -> bytes:
+def raw_response(error: errors.BoxliteError, request_id: str) -> bytes:
     """Build the bytes of the answer to what is not a request; the connection has to be closed after them."""
-    request_id = ids.request_id()
     response = error_response({REQUEST_ID: request_id}, error)
     response.headers.update({"X-Request-Id": request_id, "Connection": "close"})
     lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())]

@@ -7,8 +7,11 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from .connections import Refused
 
 if TYPE_CHECKING:
     from ...tls.files import Watched
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 class Handshakes:
     """Gives each connection that comes to `listener` to a new protocol, once it is encrypted with the certificate that
     `tls` has at that time. Where too many handshakes are under way, the oldest is broken off. `unread`: seconds that a
-    client may take for what is left when its connection is closed."""
+    client may take for what is left when its connection is closed. `refused`: see `Connections`."""
 
     def __init__(
         self,
@@ -32,9 +35,11 @@ class Handshakes:
         new_protocol: Callable[[], asyncio.Protocol],
         backlog: int,
         unread: float,
+        refused: Refused,
     ) -> None:
         self._listener = listener
         self._unread = unread
+        self._refused = refused
         self._tls = tls
         self._new_protocol = new_protocol
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -55,7 +60,7 @@ class Handshakes:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, address = await loop.sock_accept(self._listener)
             except OSError as exc:
                 log.warning("a connection cannot be accepted: %s", exc.strerror)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -64,11 +69,11 @@ class Handshakes:
                 oldest = next(iter(self._under_way))
                 del self._under_way[oldest]
                 oldest.cancel()
-            task = asyncio.create_task(self._shake_hands(connection))
+            task = asyncio.create_task(self._shake_hands(connection, address))
             self._under_way[task] = None
             task.add_done_callback(lambda done: self._under_way.pop(done, None))
 
-    async def _shake_hands(self, connection: socket.socket) -> None:
+    async def _shake_hands(self, connection: socket.socket, address: tuple[str, int]) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._new_protocol,
@@ -79,3 +84,5 @@ class Handshakes:
             )
         except OSError as exc:  # ssl.SSLError and timeouts are OSErrors
             log.debug("a TLS handshake failed: %s", exc)
+            if isinstance(exc, ssl.SSLError):
+                self._refused(address[0], 0, "")

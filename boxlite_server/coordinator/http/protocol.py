@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import errors, ids
 from .connections import Connections, is_silent
-from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response, raw_response
+from .errors import REQUEST_ID, HeadTooLargeError, RequestTimeoutError, error_response
 
 MAX_HEAD_BYTES = 64 * 1024
 WRITE_BYTES = 64 * 1024  # that wait for a client over TLS before the application does
@@ -80,7 +80,7 @@ class HttpProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else the answer to this request has gone out
-            self.transport.write(raw_response(error))
+            self._registry.refuse(self, error, in_request=self._is_busy())
         self.transport.close()
 
     def _is_busy(self) -> bool:

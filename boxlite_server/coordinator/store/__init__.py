@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from .answers import Answer, Answers
-from .audit import GAP, OPERATOR, Audit, AuditFilter, AuditLine
+from .audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
 from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
@@ -30,6 +30,7 @@ from .workers import Load, Worker, Workers
 __all__ = [
     "ANY_PREFIX",
     "GAP",
+    "NO_REQUEST",
     "OPERATOR",
     "RESERVING",
     "WARM_PREFIX",

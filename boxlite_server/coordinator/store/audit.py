@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from .table import Table, end_of_range, marks, reader
 
 OPERATOR = "operator"  # in place of a key's id: a command of the operator, on the database itself
+NO_REQUEST = "noRequest"  # the action of bytes that were refused: no HTTP, or a head that is too large or has no end
 GAP = "gap"  # the action of a line that stands for lines which were not written; its target says how many
 
 
@@ -18,7 +19,7 @@ class AuditLine(NamedTuple):
     at: float  # Unix seconds
     key_id: str  # of a key; "api-key" for --api-key, "anonymous" for a coordinator without keys, OPERATOR
     prefix: str
-    action: str  # an operationId, a command of the operator, or GAP
+    action: str  # an operationId, a command of the operator, NO_REQUEST, or GAP
     target: str  # the path of what was made or asked for, without its query; the id of a key
     status: int  # of HTTP; 101 for a WebSocket that was opened, 0 for a request that ended without an answer
     request_id: str

@@ -48,7 +48,8 @@ _COLUMNS = ", ".join(Quotas._fields)
 
 
 class Tenants(Table):
-    """Methods over the tables `quotas` and `pulls`, and over what triggers of the schema count in `totals`."""
+    """Methods over the tables `quotas`, `pulls` and `private_pulls`, and over what triggers of the schema count in
+    `totals`."""
 
     async def quotas_of(self, prefix: str) -> Quotas:
         """What holds for a prefix: its own quotas, and those of every prefix where it has none."""
@@ -96,16 +97,31 @@ class Tenants(Table):
             "ON CONFLICT (repository, prefix) DO UPDATE SET private = excluded.private, held = 1",
             (repository, prefix, int(is_private)),
         )
+        if is_private:  # so nothing hangs on earlier pulls whose end nobody has seen
+            await self._write("DELETE FROM private_pulls WHERE repository = ? AND prefix = ?", (repository, prefix))
+
+    async def begin_private_pull(self, pull_id: str, repository: str, prefix: str) -> None:
+        """Note that a prefix is about to pull from a repository whose registry gets credentials of a host: what is
+        there of it is private from now on, and nobody's but those who pulled before."""
+        await self._insert("private_pulls", {"id": pull_id, "repository": repository, "prefix": prefix})
+
+    async def end_private_pull(self, pull_id: str) -> None:
+        """Forget a pull that has brought nothing, or that `note_pull` has noted."""
+        await self._write("DELETE FROM private_pulls WHERE id = ?", (pull_id,))
 
     async def drop_pull(self, repository: str, prefix: str) -> None:
         """Note that a prefix has removed its images of a repository."""
         await self._write("UPDATE pulls SET held = 0 WHERE repository = ? AND prefix = ?", (repository, prefix))
 
     async def pulled(self, repository: str | None = None) -> dict[str, Pulled]:
-        """What was pulled, by repository, or from the one given. A repository from which no prefix ever pulled is
-        missing."""
+        """What was pulled or is being pulled, by repository, or from the one given. A repository from which no prefix
+        ever pulled is missing."""
         condition, parameters = ("", ()) if repository is None else (" WHERE repository = ?", (repository,))
-        rows = await self._read(f"SELECT repository, prefix, private, held FROM pulls{condition}", parameters)
+        rows = await self._read(
+            f"SELECT repository, prefix, private, held FROM pulls{condition} "
+            f"UNION ALL SELECT repository, prefix, 1, 0 FROM private_pulls{condition}",
+            (*parameters, *parameters),
+        )
         found: dict[str, Pulled] = {}
         for name, prefix, private, held in rows:
             before = found.get(name, Pulled(frozenset(), False))

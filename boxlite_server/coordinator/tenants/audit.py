@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ... import errors
 from ...formats import timestamp, without_secrets
 from ..loops import Loop, Tasks
-from ..store import GAP, AuditLine, Store
+from ..store import GAP, NO_REQUEST, AuditLine, Store
 
 WRITE_SECONDS = 1.0  # from a line to its write, and between two writes
 PURGE_SECONDS = 600.0  # between two times that old lines are deleted
@@ -92,6 +92,12 @@ class Audit:
             self._unwritten.append(line)
         else:
             self._missing[key_id] += 1
+
+    def note_no_request(self, address: str, status: int, request_id: str) -> None:
+        """Add a line about bytes from a stranger that were refused before they became a request."""
+        self.note(
+            key_id="", prefix="", action=NO_REQUEST, target="", status=status, request_id=request_id, address=address
+        )
 
     async def write(self) -> None:
         """Write the lines that are not written yet. Raises DatabaseError; the lines stay until the next time."""

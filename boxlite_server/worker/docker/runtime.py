@@ -197,15 +197,15 @@ class DockerRuntime:
 
     # ---- boxes ----
 
-    def create(self, box: BoxRef, spec: BoxSpec) -> BoxState:
+    def create(self, box: BoxRef, spec: BoxSpec, *, ask_first: bool = False) -> BoxState:
         record = self._prepared.unclaimed(container_name(box))
         if record is None:
-            return self._create(box, spec)
+            return self._create(box, spec, ask_first=ask_first)
         if self._is_claimed(box, spec, record):
             return BoxState(box, BoxStatus.CONFIGURED)
         log.info("prepared box %s does not fit its claim, or its supervisor is lost: it is made anew", box.box_id)
         self._containers.delete(box, force=True)
-        return self._create(box, spec)
+        return self._create(box, spec, ask_first=ask_first)
 
     def _is_claimed(self, box: BoxRef, spec: BoxSpec, record: Record) -> bool:
         """Make a prepared box one of this spec. Returns False, and leaves the box as it is, where that cannot be."""
@@ -223,14 +223,14 @@ class DockerRuntime:
         self._prepared.put(name, replace(record, stage=Stage.CLAIMED, main=main))
         return True
 
-    def _create(self, box: BoxRef, spec: BoxSpec, *, is_asked_for: bool = True) -> BoxState:
+    def _create(self, box: BoxRef, spec: BoxSpec, *, is_asked_for: bool = True, ask_first: bool = False) -> BoxState:
         """See `create`. `is_asked_for`: the box is somebody's; any other awaits its main command."""
         held = self._containers.up_to(box)
         if box in held:
             return self._containers.inspect(box)
         self._containers.admit(spec)  # also here, so that a refusal comes before the pull
         began = time.monotonic()
-        image, was_pulled = self.images.get(spec.image)
+        image, was_pulled = self.images.get(spec.image, ask_first=ask_first)
         if BOX_LABEL in image_labels(image):
             raise ImageError(f"image {spec.image!r} is the disk of a box; restore, clone or export that box")
         if (foreign := self._foreign(image)) and platforms.has_no_emulator():

@@ -128,7 +128,10 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._check_disk()
         with self._turn(box, context, makes=True, wish=request.box.wish if request.start else None):
             spec = messages.spec(request.spec)
-            made = self._runtime.prepare(box, spec) if request.prepare else self._runtime.create(box, spec)
+            if request.prepare:
+                made = self._runtime.prepare(box, spec)
+            else:
+                made = self._runtime.create(box, spec, ask_first=request.ask_first)
             answer = messages.box(self._first_start(box) if request.start else made)
             answer.pulled, answer.private_image = made.was_pulled, made.is_private
             return answer
@@ -342,7 +345,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
         self._check_disk()
         with self._transfer():
-            for event in self._runtime.images.pull(request.reference):
+            for event in self._runtime.images.pull(request.reference, ask_first=request.ask_first):
                 yield messages.pull_event(event)
 
     @_answers

@@ -27,11 +27,14 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)  # type: ignore[attr-defined]
 
 
-def with_server(directory: Path, story: Callable[[int], Awaitable[None]]) -> None:
+def with_server(directory: Path, story: Callable[[int], Awaitable[None]]) -> list[tuple[str, int, str]]:
+    """Run the story with a server, and return what it has noted as refused."""
+    refused: list[tuple[str, int, str]] = []
+
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         tls = files.Watched(certs.written(directory, "c", certs.coordinator(CA)))
-        server = Handshakes(listener, tls, Echo, 100, 10.0)
+        server = Handshakes(listener, tls, Echo, 100, 10.0, lambda *noted: refused.append(noted))
         try:
             await asyncio.wait_for(story(listener.getsockname()[1]), 60)
         finally:
@@ -39,6 +42,7 @@ def with_server(directory: Path, story: Callable[[int], Awaitable[None]]) -> Non
             listener.close()
 
     asyncio.run(run())
+    return refused
 
 
 async def encrypted(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -87,4 +91,4 @@ def test_plain_http_gets_no_answer(tmp_path: Path) -> None:
         assert b"HTTP/1.1" not in await reader.read()
         writer.close()
 
-    with_server(tmp_path, story)
+    assert with_server(tmp_path, story) == [("127.0.0.1", 0, "")]

@@ -486,6 +486,29 @@ def test_what_is_no_handshake_gets_the_contracts_refusal(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_what_is_no_request_is_noted(tmp_path: Path) -> None:
+    noted = []
+
+    async def story(site: Site) -> None:
+        site.connections.refused = lambda *what: noted.append(what)
+        for raw in (b"hello", b"\x16\x03\x01\x02\x00", BROKEN_HANDSHAKES["no key"]):
+            client = await site.client()
+            await client.send(raw + b"\r\n\r\n")
+            status, headers, _ = await client.answer()
+            assert noted.pop() == ("127.0.0.1", status, headers["x-request-id"])
+        client = await site.client()
+        await client.send(b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000)
+        assert (await client.answer())[0] == 431
+        assert noted.pop()[1] == 431
+        good = await site.client()
+        assert await good.health() == 200
+        await good.send(POST.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked") + b"zzz\r\n")
+        assert (await good.answer())[0] == 400  # this request has a line of its own
+        assert not noted
+
+    run(tmp_path, story)
+
+
 def test_a_broken_chunk_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story(site: Site) -> None:
         chunked = POST.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")

@@ -13,6 +13,7 @@ from support.cluster import REGISTRY
 from support.sites import policy
 
 from boxlite_server import ids
+from boxlite_server.errors import PrivateImageError
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.runtime import BoxRef, BoxSpec, Image, Owner
 
@@ -57,5 +58,23 @@ def test_a_create_says_that_it_has_pulled_a_private_image(runtime: DockerRuntime
     second = runtime.create(BoxRef(ids.new_id(), 1), replace(spec, memory_mib=65))
     assert second.was_pulled is False
     for state in (first, second):
+        runtime.remove(state.box, force=True)
+    runtime.images.remove(registry_image)
+
+
+def test_credentials_are_not_used_before_the_caller_was_asked(
+    runtime: DockerRuntime, registry_image: str, test_image: str
+) -> None:
+    spec = BoxSpec(image=registry_image, cpus=1, memory_mib=64)
+    with pytest.raises(PrivateImageError):
+        next(runtime.images.pull(registry_image, ask_first=True))
+    with pytest.raises(PrivateImageError):
+        runtime.create(BoxRef(ids.new_id(), 1), spec, ask_first=True)
+    assert registry_image not in {image.reference for image in runtime.images.list()}
+    assert not runtime.list_boxes()
+    pulled(runtime, registry_image)
+    for there in (spec, replace(spec, image=test_image)):
+        state = runtime.create(BoxRef(ids.new_id(), 1), there, ask_first=True)
+        assert state.was_pulled is False
         runtime.remove(state.box, force=True)
     runtime.images.remove(registry_image)

@@ -75,6 +75,36 @@ def test_half_open_calls_without_the_secret_take_no_place(
                 call.cancel()
 
 
+def test_calls_without_the_secret_are_in_the_log_and_do_not_fill_it(
+    fake_site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "TOLD_AT_ONCE", 3)
+    monkeypatch.setattr(rpc, "TOLD_SECONDS", 3600.0)
+    with worker(fake_site, tmp_path) as port, client_of(port) as stranger:
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError):
+                stranger.stub.ListBoxes(pb.Empty(), metadata=rpc.with_secret("guess"))
+    lines = [record.getMessage() for record in caplog.records if "without this worker's secret" in record.message]
+    assert len(lines) == 3
+    assert all("127.0.0.1:" in line and "guess" not in line for line in lines)
+
+
+def test_later_lines_count_the_calls_that_had_none(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "TOLD_AT_ONCE", 1)
+    now = [0.0]
+    gate = rpc.SecretInterceptor("secret", lambda: now[0])
+    for _ in range(5):
+        gate.refused("ipv4:10.0.0.9:1")
+    now[0] += rpc.TOLD_SECONDS
+    gate.refused("ipv4:10.0.0.9:1")
+    assert [record.getMessage().partition("it came from ")[2] for record in caplog.records] == [
+        "ipv4:10.0.0.9:1",
+        "ipv4:10.0.0.9:1, after 4 that have no line",
+    ]
+
+
 def is_closed(connection: socket.socket) -> bool:
     """Whether the worker closes the connection long before its pings would."""
     connection.settimeout(25)

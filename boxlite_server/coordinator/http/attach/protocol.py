@@ -14,14 +14,14 @@ import struct
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
+from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 
 from .... import errors
-from ..connections import is_silent
-from ..errors import raw_response
+from ..connections import Connections, is_silent
 from . import frames
 from .fragments import Fragmenter
 
@@ -36,8 +36,15 @@ _COUNT = struct.Struct("!Q")  # the payload of a ping after output; uvicorn's ow
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Pings right after the upgrade, because released clients give up on a socket that is silent for 10 s."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        config: Config,
+        server_state: Connections,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._registry = server_state
         self.app_state = {**self.app_state, PEER: self}
         self.unread, self.unread_since = 0, self.loop.time()  # see Connections
         self.lost: asyncio.Future[None] = self.loop.create_future()  # done at the end of the connection
@@ -137,13 +144,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(self._fragmenter.push(data) if self.handshake_initiated else data)
-        if not self.handshake_initiated:  # the first bytes are a whole head, which HttpProtocol has read already
+        if (
+            not self.handshake_initiated and not self.transport.is_closing()
+        ):  # the first bytes are a whole head, which HttpProtocol has read already
             self._refuse(self.conn.handshake_exc)
 
     def _refuse(self, reason: Exception | None) -> None:
         self.handshake_complete = self.close_sent = True
         error = errors.InvalidArgumentError(f"this is not a WebSocket handshake: {reason}")
-        self.transport.write(raw_response(error))
+        self._registry.refuse(self, error)
         self.transport.close()
 
     def _join(self, event: Frame) -> None:

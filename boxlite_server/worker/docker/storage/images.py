@@ -23,6 +23,7 @@ from ....errors import (
     InvalidStateError,
     LocalImageError,
     NotFoundError,
+    PrivateImageError,
 )
 from ...runtime import Image, PullProgress
 from ..engine import Engine, engine_errors, refusal
@@ -56,15 +57,17 @@ class DockerImages:
         for pull in waiting:
             pull.done.set_exception(EngineError("the worker is shutting down"))
 
-    def get(self, reference: str) -> tuple[dict[str, Any], bool]:
+    def get(self, reference: str, *, ask_first: bool = False) -> tuple[dict[str, Any], bool]:
         """The engine's description of the image, and whether it was missing and is pulled now. Raises `ImageError` when
-        it cannot be had."""
+        it cannot be had; for `ask_first` see `pull`."""
         try:
             if references.is_digest(reference):
                 return self._found(reference), False
             wanted = _parsed(reference)
             with suppress(NotFoundError):
                 return self._found(str(wanted)), False
+            if ask_first:
+                self._refuse_private(wanted)
             for _ in self._fetch(wanted, reference):
                 pass
             return self._found(str(wanted)), True
@@ -114,8 +117,10 @@ class DockerImages:
             self._engine.api.remove_image(reference)
         self._bases.sweep()
 
-    def pull(self, reference: str) -> Iterator[PullProgress | Image]:
+    def pull(self, reference: str, *, ask_first: bool = False) -> Iterator[PullProgress | Image]:
         wanted = _parsed(reference)
+        if ask_first:
+            self._refuse_private(wanted)
         before = ""
         with suppress(NotFoundError):
             before = self._inspect(str(wanted))["Id"]
@@ -123,6 +128,10 @@ class DockerImages:
         named = _names(self._inspect(str(wanted)))
         image = next((image for image in named if image.reference == str(wanted)), named[0])
         yield replace(image, is_private=self._is_private(wanted.repository), was_pulled=image.image_id != before)
+
+    def _refuse_private(self, wanted: references.Reference) -> None:
+        if self._is_private(wanted.repository):
+            raise PrivateImageError(f"image '{wanted}' is pulled with credentials of this worker's host")
 
     def _is_private(self, repository: str) -> bool:
         registry = repository.partition("/")[0]
@@ -138,7 +147,8 @@ class DockerImages:
                 break
             except FutureTimeoutError:
                 if time.monotonic() > deadline:
-                    raise LocalImageError(
+                    # It may come yet, as after no `ImageError`.
+                    raise EngineError(
                         f"image '{reference}' cannot be pulled: not done in {PULL_TIMEOUT:.0f} s"
                     ) from None
                 yield pull.progress()
