@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from boxlite_server.worker import health
+from boxlite_server.worker.monitoring import health
 
 MINUTE = 60.0
 

@@ -78,11 +78,12 @@ class Executions:
         self._suspects: set[str] = set()  # execution ids whose box was not running at the last sweep
         self._tallies: dict[str, Tally] = {}  # by box id
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
-        self._slots = Shares(MAX_EXECUTIONS, f"runs {MAX_EXECUTIONS} executions", quota="executions")
+        self.slots = Shares(MAX_EXECUTIONS, f"runs {MAX_EXECUTIONS} executions", quota="executions")
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._threads = Threads()
         self._journal = journal or Journal(None)
         self._logs = Logs(spool, log_capacity, budget)
+        self.kept = self._logs.budget  # bytes of output on the disk
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
@@ -160,7 +161,7 @@ class Executions:
             is_new = entry is None or (entry.done() and not entry.exception() and entry.result().is_over)
             if is_new:
                 refuse_full_disk(self._spool)
-                self._slots.take(tenant)
+                self.slots.take(tenant)
                 entry = self._mains[box] = Future()
         assert entry is not None
         if is_new:
@@ -461,7 +462,7 @@ class Executions:
         return execution
 
     def _enter(self, record: Record, entry: Future[Execution]) -> None:
-        self._slots.take_anyway(record.tenant)
+        self.slots.take_anyway(record.tenant)
         with self._changed:
             self._entries[record.execution_id] = entry
             if not record.is_main:
@@ -485,7 +486,7 @@ class Executions:
             self._forgotten.popitem(last=False)
 
     def _uncount(self, box_id: str | None, prefix: str) -> None:  # None: it was a main command
-        self._slots.give_back(prefix)
+        self.slots.give_back(prefix)
         if box_id is not None:
             self._counts[box_id] -= 1
             if not self._counts[box_id]:
@@ -497,4 +498,4 @@ class Executions:
         if self._counts[box.box_id] >= MAX_PER_BOX:
             raise ResourceExhaustedError(f"box {box.box_id} runs {MAX_PER_BOX} executions already; try again later")
         refuse_full_disk(self._spool)
-        self._slots.take(tenant)
+        self.slots.take(tenant)
