@@ -82,8 +82,7 @@ class Executions:
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._threads = Threads()
         self._journal = journal or Journal(None)
-        self._logs = Logs(spool, log_capacity, budget)
-        self.kept = self._logs.budget  # bytes of output on the disk
+        self.logs = Logs(spool, log_capacity, budget)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
@@ -393,7 +392,7 @@ class Executions:
             execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            kept.output if kept else self._logs.new(execution_id, tenant),
+            kept.output if kept else self.logs.new(execution_id, tenant),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,
@@ -444,7 +443,7 @@ class Executions:
         self._enter(record, entry)
         if record.is_main:
             self._mains[BoxRef(record.box_id, record.generation)] = entry
-        self._begin(record, process, entry, Tenant(record.tenant), self._logs.of_running(record, process))
+        self._begin(record, process, entry, Tenant(record.tenant), self.logs.of_running(record, process))
         execution = entry.result()
         if record.tied:
             execution.lose_input(RESTARTED)
@@ -452,7 +451,7 @@ class Executions:
         return execution
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
-        kept = self._logs.of_ended(record)
+        kept = self.logs.of_ended(record)
         execution = self._execution(record, EndedProcess(), Tenant(record.tenant), kept)
         execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or kept.gap))
         entry: Future[Execution] = Future()

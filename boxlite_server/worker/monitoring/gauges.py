@@ -34,7 +34,7 @@ def read(
         ("boxlite_worker_spool_bytes", "Bytes on the worker's disk: files on their way, and output that is kept."),
         ("boxlite_worker_spool_limit_bytes", "How many bytes of each there may be."),
         "content",
-        {"transfers": spool.shares, **({"output": executions.kept} if executions.kept else {})},
+        {"transfers": spool.shares, **({"output": executions.logs.budget} if executions.logs.budget else {})},
     )
     starts = {"running": runtime.starts.inside, "waiting": runtime.starts.waiting}
     yield gauges_of("boxlite_worker_starts", "Boxes that are being made or started, or wait for that.", "state", starts)
