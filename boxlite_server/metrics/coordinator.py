@@ -11,7 +11,7 @@ NO_OPERATION = "none"
 
 REQUESTS = counters(
     "boxlite_requests",
-    "Requests that were answered, by operation and status; 101 is an open WebSocket, none a request without an answer.",
+    "Requests that were answered, by operation and status; 101 is an open WebSocket, 0 a request without an answer.",
     "operation",
     "status",
 )
