@@ -1,12 +1,16 @@
-"""What a server asks of the kernel for its own process."""
+"""What a server asks of the kernel and of the C library for its own process."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from contextlib import suppress
 
 _NICENESS = -10
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_KEPT = 8 * 1024 * 1024  # bytes, for each of the library's arenas
+_LARGEST = 1024 * 1024  # bytes of an object that is made of kept memory
 
 
 def raise_descriptor_limit() -> None:
@@ -27,3 +31,15 @@ def come_before_boxes() -> None:
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, min(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
+def keep_freed_memory() -> None:
+    """Keep a few MiB of freed memory for what is allocated next.
+
+    By default the memory of each piece of a stream goes back to the kernel, which clears it for the next piece; that
+    is a third of the time that streams take. C libraries other than glibc are left as they are.
+    """
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)

@@ -70,13 +70,13 @@ def test_imports_lead_down_the_house() -> None:
 
 
 CLIMBING = [
-    ("worker/health.py", "import docker", "Docker Engine"),
+    ("worker/monitoring/health.py", "import docker", "Docker Engine"),
     ("cli/main.py", "import sqlite3", "SQL"),
     ("worker/docker/gate.py", "from ..service import order", "worker's rooms"),
     ("coordinator/store/meta.py", "from .. import leases", "coordinator's rooms"),
     ("coordinator/http/handlers/volumes.py", "from ...._gen import worker_pb2", "gRPC"),
     ("client/api.py", "from ..coordinator import limits", "client"),
-    ("worker/health.py", "from ..coordinator import limits", "each other"),
+    ("worker/monitoring/health.py", "from ...coordinator import limits", "each other"),
 ]
 
 

@@ -41,7 +41,7 @@ TAG_OF: dict[str, str] = {
         " addImageAlias removeImageAlias",
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
-        "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics",
+        "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics getPrometheusMetrics",
         "Workers": "registerWorker heartbeat getAuthorities issueCertificate listWorkers getWorker removeWorker "
         "setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools proveCoordinator",

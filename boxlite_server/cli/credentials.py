@@ -40,17 +40,23 @@ def take_key(arguments: argparse.Namespace, *, may_start_again: bool) -> str | N
     return key
 
 
-def _content(file: Path) -> str:
+def metrics_token(file: Path | None) -> str | None:
+    """The token of --metrics-token-file; None where there is no file. Raises InvalidArgumentError."""
+    what = "token"
+    return None if file is None else _checked(_content(file, what), str(file), what)
+
+
+def _content(file: Path, what: str = "API key") -> str:
     try:
         with file.open("rb") as opened:
             return opened.read(8192).decode(errors="replace").rstrip("\r\n")
     except OSError as exc:
-        raise InvalidArgumentError(f"cannot read the API key from {file}: {exc.strerror}") from exc
+        raise InvalidArgumentError(f"cannot read the {what} from {file}: {exc.strerror}") from exc
 
 
-def _checked(key: str, source: str) -> str:
+def _checked(key: str, source: str, what: str = "API key") -> str:
     if not _KEY.fullmatch(key):
-        raise InvalidArgumentError(f"{source} gives no API key: a key has 1 to 4096 visible ASCII characters")
+        raise InvalidArgumentError(f"{source} gives no {what}, which has 1 to 4096 visible ASCII characters")
     return key
 
 

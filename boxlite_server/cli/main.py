@@ -98,6 +98,7 @@ def _run_worker(arguments: argparse.Namespace) -> int:
             spool_limit=arguments.spool_limit and arguments.spool_limit << 30,
             output_limit=arguments.output_limit and arguments.output_limit << 30,
             tls=certs.files(arguments),
+            metrics_token=credentials.metrics_token(arguments.metrics_token_file),
             insecure_grpc=arguments.insecure_grpc,
         )
     )
@@ -317,7 +318,13 @@ def _add_worker(commands: Commands) -> None:
         metavar="PORT",
         type=types.port,
         default=9101,
-        help="serve /healthz and /readyz on this port; 0 takes any free one",
+        help="serve /healthz, /readyz and /metrics on this port; 0 takes any free one",
+    )
+    parser.add_argument(
+        "--metrics-token-file",
+        metavar="FILE",
+        type=Path,
+        help="show /metrics to those who send the token in this file (default: only to this host)",
     )
     parser.add_argument(
         "--max-boxes",

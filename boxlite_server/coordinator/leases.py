@@ -27,6 +27,7 @@ from contextlib import asynccontextmanager, suppress
 from weakref import WeakValueDictionary
 
 from .. import errors
+from ..metrics import coordinator as metrics
 from .limits import PATIENCE_SECONDS
 from .loops import Loop
 from .store import Store, Tables
@@ -75,7 +76,8 @@ class Leases:
         """Hold the lease for the duration of the `with` block. Raises BusyError when it is not free within
         `patience` seconds; `what` names in its text what is busy."""
         lock = self._lock(name)
-        deadline = asyncio.get_running_loop().time() + patience
+        began = asyncio.get_running_loop().time()
+        deadline = began + patience
         try:
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
@@ -84,6 +86,7 @@ class Leases:
         async with self._releasing(name, lock) as lease:
             if not await self._take(lease, deadline):
                 raise _busy(what, patience)
+            metrics.LEASE_SECONDS.observe(asyncio.get_running_loop().time() - began)
             yield lease
 
     @asynccontextmanager
@@ -121,6 +124,11 @@ class Leases:
     async def is_any_held(self, prefix: str) -> bool:
         """Whether anybody holds a lease whose name begins with `prefix`."""
         return await self._store.is_leased(prefix, self._clock())
+
+    @property
+    def held(self) -> int:
+        """How many leases this process holds, or is taking."""
+        return len(self._held)
 
     # ---- writing --------------------------------------------------------------------------------------
 
@@ -164,6 +172,7 @@ class Leases:
                 lease.ends_at = now + TTL_SECONDS
             elif 0.0 < lease.ends_at <= now and not lease.lost.done():
                 log.warning("lease %s has run out, and is another coordinator's now", lease.name)
+                metrics.LEASES_LOST.inc()
                 lease.lost.set_result(None)
 
     async def _renew_held(self) -> float:
@@ -239,4 +248,5 @@ class Leases:
 
 
 def _busy(what: str, patience: float) -> errors.BusyError:
+    metrics.LEASES_BUSY.inc()
     return errors.BusyError(f"{what} is busy with another operation, and was for {patience:.0f} s; try again")

@@ -98,6 +98,9 @@ class Tasks:
         elif again:
             self._again[key] = work
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def _ended(self, key: str) -> None:
         del self._tasks[key]
         if work := self._again.pop(key, None):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp
 
-from .. import allocator, errors, process
+from .. import errors, process
 from ..formats import in_url
 from .control.orphans import ORPHAN_GRACE_SECONDS
 from .core import Core
@@ -133,7 +133,7 @@ def run(config: CoordinatorConfig) -> int:
     _refuse_weak_key(config.api_key)
     process.raise_descriptor_limit()
     process.come_before_boxes()
-    allocator.keep_freed_memory()
+    process.keep_freed_memory()
     tls = _watched(config)
     listener = _listen(config)
     # uvicorn raises the signal that ended it once more; without these handlers an orderly end would be a failure.

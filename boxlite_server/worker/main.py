@@ -24,9 +24,10 @@ from urllib.parse import SplitResult
 
 import grpc
 
-from .. import allocator, ids, process, signals
+from .. import ids, process, signals
 from ..errors import BoxliteError
 from ..formats import in_url, split_join_token
+from ..metrics import registry as metrics
 from .disk_watch import DiskRoom, DiskWatch
 from .docker.engine import engine_sockets
 from .docker.network import Reach
@@ -35,12 +36,13 @@ from .executions.journal import Journal
 from .executions.registry import Executions
 from .files.spool import Spool
 from .files.transfer import Files
-from .health import HealthServer
 from .holder import Holder
 from .host_access import Policy
 from .membership.coordinator import CoordinatorClient, host_and_port, local_address, split_url
 from .membership.identity import Identity, locked_home
 from .membership.registration import Registration
+from .monitoring import gauges
+from .monitoring.health import HealthServer
 from .service.servicer import WorkerService, make_server
 from .supervisor.links import Links
 from .supervisor.program import program
@@ -83,6 +85,7 @@ class WorkerConfig:
     rejoin: bool = False  # register also with a coordinator that does not know this worker
     enforce_disk_limit: bool = False  # refuse a disk limit that the engine cannot enforce, rather than watch it
     tls: TlsFiles | None = None  # the certificate of this worker and the authorities; None: see `api_key`
+    metrics_token: str | None = None  # that readers of the metrics send; None: only this host may read them
     insecure_grpc: bool = False  # serve gRPC without TLS on any address, and not on loopback only
 
 
@@ -127,7 +130,8 @@ class Worker:
         spool = _made(config.home / "spool")
         budget = config.output_limit or shutil.disk_usage(spool).total // 4
         self._executions = Executions(self._runtime, spool, journal=journal, budget=budget)
-        files = Files(self._runtime, Spool(_made(config.home / "transfers"), budget=config.spool_limit))
+        self._spool = Spool(_made(config.home / "transfers"), budget=config.spool_limit)
+        files = Files(self._runtime, self._spool)
         self._room = DiskRoom(self._runtime, config.reserve_disk)
         self._service = WorkerService(self._runtime, self._executions, files, self._room.check)
         self._epoch = ids.new_id()
@@ -138,12 +142,14 @@ class Worker:
         self._is_encrypted = config.tls is not None or self._joining is not None
         _refuse_plaintext(config, self._host, is_encrypted=self._is_encrypted)
         self._registration: Registration | None = None
-        self._health = HealthServer(self._host, config.health_port, self._not_ready)
+        self._health = HealthServer(
+            self._host, config.health_port, self._not_ready, self._metrics, config.metrics_token
+        )
 
     def start(self) -> None:
         """Start all threads of the worker. It listens before it registers: a coordinator may call at once."""
         process.raise_descriptor_limit()
-        allocator.keep_freed_memory()
+        process.keep_freed_memory()
         self._health.start()
         if self._joining and not self._joining.obtain(self._stopping, self._rng):
             return
@@ -288,9 +294,16 @@ class Worker:
             self._runtime.ping()
         except BoxliteError as exc:
             return exc.message
-        if self._registration is None or not self._registration.registered.is_set():
+        if not self._is_registered():
             return "not registered with the coordinator"
         return None
+
+    def _metrics(self) -> bytes:
+        read = gauges.read(self._runtime, self._executions, self._spool, self._service, self._is_registered)
+        return metrics.text(read)
+
+    def _is_registered(self) -> bool:
+        return self._registration is not None and self._registration.registered.is_set()
 
 
 def bind_host(config: WorkerConfig, coordinator: SplitResult) -> str:

@@ -30,6 +30,14 @@ class Shares:
         self._taken = 0
         self._taken_by: Counter[str] = Counter()  # by prefix
 
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
     def take(self, tenant: Tenant, amount: int = 1) -> None:
         """Take so much. Raises QuotaExceededError, and ResourceExhaustedError when too little is left."""
         with self._lock:

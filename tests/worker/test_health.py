@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from boxlite_server.worker import health
+from boxlite_server.worker.monitoring import health
 
 MINUTE = 60.0
 
@@ -62,3 +62,36 @@ def test_the_answer_does_not_tell_the_version_of_python(port: int) -> None:
     assert response.status == 501
     assert "Python" not in (response.getheader("server") or "")
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_without_a_token_only_this_host_reads_the_metrics(
+    address: str, is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = health.HealthServer("127.0.0.1", 0, lambda: None, lambda: b"a_metric 1\n")
+    accept = server._server.get_request
+    monkeypatch.setattr(server._server, "get_request", lambda: (accept()[0], (address, 1)))
+    server.start()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=MINUTE)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        if is_here:
+            assert (answer.status, answer.read()) == (200, b"a_metric 1\n")
+        else:
+            assert answer.status == 403
+            assert b"--metrics-token-file" in answer.read()
+    finally:
+        connection.close()
+        server.stop()

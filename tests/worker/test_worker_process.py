@@ -18,10 +18,10 @@ import pytest
 from support.child import BOUND
 
 from boxlite_server.errors import BoxliteError
-from boxlite_server.worker.health import HealthServer
 from boxlite_server.worker.main import WorkerConfig, bind_host
 from boxlite_server.worker.membership.coordinator import split_url
 from boxlite_server.worker.membership.identity import Identity
+from boxlite_server.worker.monitoring.health import HealthServer
 
 
 def get(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str]]:

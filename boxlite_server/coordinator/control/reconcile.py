@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ... import errors
+from ...metrics import coordinator as metrics
 from ..domain.observing import Observer
 from ..domain.snapshots import Snapshots
 from ..domain.turns import Turns
@@ -111,6 +112,11 @@ class Reconciler:
         self._to_survey.add(worker_id)
         self._orphans.reconsider({worker_id})
 
+    @property
+    def under_way(self) -> int:
+        """How many boxes, volumes and snapshots are being brought in line."""
+        return len(self._tasks)
+
     def orphans(self, worker_id: str) -> Count:
         """How many orphans the worker holds, as far as this coordinator knows."""
         return self._orphans.count(worker_id)
@@ -139,7 +145,8 @@ class Reconciler:
         self._restarts.drop_past()
 
     async def _look_again(self) -> float:
-        await self.look()
+        with metrics.RECONCILE_SECONDS.time(), metrics.RECONCILE_FAULTS.count_exceptions():
+            await self.look()
         return LOOK_SECONDS
 
     async def _to_be_surveyed(self, now: float) -> list[Worker]:
@@ -202,6 +209,18 @@ class Reconciler:
             self._pauses.failed(key)
 
     async def _carry_out(self, action: Action) -> None:
+        """Do what an action is about, and count it."""
+        result = "failed"
+        try:
+            await self._act(action)
+            result = "done"
+        except errors.ResourceExhaustedError:
+            result = "waits"
+            raise
+        finally:
+            metrics.REPAIRS[action.kind.value, result].inc()
+
+    async def _act(self, action: Action) -> None:
         """Do what an action is about. The action says only where to look; what is found there decides."""
         match action.kind:
             case Kind.REMOVE_ORPHAN:

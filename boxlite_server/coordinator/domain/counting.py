@@ -25,6 +25,11 @@ class Counting:
         self._writing = asyncio.Lock()
         self._tasks = Tasks()
 
+    @property
+    def unwritten(self) -> int:
+        """How many counters wait to be written."""
+        return len(self._unwritten)
+
     def add(self, prefix: str, counter: str) -> None:
         """Add one to a counter, which is a field of `Counters`."""
         self._unwritten[prefix, counter] += 1
@@ -36,9 +41,12 @@ class Counting:
         return await self._store.counters(prefix)
 
     async def totals(self) -> Counters:
-        """The counters of all prefixes together; see `counters`."""
-        await self._write()
-        return await self._store.total_counters()
+        """The counters of all prefixes together; see `counters`. Nothing is written."""
+        async with self._writing:
+            totals = (await self._store.total_counters())._asdict()
+            for (_, counter), number in self._unwritten.items():
+                totals[counter] += number
+        return Counters(**totals)
 
     async def close(self) -> None:
         await self._tasks.close()

@@ -14,12 +14,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
+from ...metrics import coordinator as metrics
 from ..fleet.calls import TRY_ELSEWHERE, UNCERTAIN, Calls
-from ..fleet.placement import Candidate, Need, not_placed, place
+from ..fleet.placement import Candidate, Need, choose
 from ..fleet.registry import Fleet
 from ..limits import CREATE_SECONDS, LAST_TRY_SECONDS, REQUEST_SECONDS, Policy
 from ..spec import Spec
@@ -111,6 +113,7 @@ class Creation:
         if key is None or not await self._store.has_warm(key):
             self._warm.count_miss(prefix, key)
             return None
+        began = perf_counter()
         async with self._store.transaction() as tx:
             await self._own_request(tx, request_key)
             await self._quotas.check(tx, prefix, _use(spec, start))
@@ -123,6 +126,7 @@ class Creation:
             self._warm.count_miss(prefix, key)
             return None
         self._warm.count_claim(prefix)
+        metrics.CREATE_SECONDS["claim"].observe(perf_counter() - began)
         return await self._create_claimed(box, request_key, start)
 
     async def _create_claimed(self, box: Box, request_key: str | None, start: bool) -> Box | None:
@@ -136,7 +140,8 @@ class Creation:
                 try:
                     worker = await self._fleet.reachable(box.worker_id)
                     state = await self._create_on(worker, box.id, box.generation, box.spec, ends_at, start)
-                    return await self._made(box.id, state, worker, start, durable=False)
+                    with metrics.CREATE_SECONDS["write"].time():
+                        return await self._made(box.id, state, worker, start, durable=False)
                 except INTERRUPTED:
                     raise  # the row stays: the box is finished or undone later
                 except TRY_ELSEWHERE as exc:
@@ -167,7 +172,8 @@ class Creation:
         for generation in itertools.count(1):
             try:
                 state = await self._create_for(tenant, worker, box_id, generation, spec, ends_at, start)
-                return await self._made(box_id, state, worker, start)
+                with metrics.CREATE_SECONDS["write"].time():
+                    return await self._made(box_id, state, worker, start)
             except INTERRUPTED:
                 raise  # the row stays: the box is finished or undone later
             except TRY_ELSEWHERE as exc:
@@ -309,7 +315,8 @@ class Creation:
     ) -> pb.Box:
         box = pb.BoxRef(box_id=box_id, generation=generation, wish=int(start))
         request = pb.CreateBoxRequest(box=box, spec=spec.to_proto(box_id), start=start, ask_first=ask_first)
-        return await self._calls.create_box(worker, request, timeout=_left(ends_at))
+        with metrics.CREATE_SECONDS["make"].time():
+            return await self._calls.create_box(worker, request, timeout=_left(ends_at))
 
     async def _made(self, box_id: str, state: pb.Box, worker: Worker, start: bool, *, durable: bool = True) -> Box:
         """The row of a box that was just made, as it is on disk if `durable`. `start`: the worker was asked to start
@@ -353,15 +360,16 @@ class Creation:
         need = Need(spec.cpus, spec.memory_mib, home, disk_limit=spec.disk_size_gb is not None)
         row = _new_row(box_id, prefix, spec, generation, request_key, self._clock())
         row = row._replace(desired=DesiredState.RUNNING, wish=1) if start else row._replace(warm=warm)
-        for _ in range(GIVE_UPS):
-            try:
-                return await self._place(row, need, tried, only)
-            except errors.QuotaExceededError:
-                raise
-            except (errors.ResourceExhaustedError, errors.UpstreamUnavailableError):
-                if warm or not await self._warm.give_up(need._replace(worker_id=only or home), tried):
+        with metrics.CREATE_SECONDS["place"].time():
+            for _ in range(GIVE_UPS):
+                try:
+                    return await self._place(row, need, tried, only)
+                except errors.QuotaExceededError:
                     raise
-        return await self._place(row, need, tried, only)
+                except (errors.ResourceExhaustedError, errors.UpstreamUnavailableError):
+                    if warm or not await self._warm.give_up(need._replace(worker_id=only or home), tried):
+                        raise
+            return await self._place(row, need, tried, only)
 
     async def _place(self, row: Box, need: Need, tried: Mapping[str, errors.BoxliteError], only: str | None) -> Worker:
         async with self._turns.writing(row.id, durable=False) as tx:
@@ -371,10 +379,7 @@ class Creation:
             untried = [c for c in candidates if c.worker.name not in tried]
             if row.warm:
                 untried = [_with_another(row, candidate) for candidate in untried]
-            placement = place(need, untried, last=self.pulls.of(row.spec.image))
-            if not placement.workers:
-                raise not_placed("box", need, placement, tried)
-            worker = placement.workers[0]
+            worker = choose("box", need, untried, tried, last=self.pulls.of(row.spec.image))
             if row.desired == DesiredState.RUNNING:
                 row = row._replace(engine_life=worker.engine_life)  # tells whether a run that nobody saw ended with it
             if row.generation > 1 and await tx.get_box(row.id):  # else its worker was removed, and the row with it

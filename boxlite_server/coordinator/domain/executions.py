@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ... import errors, ids, rpc
 from ..._gen import worker_pb2 as pb
+from ...metrics import coordinator as metrics
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
@@ -120,7 +121,7 @@ class Executions:
         async def act(box: Box, execution_id: str) -> pb.RunResult:
             message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key))
             async with self._schedule.use(box):
-                with self._counted(box):
+                with self._counted(box), metrics.EXEC_SECONDS["run"].time():
                     return await self._calls.run_command(box.worker_id, message)
 
         _, result = await self._in_running_box(prefix, id_or_name, request, request_key, act)
@@ -135,7 +136,7 @@ class Executions:
         async def act(box: Box, execution_id: str) -> tuple[str, AsyncGenerator[pb.OutputEvent, None]]:
             message = run_request(self._message(box, execution_id, request), request, kept=bool(request_key), live=True)
             events = self._stream_in(box, message)
-            with self._counted(box):
+            with self._counted(box), metrics.EXEC_SECONDS["start"].time():
                 await anext(events)
             return execution_id, events
 
@@ -152,7 +153,8 @@ class Executions:
     ) -> tuple[Box, T]:
         """Start a command by `act`, which gets the running box and the execution's id. A box that has just ended gets
         one more start."""
-        box, was_started = await self._boxes.ensure_running(prefix, id_or_name)
+        with metrics.EXEC_SECONDS["box"].time():
+            box, was_started = await self._boxes.ensure_running(prefix, id_or_name)
         same = request_key and json.dumps([request_key, box.id, request], sort_keys=True)
         execution_id = ids.execution_id(same)
         try:
@@ -196,7 +198,7 @@ class Executions:
         message.wants_events = self._keeps_brief and not tty
         # Nothing may be awaited between the caller's look at the box and this: an idle box may be about to stop.
         async with self._schedule.use(box):
-            with self._counted(box):
+            with self._counted(box), metrics.EXEC_SECONDS["start"].time():
                 execution = await self._calls.start_execution(box.worker_id, message)
         if execution.events:
             self._brief.put(box, execution)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ... import errors, ids, references
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
-from ..fleet.placement import NOTHING, not_placed, place
+from ..fleet.placement import NOTHING, choose
 from ..fleet.pulls import FailedPulls
 from ..fleet.registry import Fleet
 from ..loops import Tasks
@@ -172,10 +172,7 @@ class Images:
         tried: dict[str, errors.BoxliteError] = {}
         while True:
             untried = [c for c in await self._fleet.candidates() if c.worker.name not in tried]
-            placement = place(NOTHING, untried, last=self.pulls.of(reference))
-            if not placement.workers:
-                raise not_placed("pull", NOTHING, placement, tried)
-            worker = placement.workers[0]
+            worker = choose("pull", NOTHING, untried, tried, last=self.pulls.of(reference))
             try:
                 async for event in self._pull_at(worker, reference, tenant):
                     yield event

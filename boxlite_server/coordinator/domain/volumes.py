@@ -14,7 +14,7 @@ from typing import Any
 from ... import errors, ids
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
-from ..fleet.placement import NOTHING, not_placed, place
+from ..fleet.placement import NOTHING, choose
 from ..fleet.registry import Fleet
 from ..host_access import Mount
 from ..leases import Leases
@@ -192,10 +192,7 @@ class Volumes:
         """Choose a worker that was not tried yet and write the row, in one step."""
         async with self._leases.writing(_lease(volume_id)) as tx:
             untried = [c for c in await self._fleet.candidates(tx) if c.worker.name not in tried]
-            placement = place(NOTHING, untried)
-            if not placement.workers:
-                raise not_placed("volume", NOTHING, placement, tried)
-            worker, now = placement.workers[0], self._clock()
+            worker, now = choose("volume", NOTHING, untried, tried), self._clock()
             await self._quotas.check(tx, prefix, Use(volumes=1))
             await tx.insert_volume(
                 Volume(volume_id, prefix, name or volume_id, worker.id, VolumeState.CREATING, now, now)

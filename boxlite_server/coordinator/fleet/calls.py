@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from time import perf_counter
 from typing import Any, TypeVar
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
+from ...metrics import coordinator as metrics
 from ..limits import (
     CALL_SECONDS,
     COPY_SECONDS,
@@ -196,7 +198,7 @@ class Calls:
 
     async def _unary(self, worker: Worker | str, method: str, request: Any, timeout: float | None) -> Any:
         row, link = await self._link(worker)
-        with self._noting_silence(row):
+        with self._noted(row, method):
             return await link.unary(method, request, timeout=timeout)
 
     async def _stream(
@@ -206,7 +208,7 @@ class Calls:
         the caller waits for one. Without `idle` silence means nothing: a reader of a command's output waits for as
         long as the command is silent, and hears of a lost worker by the link's keepalive."""
         row, link = await self._link(worker)
-        with self._noting_silence(row):
+        with self._noted(row, method):
             async with aclosing(link.stream(method, request)) as answers:
                 while (answer := await _within(anext(answers, None), idle, row.name)) is not None:
                     yield answer
@@ -217,18 +219,25 @@ class Calls:
         """The answer to a streamed call. It raises TimedOutError when the worker neither takes a request nor
         answers for `idle` seconds; the time that `requests` takes does not count."""
         row, link = await self._link(worker)
-        with self._noting_silence(row):
+        with self._noted(row, method):
             async with _taking(requests, idle, row.name) as watched:
                 return await link.send(method, header, watched)
 
     @contextmanager
-    def _noting_silence(self, worker: Worker) -> Iterator[None]:
-        """A worker that a call does not reach counts as unreachable until it is heard again."""
+    def _noted(self, worker: Worker, method: str) -> Iterator[None]:
+        """Measure the call in the `with` block. A worker that it does not reach counts as unreachable until it is heard
+        again."""
+        began, code = perf_counter(), "cancelled"
         try:
             yield
-        except errors.UnreachableError as exc:
-            self._fleet.note_silence(worker, exc.message)
+            code = "ok"
+        except errors.BoxliteError as exc:
+            code = exc.code
+            if isinstance(exc, errors.UnreachableError):
+                self._fleet.note_silence(worker, exc.message)
             raise
+        finally:
+            metrics.CALLS.ended(method, code, began)
 
     async def _link(self, worker: Worker | str) -> tuple[Worker, Link]:
         """The one connection to this life of the worker, at its present address."""

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from ... import errors
+from ...metrics import coordinator as metrics
 from ..states import WorkerStatus
 from ..store import Load, Worker
 
@@ -42,6 +43,7 @@ class Filter(Protocol):
     """One reason for which a worker may be unable to take a box, a volume or an image."""
 
     public: str  # what tenants read of the workers that it has removed
+    metric: str  # the reason as a label of metrics
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool: ...
 
@@ -59,6 +61,7 @@ class Placement(NamedTuple):
 
 class Holding:
     public = "without its volumes"
+    metric = "volumes"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.worker_id in (None, candidate.worker.id)
@@ -69,6 +72,7 @@ class Holding:
 
 class DiskLimit:
     public = "without a limit for the disk of a box (disk_size_gb)"
+    metric = "disk_limit"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return not need.disk_limit or candidate.worker.disk_limit in DISK_LIMITS
@@ -79,6 +83,7 @@ class DiskLimit:
 
 class Active:
     public = "draining"
+    metric = "draining"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return candidate.worker.status == WorkerStatus.ACTIVE
@@ -89,6 +94,7 @@ class Active:
 
 class Reachable:
     public = "unreachable"
+    metric = "unreachable"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return candidate.reachable
@@ -99,6 +105,7 @@ class Reachable:
 
 class Places:
     public = "without a place"
+    metric = "places"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         limit = candidate.worker.max_boxes
@@ -114,6 +121,7 @@ class MachineCpus:
     """Refuses a box more cpus than the machine has, however many may be promised to all boxes together."""
 
     public = "too small for its cpus"
+    metric = "machine_cpus"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.cpus <= candidate.worker.cpus
@@ -125,6 +133,7 @@ class MachineCpus:
 
 class PromisedCpus:
     public = "short of cpus"
+    metric = "promised_cpus"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         limit = candidate.worker.cpu_limit
@@ -137,6 +146,7 @@ class PromisedCpus:
 
 class Memory:
     public = "short of memory"
+    metric = "memory"
 
     def lets_pass(self, need: Need, candidate: Candidate) -> bool:
         return need.memory_mib <= candidate.worker.memory_mib - candidate.load.memory_mib
@@ -167,6 +177,24 @@ def place(need: Need, candidates: Iterable[Candidate], last: Collection[str] = (
             fitting.append(candidate)
     fitting.sort(key=lambda c: (c.worker.id in last, _load_after(need, c), c.load.boxes, c.worker.name))
     return Placement([c.worker for c in fitting], dict(removed))
+
+
+def choose(
+    what: str,
+    need: Need,
+    candidates: Iterable[Candidate],
+    failed: Mapping[str, errors.BoxliteError],
+    last: Collection[str] = (),
+) -> Worker:
+    """The best of the candidates for `what`, see `place`. Raises the error of `not_placed` where there is none."""
+    placement = place(need, candidates, last)
+    metrics.PLACEMENTS[what, "placed" if placement.workers else "refused"].inc()
+    if placement.workers:
+        return placement.workers[0]
+    reasons = [test.metric for test in placement.removed] + ["failed"] * bool(failed)
+    for reason in reasons or ["no_worker"]:
+        metrics.NOT_PLACED[reason].inc()
+    raise not_placed(what, need, placement, failed)
 
 
 def no_room(need: Need, candidate: Candidate) -> str | None:

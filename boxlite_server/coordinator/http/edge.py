@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from time import perf_counter
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import errors, ids, rpc
 from ...formats import without_secrets
+from ...metrics import coordinator as metrics
 from ..tenants import scopes
 from ..tenants.audit import Audit
 from ..tenants.authenticator import Authenticator, KeyEndedError
@@ -227,14 +229,15 @@ def _with_headers(send: Send, request_id: str, more: Mapping[str, str]) -> Send:
 
 
 class Entry:
-    """What the audit is to have of one request. It is written once, as soon as the status of the answer is known: a
+    """What metrics and audit are to have of one request. It is noted once, when the status of the answer is known: a
     stream may last for hours."""
 
     def __init__(self, audit: Audit, scope: Scope, send: Send) -> None:
         self._audit = audit
         self._scope = scope  # whose path becomes the canonical one
         self._send = send
-        self._is_written = False
+        self._began = perf_counter()
+        self._is_noted = False
         self._key_id = ""  # of a key that has ended
         self._is_refused = False
         self.operation: Operation | None = None
@@ -242,11 +245,11 @@ class Entry:
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI's `send` does."""
-        if not self._is_written:
+        if not self._is_noted:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                self._write(message["status"], Headers(raw=message.get("headers", [])).get("location", ""))
+                self._note(message["status"], Headers(raw=message.get("headers", [])).get("location", ""))
             elif message["type"] == "websocket.accept":
-                self._write(_WEBSOCKET)
+                self._note(_WEBSOCKET)
         await self._send(message)
 
     def refused(self, operation: Operation | None, error: errors.BoxliteError) -> None:
@@ -257,13 +260,18 @@ class Entry:
 
     def end(self) -> None:
         """Note that the request has ended, with or without an answer."""
-        if not self._is_written:
-            self._write(_UNANSWERED)
+        if not self._is_noted:
+            self._note(_UNANSWERED)
 
-    def _write(self, status: int, made: str = "") -> None:
-        self._is_written = True
-        if not self._is_wanted(status):
-            return
+    def _note(self, status: int, made: str = "") -> None:
+        self._is_noted = True
+        operation = self.operation.id if self.operation else metrics.NO_OPERATION
+        metrics.REQUESTS[operation, status].inc()
+        metrics.REQUEST_SECONDS[operation].observe(perf_counter() - self._began)
+        if self._is_wanted(status):
+            self._write(status, made)
+
+    def _write(self, status: int, made: str) -> None:
         scope, principal = self._scope, self.principal or self._scope.get(PRINCIPAL)
         client = scope.get("client")
         self._audit.note(

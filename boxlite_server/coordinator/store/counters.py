@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..states import BoxStatus
 from .table import Table
+from .warm import WARM_PREFIX
 
 
 class Counters(NamedTuple):
@@ -45,6 +46,11 @@ class CounterRows(Table):
         columns = ", ".join(f"CAST(coalesce(sum({field}), 0) AS BIGINT)" for field in Counters._fields)
         row = await self._read_one(f"SELECT {columns} FROM counters")
         return Counters(*row) if row else Counters()
+
+    async def boxes_by_status(self) -> dict[BoxStatus, int]:
+        """The number of all boxes that belong to somebody, by status."""
+        rows = await self._read("SELECT status, COUNT(*) FROM boxes WHERE prefix != ? GROUP BY status", (WARM_PREFIX,))
+        return {BoxStatus(status): int(number) for status, number in rows}
 
     async def count_boxes(self, prefix: str, status: BoxStatus | None = None) -> int:
         """The number of a prefix's boxes but those in REMOVING; or of those in RUNNING, the one `status` counted."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ... import errors
 from ...formats import timestamp, without_secrets
+from ...metrics import coordinator as metrics
 from ..loops import Loop, Tasks
 from ..store import GAP, NO_REQUEST, AuditLine, Store
 
@@ -83,15 +84,25 @@ class Audit:
         are left out."""
         self._tasks.begin("write", self._write_later, again=True)
         if (status >= 400 or not key_id) and not self._may_be_refused(key_id):
-            self._missing[key_id] += 1
+            self._miss(key_id)
             return
         target = without_secrets(target[:MAX_TARGET])
         line = AuditLine(self._clock(), key_id, without_secrets(prefix), action, target, status, request_id, address)
         _lines.info("%s", json.dumps(as_json(line)))
+        metrics.AUDIT_LINES.inc()
         if len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten.append(line)
         else:
-            self._missing[key_id] += 1
+            self._miss(key_id)
+
+    @property
+    def unwritten(self) -> int:
+        """How many lines are on their way to the database."""
+        return len(self._unwritten)
+
+    def _miss(self, key_id: str) -> None:
+        self._missing[key_id] += 1
+        metrics.AUDIT_MISSING.inc()
 
     def note_no_request(self, address: str, status: int, request_id: str) -> None:
         """Add a line about bytes from a stranger that were refused before they became a request."""

@@ -36,6 +36,7 @@ from ...errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from ...metrics import worker as metrics
 from ..commands import ExecSpec
 from ..runtime import FilePart
 
@@ -71,13 +72,15 @@ def engine_errors(what: str) -> Iterator[None]:
             case 409:
                 raise InvalidStateError(text) from exc
             case _ if is_full(text):
+                metrics.ENGINE_ERRORS["disk_full"].inc()
                 raise disk_is_full(text) from exc
-            case _ if _CUT_OFF.search(text):
-                raise EngineError(f"{text} ({_CUT_OFF_HELP})") from exc
             case _:
-                raise EngineError(text) from exc
+                metrics.ENGINE_ERRORS["failed"].inc()
+                help_text = f" ({_CUT_OFF_HELP})" if _CUT_OFF.search(text) else ""
+                raise EngineError(text + help_text) from exc
     # The HTTP library's exceptions are OSErrors, as are the socket's own.
     except (docker.errors.DockerException, OSError) as exc:
+        metrics.ENGINE_ERRORS["unreachable"].inc()
         raise EngineError(f"{what}: the container engine does not answer: {exc}") from exc
 
 

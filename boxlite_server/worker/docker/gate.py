@@ -21,6 +21,7 @@ class Gate:
         self._what = what
         self._lock = threading.Lock()
         self._present = 0  # inside or waiting
+        self._inside = 0
         self._places = threading.Semaphore(places)
 
     @contextmanager
@@ -37,12 +38,26 @@ class Gate:
             if not self._places.acquire(timeout=self._patience):
                 raise self._refusal()
             try:
+                self._enter(1)
                 yield
             finally:
+                self._enter(-1)
                 self._places.release()
         finally:
             with self._lock:
                 self._present -= 1
+
+    @property
+    def inside(self) -> int:
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        return self._present - self._inside
+
+    def _enter(self, number: int) -> None:
+        with self._lock:
+            self._inside += number
 
     def _refusal(self) -> ResourceExhaustedError:
         return ResourceExhaustedError(f"the worker has {self._what} under way; try again later")

@@ -23,6 +23,7 @@ from ...errors import (
     NotFoundError,
     StoppedError,
 )
+from ...metrics import worker as metrics
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS
 from ..holder import Holder
 from ..host_access import Policy
@@ -67,6 +68,7 @@ from .containers import Containers, state_of
 from .engine import Engine, act_on_all, engine_errors
 from .exec import ExecProcess, readopt
 from .files import DockerFiles
+from .gate import Gate
 from .labels import BOX_LABEL, DISK_LIMIT_LABEL, container_name, image_labels
 from .logs import DockerLog
 from .main_command import MainProcess
@@ -166,6 +168,15 @@ class DockerRuntime:
             engine_version=info["ServerVersion"],
             disk_limit=self._quota.kind,
         )
+
+    @property
+    def starts(self) -> Gate:
+        """Where boxes wait to be made or started."""
+        return self._containers.starts
+
+    @property
+    def supervisors(self) -> Supervisors:
+        return self._supervisors
 
     def life(self) -> str:
         return self._engine.life()
@@ -439,17 +450,20 @@ class DockerRuntime:
     def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
         if container_name(box) in self._prepared:
             raise StoppedError(f"box {box.box_id} is not running: it was not started yet")
+        began = time.perf_counter()
         run = self._supervisors.live(container_name(box))
         container = self._containers.get(box) if run is None else None
         try:
             if container is not None:
                 run = self._supervisors.reached(container)
             if run is not None and (process := self._supervisors.spawn(run, spec)) is not None:
+                metrics.START_SECONDS["supervisor"].observe(time.perf_counter() - began)
                 return process
             container = container or self._containers.get(box)
             spec = with_settings(spec, container)
             by_engine = ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
-            self._supervisors.note_by_engine(container_name(box))
+            metrics.START_SECONDS["engine"].observe(time.perf_counter() - began)
+            self._supervisors.note_by_engine(container, run)
             return by_engine
         except (StoppedError, ExecutionError, EngineError) as exc:
             # When the box ends meanwhile, the engine says so in many ways.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import EngineError
+from ...metrics import worker as metrics
 from ..kernel.cgroup import Cgroup
 from ..runtime import BootTiming, BoxRef, Usage
 from .engine import Engine, engine_errors
@@ -48,6 +49,8 @@ class Meter:
 
     def booted(self, box: BoxRef, **stages: float) -> None:
         """Remember how many seconds stages of `BootTiming` took."""
+        for stage, seconds in stages.items():
+            metrics.BOX_SECONDS[stage].observe(seconds)
         milliseconds = {f"{stage}_ms": round(seconds * 1000) for stage, seconds in stages.items()}
         with self._lock:
             former = self._boots.get(box.box_id, BootTiming())

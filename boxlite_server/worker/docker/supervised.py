@@ -12,9 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any
 
 from ...errors import BoxliteError, EngineError, InvalidStateError, NotFoundError
+from ...metrics import worker as metrics
 from ..commands import ExecSpec, Process
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup
@@ -36,6 +38,14 @@ _BRING_AGAIN = 60.0  # seconds between two execs that bring a supervisor into a 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 log = logging.getLogger(__name__)
+
+
+class SupervisorState(StrEnum):
+    """What new boxes get of a supervisor."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"  # the worker was started without supervisors
+    ENGINE_BLIND = "engine_blind"  # the container engine cannot use a directory of the worker
 
 
 class Supervisors:
@@ -115,10 +125,26 @@ class Supervisors:
         if self._links is not None:
             self._links.forget(name)
 
-    def note_by_engine(self, name: str) -> None:
-        """Note that the engine has started a command in a box."""
+    def note_by_engine(self, container: Mapping[str, Any], run: _Run | None) -> None:
+        """Note that the engine has started a command in a box, whose `run` was reached or not."""
         with self._lock:
-            self._by_engine[name] += 1
+            self._by_engine[_name(container)] += 1
+        if self._links is not None and has_directory(container):
+            metrics.BY_ENGINE["unsupported" if run else "not_connected"].inc()
+        else:
+            metrics.BY_ENGINE["box_without" if self.state is SupervisorState.ENABLED else self.state.value].inc()
+
+    @property
+    def state(self) -> SupervisorState:
+        if self._links is None:
+            return SupervisorState.DISABLED
+        return SupervisorState.ENGINE_BLIND if self._why_none else SupervisorState.ENABLED
+
+    @property
+    def connected(self) -> int:
+        """How many boxes have a supervisor that is connected."""
+        with self._lock:
+            return sum(run.link.is_live for run in self._runs.values())
 
     def by_engine(self, name: str) -> int:
         """How many commands of a box the engine has started."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from itertools import chain
 
 from ...errors import BoxliteError, InvalidStateError
+from ...metrics import worker as metrics
 from ..commands import GONE_EXIT_CODE, Durable, Process
 from ..runtime import BoxRef
 from .output_log import Chunk, Dropped, Gap, OutputLog
@@ -463,6 +464,8 @@ class Execution:
                 message,
             )
             self._process = EndedProcess()  # so that the command's connection goes
+        if not self.is_main:
+            metrics.COMMAND_SECONDS[self._final.status.value].observe(self._clock() - self._started)
 
     def conclude(self, final: ExecutionState) -> None:
         """Set the final state of an execution that is over already. Takes the place of `run`."""

@@ -94,7 +94,7 @@ class Logs:
         self._directory = directory
         self._capacity = capacity
         what = "keeps as much output as its disk may take"
-        self._budget = Shares(budget, what, "spooled_bytes") if budget else None
+        self.budget = Shares(budget, what, "spooled_bytes") if budget else None
 
     def new(self, execution_id: str, tenant: Tenant, begin: int = 0) -> OutputLog:
         """An empty log."""
@@ -134,7 +134,7 @@ class Logs:
         return log
 
     def _room(self, tenant: Tenant) -> Room | None:
-        return Room(self._budget, tenant) if self._budget else None
+        return Room(self.budget, tenant) if self.budget else None
 
 
 def _recorded_outcome(record: Record) -> Outcome:

@@ -78,11 +78,11 @@ class Executions:
         self._suspects: set[str] = set()  # execution ids whose box was not running at the last sweep
         self._tallies: dict[str, Tally] = {}  # by box id
         self._counts: Counter[str] = Counter()  # executions that have not ended, by box id
-        self._slots = Shares(MAX_EXECUTIONS, f"runs {MAX_EXECUTIONS} executions", quota="executions")
+        self.slots = Shares(MAX_EXECUTIONS, f"runs {MAX_EXECUTIONS} executions", quota="executions")
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._threads = Threads()
         self._journal = journal or Journal(None)
-        self._logs = Logs(spool, log_capacity, budget)
+        self.logs = Logs(spool, log_capacity, budget)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
 
     # ---- verbs ----
@@ -160,7 +160,7 @@ class Executions:
             is_new = entry is None or (entry.done() and not entry.exception() and entry.result().is_over)
             if is_new:
                 refuse_full_disk(self._spool)
-                self._slots.take(tenant)
+                self.slots.take(tenant)
                 entry = self._mains[box] = Future()
         assert entry is not None
         if is_new:
@@ -392,7 +392,7 @@ class Executions:
             execution_id,
             BoxRef(record.box_id, record.generation),
             process,
-            kept.output if kept else self._logs.new(execution_id, tenant),
+            kept.output if kept else self.logs.new(execution_id, tenant),
             self._clock,
             self.tally(record.box_id),
             is_main=record.is_main,
@@ -443,7 +443,7 @@ class Executions:
         self._enter(record, entry)
         if record.is_main:
             self._mains[BoxRef(record.box_id, record.generation)] = entry
-        self._begin(record, process, entry, Tenant(record.tenant), self._logs.of_running(record, process))
+        self._begin(record, process, entry, Tenant(record.tenant), self.logs.of_running(record, process))
         execution = entry.result()
         if record.tied:
             execution.lose_input(RESTARTED)
@@ -451,7 +451,7 @@ class Executions:
         return execution
 
     def _inherit_end(self, record: Record, outcome: Outcome) -> Execution:
-        kept = self._logs.of_ended(record)
+        kept = self.logs.of_ended(record)
         execution = self._execution(record, EndedProcess(), Tenant(record.tenant), kept)
         execution.conclude(replace(outcome.state, error_message=outcome.state.error_message or kept.gap))
         entry: Future[Execution] = Future()
@@ -461,7 +461,7 @@ class Executions:
         return execution
 
     def _enter(self, record: Record, entry: Future[Execution]) -> None:
-        self._slots.take_anyway(record.tenant)
+        self.slots.take_anyway(record.tenant)
         with self._changed:
             self._entries[record.execution_id] = entry
             if not record.is_main:
@@ -485,7 +485,7 @@ class Executions:
             self._forgotten.popitem(last=False)
 
     def _uncount(self, box_id: str | None, prefix: str) -> None:  # None: it was a main command
-        self._slots.give_back(prefix)
+        self.slots.give_back(prefix)
         if box_id is not None:
             self._counts[box_id] -= 1
             if not self._counts[box_id]:
@@ -497,4 +497,4 @@ class Executions:
         if self._counts[box.box_id] >= MAX_PER_BOX:
             raise ResourceExhaustedError(f"box {box.box_id} runs {MAX_PER_BOX} executions already; try again later")
         refuse_full_disk(self._spool)
-        self._slots.take(tenant)
+        self.slots.take(tenant)

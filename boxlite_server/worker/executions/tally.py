@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...metrics import worker as metrics
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -44,6 +46,7 @@ class Tally:
     def failed(self) -> None:
         with self._lock:
             self._errors += 1
+        metrics.COMMAND_ERRORS.inc()
 
     def ended(self) -> None:
         with self._lock:
@@ -52,7 +55,9 @@ class Tally:
     def add_input(self, size: int) -> None:
         with self._lock:
             self._input += size
+        metrics.INPUT_BYTES.inc(size)
 
     def add_output(self, size: int) -> None:
         with self._lock:
             self._output += size
+        metrics.OUTPUT_BYTES.inc(size)

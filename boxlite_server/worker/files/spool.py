@@ -38,12 +38,12 @@ class Spool:
         self._keep_free = keep_free
         self._budget = shutil.disk_usage(directory).total // 2 if budget is None else budget
         self._lock = threading.Lock()
-        self._shares = Shares(self._budget, "has as much in transfers as its disk may take", quota="spooled_bytes")
+        self.shares = Shares(self._budget, "has as much in transfers as its disk may take", quota="spooled_bytes")
         self._taken_by: Counter[str] = Counter()  # by box id
 
     def open(self, box_id: str) -> SpooledFile:
         """A new file, for a transfer of that box."""
-        return SpooledFile(self, box_id, Room(self._shares, rpc.TENANT.get()))
+        return SpooledFile(self, box_id, Room(self.shares, rpc.TENANT.get()))
 
     def take(self, box_id: str, room: Room, size: int) -> None:
         """Take as much room that it is `size` bytes at least. Raises `ResourceExhaustedError` when the disk or the

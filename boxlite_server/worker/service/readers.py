@@ -17,7 +17,7 @@ class Readers:
     """Counts the calls of readers, at most `limit` at once, which tenants share."""
 
     def __init__(self, limit: int) -> None:
-        self._slots = Shares(limit, f"serves {limit} readers")
+        self.slots = Shares(limit, f"serves {limit} readers")
         self._lock = threading.Lock()
         self._ending = False
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -44,7 +44,7 @@ class Readers:
                 self._callbacks[self._next] = callback
             return bool(context.add_callback(callback))
 
-        with self._slots.slot(rpc.TENANT.get()):
+        with self.slots.slot(rpc.TENANT.get()):
             try:
                 yield on_end
                 if self._ending:

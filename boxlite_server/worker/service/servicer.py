@@ -56,6 +56,9 @@ def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
                 yield from method(self, request, context)
+            except GeneratorExit:
+                call.left()
+                raise
             except Exception as exc:
                 call.failed(exc)
                 rpc.abort(context, exc)
@@ -97,6 +100,11 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         self._readers = Readers(MAX_READERS)
         self._runs = Shares(MAX_RUNS, f"runs {MAX_RUNS} commands for waiting callers")
         self._transfers = Shares(MAX_TRANSFERS, f"has {MAX_TRANSFERS} transfers under way", quota="transfers")
+
+    @property
+    def slots(self) -> dict[str, Shares]:
+        """The slots of calls that hold their threads for long, by kind."""
+        return {"readers": self._readers.slots, "runs": self._runs, "transfers": self._transfers}
 
     def end_readers(self) -> None:
         """End the calls that read output or logs: the worker is about to shut down."""

@@ -1,9 +1,13 @@
-"""The counters of a prefix, the counters and gauges of one box, and the counters of a coordinator."""
+"""The counters of a prefix, the counters and gauges of one box, and the metrics of a coordinator."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import Response
+
+from ....metrics import registry
+from ... import gauges
 from ...core import Core
 from ...states import BoxStatus
 from ...tenants.authenticator import Refusal
@@ -54,3 +58,7 @@ async def get_box_metrics(core: Core, prefix: str, box_id: str) -> Any:
 async def get_coordinator_metrics(core: Core) -> Any:
     refused = core.authenticator.refused
     return {"refused_requests_total": {reason.value: refused[reason] for reason in Refusal}}
+
+
+async def get_prometheus_metrics(core: Core) -> Response:
+    return Response(registry.text(await gauges.read(core)), media_type=registry.CONTENT_TYPE)

@@ -1,8 +1,10 @@
-"""Serves GET /healthz and /readyz for monitors of the worker process."""
+"""Serves GET /healthz, /readyz and /metrics for monitors of the worker process."""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
+import ipaddress
 import json
 import logging
 import socket
@@ -11,7 +13,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ..errors import BoxliteError
+from ...errors import BoxliteError
+from ...metrics.registry import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +23,23 @@ class HealthServer:
     """Answers on its own port, from a thread of its own. Raises `BoxliteError` when the port cannot be bound.
 
     /healthz answers 200 {"status":"ok"} while the process runs. /readyz answers 200 {"status":"ready"}, or
-    503 {"status":"not_ready","reason":...} when `not_ready` gives a reason why the worker can do no work.
+    503 {"status":"not_ready","reason":...} when `not_ready` gives a reason why the worker can do no work. /metrics
+    answers with the text that `metrics` gives: to those who send `token` as a Bearer token; where there is no token, to
+    clients on this host.
     """
 
-    def __init__(self, host: str, port: int, not_ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        not_ready: Callable[[], str | None],
+        metrics: Callable[[], bytes] = bytes,
+        token: str | None = None,
+    ) -> None:
         class Handler(_Handler):
             reason = staticmethod(not_ready)
+            text = staticmethod(metrics)
+            expected = token
 
         try:
             self._server = _server_class(host)((host, port), Handler)
@@ -85,12 +99,23 @@ def _cut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+def _is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_version = "boxlite-worker"
     sys_version = ""  # the version of Python is nobody's business
 
+    expected: str | None
+
     @staticmethod
     def reason() -> str | None:
+        raise NotImplementedError
+
+    @staticmethod
+    def text() -> bytes:
         raise NotImplementedError
 
     def do_GET(self) -> None:
@@ -103,15 +128,33 @@ class _Handler(BaseHTTPRequestHandler):
                     self._answer(200, {"status": "ready"})
                 else:
                     self._answer(503, {"status": "not_ready", "reason": reason})
+            case "/metrics":
+                self._answer_metrics()
             case _:
                 self._answer(404, {"status": "not_found"})
 
     do_HEAD = do_GET
 
+    def _answer_metrics(self) -> None:
+        if self.expected is not None:
+            given = self.headers.get("Authorization", "").encode(errors="replace")
+            if not hmac.compare_digest(given, f"Bearer {self.expected}".encode()):
+                self._answer(401, {"status": "refused", "reason": "this takes the token of --metrics-token-file"})
+                return
+        elif not _is_loopback(self.client_address[0]):
+            reason = "only this host may read the metrics of a worker that has no --metrics-token-file"
+            self._answer(403, {"status": "refused", "reason": reason})
+            return
+        self._send(200, CONTENT_TYPE, self.text())
+
     def _answer(self, status: int, body: dict[str, str]) -> None:
-        data = json.dumps(body).encode()
+        self._send(status, "application/json", json.dumps(body).encode())
+
+    def _send(self, status: int, content_type: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":

@@ -1,0 +1,1 @@
+"""What coordinators and workers count and measure of themselves, in the form of Prometheus."""

@@ -1,0 +1,1 @@
+"""What monitors read of the worker process: whether it can do its work, and its metrics."""
