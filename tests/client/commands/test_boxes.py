@@ -88,9 +88,9 @@ def test_list_shows_active_boxes_in_columns(
     server.on("GET", "/v1/boxes", (200, _boxes()))
     assert boxlite("list") == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["ID", "IMAGE", "STATUS", "CREATED", "NAMES"]
-    assert row.split()[:3] == [ID, "alpine:latest", "running"]
-    assert row.endswith(" ago   web")
+    assert header.split() == ["ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
+    assert row.split()[:2] == [ID, "alpine:latest"]
+    assert header.index("STATUS") == row.index("running")
     assert header.index("NAMES") == row.index("web")
 
 
@@ -113,8 +113,10 @@ def test_list_follows_pages_on_one_connection(
     assert rows[0] == {
         "ID": ID,
         "Image": "alpine:latest",
+        "Command": "",
         "Status": "running",
         "CreatedAt": "2026-01-01T00:00:00Z",
+        "Ports": "",
         "Names": "web",
     }
     assert server.connections == 1
@@ -272,19 +274,15 @@ def test_unreachable_server(server: FakeServer, boxlite: Boxlite, capsys: pytest
         "nonsense",
         "create",
         "create --cpus 0 alpine",
-        "create --memory 1g alpine",
-        "create --label nokey alpine",
+        "create --memory 1x alpine",
+        "create --memory 0m alpine",
+        "create --label =value alpine",
         "create --network maybe alpine",
-        "exec web",
-        "exec web --",
-        "exec web -it -- sh",
-        "exec -i -d web -- sh",
-        "run -i -d alpine",
         "list -q --format json",
         "list --format xml",
         "inspect",
         "inspect --latest web",
-        "inspect -f yaml web",
+        "inspect -f xml web",
         "rm",
         "rm -a web",
         "stop -t -1 web",
@@ -296,6 +294,30 @@ def test_wrong_usage_exits_2(server: FakeServer, boxlite: Boxlite, line: str) ->
     with pytest.raises(SystemExit) as exit_:
         boxlite(*line.split())
     assert exit_.value.code == 2
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "exec web",
+        "exec web --",
+        "exec web -it -- sh",
+        "exec -i -d web -- sh",
+        "run -i -d alpine",
+        "run --rm --auto-stop 5 alpine",
+        "run --nmae web alpine",
+        "run",
+        "--url ftp://x run alpine",
+        "attach",
+    ],
+)
+def test_wrong_usage_where_exit_codes_are_those_of_commands_exits_125(
+    server: FakeServer, boxlite: Boxlite, line: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        boxlite(*line.split())
+    assert exit_.value.code == 125
     assert not server.requests
 
 
