@@ -7,6 +7,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from .errors import InvalidArgumentError
+
 # Keys of clients and access tokens: what they are, the id of the key, and what must not be shown.
 _SECRETS = re.compile(r"(bl[xt]_[0-9A-Za-z-]{1,32}_)[0-9A-Za-z_-]{20,}")
 
@@ -16,6 +18,17 @@ def timestamp(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def unix_time(field: str, text: str) -> float:
+    """The Unix time of an RFC 3339 time in the given field of a request. Raises InvalidArgumentError."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = datetime.min
+    if time.tzinfo is None:
+        raise InvalidArgumentError(f"{field}: '{text}' is not a time with its zone, such as 2026-01-31T12:00:00Z")
+    return time.timestamp()
 
 
 def parse_json(text: str) -> Any:

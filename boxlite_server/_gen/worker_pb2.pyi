@@ -375,14 +375,18 @@ class OutputChunk(_message.Message):
     def __init__(self, stream: _Optional[_Union[OutputStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ReadLogsRequest(_message.Message):
-    __slots__ = ("box", "tail", "follow")
+    __slots__ = ("box", "tail", "follow", "since", "timestamps")
     BOX_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     tail: int
     follow: bool
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+    since: float
+    timestamps: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ..., since: _Optional[float] = ..., timestamps: _Optional[bool] = ...) -> None: ...
 
 class ConfirmOutputRequest(_message.Message):
     __slots__ = ("execution", "delivered")
@@ -447,16 +451,18 @@ class PutFilesRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PutFilesHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class PutFilesHeader(_message.Message):
-    __slots__ = ("box", "path", "overwrite", "source_is_dir")
+    __slots__ = ("box", "path", "overwrite", "source_is_dir", "keep_owner")
     BOX_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_IS_DIR_FIELD_NUMBER: _ClassVar[int]
+    KEEP_OWNER_FIELD_NUMBER: _ClassVar[int]
     box: BoxRef
     path: str
     overwrite: bool
     source_is_dir: bool
-    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ...) -> None: ...
+    keep_owner: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., overwrite: _Optional[bool] = ..., source_is_dir: _Optional[bool] = ..., keep_owner: _Optional[bool] = ...) -> None: ...
 
 class PutSmallFilesRequest(_message.Message):
     __slots__ = ("header", "archive")

@@ -71,9 +71,9 @@ class ApiClient:
         self.tls = _tls_context(ca_cert) if parts.scheme == "https" else None
         self._host = parts.hostname
         self._netloc = parts.netloc
-        root = parts.path.rstrip("/") + "/v1"
+        self._root = parts.path.rstrip("/") + "/v1"
         prefix = path_prefix.strip("/")
-        self._base = f"{root}/{quote(prefix)}" if prefix else root
+        self._base = f"{self._root}/{quote(prefix)}" if prefix else self._root
         self._connection: http.client.HTTPConnection | None = None
 
     def another(self) -> ApiClient:
@@ -87,6 +87,10 @@ class ApiClient:
     def path(self, *segments: str) -> str:
         """The path of a resource under the prefix; each segment is percent-encoded."""
         return "/".join([self._base, *(quote(segment, safe="") for segment in segments)])
+
+    def root_path(self, segment: str) -> str:
+        """The path of what belongs to no prefix, such as `me`."""
+        return f"{self._root}/{segment}"
 
     def websocket_url(self, path: str) -> str:
         """The `ws://` or `wss://` address of a path made by `path()`."""
@@ -118,6 +122,9 @@ class ApiClient:
     def stop_box(self, box: str, timeout_seconds: float | None = None) -> Json:
         body = None if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
         return self.post(self.path("boxes", box, "stop"), body)
+
+    def change_box(self, box: str, fields: Json) -> Json:
+        return self.parsed(self.request("PATCH", self.path("boxes", box), fields))
 
     def remove_box(self, box: str, *, force: bool = False) -> str:
         """Remove a box, and return the server's warning, which is mostly empty."""

@@ -1,4 +1,4 @@
-"""Formats the output of commands: tables, JSON, and the small part of Go's templates that scripts use."""
+"""Formats the output of commands: tables, JSON, YAML, and the small part of Go's templates that scripts use."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def as_json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def document(value: object, form: str) -> str:
+    """The value as a document in the form `json` or `yaml`, without a line end."""
+    if form == "json":
+        return as_json(value)
+    import yaml  # which most commands do without
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip("\n")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def age(timestamp: str, now: datetime | None = None) -> str:
@@ -82,6 +95,10 @@ def version() -> str:
 
 def print_error(message: str) -> None:
     print("Error:", " ".join(message.splitlines()), file=sys.stderr)
+
+
+def print_warning(message: str) -> None:
+    print("Warning:", " ".join(message.splitlines()), file=sys.stderr)
 
 
 def each(boxes: Iterable[str], act: Callable[[str], object], *, echo: bool = False) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -32,6 +33,8 @@ SILENCE = 45.0  # seconds without a byte, pings included, after which the server
 PING_INTERVAL = 15.0  # seconds
 SIGNAL_PATIENCE = 2.0  # seconds to wait for the delivery of SIGPIPE before the client exits
 
+DETACH_KEYS = b"\x10\x11"  # Ctrl-P Ctrl-Q, as in docker
+
 _CHUNK = 65536
 MAX_FORWARDED = 3  # signals that are forwarded; the next one ends the client itself
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,9 +43,15 @@ _DESCRIPTOR = {b"\x01": terminal.STDOUT, b"\x02": terminal.STDERR}  # by the fir
 log = logging.getLogger("boxlite.client")
 
 
-def attach_execution(api: ApiClient, box: str, execution: str, *, stdin: bool, tty: bool) -> int:
-    """Attach to an existing execution, stream until it ends, and return its exit code."""
-    return asyncio.run(_Session(api, box, execution, stdin=stdin, tty=tty).run())
+def attach_execution(
+    api: ApiClient, box: str, execution: str, *, stdin: bool, tty: bool, as_visitor: bool = False
+) -> int:
+    """Attach to an existing execution, stream until it ends, and return its exit code.
+
+    `as_visitor`: the command is another's. The end of stdin does not end its input, and the keys Ctrl-P Ctrl-Q of a
+    terminal leave it: the exit code is 0 then.
+    """
+    return asyncio.run(_Session(api, box, execution, stdin=stdin, tty=tty, as_visitor=as_visitor).run())
 
 
 def attach_again(api: ApiClient, box: str, execution: str, received: int) -> int:
@@ -57,6 +66,11 @@ def attach_main(api: ApiClient, box: str, start: Callable[[], object], *, stdin:
     """Attach to the main command of a box, call `start` in a thread, stream until the command ends, and return its
     exit code."""
     return asyncio.run(_Session(api, box, None, start=start, stdin=stdin, tty=tty).run())
+
+
+def visit_main(api: ApiClient, box: str, *, stdin: bool, tty: bool) -> int:
+    """Attach to the main command of a box as a visitor, see `attach_execution`."""
+    return asyncio.run(_Session(api, box, None, stdin=stdin, tty=tty, as_visitor=True).run())
 
 
 class _Connection(ClientConnection):
@@ -79,6 +93,7 @@ class _Session:
         stdin: bool,
         tty: bool,
         start: Callable[[], object] | None = None,
+        as_visitor: bool = False,
     ) -> None:
         self._api = api
         self._box = box
@@ -87,6 +102,9 @@ class _Session:
         self._stdin = stdin
         self._tty = tty
         self._raw = tty and stdin
+        self._as_visitor = as_visitor
+        self._main: asyncio.Task[Any] | None = None
+        self._held = b""  # keys that may be the first of DETACH_KEYS
         self._stdin_ended = not stdin
         self._stdin_bytes = 0
         self._pump: threading.Thread | None = None
@@ -101,9 +119,8 @@ class _Session:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        main = asyncio.current_task()
-        assert main is not None
-        with self._signals_caught(main):
+        self._main = asyncio.current_task()
+        with self._signals_caught():
             try:
                 return await self._to_the_end()
             except asyncio.CancelledError:
@@ -175,8 +192,10 @@ class _Session:
         Raises `InvalidStatus`, OSError or another WebSocketException when the handshake fails.
         """
         path = self._path("attach") if self._execution else self._api.path("boxes", self._box, "attach")
-        if self._received is not None:
-            path += f"?received={self._received}"
+        query = {} if self._received is None else {"received": self._received}
+        if self._as_visitor and not self._stdin:
+            query["stdin"] = 0
+        path += "?" + urlencode(query) if query else ""
         async with connect(
             self._api.websocket_url(path),
             ssl=self._api.tls,
@@ -219,7 +238,7 @@ class _Session:
         with suppress(ConnectionClosed):
             if self._tty:
                 await self._resize(socket)
-            if self._stdin_ended:
+            if self._stdin_ended and not self._as_visitor:
                 await socket.send(_frame("stdin_eof"))
         self._attached.set()
         if self._stdin and self._pump is None:
@@ -285,11 +304,25 @@ class _Session:
                     chunk = os.read(terminal.STDIN, _CHUNK)
                 except OSError:  # stdin is closed, or its terminal has hung up
                     chunk = b""
-                asyncio.run_coroutine_threadsafe(self._send_stdin(chunk), loop).result()
-                if not chunk:
+                if not chunk and self._as_visitor:
+                    return
+                keys, leaves = self._without_detach_keys(chunk)
+                if keys or not chunk:
+                    asyncio.run_coroutine_threadsafe(self._send_stdin(keys), loop).result()
+                if leaves:
+                    loop.call_soon_threadsafe(self._leave, 0)
+                if leaves or not chunk:
                     return
         except (CancelledError, RuntimeError):
             log.debug("stdin: the session ended first")
+
+    def _without_detach_keys(self, chunk: bytes) -> tuple[bytes, bool]:
+        """The input in front of the keys that leave the command, and whether they came."""
+        if not (self._as_visitor and self._raw):
+            return chunk, False
+        before, found, _ = (self._held + chunk).partition(DETACH_KEYS)
+        self._held = b"" if found or not before.endswith(DETACH_KEYS[:1]) else DETACH_KEYS[:1]
+        return before.removesuffix(self._held), bool(found)
 
     async def _send_stdin(self, chunk: bytes) -> None:
         """Send a chunk over this socket, or over the next if this one breaks. An empty chunk ends the input."""
@@ -316,7 +349,7 @@ class _Session:
     # Signals
 
     @contextmanager
-    def _signals_caught(self, main: asyncio.Task[Any]) -> Iterator[None]:
+    def _signals_caught(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -324,7 +357,7 @@ class _Session:
         # A signal that the parent process ignores stays ignored: shells do that for jobs in the background.
         caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         for number in caught:
-            loop.add_signal_handler(number, self._on_signal, number, main)
+            loop.add_signal_handler(number, self._on_signal, number)
         if self._tty:
             caught.append(signal.SIGWINCH)
             loop.add_signal_handler(signal.SIGWINCH, self._on_resize)
@@ -334,13 +367,18 @@ class _Session:
             for number in caught:
                 loop.remove_signal_handler(number)
 
-    def _on_signal(self, number: int, main: asyncio.Task[Any]) -> None:
+    def _on_signal(self, number: int) -> None:
         self._signals += 1
         if self._socket is None or self._signals > MAX_FORWARDED:
-            self._leave_with = 128 + number
-            main.cancel()
+            self._leave(128 + number)
         else:
             self._send_signal(number)
+
+    def _leave(self, code: int) -> None:
+        """Let the command go on without this client, which ends with the exit code `code`."""
+        self._leave_with = code
+        assert self._main is not None
+        self._main.cancel()
 
     def _on_resize(self) -> None:
         size = terminal.size()

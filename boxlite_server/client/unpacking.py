@@ -17,13 +17,16 @@ from ..errors import AlreadyExistsError, BoxliteError, InvalidArgumentError, Not
 
 class Unpack:
     """Unpacks an archive. `skipped` is the number of entries that were refused as unsafe; `warn` is called with a
-    text for each of them."""
+    text for each of them. With `keep_owner`, what is unpacked gets the user and group ids of the archive."""
 
-    def __init__(self, archive: tarfile.TarFile, *, overwrite: bool, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, archive: tarfile.TarFile, *, overwrite: bool, keep_owner: bool, warn: Callable[[str], object]
+    ) -> None:
         if not hasattr(tarfile, "data_filter"):
             raise BoxliteError("this Python cannot unpack archives safely; 3.11.4 and later can")
         self._archive = archive
         self._overwrite = overwrite
+        self._keep_owner = keep_owner
         self._warn = warn
         self._made: set[Path] = set()  # directories below the destination, and no links
         self.skipped = 0
@@ -40,6 +43,7 @@ class Unpack:
                 made.append((target, entry))
         # A directory is writable until it is complete; its own mode and time are set at the end.
         for target, entry in reversed(made):
+            self._give(target, entry)
             target.chmod(entry.mode & 0o777)
             os.utime(target, (entry.mtime, entry.mtime))
 
@@ -108,6 +112,13 @@ class Unpack:
             os.link(source, target, follow_symlinks=False)
         else:
             self._archive.extract(entry.replace(name=name, deep=False), root, filter="data")
+        if not entry.islnk():
+            self._give(target, entry)
+
+    def _give(self, target: Path, entry: tarfile.TarInfo) -> None:
+        """Give what was unpacked to its owner of the archive. Raises OSError where this process may not."""
+        if self._keep_owner:
+            os.chown(target, entry.uid, entry.gid, follow_symlinks=False)
 
 
 def _parts(name: str) -> list[str]:

@@ -451,9 +451,12 @@ class BoxRuntime(Protocol):
         more.
         """
 
-    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
+    def read_logs(
+        self, box: BoxRef, tail: int | None, follow: bool, *, since: float | None = None, timestamps: bool = False
+    ) -> LogReader:
         """The main command's output of all runs, from the last `tail` lines on (None: from the first line). With
-        `follow`, the reader goes on with new output until the box is at rest."""
+        `follow`, the reader goes on with new output until the box is at rest. `since`: only what was written at this
+        Unix time or later. With `timestamps`, each line begins with its time in RFC 3339 and a blank."""
 
     def attach_main(self, box: BoxRef) -> Process:
         """The box's main command. Of a box at rest: its next run, which begins with `start`."""

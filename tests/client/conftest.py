@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.fake_server import FakeServer
@@ -14,10 +15,11 @@ Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServer]:
     fake = FakeServer()
-    for name in ("BOXLITE_API_KEY", "BOXLITE_REST_PATH_PREFIX"):
+    for name in ("BOXLITE_API_KEY", "BOXLITE_REST_PATH_PREFIX", "BOXLITE_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BOXLITE_HOME", str(tmp_path / "home"))  # where no profiles are yet
     monkeypatch.setenv("BOXLITE_REST_URL", fake.url)
     monkeypatch.setattr(stream, "RECONNECT_DELAYS", (0, 0, 0))
     yield fake

@@ -22,6 +22,7 @@ from boxlite_server.errors import (
     NotFoundError,
     StoppedError,
 )
+from boxlite_server.formats import timestamp
 from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.host_access import Policy
 from boxlite_server.worker.runtime import (
@@ -60,7 +61,7 @@ class FakeBox:
     reason: str = ""  # of the last stop
     unclaimed: bool = False  # it was prepared, and is nobody's
     said: list[tuple[int, bytes]] = field(default_factory=list)
-    logged: list[tuple[int, bytes]] = field(default_factory=list)  # lines, of all runs
+    logged: list[tuple[float, int, bytes]] = field(default_factory=list)  # time, stream and line, of all runs
     attached: list[FakeMain] = field(default_factory=list)
     at_rest: threading.Event = field(default_factory=threading.Event)  # of a main command that has run
     ports: FakePorts = field(default_factory=FakePorts)
@@ -150,16 +151,19 @@ class FakeMain:
 class FakeLog:
     """What a box has said, line by line."""
 
-    def __init__(self, box: FakeBox, tail: int | None, follow: bool) -> None:
-        self._box, self._follow, self._closed = box, follow, False
+    def __init__(self, box: FakeBox, tail: int | None, follow: bool, since: float | None, timestamps: bool) -> None:
+        self._box, self._follow, self._timestamps, self._closed = box, follow, timestamps, False
         self._next = 0 if tail is None else max(len(box.logged) - tail, 0)
+        while since is not None and self._next < len(box.logged) and box.logged[self._next][0] < since:
+            self._next += 1
 
     def read(self) -> tuple[int, bytes] | None:
         while not self._closed:
             at_rest = self._box.status is not BoxStatus.RUNNING
             if self._next < len(self._box.logged):
                 self._next += 1
-                return self._box.logged[self._next - 1]
+                at, stream, line = self._box.logged[self._next - 1]
+                return stream, f"{timestamp(at)} ".encode() + line if self._timestamps else line
             if at_rest or not self._follow:
                 return None
             time.sleep(0.005)
@@ -314,7 +318,7 @@ class FakeRuntime:
         while (piece := process.read()) is not None:
             with self._lock:
                 box.said.append(piece)
-                box.logged += [(piece[0], line) for line in piece[1].splitlines(keepends=True)]
+                box.logged += [(time.time(), piece[0], line) for line in piece[1].splitlines(keepends=True)]
                 for main in box.attached:
                     main.pieces.put(piece)
         self._ended(box, process.wait())
@@ -427,9 +431,11 @@ class FakeRuntime:
                     return FakeAdopted(process)
         raise NotFoundError(f"command {handle} is not known")
 
-    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> FakeLog:
+    def read_logs(
+        self, box: BoxRef, tail: int | None, follow: bool, *, since: float | None = None, timestamps: bool = False
+    ) -> FakeLog:
         with self._lock:
-            return FakeLog(self._find(box), tail, follow)
+            return FakeLog(self._find(box), tail, follow, since, timestamps)
 
     def attach_main(self, box: BoxRef) -> Process:
         with self._lock:

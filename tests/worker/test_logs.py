@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from support.sites import Site, in_thread
 
@@ -53,6 +55,22 @@ def test_the_last_lines(site: Site, tail: int, out: bytes, err: bytes) -> None:
     run(site, box)
     site.runtime.stop(box, 1)
     assert whole(site.runtime.read_logs(box, tail, False)) == (out, err)
+    site.runtime.remove(box, force=True)
+
+
+def test_the_time_of_each_line_and_what_was_said_since(site: Site) -> None:
+    box = site.new_box(cmd=("sh", "-c", "echo one; sleep 1.1; echo two >&2; cat >/dev/null; exit 3"))
+    run(site, box)
+    site.runtime.stop(box, 1)
+    times = {}
+    for text in whole(site.runtime.read_logs(box, None, False, timestamps=True)):
+        time, _, word = text.decode().partition(" ")
+        times[word] = datetime.fromisoformat(time).timestamp()
+    assert times.keys() == {"one\n", "two\n"}
+    assert times["two\n"] - times["one\n"] > 1
+    middle = (times["one\n"] + times["two\n"]) / 2
+    assert whole(site.runtime.read_logs(box, None, False, since=middle)) == (b"", b"two\n")
+    assert whole(site.runtime.read_logs(box, 9, True, since=0)) == (b"one\n", b"two\n")
     site.runtime.remove(box, force=True)
 
 

@@ -1,79 +1,123 @@
-"""The commands that create, list, start, stop and remove boxes, and the body that `create` and `run` send."""
+"""The commands that create, change, start, stop and remove boxes."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from argparse import Namespace
-from typing import Any
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from urllib.parse import urlencode
 
-from ...errors import NotFoundError
-from .. import boxflags, output
+from ...errors import UnsupportedError
+from .. import boxflags, flags
 from ..api import ApiClient, Json
-from ..output import each, print_error, version
+from ..output import document, each, print_error, print_warning, version
+from ..parser import Commands
 
-_ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown box may be running
+WAIT_SECONDS = 60  # for one request of `wait`; the next one follows
+_ENDED = frozenset({"stopped", "failed"})
 
 
-def create_body(args: Namespace) -> Json:
-    """The body of `POST boxes` for the flags that `create` and `run` share. Absent flags are left out."""
-    network = args.network or ("disabled" if args.security == "maximum" else "enabled")
-    body: Json = {"image": args.image, "network": {"mode": network}, "detach": args.detach}
-    optional = {
-        "name": args.name,
-        "cpus": args.cpus,
-        "memory_mib": args.memory,
-        "disk_size_gb": args.disk_size,
-        "working_dir": args.workdir,
-        "env": dict(args.env),
-        "entrypoint": [args.entrypoint] if args.entrypoint is not None else None,
-        "cmd": args.cmd,
-        "user": args.user,
-        "labels": dict(args.label),
-        **boxflags.box_fields(args),
-        "auto_stop": args.auto_stop,
-        "auto_delete": args.auto_delete,
-        "auto_resume": False if args.no_auto_resume else None,
-    }
-    return body | {key: value for key, value in optional.items() if value not in (None, {}, [])}
+def add_to(commands: Commands) -> None:
+    sub = commands.add(
+        "create",
+        create,
+        "Create a box without starting it, and print its id",
+        examples=(
+            "boxlite create --name web -m 512m -l team=blue alpine:latest",
+            "boxlite create --network none --env-file web.env -v data:/data alpine:latest sh -c 'ls /data'",
+        ),
+        check=check_lifetimes,
+    )
+    boxflags.add_flags(sub)
+    sub.add_argument("--rm", action="store_true", help="remove the box when it stops")
+
+    sub = commands.add("start", start, "Start boxes", examples=("boxlite start web db",))
+    flags.add_boxes(sub)
+
+    for name, act, text in (
+        ("stop", stop, "Stop running boxes"),
+        ("restart", restart, "Stop boxes and start them again"),
+    ):
+        sub = commands.add(name, act, text, examples=(f"boxlite {name} web db", f"boxlite {name} -t 2 web"))
+        sub.add_argument(
+            "-t",
+            "--time",
+            type=flags.seconds,
+            metavar="SECONDS",
+            help="wait this long between SIGTERM and SIGKILL (server default: 30)",
+        )
+        flags.add_boxes(sub)
+
+    sub = commands.add("kill", kill, "Stop boxes at once", examples=("boxlite kill web", "boxlite kill -s KILL web db"))
+    sub.add_argument(
+        "-s", "--signal", type=signal_flag, default=signal.SIGKILL, metavar="SIGNAL", help="KILL, the only one so far"
+    )
+    flags.add_boxes(sub)
+
+    sub = commands.add(
+        "rm", remove, "Remove boxes", examples=("boxlite rm web", "boxlite rm -f web db"), check=_check_remove
+    )
+    sub.add_argument("-f", "--force", action="store_true", help="remove boxes even if they are running, and do not ask")
+    sub.add_argument("-a", "--all", action="store_true", help="remove every box")
+    flags.add_boxes(sub, nargs="*")
+
+    _add_changes(commands)
+    sub = commands.add(
+        "info", info, "Show the server's address and how many boxes it has", examples=("boxlite info --format json",)
+    )
+    flags.add_format(sub, choices=flags.DOCUMENT_FORMATS)
+    commands.add_local("version", show_version, "Show the version of this command", examples=("boxlite version",))
+
+
+def _add_changes(commands: Commands) -> None:
+    sub = commands.add("rename", rename, "Give a box another name", examples=("boxlite rename web web-old",))
+    flags.add_box(sub)
+    sub.add_argument("name", metavar="NAME", help="the new name")
+
+    sub = commands.add(
+        "update",
+        update,
+        "Change boxes: their size while they run, labels and lifetimes",
+        examples=("boxlite update --cpus 2 -m 1g web", "boxlite update --auto-stop 15m -l team=red web db"),
+        check=_check_update,
+    )
+    boxflags.add_size(sub, default="as it is")
+    boxflags.add_labels(sub)
+    boxflags.add_lifetimes(sub, default="as it is")
+    sub.add_argument(
+        "--auto-resume",
+        action=BooleanOptionalAction,
+        help="whether a command starts the stopped box (default: as it is)",
+    )
+    sub.add_argument("--inbound", choices=("enabled", "disabled"), help="let others reach services in the box")
+    flags.add_boxes(sub)
+
+    sub = commands.add(
+        "wait",
+        wait,
+        "Wait until boxes stop, and print the exit codes of their main commands",
+        examples=("boxlite wait job",),
+    )
+    flags.add_boxes(sub)
+
+
+def check_lifetimes(args: Namespace) -> str | None:
+    if args.rm and (args.auto_stop or args.auto_delete):
+        return "--rm excludes --auto-stop and --auto-delete"
+    return None
+
+
+def _check_remove(args: Namespace) -> str | None:
+    return "name a box or give --all, not both" if args.all == bool(args.boxes) else None
 
 
 def create(api: ApiClient, args: Namespace) -> int:
     args.detach = True
-    body = create_body(args)
+    body = boxflags.create_body(args)
     if args.rm:
         body["auto_remove"] = True
     print(api.create_box(body)["box_id"])
     return 0
-
-
-def list_boxes(api: ApiClient, args: Namespace) -> int:
-    boxes = [box for box in _newest_first(api) if args.all or box["status"] in _ACTIVE]
-    if args.quiet:
-        for box in boxes:
-            print(box["box_id"])
-    elif args.format == "json":
-        print(output.as_json([_row(box) for box in boxes]))
-    else:
-        header = ("ID", "IMAGE", "STATUS", "CREATED", "NAMES")
-        rows = [{**_row(box), "CreatedAt": output.age(box["created_at"])} for box in boxes]
-        print(output.table(header, [list(row.values()) for row in rows]))
-    return 0
-
-
-def inspect(api: ApiClient, args: Namespace) -> int:
-    found: list[Json] = []
-    if args.latest:
-        found = _newest_first(api)[:1]
-        if not found:
-            raise NotFoundError("no boxes to inspect")
-    failed = each(args.boxes, lambda box: found.append(api.get_box(box)))
-    documents = [_document(box) for box in found]
-    if args.format == "json":
-        print(output.as_json(documents))
-    else:
-        for box, document in zip(found, documents, strict=True):
-            print(output.render(args.format, {**box, **document, "ID": document["Id"]}))
-    return failed
 
 
 def start(api: ApiClient, args: Namespace) -> int:
@@ -92,93 +136,101 @@ def restart(api: ApiClient, args: Namespace) -> int:
     return each(args.boxes, once, echo=True)
 
 
+def signal_flag(text: str) -> signal.Signals:
+    """Parse a signal's name, with or without SIG, or its number. Raises ArgumentTypeError."""
+    try:
+        if text.isdecimal():
+            return signal.Signals(int(text))
+        return signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"]
+    except (KeyError, ValueError):
+        raise ArgumentTypeError(f"'{text}' is no signal; write KILL, SIGKILL or 9") from None
+
+
+def kill(api: ApiClient, args: Namespace) -> int:
+    if args.signal != signal.SIGKILL:
+        raise UnsupportedError(
+            f"the API sends no {args.signal.name} to a box's main command; "
+            "type 'boxlite stop' for its stop signal, or 'boxlite attach', which passes signals on"
+        )
+    return each(args.boxes, lambda box: api.stop_box(box, 0), echo=True)
+
+
+def rename(api: ApiClient, args: Namespace) -> int:
+    api.change_box(args.box, {"name": args.name})
+    return 0
+
+
+def _check_update(args: Namespace) -> str | None:
+    return None if _changes(args) or args.inbound else "nothing to change: give a flag such as --memory 1g"
+
+
+def _changes(args: Namespace) -> Json:
+    fields = {
+        "cpus": args.cpus,
+        "memory_mib": args.memory,
+        "labels": dict(args.label) or None,
+        "auto_stop": args.auto_stop,
+        "auto_delete": args.auto_delete,
+        "auto_resume": args.auto_resume,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def update(api: ApiClient, args: Namespace) -> int:
+    def change(box: str) -> None:
+        if args.inbound:
+            api.request("PUT", api.path("boxes", box, "network", "inbound"), {"mode": args.inbound})
+        if changes := _changes(args):
+            api.change_box(box, changes)
+
+    return each(args.boxes, change, echo=True)
+
+
+def wait(api: ApiClient, args: Namespace) -> int:
+    return each(args.boxes, lambda box: print(_exit_code(api, box), flush=True))
+
+
+def _exit_code(api: ApiClient, box: str) -> int:
+    """The exit code of the box's main command, as soon as the box does not run."""
+    path = api.path("boxes", box, "wait") + "?" + urlencode({"until": "stopped", "timeout": WAIT_SECONDS})
+    while True:
+        found = api.get(path)
+        if found["status"] in _ENDED:
+            return int(found.get("exit_code") or 0)
+
+
 def remove(api: ApiClient, args: Namespace) -> int:
     targets = args.boxes
     if args.all:
         targets = [box["box_id"] for box in api.list_boxes()]
-        if targets and not args.force and not _confirmed(f"Remove all {len(targets)} boxes? [y/N] "):
+        if targets and not args.force and not confirmed(f"Remove all {len(targets)} boxes? [y/N] "):
             print_error("nothing removed")
             return 1
 
     def drop(box: str) -> None:
         if left := api.remove_box(box, force=args.force):
-            print("Warning:", left, file=sys.stderr)
+            print_warning(left)
 
     return each(targets, drop, echo=True)
 
 
+def confirmed(question: str) -> bool:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def info(api: ApiClient, args: Namespace) -> int:
     statuses = [box["status"] for box in api.list_boxes()]
-    document = {
+    shown = {
         "version": version(),
         "url": api.url,
         "boxesTotal": len(statuses),
         **{f"boxes{name.title()}": statuses.count(name) for name in ("running", "stopped", "configured", "unknown")},
     }
-    if args.format == "json":
-        print(output.as_json(document))
-    else:
-        for key, value in document.items():
-            print(f"{key}: {value}")
+    print(document(shown, args.format))
     return 0
 
 
-def show_version(api: ApiClient, args: Namespace) -> int:
+def show_version(args: Namespace) -> int:
     print(f"boxlite {version()}")
     return 0
-
-
-def _newest_first(api: ApiClient) -> list[Json]:
-    return sorted(api.list_boxes(), key=lambda box: str(box["created_at"]), reverse=True)
-
-
-def _confirmed(question: str) -> bool:
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _row(box: Json) -> dict[str, str]:
-    return {
-        "ID": box["box_id"],
-        "Image": box["image"],
-        "Status": box["status"],
-        "CreatedAt": box["created_at"],
-        "Names": box.get("name") or "",
-    }
-
-
-def _document(box: Json) -> dict[str, Any]:
-    """The document that `inspect` shows of a box, with docker's names for the fields. Memory is in bytes."""
-    return {
-        "Id": box["box_id"],
-        "Name": box.get("name") or "",
-        "Image": box["image"],
-        "Created": box["created_at"],
-        "Updated": box["updated_at"],
-        "Status": box["status"],
-        "State": {
-            "Status": box["status"],
-            "Running": box["status"] == "running",
-            "Pid": box.get("pid") or 0,
-            "ExitCode": box.get("exit_code") or 0,
-            "StartedAt": box.get("started_at"),
-        },
-        "Ports": box.get("ports") or [],
-        "Cpus": box["cpus"],
-        "Memory": box["memory_mib"] * 1024 * 1024,
-        "Config": {
-            "Image": box["image"],
-            "Labels": box.get("labels") or {},
-            **{name: box[key] for name, key in _CONFIG.items() if key in box},
-        },
-    }
-
-
-_CONFIG = {
-    "Env": "env",
-    "Cmd": "cmd",
-    "Entrypoint": "entrypoint",
-    "WorkingDir": "working_dir",
-    "User": "user",
-    "Tty": "tty",
-}

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..api import ApiClient
+from ..parser import Commands
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -37,14 +37,20 @@ class Place(NamedTuple):
         return " ".join([*self.choices, *names])
 
 
-def command(parser: Callable[[], ArgumentParser]) -> Callable[[ApiClient, Namespace], int]:
-    """Make the `completion` command for the parser that `parser` builds, of which the command is itself a part."""
+def add_to(commands: Commands, parser: Callable[[], ArgumentParser]) -> None:
+    """Add the command for the parser that `parser` builds, of which the command is itself a part."""
 
-    def complete(api: ApiClient, args: Namespace) -> int:
+    def complete(args: Namespace) -> int:
         print(script(parser(), args.shell), end="")
         return 0
 
-    return complete
+    sub = commands.add_local(
+        "completion",
+        complete,
+        "Print the completion script of a shell",
+        examples=("boxlite completion bash > ~/.local/share/bash-completion/completions/boxlite",),
+    )
+    sub.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
 
 def script(parser: ArgumentParser, shell: str) -> str:

@@ -21,12 +21,46 @@ from ...errors import BoxliteError, InvalidArgumentError
 from .. import packing, terminal
 from ..api import ApiClient, unreachable
 from ..output import print_error
+from ..parser import Commands
 from ..progress import Bar
 from ..unpacking import Unpack
 
 TAR = "application/x-tar"
 STREAM = "-"
 _CHUNK = 256 * 1024
+
+
+def add_to(commands: Commands) -> None:
+    sub = commands.add(
+        "cp",
+        copy,
+        "Copy files between this machine and a box; '-' is a tar archive on stdin or stdout",
+        examples=(
+            "boxlite cp notes.txt web:/srv/",
+            "boxlite cp -a web:/etc backup",
+            "boxlite cp --no-include-parent src web:/srv",
+            "boxlite cp web:/srv - | tar t",
+        ),
+    )
+    sub.add_argument(
+        "-a",
+        "--archive",
+        action="store_true",
+        help="keep the user and group ids of files (default: the receiver's)",
+    )
+    sub.add_argument(
+        "-L", "--follow-symlinks", "--follow-link", action="store_true", help="copy the targets of links in their place"
+    )
+    sub.add_argument("--no-overwrite", action="store_true", help="fail if a file would be overwritten")
+    parent = sub.add_mutually_exclusive_group()
+    parent.add_argument(
+        "--include-parent", action="store_true", help="copy a directory with its content, which is the default"
+    )
+    parent.add_argument(
+        "--no-include-parent", action="store_true", help="copy the content of a directory without the directory itself"
+    )
+    sub.add_argument("source", metavar="SRC", help="copy from here: PATH, BOX:PATH or -")
+    sub.add_argument("destination", metavar="DST", help="copy to here: PATH, BOX:PATH or -")
 
 
 def copy(api: ApiClient, args: Namespace) -> int:
@@ -56,6 +90,8 @@ def _upload(api: ApiClient, args: Namespace, box: str, path: str) -> int:
     query = {"path": path}
     if args.no_overwrite:
         query["overwrite"] = "false"
+    if args.archive:
+        query["keep_owner"] = "true"
     chunks: Iterator[bytes]
     if args.source == STREAM:
         label, total = "stdin", None
@@ -91,7 +127,7 @@ def _download(api: ApiClient, args: Namespace, box: str, path: str) -> int:
                 return 0
             is_dir = response.getheader("x-boxlite-source-is-dir") == "true"
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                unpack = Unpack(archive, overwrite=not args.no_overwrite, warn=print_error)
+                unpack = Unpack(archive, overwrite=not args.no_overwrite, keep_owner=args.archive, warn=print_error)
                 (unpack.directory if is_dir else unpack.file)(args.destination)
             while stream.read(_CHUNK):  # read the padding of the archive: a body that is cut off raises here
                 pass

@@ -1,4 +1,4 @@
-"""`run` and `exec`: they run a command in a box and exit with its exit code."""
+"""`run`, `exec` and `attach`: they run a command in a box, or join one, and exit with its exit code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,80 @@ import os
 from argparse import Namespace
 from contextlib import suppress
 
-from ...errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError
-from .. import events, stream, terminal
+from ...errors import BoxliteError, ExecutionError, InvalidArgumentError, NotFoundError, StoppedError
+from .. import boxflags, events, flags, stream, terminal
 from ..api import ApiClient, Json
 from ..output import print_error
-from .boxes import create_body
+from ..parser import Commands
+from .boxes import check_lifetimes
 
 CLIENT_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+
+def add_to(commands: Commands) -> None:
+    sub = commands.add(
+        "run",
+        run,
+        "Create a box, and run a command in it",
+        examples=(
+            "boxlite run --rm alpine:latest echo hello",
+            "boxlite run -it --rm -m 512m alpine:latest sh",
+            "boxlite run -d --name web -p 80 -l team=blue nginx:alpine",
+        ),
+        check=_check_run,
+        failure=failure_code,
+    )
+    boxflags.add_flags(sub)
+    flags.add_streams(sub)
+    sub.add_argument("--rm", action="store_true", help="remove the box when the command has ended")
+
+    sub = commands.add(
+        "exec",
+        execute,
+        "Run a command in a box",
+        examples=(
+            "boxlite exec web -- ls -l /srv",
+            "boxlite exec -it web sh",
+            "cat dump.sql | boxlite exec -i --env-file db.env db -- psql",
+        ),
+        check=_check_exec,
+        failure=failure_code,
+    )
+    flags.add_process(sub)
+    flags.add_streams(sub)
+    flags.add_box(sub)
+    flags.add_command(sub, "the command and its arguments")
+
+    sub = commands.add(
+        "attach",
+        attach,
+        "Attach to the main command of a running box, or to an execution",
+        examples=("boxlite attach web", "boxlite attach --no-stdin web 8f0c5a1e9b7d4c32a6f1e0d9c8b7a695"),
+        failure=failure_code,
+    )
+    sub.add_argument("--no-stdin", action="store_true", help="do not pass stdin on to the command")
+    flags.add_box(sub)
+    sub.add_argument(
+        "execution", metavar="EXECUTION", nargs="?", help="the id of an execution (default: the box's main command)"
+    )
+
+
+def _check_run(args: Namespace) -> str | None:
+    if args.cmd[:1] == ["--"]:
+        args.cmd = args.cmd[1:]
+    return check_lifetimes(args) or _check_streams(args)
+
+
+def _check_exec(args: Namespace) -> str | None:
+    if args.cmd and args.cmd[0] != "--" and args.cmd[0].startswith("-"):
+        return f"unexpected '{args.cmd[0]}': options go before BOX"
+    if args.cmd[:1] == ["--"]:
+        args.cmd = args.cmd[1:]
+    return _check_streams(args) if args.cmd else f"no command given; write boxlite exec {args.box} -- COMMAND"
+
+
+def _check_streams(args: Namespace) -> str | None:
+    return "--interactive and --detach exclude each other" if args.interactive and args.detach else None
 
 
 def failure_code(error: BoxliteError) -> int:
@@ -26,7 +93,7 @@ def failure_code(error: BoxliteError) -> int:
 def run(api: ApiClient, args: Namespace) -> int:
     if args.tty:
         _need_terminal()
-    body = create_body(args)
+    body = boxflags.create_body(args)
     if args.tty:
         body["tty"] = True
     if args.rm and args.detach:
@@ -45,7 +112,7 @@ def execute(api: ApiClient, args: Namespace) -> int:
     interactive = args.interactive or args.tty
     if args.tty and not args.detach:
         _need_terminal()
-    optional = {"env": dict(args.env), "working_dir": args.workdir, "user": args.user}
+    optional = {"env": flags.environment(args), "working_dir": args.workdir, "user": args.user}
     body: Json = {"command": args.cmd[0], "args": args.cmd[1:]} | {key: it for key, it in optional.items() if it}
     if not interactive and not args.detach:
         with suppress(NotFoundError):  # there is no such box, as the next request tells, or the server is older
@@ -59,6 +126,17 @@ def execute(api: ApiClient, args: Namespace) -> int:
     if args.detach:
         return 0
     return stream.attach_execution(api, args.box, execution, stdin=interactive, tty=args.tty)
+
+
+def attach(api: ApiClient, args: Namespace) -> int:
+    box = api.get_box(args.box)
+    stdin = not args.no_stdin
+    tty = stdin and os.isatty(terminal.STDIN)
+    if args.execution:
+        return stream.attach_execution(api, args.box, args.execution, stdin=stdin, tty=tty, as_visitor=True)
+    if box["status"] != "running":
+        raise StoppedError(f"box '{args.box}' is {box['status']}; start it with 'boxlite start {args.box}'")
+    return stream.visit_main(api, args.box, stdin=stdin, tty=tty and bool(box.get("tty")))
 
 
 def _run_detached(api: ApiClient, box: str, *, remove_on_failure: bool) -> int:

@@ -14,14 +14,80 @@ from typing import BinaryIO
 from urllib.parse import urlencode
 
 from ...errors import BoxliteError, InvalidArgumentError
-from .. import output
+from .. import flags, output
 from ..api import ApiClient, Json, unreachable
 from ..output import each
+from ..parser import Act, Commands
 from ..progress import Bar, size
 
 OCTETS = "application/octet-stream"
 STREAM = "-"  # stdin or stdout in place of a file
 _CHUNK = 256 * 1024
+
+
+def add_to(commands: Commands) -> None:
+    sub = commands.add(
+        "clone",
+        clone,
+        "Create a new box with a copy of a box's disk, and print its id",
+        examples=("boxlite clone --name web-2 web",),
+    )
+    sub.add_argument("--name", help="name the new box (default: no name)")
+    flags.add_box(sub)
+
+    sub = commands.add(
+        "export",
+        export,
+        "Write a box to an archive, and print the file's name",
+        examples=("boxlite export web", "boxlite export -o - web | ssh host boxlite import -"),
+    )
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write to this file or into this directory; - is stdout (default: BOX.boxlite in the current directory)",
+    )
+    flags.add_box(sub)
+
+    sub = commands.add(
+        "import",
+        import_box,
+        "Create a box from an archive, and print its id",
+        examples=("boxlite import --name web-2 web.boxlite",),
+    )
+    sub.add_argument("--name", help="name the box (default: no name)")
+    sub.add_argument("file", metavar="FILE", help="the archive; - is stdin")
+    _add_snapshots(commands)
+
+
+def _add_snapshots(commands: Commands) -> None:
+    verbs = commands.group(
+        "snapshot",
+        "Create, list, restore and remove snapshots of a box",
+        examples=("boxlite snapshot create web clean", "boxlite snapshot restore web clean"),
+    )
+
+    def add_with_names(name: str, act: Act, text: str, example: str, nargs: str | None) -> None:
+        sub = verbs.add(name, act, text, examples=(example,))
+        flags.add_box(sub)
+        sub.add_argument("names" if nargs else "name", metavar="NAME", nargs=nargs, help="the name of a snapshot")
+
+    text = "Create a snapshot of a box's disk, and print its id"
+    add_with_names("create", create_snapshot, text, "boxlite snapshot create web clean", None)
+    sub = verbs.add(
+        "ls",
+        list_snapshots,
+        "List the snapshots of a box",
+        aliases=("list",),
+        examples=("boxlite snapshot ls web", "boxlite snapshot ls --format yaml web"),
+    )
+    flags.add_box(sub)
+    flags.add_shape(sub, quiet="print only names")
+    text = "Show snapshots in detail"
+    add_with_names("inspect", inspect_snapshot, text, "boxlite snapshot inspect web clean", "+")
+    text = "Restore a stopped box to a snapshot"
+    add_with_names("restore", restore_snapshot, text, "boxlite snapshot restore web clean", None)
+    add_with_names("rm", remove_snapshots, "Remove snapshots", "boxlite snapshot rm web clean dirty", "+")
 
 
 # ---- snapshots ------------------------------------------------------------------------------------------
@@ -37,11 +103,11 @@ def list_snapshots(api: ApiClient, args: Namespace) -> int:
     if args.quiet:
         for snapshot in snapshots:
             print(snapshot["name"])
-    elif args.format == "json":
-        print(output.as_json(snapshots))
-    else:
+    elif args.format == "table":
         header = ("NAME", "CREATED", "WRITTEN", "SIZE", "ID")
         print(output.table(header, [_row(one) for one in snapshots]))
+    else:
+        print(output.document(snapshots, args.format))
     return 0
 
 

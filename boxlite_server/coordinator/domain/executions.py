@@ -331,10 +331,13 @@ class Executions:
                 for event in batch.events:
                     yield event
 
-    async def read_logs(self, box: Box, tail: int | None, follow: bool) -> AsyncGenerator[pb.OutputChunk, None]:
+    async def read_logs(
+        self, box: Box, tail: int | None, follow: bool, since: float | None, timestamps: bool
+    ) -> AsyncGenerator[pb.OutputChunk, None]:
         """The output of the box's main command in all its runs, the last `tail` lines of it (None: all), and with
-        `follow` what it writes until the box stops."""
-        request = pb.ReadLogsRequest(box=ref(box), tail=tail, follow=follow)
+        `follow` what it writes until the box stops. `since`: only what was written at this Unix time or later. With
+        `timestamps`, each line begins with its time."""
+        request = pb.ReadLogsRequest(box=ref(box), tail=tail, follow=follow, since=since, timestamps=timestamps)
         async with aclosing(self._calls.read_logs(box.worker_id, request)) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -29,6 +29,7 @@ class Files:
         *,
         overwrite: bool,
         source_is_dir: bool | None,
+        keep_owner: bool = False,
     ) -> str:
         """Unpack a tar archive in a box, running or not; see `uploadFiles` in openapi.yaml. Returns what of it was
         skipped, as the header X-Boxlite-Skipped has it.
@@ -37,7 +38,9 @@ class Files:
         way, ResourceExhaustedError when a disk is full. When `archive` raises, nothing is written.
         """
         box = await self._turns.get(prefix, id_or_name)
-        header = pb.PutFilesHeader(box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir)
+        header = pb.PutFilesHeader(
+            box=ref(box), path=path, overwrite=overwrite, source_is_dir=source_is_dir, keep_owner=keep_owner
+        )
         beginning = bytearray()
 
         async def requests() -> AsyncIterator[pb.PutFilesRequest]:

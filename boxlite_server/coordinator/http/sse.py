@@ -48,9 +48,9 @@ def stream_run(
     return _RunResponse(events, _output(core, events, raw=raw, is_run=True), headers)
 
 
-def stream_logs(core: Core, box: Box, tail: int | None, follow: bool) -> StreamingResponse:
+def stream_logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> StreamingResponse:
     """Answer with the output of a box's main command; a stream without an `end` or `error` event was cut off."""
-    return _response(_logs(core, box, tail, follow))
+    return _response(_logs(core, chunks))
 
 
 class _RunResponse(StreamingResponse):
@@ -100,9 +100,9 @@ async def _output(
         yield error_event(shown(exc))
 
 
-async def _logs(core: Core, box: Box, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+async def _logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> AsyncIterator[bytes]:
     try:
-        async with contextlib.aclosing(core.executions.read_logs(box, tail, follow)) as chunks:
+        async with contextlib.aclosing(chunks):
             async for chunk in _until_stopping(core, chunks):
                 yield keepalive_event() if chunk is None else log_event(chunk.stream, chunk.data)
         if not core.stopping.is_set():

@@ -23,12 +23,16 @@ class DockerLog:
         container: dict[str, Any],
         tail: int | None = None,
         follow: bool = False,
+        *,
+        since: float | None = None,
         until: float | None = None,
+        timestamps: bool = False,
     ) -> None:
-        """`tail`: only so many of the last lines. `until`: only what was said up to this Unix time."""
+        """`tail`: only so many of the last lines. `since`, `until`: only what was said between these Unix times. With
+        `timestamps`, each line begins with its time."""
         params = {"stdout": 1, "stderr": 1, "follow": int(follow), "tail": "all" if tail is None else tail}
-        if until is not None:
-            params["until"] = f"{until:.6f}"
+        params["timestamps"] = int(timestamps)
+        params |= {key: f"{time:.6f}" for key, time in (("since", since), ("until", until)) if time is not None}
         with engine_errors("cannot read the log"):
             # The client library's own call loses which stream a piece belongs to, or the order of the streams.
             self._answer = engine.call("GET", f"/containers/{container['Id']}/logs", params, stream=True).check()

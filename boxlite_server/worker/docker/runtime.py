@@ -485,5 +485,8 @@ class DockerRuntime:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         return MainProcess(self._engine, container, self._watch, self._holder)
 
-    def read_logs(self, box: BoxRef, tail: int | None, follow: bool) -> LogReader:
-        return DockerLog(self._engine, self._containers.get(box), tail, follow)
+    def read_logs(
+        self, box: BoxRef, tail: int | None, follow: bool, *, since: float | None = None, timestamps: bool = False
+    ) -> LogReader:
+        container = self._containers.get(box)
+        return DockerLog(self._engine, container, tail, follow, since=since, timestamps=timestamps)

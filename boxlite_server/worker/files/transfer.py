@@ -41,14 +41,22 @@ class Files:
     # ---- uploads ----
 
     def put(
-        self, box: BoxRef, path: str, chunks: Iterable[bytes], *, overwrite: bool, source_is_dir: bool | None
+        self,
+        box: BoxRef,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        overwrite: bool,
+        source_is_dir: bool | None,
+        keep_owner: bool = False,
     ) -> str:
         """Unpack the tar archive `chunks` at `path`.
 
         A single file is stored as `path`, or in the directory `path` if that exists or ends with a slash;
         any other archive is unpacked below `path`. `source_is_dir` says which of the two it is; None leaves
         that to the archive's entries. Missing directories are made, existing ones stay as they are. The files
-        belong to the box's user, if the box's image names one. Raises `InvalidArgumentError` for a bad archive
+        belong to the box's user, if the box's image names one, or with `keep_owner` to the owners that the archive
+        names. Raises `InvalidArgumentError` for a bad archive
         and, without `overwrite`, `AlreadyExistsError` if any of the files exists; nothing is written then.
 
         Returns what was skipped, in the form of `Skipped.text`: named pipes, and extended attributes that are not
@@ -67,7 +75,7 @@ class Files:
             plan = _Plan(files, file, target, summary, source_is_dir, wants_dir=path.endswith("/"))
             plan.check_existing(overwrite)
             replaced = plan.replaced(files.replaceable())
-            files.put("/", tar.finished(plan.pieces(files.owner())))
+            files.put("/", tar.finished(plan.pieces(None if keep_owner else files.owner())))
             for replaced_path, content in replaced.items():
                 files.replace(replaced_path, content)
             return summary.skipped.text

@@ -259,7 +259,9 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
     def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
         with self._readers.register(context) as on_end:
             tail = request.tail if request.HasField("tail") else None
-            log = self._runtime.read_logs(messages.ref(request.box), tail, request.follow)
+            since = request.since if request.HasField("since") else None
+            box, timestamps = messages.ref(request.box), request.timestamps
+            log = self._runtime.read_logs(box, tail, request.follow, since=since, timestamps=timestamps)
             try:
                 if on_end(log.close):
                     while (piece := log.read()) is not None:
@@ -324,8 +326,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     def _put(self, header: pb.PutFilesHeader, archive: Iterable[bytes]) -> pb.PutFilesResponse:
         source_is_dir = header.source_is_dir if header.HasField("source_is_dir") else None
-        box = messages.ref(header.box)
-        skipped = self._files.put(box, header.path, archive, overwrite=header.overwrite, source_is_dir=source_is_dir)
+        skipped = self._files.put(
+            messages.ref(header.box),
+            header.path,
+            archive,
+            overwrite=header.overwrite,
+            source_is_dir=source_is_dir,
+            keep_owner=header.keep_owner,
+        )
         return pb.PutFilesResponse(skipped=skipped)
 
     @_answers

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from support.fake_server import BOX, FakeServer, error
 
 from boxlite_server.client.commands import stats
@@ -49,6 +51,107 @@ def test_create_of_an_image_alone_sends_nothing_it_was_not_told(server: FakeServ
     assert server.requests[0].body == {"image": "alpine:latest", "network": {"mode": "enabled"}, "detach": True}
 
 
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [
+        ("-m 512m", {"memory_mib": 512}),
+        ("-m 2G", {"memory_mib": 2048}),
+        ("--memory 1.5gib", {"memory_mib": 1536}),
+        ("-m 131073k", {"memory_mib": 129}),
+        ("-m 268435456b", {"memory_mib": 256}),
+        ("-m 300", {"memory_mib": 300}),
+        ("-l team=blue -l bare -l a=b=c", {"labels": {"team": "blue", "bare": "", "a": "b=c"}}),
+        ("--network none", {"network": {"mode": "disabled"}}),
+        ("--network bridge", {"network": {"mode": "enabled"}}),
+        ("--allow-net a.example --allow-net b", {"network": {"mode": "enabled", "allow_net": ["a.example", "b"]}}),
+        ("--inbound enabled", {"network": {"outbound": {"mode": "enabled"}, "inbound": {"mode": "enabled"}}}),
+    ],
+)
+def test_what_dockers_users_type(server: FakeServer, boxlite: Boxlite, flags: str, sent: dict[str, object]) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", *flags.split(), "alpine") == 0
+    assert sent.items() <= server.requests[0].body.items()
+
+
+def test_a_root_file_system_takes_the_place_of_the_image(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", "--rootfs", "/srv/root", "sh") == 0
+    body = server.requests[0].body
+    assert (body["rootfs_path"], body["cmd"], "image" in body) == ("/srv/root", ["sh"], False)
+
+
+def test_environment_files_as_docker_reads_them(
+    server: FakeServer, boxlite: Boxlite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INHERITED", "from here")
+    monkeypatch.delenv("UNSET", raising=False)
+    one, two = tmp_path / "one.env", tmp_path / "two.env"
+    one.write_text('\ufeff# a comment\n\n  A=1=2\nQUOTED="kept"\nSPACE= x \nINHERITED\nUNSET\nBOTH=one\n', "utf-8")
+    two.write_text("BOTH=two\nFLAG=file")
+    server.on("POST", "/v1/boxes", (201, BOX))
+    flags = ["--env-file", str(one), "-e", "FLAG=flag", "--env-file", str(two)]
+    assert boxlite("create", *flags, "alpine") == 0
+    assert server.requests[0].body["env"] == {
+        "A": "1=2",
+        "QUOTED": '"kept"',
+        "SPACE": " x ",
+        "INHERITED": "from here",
+        "BOTH": "two",
+        "FLAG": "flag",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"A B=1\n", "line 1 is not KEY=VALUE"), (b"=1", "line 1"), (b"\xff", "utf-8")]
+)
+def test_environment_files_that_cannot_be_used(
+    server: FakeServer, boxlite: Boxlite, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, said: str
+) -> None:
+    file = tmp_path / "bad.env"
+    file.write_bytes(text)
+    assert boxlite("exec", "--env-file", str(file), "web", "true") == 125
+    assert said in capsys.readouterr().err
+    assert boxlite("create", "--env-file", str(tmp_path / "nosuch"), "alpine") == 1
+    assert "nosuch: No such file or directory" in capsys.readouterr().err
+    assert not server.requests
+
+
+def test_kill_stops_without_patience(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("POST", "/v1/boxes/web/stop", (200, BOX))
+    assert boxlite("kill", "web") == 0
+    assert boxlite("kill", "-s", "SIGKILL", "web") == 0
+    assert boxlite("kill", "--signal", "9", "web") == 0
+    assert [seen.body for seen in server.requests] == [{"timeout_seconds": 0}] * 3
+    capsys.readouterr()
+    assert boxlite("kill", "-s", "HUP", "web") == 1
+    assert "the API sends no SIGHUP to a box's main command" in capsys.readouterr().err
+    assert len(server.requests) == 3
+
+
+def test_rename_and_update_change_what_they_are_told(server: FakeServer, boxlite: Boxlite) -> None:
+    server.on("PATCH", "/v1/boxes/web", (200, BOX))
+    assert boxlite("rename", "web", "web-2") == 0
+    assert boxlite("update", "--cpus", "2", "-m", "1g", "-l", "a=b", "--auto-stop", "15m", "web") == 0
+    assert boxlite("update", "--no-auto-resume", "--auto-delete", "0", "web") == 0
+    assert [seen.body for seen in server.requests] == [
+        {"name": "web-2"},
+        {"cpus": 2, "memory_mib": 1024, "labels": {"a": "b"}, "auto_stop": 900},
+        {"auto_delete": 0, "auto_resume": False},
+    ]
+
+
+def test_wait_asks_until_the_box_has_stopped(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/v1/boxes/web/wait?until=stopped&timeout=60"
+    server.on("GET", path, (200, BOX), (200, BOX | {"status": "stopped", "exit_code": 3}))
+    assert boxlite("wait", "web", "gone") == 1
+    output = capsys.readouterr()
+    assert output.out == "3\n"
+    assert output.err == "Error: no such box\n"
+    assert server.lines[:2] == [f"GET {path}"] * 2
+
+
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_global_options_stand_before_or_after_the_command(
     server: FakeServer, boxlite: Boxlite, where: str, monkeypatch: pytest.MonkeyPatch
@@ -88,9 +191,9 @@ def test_list_shows_active_boxes_in_columns(
     server.on("GET", "/v1/boxes", (200, _boxes()))
     assert boxlite("list") == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["ID", "IMAGE", "STATUS", "CREATED", "NAMES"]
-    assert row.split()[:3] == [ID, "alpine:latest", "running"]
-    assert row.endswith(" ago   web")
+    assert header.split() == ["ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
+    assert row.split()[:2] == [ID, "alpine:latest"]
+    assert header.index("STATUS") == row.index("running")
     assert header.index("NAMES") == row.index("web")
 
 
@@ -113,8 +216,10 @@ def test_list_follows_pages_on_one_connection(
     assert rows[0] == {
         "ID": ID,
         "Image": "alpine:latest",
+        "Command": "",
         "Status": "running",
         "CreatedAt": "2026-01-01T00:00:00Z",
+        "Ports": "",
         "Names": "web",
     }
     assert server.connections == 1
@@ -272,19 +377,15 @@ def test_unreachable_server(server: FakeServer, boxlite: Boxlite, capsys: pytest
         "nonsense",
         "create",
         "create --cpus 0 alpine",
-        "create --memory 1g alpine",
-        "create --label nokey alpine",
+        "create --memory 1x alpine",
+        "create --memory 0m alpine",
+        "create --label =value alpine",
         "create --network maybe alpine",
-        "exec web",
-        "exec web --",
-        "exec web -it -- sh",
-        "exec -i -d web -- sh",
-        "run -i -d alpine",
         "list -q --format json",
         "list --format xml",
         "inspect",
         "inspect --latest web",
-        "inspect -f yaml web",
+        "inspect -f xml web",
         "rm",
         "rm -a web",
         "stop -t -1 web",
@@ -296,6 +397,30 @@ def test_wrong_usage_exits_2(server: FakeServer, boxlite: Boxlite, line: str) ->
     with pytest.raises(SystemExit) as exit_:
         boxlite(*line.split())
     assert exit_.value.code == 2
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "exec web",
+        "exec web --",
+        "exec web -it -- sh",
+        "exec -i -d web -- sh",
+        "run -i -d alpine",
+        "run --rm --auto-stop 5 alpine",
+        "run --nmae web alpine",
+        "run",
+        "--url ftp://x run alpine",
+        "attach",
+    ],
+)
+def test_wrong_usage_where_exit_codes_are_those_of_commands_exits_125(
+    server: FakeServer, boxlite: Boxlite, line: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        boxlite(*line.split())
+    assert exit_.value.code == 125
     assert not server.requests
 
 
@@ -357,6 +482,18 @@ def test_stats_as_a_table_and_as_json(server: FakeServer, boxlite: Boxlite, caps
     assert row.split().count("-") == 2
     assert boxlite("stats", "web", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out) == METRICS
+
+
+def test_stats_of_all_boxes_that_run(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
+    server.on("GET", "/v1/boxes", (200, _boxes()))
+    server.on("GET", f"/v1/boxes/{ID}/metrics", (200, METRICS))
+    assert boxlite("stats", "--no-stream") == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split()[:2] == ["web", "12.3"]
+    assert boxlite("stats", "--no-stream", "--format", "yaml") == 0
+    assert yaml.safe_load(capsys.readouterr().out) == [{"box_id": ID, "name": "web", **METRICS}]
+    with pytest.raises(SystemExit, match="2"):
+        boxlite("stats", "--no-stream", "--stream")
 
 
 def test_stats_stream_until_the_box_is_gone(

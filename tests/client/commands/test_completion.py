@@ -38,7 +38,7 @@ def test_flags_of_a_command(tmp_path: Path) -> None:
 
 
 def test_values(tmp_path: Path) -> None:
-    assert complete(tmp_path, "boxlite", "list", "--format", "") == ["table", "json"]
+    assert complete(tmp_path, "boxlite", "list", "--format", "") == ["table", "json", "yaml"]
     assert complete(tmp_path, "boxlite", "run", "--network", "d") == ["disabled"]
     assert complete(tmp_path, "boxlite", "completion", "")[:3] == list(SHELLS)
 

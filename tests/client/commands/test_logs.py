@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from support.fake_server import FakeServer, error
+
+from boxlite_server.client.commands import logs
 
 Boxlite = Callable[..., int]
 
@@ -35,6 +38,23 @@ def test_flags(server: FakeServer, boxlite: Boxlite) -> None:
     for bad in ("-1", "x"):
         with pytest.raises(SystemExit):
             boxlite("logs", "-n", bad, "web")
+
+
+def test_since_and_timestamps(server: FakeServer, boxlite: Boxlite) -> None:
+    noon = "/v1/boxes/web/logs?since=2026-01-31T12%3A00%3A00.000000Z"
+    server.on("GET", noon, (200, END))
+    server.on("GET", f"{noon}&timestamps=true", (200, END))
+    assert boxlite("logs", "--since", "2026-01-31T12:00:00Z", "web") == 0
+    assert boxlite("logs", "-t", "--since", "2026-01-31T13:00:00+01:00", "web") == 0
+    assert boxlite("logs", "--since", "1769860800", "web") == 0
+    assert boxlite("logs", "--tail", "all", "--since", "2026-01-31T12:00:00.0Z", "web") == 0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400)])
+def test_since_a_while_ago(text: str, seconds: int) -> None:
+    before = datetime.now(UTC).timestamp()
+    since = datetime.fromisoformat(logs.since_flag(text)).timestamp()
+    assert before - seconds - 0.001 <= since <= datetime.now(UTC).timestamp() - seconds
 
 
 def test_a_log_that_breaks_off_is_no_success(

@@ -115,6 +115,16 @@ def test_images_in_each_shape(server: FakeServer, boxlite: Boxlite, capsys: Capt
     assert json.loads(capsys.readouterr().out) == [IMAGE, OTHER]
 
 
+def test_rmi_tries_each_image(server: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
+    server.on("DELETE", "/v1/images/ghcr.io%2Fme%2Ftool%3A1", (204, None))
+    server.on("DELETE", "/v1/images/used", (409, error("invalid_state", "image used is used by box web")))
+    assert boxlite("rmi", "ghcr.io/me/tool:1", "gone", "used") == 1
+    output = capsys.readouterr()
+    assert output.out == "ghcr.io/me/tool:1\n"
+    assert output.err == "Error: no such box\nError: image used is used by box web\n"
+    assert boxlite("rmi", "--force", "gone") == 0
+
+
 def lines(*events: object) -> bytes:
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 

@@ -75,10 +75,17 @@ class Box:
         self._transfers = Files(site.runtime, Spool(spool))
 
     def put(
-        self, path: str, data: bytes | Iterable[bytes], overwrite: bool = True, source_is_dir: bool | None = None
+        self,
+        path: str,
+        data: bytes | Iterable[bytes],
+        overwrite: bool = True,
+        source_is_dir: bool | None = None,
+        keep_owner: bool = False,
     ) -> None:
         chunks = [data] if isinstance(data, bytes) else data
-        self._transfers.put(self.ref, path, chunks, overwrite=overwrite, source_is_dir=source_is_dir)
+        self._transfers.put(
+            self.ref, path, chunks, overwrite=overwrite, source_is_dir=source_is_dir, keep_owner=keep_owner
+        )
 
     def get(self, path: str, follow: bool = False) -> tuple[bool, dict[str, tarfile.TarInfo], dict[str, bytes]]:
         """Whether it is a directory, the entries, and the content of the files."""
@@ -339,6 +346,18 @@ def test_all_belongs_to_the_boxs_user(site: Site, tmp_path: Path) -> None:
     box.put("/a/b", tar(folder("."), file("f", uid=7, gid=7), folder("s", uid=7)))
     if os.geteuid() == 0:
         assert {(info.uid, info.gid) for info in box.get("/a")[1].values()} == {(65534, 65534)}
+    site.runtime.remove(ref, force=True)
+
+
+def test_all_belongs_to_its_owners_in_the_archive_where_they_are_to_be_kept(site: Site, tmp_path: Path) -> None:
+    ref = site.new_box(user="nobody")
+    box = Box(site, tmp_path, ref)
+    box.put("/a", tar(folder("."), file("f", uid=7, gid=8), folder("s", uid=9)), keep_owner=True)
+    box.put("/b", tar(file("f", uid=7, gid=8)), keep_owner=True)
+    if os.geteuid() == 0:
+        found = {name: (info.uid, info.gid) for name, info in box.get("/a")[1].items()}
+        assert (found["a/f"], found["a/s"]) == ((7, 8), (9, 0))
+        assert {(info.uid, info.gid) for info in box.get("/b")[1].values()} == {(7, 8)}
     site.runtime.remove(ref, force=True)
 
 

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from .... import errors
+from ....formats import unix_time
 from ...core import Core
 from ...domain.feeding import Feed
 from .. import sse, views
@@ -96,10 +97,19 @@ async def stream_execution_output(core: Core, prefix: str, box_id: str, executio
     return sse.stream_output(core, box, execution_id, int(last_id))
 
 
-async def read_box_logs(core: Core, prefix: str, box_id: str, tail: int | None = None, follow: bool = False) -> Any:
+async def read_box_logs(
+    core: Core,
+    prefix: str,
+    box_id: str,
+    tail: int | None = None,
+    follow: bool = False,
+    since: str | None = None,
+    timestamps: bool = False,
+) -> Any:
     """Answer with the output of the box's main command as server-sent events."""
     box = await core.boxes.get(prefix, box_id)
-    return sse.stream_logs(core, box, tail, follow)
+    begin = None if since is None else max(unix_time("since", since), 0)
+    return sse.stream_logs(core, core.executions.read_logs(box, tail, follow, begin, timestamps))
 
 
 async def attach_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

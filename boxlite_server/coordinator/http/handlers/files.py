@@ -15,13 +15,25 @@ MEDIA_TYPE = "application/x-tar"
 
 
 async def upload_files(
-    core: Core, prefix: str, box_id: str, path: str, overwrite: bool = True, source_is_dir: bool | None = None
+    core: Core,
+    prefix: str,
+    box_id: str,
+    path: str,
+    overwrite: bool = True,
+    source_is_dir: bool | None = None,
+    keep_owner: bool = False,
 ) -> Any:
     """Store the request's archive. There is no parameter `body`: Connexion would read the body whole for it."""
     body = connexion.request.stream()
     try:
         skipped = await core.files.upload(
-            prefix, box_id, path, received(body), overwrite=overwrite, source_is_dir=source_is_dir
+            prefix,
+            box_id,
+            path,
+            received(body),
+            overwrite=overwrite,
+            source_is_dir=source_is_dir,
+            keep_owner=keep_owner,
         )
     except errors.BoxliteError:
         await drain(body)

@@ -1,0 +1,28 @@
+"""`network`: tunnels to services in boxes, where the server has them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from .. import flags
+from ..api import ApiClient
+from ..parser import Commands
+
+
+def add_to(commands: Commands) -> None:
+    verbs = commands.group(
+        "network", "Open tunnels to services in boxes", examples=("boxlite network tunnel web 8080",)
+    )
+    sub = verbs.add(
+        "tunnel",
+        tunnel,
+        "Open a tunnel to a port of a box, and print its address",
+        examples=("boxlite network tunnel web 8080",),
+    )
+    flags.add_box(sub)
+    sub.add_argument("port", metavar="PORT", type=flags.positive, help="the port in the box")
+
+
+def tunnel(api: ApiClient, args: Namespace) -> int:
+    print(api.post(f"{api.path('boxes', args.box, 'network', 'tunnel')}?port={args.port}")["uri"])
+    return 0
