@@ -21,6 +21,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from ... import errors, specs
 from ..core import Core
+from ..web.routes import ROUTES
 from .attach.routes import Attach
 from .connections import ConnectionLimits
 from .edge import Edge
@@ -31,7 +32,7 @@ from .origins import Origins
 from .routing import TagResolver, build, connexion_app
 from .validation import VALIDATORS, QueryParser
 
-_DOCUMENTS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/")
+_DOCUMENTS = ("/", "/openapi.yaml", "/openapi.json", "/swagger-ui", "/swagger-ui/", "/ui", "/ui/")
 
 _SWAGGER_PAGE = """<!doctype html>
 <html lang="en">
@@ -110,7 +111,7 @@ def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
-    """Serve the spec and Swagger UI; requests for all other paths go to the API."""
+    """Serve the spec, the page and Swagger UI; requests for all other paths go to the API."""
     document = json.dumps(spec).encode()
 
     @asynccontextmanager
@@ -133,7 +134,7 @@ def _http_app(core: Core, source: bytes, spec: dict[str, Any]) -> ASGIApp:
 
     app = Starlette(
         routes=[
-            Route("/", to_swagger),
+            *ROUTES,
             Route("/swagger-ui", to_swagger),
             Route("/openapi.yaml", openapi_yaml),
             Route("/openapi.json", openapi_json),
