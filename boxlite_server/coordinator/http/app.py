@@ -24,6 +24,7 @@ from swagger_ui_bundle import swagger_ui_path
 from ... import errors, specs
 from .. import client_spec
 from ..core import Core
+from ..web.routes import ROUTES
 from .attach.routes import Attach
 from .connections import ConnectionLimits
 from .edge import Edge
@@ -35,7 +36,7 @@ from .routing import TagResolver, build, connexion_app, is_served
 from .validation import VALIDATORS, QueryParser
 
 _SPECS = ("/openapi.yaml", "/openapi.json", "/openapi-client.yaml", "/openapi-client.json")
-_DOCUMENTS = ("/", *_SPECS, "/swagger-ui", "/swagger-ui/")
+_DOCUMENTS = ("/", *_SPECS, "/swagger-ui", "/swagger-ui/", "/ui", "/ui/")
 
 _SWAGGER_PAGE = """<!doctype html>
 <html lang="en">
@@ -128,7 +129,7 @@ def _operations(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _http_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
-    """Serve the specs and Swagger UI; requests for all other paths go to the API."""
+    """Serve the specs, the page and Swagger UI; requests for all other paths go to the API."""
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -148,7 +149,7 @@ def _http_app(core: Core, spec: dict[str, Any]) -> ASGIApp:
 
     app = Starlette(
         routes=[
-            Route("/", to_swagger),
+            *ROUTES,
             Route("/swagger-ui", to_swagger),
             *(Route(path, document) for path in _SPECS),
             Route("/swagger-ui/", swagger_page),

@@ -34,6 +34,8 @@ from .origins import Origins, preflight
 TENANT = "boxlite.tenant"  # key of the ASGI scope: the prefix whose request it is, as workers hear of it
 ENTRY = "boxlite.entry"  # key of the ASGI scope: the request's Entry
 
+_DOCUMENTS_BELOW = ("/swagger-ui/", "/ui/")
+
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED = frozenset({401, 403, 429})
 _WEBSOCKET = 101  # the status of a WebSocket that is opened
@@ -152,7 +154,7 @@ class Edge:
         Raises AuthError, PermissionDeniedError, NotFoundError, ResourceExhaustedError.
         """
         path, method = scope["path"], scope.get("method", "GET")  # a WebSocket handshake is a GET
-        if path in self._documents or path.startswith("/swagger-ui/"):
+        if path in self._documents or path.startswith(_DOCUMENTS_BELOW):
             return None
         operation = self._operations.find(method, path)
         if operation is None or not operation.is_open:

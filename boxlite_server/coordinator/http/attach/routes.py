@@ -122,12 +122,19 @@ async def _accept(socket: WebSocket, headers: list[tuple[bytes, bytes]]) -> None
 
 
 def _options(query: dict[str, list[str]]) -> AttachOptions:
-    stdin, received = _last(query, "stdin") or "1", _last(query, "received")
+    stdin = _last(query, "stdin") or "1"
     if stdin not in ("0", "1"):
         raise errors.InvalidArgumentError(f"stdin: '{stdin}' is neither 0 nor 1")
-    if received is None:
-        return AttachOptions(takes_input=stdin == "1")
-    return AttachOptions(takes_input=stdin == "1", received=_number("received", received, 2**63 - 1))
+    received, window = _count(query, "received", 0), _count(query, "window", 1)
+    return AttachOptions(takes_input=stdin == "1", received=received, window=window)
+
+
+def _count(query: dict[str, list[str]], name: str, minimum: int) -> int | None:
+    text = _last(query, name)
+    number = None if text is None else _number(name, text, 2**63 - 1)
+    if number is not None and number < minimum:
+        raise errors.InvalidArgumentError(f"{name}: {number} is less than {minimum}")
+    return number
 
 
 def _size(query: dict[str, list[str]], name: str, default: int) -> int:

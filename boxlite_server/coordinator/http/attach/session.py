@@ -45,6 +45,7 @@ class AttachOptions:
     takes_input: bool = True
     channels: bool = True  # output frames begin with a byte that names the stream
     received: int | None = None  # bytes of output that the client says it has; None when it does not say
+    window: int | None = None  # bytes of output that the client takes ahead of its last `received` frame
 
 
 class Session:
@@ -75,6 +76,8 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []
         self._feeder: asyncio.Task[None] | None = None  # begun with the first input, for few commands have any
         self._reporter: asyncio.Task[None] | None = None  # begun with the first output
+        self._taken = self._progress.sent  # bytes of output that the client has taken, by its last `received` frame
+        self._has_taken = asyncio.Event()  # set with every `received` frame
         self._feeding = Feed(is_counted=execution.counts_input)
         self._undelivered = 0  # bytes of input that were received and not handed to the command
         self._sent_before = 0  # bytes of output that were sent when the command stopped reading its input
@@ -153,10 +156,17 @@ class Session:
             self._progress.place(event.position)
 
     async def _send_bytes(self, stream: int, data: bytes) -> None:
+        await self._window_opens()
         if data := self._progress.passes(data):
             await self._socket.send_bytes(frames.output_frame(stream, data) if self._options.channels else data)
             self._peer.ping(self._progress.sent)
             self._reporter = self._reporter or self._begin(self._report())
+
+    async def _window_opens(self) -> None:
+        """Wait while the client has as much output before it as it wants to."""
+        while self._options.window is not None and self._progress.sent - self._taken >= self._options.window:
+            self._has_taken.clear()
+            await self._has_taken.wait()
 
     # ---- acknowledgements ----------------------------------------------------------------------------
 
@@ -267,12 +277,15 @@ class Session:
                     await self._put(Mark.END)
             case {"type": "resize", "cols": int(cols), "rows": int(rows)} if is_size(cols) and is_size(rows):
                 await self._executions.resize(self._box, self._id, cols, rows)
+            case {"type": "received", "bytes": int(count)} if count >= 0 and count is not True:
+                self._taken = max(self._taken, count)
+                self._has_taken.set()
             case {"type": "signal", "sig": int(number)} if 1 <= number <= 64 and number is not True:
                 await self._executions.signal(self._box, self._id, number)
             case _:
                 raise errors.InvalidArgumentError(
                     'unknown control frame; known are {"type":"stdin_eof"}, '
-                    '{"type":"resize","cols":N,"rows":N} and {"type":"signal","sig":N}'
+                    '{"type":"resize","cols":N,"rows":N}, {"type":"signal","sig":N} and {"type":"received","bytes":N}'
                 )
 
     async def _or_complain(self, act: Coroutine[Any, Any, None]) -> None:
