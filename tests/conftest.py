@@ -14,7 +14,7 @@ from typing import Any
 
 import docker
 import pytest
-from support import boxes
+from support import boxes, wheel
 from support.cluster import Cluster
 from support.inside import engine_outside
 from support.postgresql import Server, installed, private_server
@@ -152,6 +152,12 @@ def postgresql() -> Iterator[Server]:
         pytest.skip("a PostgreSQL takes root, or an installed one")
     with private_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return wheel.build(wheel.ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @contextmanager

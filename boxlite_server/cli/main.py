@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import __version__, errors
 from ..client.api import ApiClient
-from . import admin, audit, certs, credentials, host_access, keys, logs, quotas, types
+from . import admin, audit, certs, credentials, doctor, host_access, keys, logs, quotas, types
 from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
 
 
@@ -111,12 +111,6 @@ def _run_dev(arguments: argparse.Namespace) -> int:
     return run(arguments.port, home, debug=arguments.debug, unfiltered=unfiltered)
 
 
-def _run_doctor(_: argparse.Namespace) -> int:
-    from ..local.doctor import run
-
-    return run()
-
-
 def _run_backup(arguments: argparse.Namespace) -> int:
     from ..coordinator.store.backup import back_up
     from ..coordinator.store.connection import is_url, shown
@@ -152,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_coordinator(commands)
     _add_worker(commands)
     _add_dev(commands)
-    _add_doctor(commands)
+    doctor.add_doctor(commands)
     _add_backup(commands)
     keys.add_keys(commands)
     quotas.add_quotas(commands)
@@ -415,11 +409,6 @@ def _add_dev(commands: Commands) -> None:
         help="add neither a network nor firewall rules to this host: boxes then reach each other and this host",
     )
     add_debug(parser)
-
-
-def _add_doctor(commands: Commands) -> None:
-    words = "say whether this host can run a worker, and how well its engine isolates boxes"
-    add_debug(add(commands, "doctor", _run_doctor, words))
 
 
 def _add_backup(commands: Commands) -> None:

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import logging
 import os
+import select
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from .. import signals
 from ..errors import BoxliteError, ImageError
-from . import busybox, dockerd
+from . import busybox, dev, dockerd
 
 IMAGE = "alpine:latest"
 LOCAL_IMAGE = "boxlite-busybox:latest"
@@ -48,47 +46,41 @@ def main() -> int:
             dockerd.ensure_engine(home / "engine") as docker_host,
             _server(options.port, home, docker_host) as server,
         ):
-            _job(url, _image(docker_host))
+            image = _image(docker_host)
+            _job(url, image)
             if options.once:
                 return 0
-            print(f"\nAPI         {url}/v1/\nSwagger UI  {url}/swagger-ui/\nCtrl-C ends it.", flush=True)
+            print(f"\n{dev.welcome(options.port, home, image)}", flush=True)
             server.wait()
-            raise BoxliteError(f"the server ended by itself; see {home / 'dev.log'}")
+            raise BoxliteError(f"the server ended by itself; see {home / dev.LOG}")
     except KeyboardInterrupt:
         return 0
     except BoxliteError as error:
         print(f"failed: {error.message}", file=sys.stderr)
     except subprocess.CalledProcessError as error:
-        print(f"failed: exit code {error.returncode}; see {home / 'dev.log'}", file=sys.stderr)
+        print(f"failed: exit code {error.returncode}; see {home / dev.LOG}", file=sys.stderr)
     return 1
 
 
 @contextlib.contextmanager
 def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `boxlite-server dev` during the `with` block, and wait until it can take boxes."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        raise BoxliteError(f"port {port} is taken; is a coordinator running already?")
     command = ["dev", "--port", str(port)]
     if docker_host != dockerd.private_host(home / "engine"):  # then the network is the host's own, and stays as it is
         command.append("--unfiltered-network")
     print(f"$ boxlite-server {shlex.join(command)} &", flush=True)
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "dev.log").open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "boxlite_server", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C must not reach the server: this process ends it, and then the engine
-            env={**os.environ, "DOCKER_HOST": docker_host},
-        )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "boxlite_server", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # it says when it is ready
+        start_new_session=True,  # Ctrl-C must not reach the server: this process ends it, and then the engine
+        env={**os.environ, "DOCKER_HOST": docker_host, "BOXLITE_HOME": str(home)},
+    )
     try:
-        deadline = time.monotonic() + READY_SECONDS
-        while not _is_ready(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                lines = "\n".join((home / "dev.log").read_text(errors="replace").splitlines()[-8:])
-                raise BoxliteError(f"the server did not start; the end of {home / 'dev.log'}:\n{lines}")
-            time.sleep(0.1)
+        assert server.stdout is not None
+        is_heard = select.select([server.stdout], [], [], READY_SECONDS)[0]
+        if not is_heard or not server.stdout.readline():
+            raise BoxliteError(f"the server did not start (log: {home / dev.LOG})")
         yield server
     finally:
         server.terminate()
@@ -97,17 +89,6 @@ def _server(port: int, home: Path, docker_host: str) -> Iterator[subprocess.Pope
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/v1/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _image(docker_host: str) -> str:
