@@ -1,4 +1,4 @@
-"""What a scrape costs while boxes run and commands come steadily, and whether its numbers are those of what was done."""
+"""What a scrape costs while boxes run and commands come steadily, and whether its numbers agree with what was done."""
 
 from __future__ import annotations
 

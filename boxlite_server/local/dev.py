@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import signals
-from ..client.cli import DEFAULT_URL
+from ..client.connection import DEFAULT_URL
 from ..errors import BoxliteError
 from . import machine
 from .doctor import engine
