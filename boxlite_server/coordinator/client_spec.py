@@ -84,9 +84,9 @@ def _name_error_codes(components: Node) -> None:
 
 
 def _is_for_clients(path: str, operation: Node) -> bool:
-    """False for WebSockets, which no generator knows, and for what workers alone ask."""
+    """False for WebSockets, which no generator knows, and for what workers or Prometheus alone ask."""
     of_workers = path.startswith("/v1/admin/") and _scopes(operation) in ([], ["worker:register"])
-    return "101" not in operation["responses"] and not of_workers
+    return "101" not in operation["responses"] and not of_workers and path != "/metrics"
 
 
 def _scopes(operation: Node) -> list[str]:
