@@ -62,7 +62,8 @@ def scrapes(bench: Bench) -> Iterator[Result]:
                     times[name].append(_timed(read))
         finally:
             told.append(True)
-        _compare(before, of_coordinator(bench.server.cluster), boxes=count, commands=running.result())
+        commands = running.result()
+    _compare(before, of_coordinator(bench.server.cluster), boxes=count, commands=commands)
     title = f"a scrape of {{}} with {count} boxes and {COMMANDS_PER_SECOND} commands/s, {{}}"
     for name, found in times.items():
         yield Figure("scrape", title.format(name, "median"), statistics.median(found), "ms")
