@@ -14,6 +14,8 @@ from ..errors import InvalidArgumentError
 VARIABLE = "BOXLITE_API_KEY"
 _PIPE_VARIABLE = "BOXLITE_API_KEY_FD"  # set by `_start_again` alone: the descriptor of a pipe with the key
 
+MIN_TOKEN = 16  # characters
+
 _KEY = re.compile(r"[!-~]{1,4096}")  # what fits into a header
 
 
@@ -42,8 +44,15 @@ def take_key(arguments: argparse.Namespace, *, may_start_again: bool) -> str | N
 
 def metrics_token(file: Path | None) -> str | None:
     """The token of --metrics-token-file; None where there is no file. Raises InvalidArgumentError."""
-    what = "token"
-    return None if file is None else _checked(_content(file, what), str(file), what)
+    if file is None:
+        return None
+    token = _checked(_content(file, "token"), str(file), "token")
+    if len(token) < MIN_TOKEN:
+        raise InvalidArgumentError(
+            f"the token in {file} has {len(token)} characters, and fewer than {MIN_TOKEN} can be guessed; make a good "
+            "one: openssl rand -hex 32"
+        )
+    return token
 
 
 def _content(file: Path, what: str = "API key") -> str:

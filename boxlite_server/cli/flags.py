@@ -100,3 +100,8 @@ def add_api_key(parser: argparse.ArgumentParser, text: str, *others: str) -> Non
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="log debug messages too, also those of libraries")
+
+
+def add_metrics_token(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--metrics-token-file`; `text` is its help."""
+    parser.add_argument("--metrics-token-file", metavar="FILE", type=Path, help=text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import __version__, errors
 from ..client.api import ApiClient
 from . import admin, audit, certs, credentials, doctor, host_access, keys, logs, quotas, types
-from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home
+from .flags import Commands, add, add_api_key, add_client, add_database, add_debug, add_home, add_metrics_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +64,7 @@ def _run_coordinator(arguments: argparse.Namespace) -> int:
             reconnect_grace=arguments.reconnect_grace,
             orphan_grace=arguments.orphan_grace,
             debug=arguments.debug,
+            metrics_token=credentials.metrics_token(arguments.metrics_token_file),
             tls=certs.files(arguments),
             ca_key=arguments.tls_ca_key,
         )
@@ -170,6 +171,7 @@ def _add_coordinator(commands: Commands) -> None:
     )
     add_database(parser)
     add_api_key(parser, "require this key from clients and workers")
+    add_metrics_token(parser, "let those read /metrics who send the token in this file, beside keys of operators")
     parser.add_argument(
         "--no-auth",
         action="store_true",
@@ -314,12 +316,7 @@ def _add_worker(commands: Commands) -> None:
         default=9101,
         help="serve /healthz, /readyz and /metrics on this port; 0 takes any free one",
     )
-    parser.add_argument(
-        "--metrics-token-file",
-        metavar="FILE",
-        type=Path,
-        help="show /metrics to those who send the token in this file (default: only to this host)",
-    )
+    add_metrics_token(parser, "show /metrics to those who send the token in this file (default: only to this host)")
     parser.add_argument(
         "--max-boxes",
         metavar="N",

@@ -59,6 +59,7 @@ class CoordinatorConfig:
     reconnect_grace: float = RECONNECT_GRACE  # seconds; 0: terminals are never hung up
     orphan_grace: float = ORPHAN_GRACE_SECONDS  # seconds
     tls: Files | None = None  # the certificate for clients, and with an authority for calls to workers too
+    metrics_token: str | None = None  # that may read the metrics, beside keys of operators
     ca_key: Path | None = None  # the key of that authority: workers that join get their certificates
 
 
@@ -159,7 +160,7 @@ async def _serve(config: CoordinatorConfig, listener: socket.socket, tls: Watche
     host, port = listener.getsockname()[:2]
     scheme = "https" if tls else "http"
     log.info("coordinator serves %s://%s:%s, database %s", scheme, in_url(host), port, shown(config.database))
-    app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body)
+    app = create_app(core, _origins(config, host, has_keys=has_keys), config.limits.body, config.metrics_token)
     served = Forwarded(app, config.trusted_proxies)
     refused = core.audit.note_no_request
     server = Server(served, config.limits, core.stopping, debug=config.debug, tls=tls, refused=refused)

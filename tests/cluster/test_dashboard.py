@@ -17,6 +17,7 @@ from support.cluster import Cluster, wait_until
 from support.prometheus import Prometheus
 from support.scrape import Scrape
 
+from boxlite_server import ids
 from boxlite_server.local import dockerd
 
 ROOT = Path(__file__).parents[2]
@@ -64,8 +65,11 @@ def site(new_shared_cluster: Callable[..., Cluster], test_image: str, tmp_path_f
     """A cluster that did what its metrics count, so that all are there."""
     cluster = new_shared_cluster()
     token = tmp_path_factory.mktemp("token") / "token"
-    token.write_text(cluster.new_key("--prefix", "ops", "--scope", "metrics:read"))
-    cluster.start_with_keys("--metrics-token-file", str(token))
+    token.write_text(ids.secret())
+    cluster.secrets.add(token.read_text())
+    key = cluster.new_key("--worker")
+    cluster.start_coordinator("--metrics-token-file", str(token))
+    cluster.start_worker("--metrics-token-file", str(token), "--api-key", key)
     cluster.api_key = cluster.new_key("--prefix", "acme")
     site = Site(cluster, token)
     box = create(cluster)

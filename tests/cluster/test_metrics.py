@@ -11,7 +11,10 @@ from support import scrape
 from support.attach import attached
 from support.boxes import create, execute, start
 from support.cluster import Cluster, call, wait_until
+from support.postgresql import Server
 from support.scrape import Scrape
+
+from boxlite_server.cli.main import main
 
 BOXES, RUNS, FAILED_RUNS, OUTPUT = 3, 7, 2, "twelve bytes"
 TOO_LARGE = {"image": "alpine:latest", "memory_mib": 1_000_000_000 // 1024}
@@ -153,11 +156,14 @@ def test_no_label_is_a_name_from_outside(cluster: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(new_shared_cluster: Callable[..., Cluster], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """A cluster with keys, whose worker has a token for its metrics."""
+    """A cluster with keys, and with a token for its metrics."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(TOKEN + "\n")
     cluster = new_shared_cluster()
-    cluster.start_with_keys("--metrics-token-file", str(token))
+    cluster.secrets.add(TOKEN)
+    key = cluster.new_key("--worker")
+    cluster.start_coordinator("--metrics-token-file", str(token))
+    cluster.start_worker("--metrics-token-file", str(token), "--api-key", key)
     return cluster
 
 
@@ -168,22 +174,27 @@ def bearer(credential: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {credential}"}
 
 
-def test_with_keys_only_a_key_for_metrics_reads_those_of_the_coordinator(guarded: Cluster) -> None:
-    before = scrape.of_coordinator(guarded, bearer(guarded.new_key("--prefix", "ops", "--scope", "metrics:read")))
+def test_with_keys_only_the_token_and_keys_of_operators_read_those_of_the_coordinator(guarded: Cluster) -> None:
+    before = scrape.of_coordinator(guarded, bearer(TOKEN))
     tenant = guarded.new_key("--prefix", "acme")
     assert guarded.http("GET", "/metrics")[0] == 401
     assert guarded.http("GET", "/metrics", headers=bearer("no-such-key"))[0] == 401
     assert guarded.http("GET", "/metrics", headers=bearer(tenant))[0] == 403
-    key = guarded.new_key("--prefix", "ops", "--scope", "metrics:read")
-    assert guarded.http("GET", "/v1/admin/workers", headers=bearer(key))[0] == 403
-    after = scrape.of_coordinator(guarded, bearer(key))
+    operator = guarded.new_key("--prefix", "ops", "--scope", "worker:admin")
+    assert guarded.http("GET", "/metrics", headers=bearer(operator))[0] == 200
+    after = scrape.of_coordinator(guarded, bearer(TOKEN))
     refused = {
         reason: after.value("boxlite_refused_requests_total", reason=reason)
         - before.value("boxlite_refused_requests_total", reason=reason)
         for reason in ("missing", "wrong", "ended", "forbidden")
     }
-    assert refused == {"missing": 1, "wrong": 1, "ended": 0, "forbidden": 2}
+    assert refused == {"missing": 1, "wrong": 1, "ended": 0, "forbidden": 1}
     assert after.value("boxlite_requests_total", operation="getPrometheusMetrics", status="401") == 2
+
+
+def test_the_token_opens_nothing_else(guarded: Cluster) -> None:
+    for path in ("/v1/boxes", "/v1/admin/workers", "/v1/admin/coordinator/metrics", "/v1/metrics", "/v1/me"):
+        assert guarded.http("GET", path, headers=bearer(TOKEN))[0] == 401
 
 
 def test_with_a_token_only_its_holder_reads_those_of_the_worker(guarded: Cluster) -> None:
@@ -196,9 +207,30 @@ def test_with_a_token_only_its_holder_reads_those_of_the_worker(guarded: Cluster
     assert call(port, "GET", "/healthz")[0] == 200
 
 
-def test_a_token_file_that_cannot_be_read_is_named(guarded: Cluster, tmp_path: Path, capsys: Any) -> None:
-    from boxlite_server.cli import main
+def test_without_its_database_a_coordinator_still_tells_how_it_is(
+    new_cluster: Callable[..., Cluster], postgresql: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    cluster = new_cluster(database=postgresql.new_database())
+    cluster.start_coordinator("--metrics-token-file", str(tmp_path / "token"))
+    assert scrape.of_coordinator(cluster, bearer(TOKEN)).value("boxlite_database_up") == 1
+    postgresql.stop()
+    try:
+        assert cluster.http("GET", "/v1/boxes")[0] == 503
+        shown = scrape.of_coordinator(cluster, bearer(TOKEN))
+    finally:
+        postgresql.start()
+    assert shown.value("boxlite_database_up") == 0
+    assert "boxlite_boxes" not in shown.names
+    assert shown.value("boxlite_requests_total", operation="listBoxes", status="503") == 1
 
-    arguments = ["worker", "--coordinator", guarded.url, "--home", str(tmp_path)]
-    assert main.main([*arguments, "--metrics-token-file", str(tmp_path / "none")]) == 1
-    assert "cannot read the token from" in capsys.readouterr().err
+
+@pytest.mark.parametrize("role", ["coordinator", "worker"])
+def test_a_token_file_that_cannot_be_used_is_named(role: str, tmp_path: Path, capsys: Any) -> None:
+    place = {"coordinator": ["--port", "0"], "worker": ["--coordinator", "http://127.0.0.1:1", "--home", str(tmp_path)]}
+    token = tmp_path / "token"
+    for content, told in ((None, "cannot read the token from"), ("short", "fewer than 16 can be guessed")):
+        if content:
+            token.write_text(content)
+        assert main([role, *place[role], "--metrics-token-file", str(token)]) == 1
+        assert told in capsys.readouterr().err

@@ -55,11 +55,16 @@ _SWAGGER_PAGE = """<!doctype html>
 """
 
 
-def create_app(core: Core, origins: Origins | None = None, body_seconds: float = ConnectionLimits.body) -> ASGIApp:
+def create_app(
+    core: Core,
+    origins: Origins | None = None,
+    body_seconds: float = ConnectionLimits.body,
+    metrics_token: str | None = None,
+) -> ASGIApp:
     """Build the ASGI application of one coordinator; it starts `core`, and closes it at shutdown.
 
     `origins`: the web sites whose pages may use the API; by default its own only. `body_seconds`: the longest pause in
-    a request's body.
+    a request's body. `metrics_token`: see `Edge`.
     """
     spec = specs.openapi()
     http = Idempotency(_http_app(core, spec), core.store, core.leases, core.clock)
@@ -74,6 +79,7 @@ def create_app(core: Core, origins: Origins | None = None, body_seconds: float =
         _DOCUMENTS,
         origins,
         body_seconds,
+        metrics_token,
     )
 
 

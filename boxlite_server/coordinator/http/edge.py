@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ... import errors, ids, rpc
 from ...formats import without_secrets
 from ...metrics import coordinator as metrics
+from ...metrics.access import is_holder
 from ..tenants import scopes
 from ..tenants.audit import Audit
 from ..tenants.authenticator import Authenticator, KeyEndedError
@@ -36,6 +37,8 @@ ENTRY = "boxlite.entry"  # key of the ASGI scope: the request's Entry
 
 _DOCUMENTS_BELOW = ("/swagger-ui/", "/ui/")
 
+METRICS = "getPrometheusMetrics"  # the operation that a token of its own may call
+
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED = frozenset({401, 403, 429})
 _WEBSOCKET = 101  # the status of a WebSocket that is opened
@@ -48,6 +51,7 @@ class Edge:
     `audit` gets a line for each request that may have changed something, or was refused. `operations`: those of the
     API. `documents`: paths of pages beside the API, which need no credential. `origins`: the web sites whose pages may
     send requests; by default those of this server only. `body_seconds`: the longest pause in a request's body.
+    `metrics_token`: the credential of monitoring, which needs no database; None: there is none.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Edge:
         documents: Collection[str] = (),
         origins: Origins | None = None,
         body_seconds: float = ConnectionLimits.body,
+        metrics_token: str | None = None,
     ) -> None:
         self._apps = {"http": http, "websocket": websocket}
         self._lifespan = http
@@ -69,6 +74,7 @@ class Edge:
         self._audit = audit
         self._origins = origins or Origins()
         self._body_seconds = body_seconds
+        self._metrics_token = metrics_token
         self._operations = operations
         self._documents = frozenset(documents)
 
@@ -157,7 +163,7 @@ class Edge:
         if path in self._documents or path.startswith(_DOCUMENTS_BELOW):
             return None
         operation = self._operations.find(method, path)
-        if operation is None or not operation.is_open:
+        if operation is None or not (operation.is_open or self._is_monitoring(operation, headers)):
             principal = await self._authenticator.authenticate(headers.get("authorization"), client_address(scope))
             scope[PRINCIPAL] = principal
             scope["path"] = canonical(path, principal)
@@ -171,6 +177,11 @@ class Edge:
         scope[OPERATION] = operation and operation.id
         scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation
+
+    def _is_monitoring(self, operation: Operation, headers: Headers) -> bool:
+        """Whether the request asks for the metrics with the token for them."""
+        token = self._metrics_token
+        return operation.id == METRICS and token is not None and is_holder(headers.get("authorization"), token)
 
     def _asked_for(self, scope: Scope) -> Operation | None:
         """The operation of a request that was refused, perhaps before its prefix was written out."""

@@ -17,6 +17,5 @@ TENANT = (
     "volume:write",
 )
 ADMIN = "worker:admin"  # of an operator: the fleet
-METRICS = "metrics:read"  # of the operator's monitoring
-CLIENT = (*TENANT, ADMIN, METRICS)  # all that a client's key can have
+CLIENT = (*TENANT, ADMIN)  # all that a client's key can have
 WORKER = "worker:register"  # of a worker: registration and heartbeats; no client's key has it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import ipaddress
 import json
 import logging
@@ -14,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ...errors import BoxliteError
+from ...metrics.access import is_holder
 from ...metrics.registry import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_metrics(self) -> None:
         if self.expected is not None:
-            given = self.headers.get("Authorization", "").encode(errors="replace")
-            if not hmac.compare_digest(given, f"Bearer {self.expected}".encode()):
+            if not is_holder(self.headers.get("Authorization"), self.expected):
                 self._answer(401, {"status": "refused", "reason": "this takes the token of --metrics-token-file"})
                 return
         elif not _is_loopback(self.client_address[0]):
