@@ -131,7 +131,6 @@ class Commands:
     ) -> Parser:
         """Add a command that needs no server, or finds it by itself."""
         sub = self._add(name, text, examples, aliases)
-        add_global_options(sub, argparse.SUPPRESS)
         sub.set_defaults(run=act, check=check, parser=sub, failure=lambda error: 1)
         return sub
 
@@ -140,9 +139,11 @@ class Commands:
         return Commands(self._add(name, text, examples, ()), dest=f"{name}_command")
 
     def _add(self, name: str, text: str, examples: Sequence[str], aliases: Sequence[str]) -> Parser:
-        return self._parsers.add_parser(
+        sub = self._parsers.add_parser(
             name, aliases=aliases, help=text, description=text, epilog=shown_examples(examples)
         )
+        add_global_options(sub, argparse.SUPPRESS)
+        return sub
 
 
 def shown_examples(examples: Iterable[str]) -> str:

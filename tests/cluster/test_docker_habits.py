@@ -168,6 +168,8 @@ def test_logs_since_and_with_times(says: Says, cluster: Cluster, test_image: str
         assert says("logs", "--since", times["two"].isoformat(), box) == "two"
         assert says("logs", "--since", "1h", box) == "one\ntwo"
         assert says("logs", "-t", "-n", "1", box).endswith(" two")
+        status, _, refused = cluster.http("GET", f"/v1/boxes/{box}/logs?since=yesterday")
+        assert (status, "is not a time with its zone" in refused["error"]["message"]) == (400, True)
         assert says("kill", box) == box
         assert status_of(cluster, box) == "stopped"
         (found,) = json.loads(says("inspect", box))
