@@ -21,7 +21,13 @@ Check = Callable[[argparse.Namespace], str | None]  # what is wrong with a combi
 _Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 # What users of other programs type, and the command here.
-_KNOWN_ELSEWHERE = {"login": "auth login", "logout": "auth logout", "whoami": "auth whoami", "container": "list"}
+_KNOWN_ELSEWHERE = {
+    "login": "auth login",
+    "logout": "auth logout",
+    "whoami": "auth whoami",
+    "container": "list",
+    "serve": "boxlite-server dev",
+}
 
 
 class Parser(argparse.ArgumentParser):

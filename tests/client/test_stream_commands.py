@@ -380,6 +380,57 @@ def test_a_silent_server_is_taken_for_dead(
     assert boxlite("exec", "web", "sh") == 3
 
 
+def test_attach_leaves_the_input_of_the_main_command_open(server: FakeServer, popen: Popen) -> None:
+    frames: list[object] = []
+
+    def command(socket: Socket) -> None:
+        frames.append(socket.receive())
+        socket.stdout(b"heard")
+        assert process.stdin is not None
+        process.stdin.close()
+        number = signals.get(timeout=WAIT)
+        socket.exit(128 + number)
+
+    signals = server.on_signal("web")
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    server.on_attach("/v1/boxes/web/attach", command)
+    process = popen("attach", "web")
+    assert process.stdin is not None
+    process.stdin.write(b"hello")
+    process.stdin.flush()
+    assert process.stdout is not None
+    assert process.stdout.read(5) == b"heard"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT) == 143
+    assert frames == [b"hello"]
+    assert server.lines[:2] == ["GET /v1/boxes/web", "GET /v1/boxes/web/attach"]
+
+
+def test_attach_without_stdin_says_so(server: FakeServer, boxlite: Boxlite, capfd: Capture) -> None:
+    def command(socket: Socket) -> None:
+        socket.stdout(b"out\n")
+        socket.exit(4)
+
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    server.on_attach(f"/v1/boxes/web/executions/{EXECUTION}/attach", command)
+    server.on_attach("/v1/boxes/web/attach", command)
+    assert boxlite("attach", "--no-stdin", "web", EXECUTION) == 4
+    assert boxlite("attach", "--no-stdin", "web") == 4
+    attached = [line for line in server.lines if "/attach" in line]
+    assert attached == [
+        f"GET /v1/boxes/web/executions/{EXECUTION}/attach?stdin=0",
+        "GET /v1/boxes/web/attach?stdin=0",
+    ]
+    assert capfd.readouterr() == ("out\nout\n", "")
+
+
+@pytest.mark.parametrize("status", ["stopped", "configured"])
+def test_attach_to_a_box_that_does_not_run(server: FakeServer, boxlite: Boxlite, capfd: Capture, status: str) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX | {"status": status}))
+    assert boxlite("attach", "web") == 125
+    assert capfd.readouterr().err == f"Error: box 'web' is {status}; start it with 'boxlite start web'\n"
+
+
 def test_tty_needs_a_terminal(server: FakeServer, popen: Popen) -> None:
     for line in ("run -it alpine sh", "exec -t web sh"):
         process = popen(*line.split())
