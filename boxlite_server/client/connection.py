@@ -30,7 +30,7 @@ def access(args: Namespace, *, needs_profile: bool = False) -> Access:
     """What the command line, the environment and the profile say together. Raises `BoxliteError` if the file of
     profiles cannot be used, and with `needs_profile` if a profile was asked for that is not there.
 
-    The key of a profile is for the server of that profile, and no other server gets it.
+    The key and the prefix of a profile are for the server of that profile, and no other server gets them.
     """
     profile = credentials.load(profile_name(args))
     if profile is None:
@@ -41,10 +41,13 @@ def access(args: Namespace, *, needs_profile: bool = False) -> Access:
             )
         profile = credentials.Profile()
     url = args.url or profile.url or DEFAULT_URL
-    key, source = os.environ.get(API_KEY_VARIABLE, ""), f"{API_KEY_VARIABLE} env var"
-    if not key and profile.api_key and _origin(url) == _origin(profile.url or DEFAULT_URL):
-        key, source = profile.api_key, f"{credentials.path()} [{profile_name(args)}]"
-    return Access(url, args.path_prefix or profile.path_prefix, key, source if key else "")
+    if _origin(url) != _origin(profile.url or DEFAULT_URL):
+        profile = credentials.Profile()
+    prefix = args.path_prefix or profile.path_prefix
+    if key := os.environ.get(API_KEY_VARIABLE):
+        return Access(url, prefix, key, f"{API_KEY_VARIABLE} env var")
+    source = f"{credentials.path()} [{profile_name(args)}]" if profile.api_key else ""
+    return Access(url, prefix, profile.api_key, source)
 
 
 def connect(args: Namespace) -> ApiClient:
