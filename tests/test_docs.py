@@ -50,6 +50,10 @@ EXCUSED = {
         "docs/operations.md",
         "boxlite-server quotas set acme --boxes 50 --running-boxes 10 --cpus 20 --memory-mib 65536 --volumes 20",
     ): "would bound the page's other commands; tests/cli/test_quotas.py runs these",
+    (
+        "docs/command.md",
+        "boxlite auth login --url https://boxes.example:8200              # asks for the API key, and does not show it",
+    ): "needs a server with keys; tests/cluster/test_log_in.py and tests/client/commands/test_auth.py run these",
     ("docs/operations.md", "boxlite-server certs init"): "serves until Ctrl-C; tests/cluster/test_tls.py runs these",
     (
         "docs/operations.md",

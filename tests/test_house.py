@@ -30,7 +30,6 @@ SPEAKING = {
 LONG = {
     "boxlite_server/cli/main.py: _add_coordinator": "a list of flags",
     "boxlite_server/cli/main.py: _add_worker": "a list of flags",
-    "boxlite_server/client/cli.py: build_parser": "a list of commands and their flags",
     "boxlite_server/coordinator/core.py: over": "a list of parts",
 }
 

@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     add_global_options(parser)
     parser.add_argument("-V", "--version", action="version", version=f"boxlite {output.version()}")
     commands = Commands(parser)
-    for group in (boxes, run, listing, logs, stats, copy, snapshots, storage, network, auth):
+    for group in (run, boxes, listing, logs, stats, copy, snapshots, storage, network, auth):
         group.add_to(commands)
     completion.add_to(commands, build_parser)
     return parser

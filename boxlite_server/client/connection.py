@@ -26,32 +26,37 @@ def profile_name(args: Namespace) -> str:
     return args.profile or credentials.DEFAULT_PROFILE
 
 
-def access(args: Namespace) -> Access:
+def access(args: Namespace, *, needs_profile: bool = False) -> Access:
     """What the command line, the environment and the profile say together. Raises `BoxliteError` if the file of
-    profiles cannot be used.
+    profiles cannot be used, and with `needs_profile` if a profile was asked for that is not there.
 
-    The key of a profile is for the server of that profile, and no other server gets it.
+    The key and the prefix of a profile are for the server of that profile, and no other server gets them.
     """
-    profile = credentials.load(profile_name(args)) or credentials.Profile()
+    profile = credentials.load(profile_name(args))
+    if profile is None:
+        if args.profile and needs_profile:
+            raise BoxliteError(
+                f"there is no profile '{args.profile}' in {credentials.path()}; "
+                f"make it with 'boxlite --profile {args.profile} auth login'"
+            )
+        profile = credentials.Profile()
     url = args.url or profile.url or DEFAULT_URL
-    key, source = os.environ.get(API_KEY_VARIABLE, ""), f"{API_KEY_VARIABLE} env var"
-    if not key and profile.api_key and _origin(url) == _origin(profile.url or DEFAULT_URL):
-        key, source = profile.api_key, f"{credentials.path()} [{profile_name(args)}]"
-    return Access(url, args.path_prefix or profile.path_prefix, key, source if key else "")
+    if _origin(url) != _origin(profile.url or DEFAULT_URL):
+        profile = credentials.Profile()
+    prefix = args.path_prefix or profile.path_prefix
+    if key := os.environ.get(API_KEY_VARIABLE):
+        return Access(url, prefix, key, f"{API_KEY_VARIABLE} env var")
+    source = f"{credentials.path()} [{profile_name(args)}]" if profile.api_key else ""
+    return Access(url, prefix, profile.api_key, source)
 
 
 def connect(args: Namespace) -> ApiClient:
-    """A client of the server. Raises `BoxliteError` if the profile that was asked for is not there. A wrong address
-    ends the command, like other wrong arguments."""
-    if args.profile and credentials.load(args.profile) is None:
-        raise BoxliteError(
-            f"there is no profile '{args.profile}' in {credentials.path()}; "
-            f"make it with 'boxlite --profile {args.profile} auth login'"
-        )
-    return client(args, access(args))
+    """A client of the server. Raises `BoxliteError` as `access` does."""
+    return client(args, access(args, needs_profile=True))
 
 
 def client(args: Namespace, where: Access) -> ApiClient:
+    """A client for this access. A wrong address ends the command, like other wrong arguments."""
     try:
         return ApiClient(where.url, path_prefix=where.path_prefix, api_key=where.api_key, ca_cert=args.ca_cert)
     except InvalidArgumentError as error:

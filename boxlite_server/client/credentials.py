@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,12 +38,16 @@ def path() -> Path:
 
 def load(name: str) -> Profile | None:
     """The profile, or None if there is none of this name. Raises `BoxliteError` if the file cannot be used."""
-    table = _read(path()).get("profiles", {}).get(name)
+    file = path()
+    table = _read(file).get("profiles", {}).get(name)
     if table is None:
         return None
     fields = {field: table.get(field) or "" for field in Profile._fields}
     if not all(isinstance(value, str) for value in fields.values()):
-        raise BoxliteError(f"{path()}: url, api_key and path_prefix of profile '{name}' have to be texts")
+        raise BoxliteError(f"{file}: url, api_key and path_prefix of profile '{name}' have to be texts")
+    with suppress(FileNotFoundError):
+        if file.stat().st_mode & 0o077:
+            print_warning(f"others can read the API keys in {file}; type: chmod 600 {file}")
     return Profile(**fields)
 
 
@@ -71,8 +74,6 @@ def remove(name: str) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077:
-                print_warning(f"others can read the API keys in {file}; type: chmod 600 {file}")
             text = opened.read(_MAX_BYTES).decode()
     except FileNotFoundError:
         return {}

@@ -91,11 +91,12 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
 def _env_file(name: str) -> list[tuple[str, str]]:
     try:
         with Path(name).open("rb") as file:
-            text = file.read(_MAX_ENV_FILE + 1).decode("utf-8-sig")
+            data = file.read(_MAX_ENV_FILE + 1)
+        if len(data) > _MAX_ENV_FILE:
+            raise InvalidArgumentError(f"--env-file {name}: it has more than {_MAX_ENV_FILE >> 20} MiB")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"--env-file {name}: {getattr(error, 'strerror', None) or error}") from error
-    if len(text) > _MAX_ENV_FILE:
-        raise InvalidArgumentError(f"--env-file {name}: it has more than {_MAX_ENV_FILE >> 20} MiB")
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.lstrip()

@@ -21,7 +21,13 @@ Check = Callable[[argparse.Namespace], str | None]  # what is wrong with a combi
 _Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 # What users of other programs type, and the command here.
-_KNOWN_ELSEWHERE = {"login": "auth login", "logout": "auth logout", "whoami": "auth whoami", "container": "list"}
+_KNOWN_ELSEWHERE = {
+    "login": "auth login",
+    "logout": "auth logout",
+    "whoami": "auth whoami",
+    "container": "list",
+    "serve": "boxlite-server dev",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,7 +137,6 @@ class Commands:
     ) -> Parser:
         """Add a command that needs no server, or finds it by itself."""
         sub = self._add(name, text, examples, aliases)
-        add_global_options(sub, argparse.SUPPRESS)
         sub.set_defaults(run=act, check=check, parser=sub, failure=lambda error: 1)
         return sub
 
@@ -140,9 +145,11 @@ class Commands:
         return Commands(self._add(name, text, examples, ()), dest=f"{name}_command")
 
     def _add(self, name: str, text: str, examples: Sequence[str], aliases: Sequence[str]) -> Parser:
-        return self._parsers.add_parser(
+        sub = self._parsers.add_parser(
             name, aliases=aliases, help=text, description=text, epilog=shown_examples(examples)
         )
+        add_global_options(sub, argparse.SUPPRESS)
+        return sub
 
 
 def shown_examples(examples: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import queue
@@ -9,7 +10,7 @@ import random
 import signal
 import subprocess
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ WAIT = 60  # seconds; far more than anything here takes
 
 def ends_with(code: int) -> Script:
     return lambda socket: socket.exit(code)
+
+
+def until_the_client_leaves(socket: Socket) -> Iterator[object]:
+    with contextlib.suppress(StopIteration):
+        while True:
+            yield socket.receive()
 
 
 def test_exec_sends_the_command_and_keeps_the_streams_apart(
@@ -378,6 +385,62 @@ def test_a_silent_server_is_taken_for_dead(
 
     server.on_exec(silent, ends_with(3))
     assert boxlite("exec", "web", "sh") == 3
+
+
+def test_attach_leaves_the_input_of_the_main_command_open(server: FakeServer, popen: Popen) -> None:
+    frames: list[object] = []
+
+    def command(socket: Socket) -> None:
+        frames.append(socket.receive())
+        socket.stdout(b"heard")
+        socket.text(type="exit", exit_code=128 + signals.get(timeout=WAIT))
+        frames.extend(until_the_client_leaves(socket))
+
+    signals = server.on_signal("web")
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    server.on_attach("/v1/boxes/web/attach", command)
+    process = popen("attach", "web")
+    assert process.stdin is not None
+    process.stdin.write(b"hello")
+    process.stdin.flush()
+    assert process.stdout is not None
+    assert process.stdout.read(5) == b"heard"
+    process.stdin.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT) == 143
+    server.close()
+    assert frames == [b"hello"]
+    assert server.lines[:2] == ["GET /v1/boxes/web", "GET /v1/boxes/web/attach"]
+
+
+def test_attach_without_stdin_says_so(server: FakeServer, boxlite: Boxlite, capfd: Capture) -> None:
+    frames: list[object] = []
+
+    def command(socket: Socket) -> None:
+        socket.stdout(b"out\n")
+        socket.text(type="exit", exit_code=4)
+        frames.extend(until_the_client_leaves(socket))
+
+    server.on("GET", "/v1/boxes/web", (200, BOX))
+    server.on_attach(f"/v1/boxes/web/executions/{EXECUTION}/attach", command)
+    server.on_attach("/v1/boxes/web/attach", command)
+    assert boxlite("attach", "--no-stdin", "web", EXECUTION) == 4
+    assert boxlite("attach", "--no-stdin", "web") == 4
+    attached = [line for line in server.lines if "/attach" in line]
+    assert attached == [
+        f"GET /v1/boxes/web/executions/{EXECUTION}/attach?stdin=0",
+        "GET /v1/boxes/web/attach?stdin=0",
+    ]
+    assert capfd.readouterr() == ("out\nout\n", "")
+    server.close()
+    assert frames == []
+
+
+@pytest.mark.parametrize("status", ["stopped", "configured"])
+def test_attach_to_a_box_that_does_not_run(server: FakeServer, boxlite: Boxlite, capfd: Capture, status: str) -> None:
+    server.on("GET", "/v1/boxes/web", (200, BOX | {"status": status}))
+    assert boxlite("attach", "web") == 125
+    assert capfd.readouterr().err == f"Error: box 'web' is {status}; start it with 'boxlite start web'\n"
 
 
 def test_tty_needs_a_terminal(server: FakeServer, popen: Popen) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from argparse import Namespace
 
 from ...errors import AuthError, BoxliteError, InvalidArgumentError, NotFoundError
 from .. import connection, credentials
 from ..api import ApiClient, Json
-from ..output import print_error
+from ..output import print_error, print_warning
 from ..parser import Commands
 from .boxes import confirmed
 
@@ -63,6 +64,8 @@ def login(args: Namespace) -> int:
     prefix = args.path_prefix or me.get("path_prefix") or ""
     credentials.save(name, credentials.Profile(where.url, key, prefix))
     print(f"Logged in to {where.url} (API key, profile {name})")
+    if os.environ.get(connection.API_KEY_VARIABLE):
+        print_warning(f"{connection.API_KEY_VARIABLE} is set, and wins over the profile")
     return 0
 
 

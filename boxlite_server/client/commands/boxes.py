@@ -83,6 +83,9 @@ def _add_changes(commands: Commands) -> None:
     )
     boxflags.add_size(sub, default="as it is")
     boxflags.add_labels(sub)
+    sub.add_argument(
+        "--label-rm", action="append", default=[], metavar="KEY", help="take this label off the box (repeatable)"
+    )
     boxflags.add_lifetimes(sub, default="as it is")
     sub.add_argument(
         "--auto-resume",
@@ -161,14 +164,16 @@ def rename(api: ApiClient, args: Namespace) -> int:
 
 
 def _check_update(args: Namespace) -> str | None:
-    return None if _changes(args) or args.inbound else "nothing to change: give a flag such as --memory 1g"
+    if _changes(args) or args.label or args.label_rm or args.inbound:
+        return None
+    return "nothing to change: give a flag such as --memory 1g"
 
 
 def _changes(args: Namespace) -> Json:
+    """What is to be the same for all boxes: all but the labels, which are added to those of each box."""
     fields = {
         "cpus": args.cpus,
         "memory_mib": args.memory,
-        "labels": dict(args.label) or None,
         "auto_stop": args.auto_stop,
         "auto_delete": args.auto_delete,
         "auto_resume": args.auto_resume,
@@ -180,7 +185,11 @@ def update(api: ApiClient, args: Namespace) -> int:
     def change(box: str) -> None:
         if args.inbound:
             api.request("PUT", api.path("boxes", box, "network", "inbound"), {"mode": args.inbound})
-        if changes := _changes(args):
+        changes = _changes(args)
+        if args.label or args.label_rm:
+            labels = {**(api.get_box(box).get("labels") or {}), **dict(args.label)}
+            changes["labels"] = {key: value for key, value in labels.items() if key not in args.label_rm}
+        if changes:
             api.change_box(box, changes)
 
     return each(args.boxes, change, echo=True)

@@ -25,6 +25,39 @@ _Test = Callable[[Json, str], bool]
 
 
 def add_to(commands: Commands) -> None:
+    _add_list(commands)
+    sub = commands.add(
+        "inspect",
+        inspect,
+        "Show boxes in detail",
+        examples=(
+            "boxlite inspect web",
+            "boxlite inspect --latest --format yaml",
+            "boxlite inspect -f '{{.State.ExitCode}}' web",
+        ),
+        check=_check_inspect,
+    )
+    sub.add_argument("-l", "--latest", action="store_true", help="show the box that was created last")
+    sub.add_argument(
+        "-f",
+        "--format",
+        default="json",
+        metavar="FORMAT",
+        help="print in this format: json, yaml, or a template such as '{{.State.Status}}' (default: json)",
+    )
+    flags.add_boxes(sub, nargs="*")
+
+    sub = commands.add(
+        "port",
+        port,
+        "Show where the published ports of a box can be reached",
+        examples=("boxlite port web", "boxlite port web 80", "boxlite port web 53/udp"),
+    )
+    flags.add_box(sub)
+    sub.add_argument("port", metavar="PORT[/PROTO]", nargs="?", type=_box_port, help="show this port of the box alone")
+
+
+def _add_list(commands: Commands) -> None:
     sub = commands.add(
         "list",
         list_boxes,
@@ -60,36 +93,6 @@ def add_to(commands: Commands) -> None:
     )
     sub.add_argument("--no-trunc", action="store_true", help="show whole commands")
     flags.add_shape(sub)
-
-    sub = commands.add(
-        "inspect",
-        inspect,
-        "Show boxes in detail",
-        examples=(
-            "boxlite inspect web",
-            "boxlite inspect --latest --format yaml",
-            "boxlite inspect -f '{{.State.ExitCode}}' web",
-        ),
-        check=_check_inspect,
-    )
-    sub.add_argument("-l", "--latest", action="store_true", help="show the box that was created last")
-    sub.add_argument(
-        "-f",
-        "--format",
-        default="json",
-        metavar="FORMAT",
-        help="print in this format: json, yaml, or a template such as '{{.State.Status}}' (default: json)",
-    )
-    flags.add_boxes(sub, nargs="*")
-
-    sub = commands.add(
-        "port",
-        port,
-        "Show where the published ports of a box can be reached",
-        examples=("boxlite port web", "boxlite port web 80", "boxlite port web 53/udp"),
-    )
-    flags.add_box(sub)
-    sub.add_argument("port", metavar="PORT[/PROTO]", nargs="?", type=_box_port, help="show this port of the box alone")
 
 
 # ---- list ---------------------------------------------------------------------------------------------------

@@ -24,5 +24,5 @@ def add_to(commands: Commands) -> None:
 
 
 def tunnel(api: ApiClient, args: Namespace) -> int:
-    print(api.post(f"{api.path('boxes', args.box, 'network', 'tunnel')}?port={args.port}")["uri"])
+    print(api.post(f"{api.path('boxes', args.box, 'network', 'tunnel')}?port={args.port}").get("uri", ""))
     return 0

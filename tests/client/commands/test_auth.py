@@ -146,9 +146,9 @@ def test_the_address_comes_from_the_profile(
 
 
 def test_the_key_of_a_profile_goes_to_no_other_server(someone: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
-    credentials.save("default", Profile("https://boxes.example:8200", KEY))
+    credentials.save("default", Profile("https://boxes.example:8200", KEY, "acme"))
     assert boxlite("ps") == 0
-    assert keys(someone) == [None]
+    assert (someone.lines, keys(someone)) == (["GET /v1/boxes"], [None])
     assert boxlite("auth", "status") == 0
     assert capsys.readouterr().out.endswith(f"Not logged in (profile default).\nServer:          {someone.url}\n")
 

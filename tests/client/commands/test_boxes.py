@@ -130,13 +130,16 @@ def test_kill_stops_without_patience(server: FakeServer, boxlite: Boxlite, capsy
 
 def test_rename_and_update_change_what_they_are_told(server: FakeServer, boxlite: Boxlite) -> None:
     server.on("PATCH", "/v1/boxes/web", (200, BOX))
+    server.on("GET", "/v1/boxes/web", (200, BOX))
     assert boxlite("rename", "web", "web-2") == 0
     assert boxlite("update", "--cpus", "2", "-m", "1g", "-l", "a=b", "--auto-stop", "15m", "web") == 0
     assert boxlite("update", "--no-auto-resume", "--auto-delete", "0", "web") == 0
-    assert [seen.body for seen in server.requests] == [
+    assert boxlite("update", "-l", "new", "--label-rm", "team", "web") == 0
+    assert [seen.body for seen in server.requests if seen.method == "PATCH"] == [
         {"name": "web-2"},
-        {"cpus": 2, "memory_mib": 1024, "labels": {"a": "b"}, "auto_stop": 900},
+        {"cpus": 2, "memory_mib": 1024, "labels": {"team": "a", "a": "b"}, "auto_stop": 900},
         {"auto_delete": 0, "auto_resume": False},
+        {"labels": {"new": ""}},
     ]
 
 
