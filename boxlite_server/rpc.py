@@ -26,8 +26,6 @@ from . import errors, ids
 # reads it, which takes a tenth off the cost of a short command. gRPC reads the variable when it makes its first channel
 # or server.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
-# gRPC itself would write a line for each TLS handshake that fails, without the address, as fast as strangers can try.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 CODE_KEY = "boxlite-code"
 LOCAL_KEY = "boxlite-local"  # present with image_pull_failed: the reason may be the host's own

@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
 from support import boxes
 from support.attach import attached
 from support.cluster import Cluster, Process, Worker, call, wait_until
 from support.sdk import NEWEST, run_sdk
+from support.tls_peer import serial
 from support.tls_relay import tls_relay
 
 from boxlite_server import rpc, signatures
@@ -98,15 +98,6 @@ def outcome(channel: grpc.Channel, worker: Worker) -> str:
     except grpc.RpcError as exc:
         return f"{exc.code().name}: {exc.details()}"
     return ""
-
-
-def serial(port: int, cluster: Cluster) -> int:
-    """The number of the certificate with which the server at that port shows itself. Names do not matter."""
-    context = cluster.tls
-    assert context
-    context.check_hostname = False
-    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as encrypted:
-        return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"").serial_number
 
 
 def boxlite(

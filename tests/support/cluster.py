@@ -213,22 +213,22 @@ class Cluster:
         self.coordinator.start()
         return self.coordinator
 
-    def add_coordinator(self, *flags: str) -> Coordinator:
-        """Start one more, on a database that they can share."""
+    def add_coordinator(self, *flags: str, certificate: str = "coordinator") -> Coordinator:
+        """Start one more, on a database that they can share. `certificate`: the name of its certificate's files."""
         number, port = len(self.others) + 2, free_port()
         log = self.directory / f"coordinator-{number}.log"
-        command = self._coordinator_command(port, flags)
+        command = self._coordinator_command(port, flags, certificate)
         other = Coordinator(f"coordinator {number}", log, (port, "/v1/health"), command, self._env(), self.tls)
         other.port = port
         self.others.append(other)
         other.start()
         return other
 
-    def _coordinator_command(self, port: int, flags: tuple[str, ...]) -> list[str]:
+    def _coordinator_command(self, port: int, flags: tuple[str, ...], certificate: str = "coordinator") -> list[str]:
         command = ["coordinator", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--database", self.database, *flags]
         if self.certs:
-            command += ["--tls-cert", f"{self.certs}/coordinator.crt", "--tls-key", f"{self.certs}/coordinator.key"]
+            command += ["--tls-cert", f"{self.certs}/{certificate}.crt", "--tls-key", f"{self.certs}/{certificate}.key"]
             command += ["--tls-ca", f"{self.certs}/ca.crt", "--tls-ca-key", f"{self.certs}/ca.key"]
         return command + (["--api-key", self.api_key] if self.api_key else [])
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidArgumentError, UnsupportedError
 from ..host_access import Policy
+from ..kernel import cgroup
 from ..presets import ISOLATION, Preset, filters_system_calls
 from ..runtime import BoxSpec
 from .engine import Engine, engine_errors
@@ -17,6 +19,8 @@ _ASK_AGAIN = 60.0  # seconds after which the engine may have been started with o
 
 # The weight of a box's cpu against those of its siblings: an eighth of what the engine gives to any container.
 _SHARES = 128
+# The same for access to disks, in the engine's scale. Of the kernel's, where groups weigh 100, it makes 11 as well.
+_IO_WEIGHT = 11
 _OOM_SCORE = 1000  # when the host's own memory ends, the kernel kills what has the highest first
 
 # What a box with a read-only root file system can write in besides its volumes. Its size counts as memory of the box.
@@ -60,7 +64,9 @@ def _capabilities(spec: BoxSpec, given: frozenset[str]) -> dict[str, list[str]]:
 class Isolator:
     """Gives containers the isolation of their boxes, as far as that takes more than a configuration."""
 
-    def __init__(self, engine: Engine, policy: Policy) -> None:
+    def __init__(self, engine: Engine, policy: Policy, cgroups: Path = cgroup.ROOT) -> None:
+        """`cgroups`: where the host's control groups are."""
+        self._cgroups = cgroups
         self._engine = engine
         self._policy = policy
         self._lock = threading.Lock()
@@ -87,9 +93,16 @@ class Isolator:
             )
 
     def apply(self, config: dict[str, Any]) -> None:
-        """Add the runtime that the operator wants."""
+        """Add the runtime that the operator wants, and the weight of the box for access to disks where that can be."""
         if self._policy.runtime:
             config["HostConfig"]["Runtime"] = self._policy.runtime
+        if not self._policy.has_other_runtime and self._weighs_io():
+            config["HostConfig"]["BlkioWeight"] = _IO_WEIGHT
+
+    def _weighs_io(self) -> bool:
+        info = self._info()
+        warned = any("io.weight" in text or "blkio weight" in text for text in info.get("Warnings") or ())
+        return not warned and cgroup.weighs_io(str(info.get("CgroupVersion") or "1"), self._cgroups)
 
     def _info(self) -> Mapping[str, Any]:
         with self._lock:

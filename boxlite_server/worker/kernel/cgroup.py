@@ -63,6 +63,17 @@ class Cgroup:
         return (directory / name for directory in self._directories for name in names)
 
 
+def weighs_io(version: str, root: Path = ROOT) -> bool:
+    """Whether this host's kernel takes a weight of a control group of that version ("1" or "2") for access to disks.
+
+    Version 2 has such files in all groups but the one of the whole host, and a container runtime fails where it is to
+    write one that is missing. Of version 1, Docker Engine looks at the file of the whole host.
+    """
+    if version == "1":
+        return (root / "blkio/blkio.weight").exists()
+    return any(True for name in ("io.weight", "io.bfq.weight") for _ in root.glob(f"*/{name}"))
+
+
 def _read(path: Path) -> str:
     """The content of a small file; empty if it cannot be read. Two files are read for each command, so without the
     calls that Python's own files make."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -223,6 +224,31 @@ def test_an_engine_without_seccomp_gets_boxes_for_development_alone(options: lis
     with pytest.raises(UnsupportedError, match="seccomp"):
         isolator.admit(BoxSpec("some:image", security="standard"))
     isolator.admit(BoxSpec("some:image", security="development"))
+
+
+@pytest.mark.parametrize(
+    ("file", "info", "weight"),
+    [
+        ("system.slice/io.weight", {"CgroupVersion": "2"}, 11),
+        ("docker/io.bfq.weight", {"CgroupVersion": "2"}, 11),
+        ("blkio/blkio.weight", {"CgroupVersion": "1"}, 11),
+        ("blkio/blkio.weight", {}, 11),  # an engine before 20.10
+        ("docker/io.max", {"CgroupVersion": "2"}, None),  # the kernel has no weights, and the container would not start
+        ("blkio/blkio.bfq.weight", {"CgroupVersion": "1"}, None),
+        ("blkio/blkio.weight", {"CgroupVersion": "2"}, None),
+        ("system.slice/io.weight", {"CgroupVersion": "2", "Warnings": ["WARNING: No io.weight support"]}, None),
+    ],
+)
+def test_a_box_weighs_little_on_disks_where_the_kernel_has_weights(
+    tmp_path: Path, file: str, info: dict[str, Any], weight: int | None
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    engine: Any = SimpleNamespace(api=SimpleNamespace(info=lambda: info))
+    for policy, expected in ((Policy(), weight), (Policy(runtime="runsc"), None)):
+        config: dict[str, Any] = {"HostConfig": {}}
+        Isolator(engine, policy, tmp_path).apply(config)
+        assert config["HostConfig"].get("BlkioWeight") == expected
 
 
 def test_an_upload_to_a_place_that_is_read_only_is_refused(target: Site) -> None:
