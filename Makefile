@@ -1,7 +1,9 @@
 # make run    a cluster on this machine, one box through its life, then serving until Ctrl-C
 # make test   the tests; needs nothing prepared, and touches no interface, firewall rule or sysctl of the machine.
 #             Tests that fail are run once more, alone; the failure stays in the output
-# make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest
+# make clients  clients in Python, TypeScript, Go, Java and Rust, generated from the spec for clients into build/clients
+# make test-clients  every generation of the released SDKs, where make test takes the oldest and the newest, and all
+#             generated clients
 # make fuzz   damaged packets against the supervisor, for a minute, 100,000 malformed requests, and requests of all kinds
 #             against the API, until something fails or is interrupted (SECONDS=N: packets and requests for N seconds)
 # make chaos  traffic while everything is killed and cut off, for 15 minutes (SECONDS=N, SEED=N, STORE=postgresql),
@@ -24,7 +26,7 @@ RUNS   ?= 10000
 ONLY   ?=
 DOCS   ?=
 
-.PHONY: run test test-clients fuzz chaos docs lint audit-dependencies proto bench clean
+.PHONY: run test clients test-clients fuzz chaos docs lint audit-dependencies proto bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
@@ -32,6 +34,9 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q --durations=10 $(if $(TESTS),,-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS) || \
 	{ echo "once more, alone, the tests that failed:"; $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none $(TESTS); }
+
+clients: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m support.clients
 
 test-clients: $(VENV)/.dev
 	BOXLITE_TEST_CLIENTS=all $(BIN)/python -m pytest -q --durations=10 tests/sdk

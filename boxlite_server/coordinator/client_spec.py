@@ -30,6 +30,7 @@ _SERVER = {
 }
 
 _METHODS = ("head", "get", "put", "post", "patch", "delete")
+_ERROR = {"$ref": "#/components/schemas/ErrorResponse"}
 _JSON, _EVENTS = "application/json", "text/event-stream"
 
 
@@ -125,7 +126,8 @@ def _operation(operation: Node) -> Node:
 
 def _is_error(status: str, response: Node) -> bool:
     """Whether this is an answer with the body of all errors, or a HEAD's that something is absent."""
-    return status == "default" or (status >= "4" and "$ref" in response)
+    schema = response.get("content", {}).get(_JSON, {}).get("schema", _ERROR)
+    return status == "default" or (status >= "4" and schema == _ERROR)
 
 
 def _make_requests_plain(paths: Node, components: Node) -> None:
