@@ -1,7 +1,7 @@
 """The table of events: what has happened to boxes, snapshots, volumes, images and workers.
 
-Triggers of the schema write the events of all that has a row. Events become visible in the order of their ids, so that a
-reader that goes on behind the last one it has seen misses none.
+Triggers of the schema write the events of all that has a row. Events become visible in the order of their ids: a reader
+that goes on behind the last one that it has seen misses none.
 """
 
 from __future__ import annotations
@@ -119,16 +119,18 @@ class Events(Table):
         )
         await self._note_forgotten(EVERYBODY, last - 1)
 
-    async def purge_events(self, before: float, most: int) -> bool:
-        """Delete the oldest events: those from before that time, and those of a prefix that has more than `most`; a
-        thousand of each at most. Whether there may be more. The newest event stays, as the last id that was given. To
-        be called in a transaction."""
-        oldest = "SELECT id FROM (SELECT id, at FROM events ORDER BY id LIMIT ?) AS oldest WHERE at < ?"
-        more = await self._forget(oldest, (_PURGED, before))
-        crowded = await self._read("SELECT prefix, count(*) FROM events GROUP BY prefix HAVING count(*) > ?", (most,))
+    async def purge_events(self, before: float, most: int, most_of_prefix: int) -> bool:
+        """Delete the oldest events: those from before that time, those that are not among the last `most`, and those
+        that are not among the last `most_of_prefix` of their prefix; a thousand of each at most. Whether there may be
+        more. The newest event stays, as the last id that was given. To be called in a transaction."""
+        oldest = "SELECT id FROM (SELECT id, at FROM events ORDER BY id LIMIT ?) AS oldest WHERE at < ? OR id <= ?"
+        more = await self._forget(oldest, (_PURGED, before, await self.last_event() - most))
+        crowded = await self._read(
+            "SELECT prefix, count(*) FROM events GROUP BY prefix HAVING count(*) > ?", (most_of_prefix,)
+        )
         for prefix, count in crowded:
             excess = "SELECT id FROM events WHERE prefix = ? ORDER BY id LIMIT ?"
-            more |= await self._forget(excess, (prefix, min(count - most, _PURGED)))
+            more |= await self._forget(excess, (prefix, min(count - most_of_prefix, _PURGED)))
         return more
 
     async def _forget(self, ids: str, parameters: tuple[Any, ...]) -> bool:
@@ -137,13 +139,13 @@ class Events(Table):
             f"DELETE FROM events WHERE id IN ({ids}) AND id < (SELECT max(id) FROM events) RETURNING prefix, id",
             parameters,
         )
-        for prefix, last in {prefix: event_id for prefix, event_id in sorted(deleted)}.items():
+        for prefix, last in dict(sorted(deleted)).items():  # with the greatest id of each
             await self._note_forgotten(prefix, last)
         return len(deleted) == _PURGED
 
     async def _note_forgotten(self, prefix: str, event_id: int) -> None:
         await self._write(
-            "INSERT INTO forgotten_events (prefix, id) VALUES (?, ?) ON CONFLICT (prefix) DO UPDATE SET id = excluded.id "
-            "WHERE excluded.id > forgotten_events.id",
+            "INSERT INTO forgotten_events (prefix, id) VALUES (?, ?) "
+            "ON CONFLICT (prefix) DO UPDATE SET id = excluded.id WHERE excluded.id > forgotten_events.id",
             (prefix, event_id),
         )
