@@ -50,20 +50,24 @@ class Reader:
     """Reads the events of a prefix; None: of all prefixes and workers. `position` is the id of the last event that it
     has read, whether it was wanted or not. To be closed by `aclose`."""
 
-    def __init__(self, store: Store, prefix: str | None, position: int, newest: int, wanted: Wanted) -> None:
+    def __init__(
+        self, store: Store, prefix: str | None, position: int, newest: int, wanted: Wanted, *, follow: bool
+    ) -> None:
         self.prefix = prefix
         self.position = position
         self.news = asyncio.Event()
         self._store = store
         self._newest = newest
         self._wanted = wanted
+        self._follow = follow
         self.on_close: Callable[[], object] = lambda: None
 
     async def aclose(self) -> None:
         self.on_close()
 
     async def items(self) -> AsyncGenerator[Event | Gap, None]:
-        """Yield the wanted events behind the position, as they come, for ever. Raises DatabaseError."""
+        """Yield the wanted events behind the position, as they come; or, not to `follow`, those that there are. Raises
+        DatabaseError."""
         if self.position > self._newest:  # of another database, or of one that has lost its end
             self.position = self._newest
             yield Gap(self.position)
@@ -80,6 +84,8 @@ class Reader:
                 if self._wanted.fits(event):
                     yield event
             if len(found) < _AT_ONCE:
+                if not self._follow:
+                    return
                 await self.news.wait()
 
 
@@ -109,7 +115,14 @@ class Events:
         """The id of the newest event: what a reader from there reads happens from now on."""
         return await self._store.last_event()
 
-    async def reader(self, prefix: str | None, after: int | None = None, wanted: Wanted = Wanted()) -> Reader:  # noqa: B008
+    async def reader(
+        self,
+        prefix: str | None,
+        after: int | None = None,
+        wanted: Wanted = Wanted(),  # noqa: B008
+        *,
+        follow: bool = True,
+    ) -> Reader:
         """A reader of what comes behind the event with the id `after`; None: from now on. Raises
         ResourceExhaustedError when there are too many."""
         newest = await self._store.last_event()
@@ -117,7 +130,7 @@ class Events:
             raise errors.ResourceExhaustedError(
                 f"{MAX_READERS} clients are reading these events through this coordinator; close one first"
             )
-        reader = Reader(self._store, prefix, newest if after is None else after, newest, wanted)
+        reader = Reader(self._store, prefix, newest if after is None else after, newest, wanted, follow=follow)
         if not self._readers:
             self._seen = newest
         self._readers.add(reader)

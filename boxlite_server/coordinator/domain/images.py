@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-from ... import errors, ids, references
+from ... import errors, ids, references, rpc
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, choose

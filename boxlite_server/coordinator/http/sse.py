@@ -1,4 +1,4 @@
-"""Server-sent events: the output of an execution, the logs of a box, and what happens in the cluster, as streams of text.
+"""Server-sent events: the output of an execution, the logs of a box, and what happens, as streams of text.
 
 A stream ends early when the coordinator shuts down, and carries comment lines while there is nothing to send.
 """

@@ -17,8 +17,7 @@ from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
-from .history.audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
-from .history.events import KINDS, Event, Events
+    "NO_REQUEST",
 from .keys import WORKER_PREFIX, Key, Keys
 from .leases import Leases
 from .meta import Meta
@@ -32,7 +31,6 @@ from .workers import Load, Worker, Workers
 __all__ = [
     "ANY_PREFIX",
     "GAP",
-    "KINDS",
     "NO_REQUEST",
     "OPERATOR",
     "RESERVING",

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support.rows import WORKER, box, open_store
 
 from boxlite_server.coordinator.states import BoxStatus, DesiredState, SnapshotState, VolumeState, WorkerStatus
-from boxlite_server.coordinator.store import KINDS, WARM_PREFIX, Event, Snapshot, Store, Volume
+from boxlite_server.coordinator.store import WARM_PREFIX, Event, Snapshot, Store, Volume
 
 pytestmark = pytest.mark.anyio
 
+SPEC = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text())
+KINDS = set(SPEC["components"]["schemas"]["EventKind"]["enum"])
 CREATING = box(1, name="web", status=BoxStatus.CREATING)
 RUNNING, STOPPED = DesiredState.RUNNING, DesiredState.STOPPED
 
@@ -29,7 +32,7 @@ async def store(database: Path | str) -> AsyncIterator[Store]:
 
 async def events(store: Store, prefix: str | None = "default", after: int = 0) -> list[Event]:
     found = await store.list_events(prefix, after, 1000)
-    assert {event.kind for event in found} <= set(KINDS)
+    assert {event.kind for event in found} <= KINDS
     return found
 
 

@@ -16,46 +16,6 @@ _PURGED = 1000  # events in one statement
 _LOST = 1_000_000_000  # more than all events between a backup and its restoration
 
 
-KINDS = (
-    "box.placed",
-    "box.not_placed",
-    "box.created",
-    "box.create_failed",
-    "box.starting",
-    "box.not_started",
-    "box.started",
-    "box.restarting",
-    "box.stopping",
-    "box.stop_failed",
-    "box.stopped",
-    "box.out_of_memory",
-    "box.failed",
-    "box.paused",
-    "box.resumed",
-    "box.reset",
-    "box.restored",
-    "box.updated",
-    "box.removing",
-    "box.remove_failed",
-    "box.removed",
-    "box.unreachable",
-    "box.reachable",
-    "snapshot.created",
-    "snapshot.restoring",
-    "snapshot.removed",
-    "volume.created",
-    "volume.removed",
-    "image.pulled",
-    "worker.registered",
-    "worker.draining",
-    "worker.active",
-    "worker.lost",
-    "worker.back",
-    "worker.removed",
-    "database.restored",
-)
-
-
 class Event(NamedTuple):
     """One event. `details` hold neither environments nor secrets."""
 
