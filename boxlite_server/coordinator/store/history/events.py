@@ -99,7 +99,8 @@ class Events(Table):
             f"DELETE FROM events WHERE id IN ({ids}) AND id < (SELECT max(id) FROM events) RETURNING prefix, id",
             parameters,
         )
-        for prefix, last in dict(sorted(deleted)).items():  # with the greatest id of each
+        last_ids: dict[str, int] = dict(sorted(deleted))
+        for prefix, last in last_ids.items():
             await self._note_forgotten(prefix, last)
         return len(deleted) == _PURGED
 
