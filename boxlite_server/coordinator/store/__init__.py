@@ -17,7 +17,8 @@ from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
-    "NO_REQUEST",
+from .history.audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
+from .history.events import Event, Events
 from .keys import WORKER_PREFIX, Key, Keys
 from .leases import Leases
 from .meta import Meta
