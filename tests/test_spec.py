@@ -41,6 +41,7 @@ TAG_OF: dict[str, str] = {
         " addImageAlias removeImageAlias",
         "Volumes": "createVolume listVolumes getVolume removeVolume",
         "Network": "updateInboundPolicy updateOutboundPolicy openTunnel closeTunnel",
+        "Events": "streamEvents streamAllEvents",
         "Metrics": "getRuntimeMetrics getBoxMetrics getCoordinatorMetrics getPrometheusMetrics",
         "Workers": "registerWorker heartbeat getAuthorities issueCertificate listWorkers getWorker removeWorker "
         "setWorkerStatus getWorkerByBox "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ..errors import AuthError, BoxliteError, PermissionDeniedError
 from . import output
-from .commands import auth, boxes, completion, copy, listing, logs, network, run, snapshots, stats, storage
+from .commands import auth, boxes, completion, copy, events, listing, logs, network, run, snapshots, stats, storage
 from .parser import Commands, Parser, add_global_options, shown_examples
 
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     add_global_options(parser)
     parser.add_argument("-V", "--version", action="version", version=f"boxlite {output.version()}")
     commands = Commands(parser)
-    for group in (run, boxes, listing, logs, stats, copy, snapshots, storage, network, auth):
+    for group in (run, boxes, listing, logs, events, stats, copy, snapshots, storage, network, auth):
         group.add_to(commands)
     completion.add_to(commands, build_parser)
     return parser

@@ -18,20 +18,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple
 
 from ..errors import BoxliteError
 from . import stream, terminal
 from .api import ApiClient, Json
+from .sse import ServerEvent, events_of
 
 _DESCRIPTOR = {"stdout": terminal.STDOUT, "stderr": terminal.STDERR}
 
 log = logging.getLogger("boxlite.client")
-
-
-class _Event(NamedTuple):
-    name: str
-    data: str
 
 
 def run_command(api: ApiClient, box: str, body: Json) -> int:
@@ -67,7 +62,7 @@ class _Run:
         if not self._execution:
             raise BoxliteError("the server does not name the execution; is --url a BoxLite server?")
         try:
-            for event in _events(response):
+            for event in events_of(response):
                 if (code := self._take(event)) is not None:
                     return code
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -76,7 +71,7 @@ class _Run:
             self._api.close()
         return None
 
-    def _take(self, event: _Event) -> int | None:
+    def _take(self, event: ServerEvent) -> int | None:
         """Act on an event. Returns the exit code with the last one. Raises ValueError for a malformed event."""
         if event.name == "error":
             log.debug("events: %s", event.data)  # the stream ends behind it
@@ -155,19 +150,3 @@ def _signals_as_bytes() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def _go_on(number: int, frame: FrameType | None) -> None:
     """Handles a signal that is read as a byte."""
-
-
-def _events(response: http.client.HTTPResponse) -> Iterator[_Event]:
-    """The server-sent events of an answer; comment lines and ids are left out."""
-    name, data = "", []
-    for raw in response:
-        field, _, value = raw.decode().rstrip("\r\n").partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            name = value
-        elif field == "data":
-            data.append(value)
-        elif not field and not value:
-            if name:
-                yield _Event(name, "\n".join(data))
-            name, data = "", []

@@ -28,6 +28,7 @@ from .domain.snapshots import Snapshots
 from .domain.turns import Turns
 from .domain.volumes import Volumes
 from .domain.warm import Warm
+from .events import Events
 from .fleet.calls import Calls
 from .fleet.certificates import Certificates
 from .fleet.link import Connect
@@ -71,6 +72,7 @@ class Core:
     quotas: QuotaRows
     certificates: Certificates
     audit: Audit
+    events: Events
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set at shutdown, so that long answers end
 
     @classmethod
@@ -163,6 +165,7 @@ class Core:
             quotas=quotas,
             certificates=certificates,
             audit=Audit(store, policy.audit_keep, clock),
+            events=Events(store, clock),
         )
 
     def start(self) -> None:
@@ -173,6 +176,7 @@ class Core:
         self.pools.start()
         self.authenticator.keys.start()
         self.audit.start()
+        self.events.start()
 
     async def close(self) -> None:
         await self.lifetimes.close()
@@ -184,4 +188,5 @@ class Core:
         await self.counting.close()
         await self.authenticator.keys.close()
         await self.audit.close()
+        await self.events.close()
         await self.store.close()

@@ -76,7 +76,10 @@ _QUOTA_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|\*", re.ASCII)
 
 _WORKER_URL = re.compile(r"https?://(\[[^]]*\]|[\w.-]+):\d{1,5}/?", re.ASCII)
 
-_EVENTS = re.compile(rb"(event: (stdout|stderr|exit|end|error|lost)\n(id: \d+\n)?(data: [^\n]*\n)+\n|:[^\n]*\n\n)*")
+_EVENTS = re.compile(
+    rb"((event: (stdout|stderr|exit|end|error|lost|gap|[a-z]+\.[a-z_]+)\n)?((id|retry): \d+\n)*(data: [^\n]*\n)*\n"
+    rb"|:[^\n]*\n\n)*"
+)
 
 _boxes: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → prefix, URL
 _executions: OrderedDict[str, str] = OrderedDict()  # id → its box's id
@@ -107,8 +110,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body = _local(body, "reference")
     elif operation_id in ("startExecution", "runCommand") and isinstance(body, dict):
         case.body = _short(body)
-    elif (case.query or {}).get("follow"):  # which lasts as long as the box
-        case.query = {**case.query, "follow": False}
+    elif "follow" in _query_names(case) and (case.query or {}).get("follow", True):  # the stream might never end
+        case.query = {**(case.query or {}), "follow": False}
     elif operation_id == "removeImage" and _NEEDED.search(str((case.path_parameters or {}).get("image_id"))):
         case.path_parameters = {**case.path_parameters, "image_id": "nosuch"}
     elif operation_id == "registerWorker" and isinstance(body, dict):

@@ -19,7 +19,7 @@ async def ask(
     **scope: Any,
 ) -> Reply:
     """Send one request, whose body comes in these parts; the whole reply. `scope` is added to the ASGI scope. The
-    client stays until it has the reply, or until `gone` is set."""
+    client stays until it has the reply, or until `gone` is set; it leaves a stream that never ends at once."""
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
     pending = iter([*parts, {"type": "http.request", "body": b"", "more_body": False}])
 
@@ -35,7 +35,7 @@ async def ask(
 
     async def send(message: Any) -> None:
         sent.append(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] == "http.response.body" and (path.endswith("/events") or not message.get("more_body")):
             left.set()
 
     whole_scope = {

@@ -190,6 +190,7 @@ class _Requests:
         self.queries = [p["name"] for p in parameters if p["in"] == "query"]
         self.headers = [p["name"] for p in parameters if p["in"] == "header"]
         self.query = "?" + "&".join(f"{p['name']}=1" for p in parameters if p["in"] == "query" and p.get("required"))
+        self.query += "&follow=false" if "follow" in self.queries else ""  # else it would take as long as the client
         kinds = operation.get("requestBody", {}).get("content", {})
         self.kind = next(iter(kinds), "")
         self.typed = {"Content-Type": self.kind} if self.kind else {}

@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
@@ -15,6 +14,7 @@ from ...errors import BoxliteError, UpstreamUnavailableError
 from .. import flags, terminal
 from ..api import ApiClient, unreachable
 from ..parser import Commands
+from ..sse import events_of
 
 _DESCRIPTORS = {"stdout": terminal.STDOUT, "stderr": terminal.STDERR}
 
@@ -69,29 +69,15 @@ def logs(api: ApiClient, args: Namespace) -> int:
     path = api.path("boxes", args.box, "logs") + ("?" + urlencode(query) if query else "")
     with api.download("GET", path, "text/event-stream") as response:
         try:
-            for name, data in _events(response):
-                if name in _DESCRIPTORS:
-                    terminal.write_all(_DESCRIPTORS[name], base64.b64decode(json.loads(data)["data"]))
-                elif name == "end":
+            for event in events_of(response):
+                if event.name in _DESCRIPTORS:
+                    terminal.write_all(_DESCRIPTORS[event.name], base64.b64decode(json.loads(event.data)["data"]))
+                elif event.name == "end":
                     return 0
-                elif name == "error":
-                    raise BoxliteError(data)
+                elif event.name == "error":
+                    raise BoxliteError(event.data)
         except BrokenPipeError:
             raise
         except (OSError, http.client.HTTPException) as error:
             raise unreachable(api.url, error) from error
     raise UpstreamUnavailableError("the server broke the log off; some of it may be missing")
-
-
-def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
-    """Yield the name and the data of each server-sent event."""
-    name, data = "", []
-    for raw in response:
-        field, _, value = raw.decode().rstrip("\n").partition(": ")
-        if field == "event":
-            name = value
-        elif field == "data":
-            data.append(value)
-        elif not field and name:
-            yield name, "\n".join(data)
-            name, data = "", []

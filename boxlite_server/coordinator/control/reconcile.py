@@ -123,7 +123,9 @@ class Reconciler:
 
     async def look(self) -> None:
         """Begin with broken-off operations, and with what has become due."""
-        reachable = {worker.id for worker in await self._store.list_workers() if self._fleet.is_reachable(worker)}
+        workers = await self._store.list_workers()
+        await self._fleet.note_lost(workers)
+        reachable = {worker.id for worker in workers if self._fleet.is_reachable(worker)}
         self._to_survey |= reachable - self._reached  # what was asked of a worker that was away may be left undone
         self._reached = reachable
         now = self._clock()
@@ -139,8 +141,7 @@ class Reconciler:
                 self._begin(Action(Kind.FINISH_VOLUME, volume.worker_id, "", 0, "", volume_id=volume.id))
         for action in self._orphans.due(reachable):
             self._begin(action)
-        workers = await self._to_be_surveyed(now)
-        for action in (await self._survey(workers))[0]:
+        for action in (await self._survey(await self._to_be_surveyed(now)))[0]:
             self._begin(action)
         self._restarts.drop_past()
 

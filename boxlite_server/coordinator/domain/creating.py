@@ -300,7 +300,7 @@ class Creation:
                 raise errors.TimedOutError(f"image {spec.image} is still being pulled; ask again") from None
             state = await create()
         if state.pulled:
-            await self._images.note_pulled(spec.image, tenant, is_private=state.private_image)
+            await self._images.note_pulled(spec.image, tenant, worker.id, is_private=state.private_image)
         return state
 
     async def _create_on(
@@ -362,16 +362,24 @@ class Creation:
         row = row._replace(desired=DesiredState.RUNNING, wish=1) if start else row._replace(warm=warm)
         with metrics.CREATE_SECONDS["place"].time():
             for _ in range(GIVE_UPS):
-                try:
-                    return await self._place(row, need, tried, only)
-                except errors.QuotaExceededError:
-                    raise
-                except (errors.ResourceExhaustedError, errors.UpstreamUnavailableError):
-                    if warm or not await self._warm.give_up(need._replace(worker_id=only or home), tried):
-                        raise
-            return await self._place(row, need, tried, only)
+                placed = await self._place(row, need, tried, only)
+                if not isinstance(placed, (errors.ResourceExhaustedError, errors.UpstreamUnavailableError)) or warm:
+                    break
+                if not await self._warm.give_up(need._replace(worker_id=only or home), tried):
+                    break
+            else:
+                placed = await self._place(row, need, tried, only)
+        if isinstance(placed, Worker):
+            return placed
+        if not warm:
+            async with self._store.transaction(durable=False) as tx:
+                await tx.tell(prefix, "box.not_placed", name=spec.name, error_message=placed.public[:1000])
+        raise placed
 
-    async def _place(self, row: Box, need: Need, tried: Mapping[str, errors.BoxliteError], only: str | None) -> Worker:
+    async def _place(
+        self, row: Box, need: Need, tried: Mapping[str, errors.BoxliteError], only: str | None
+    ) -> Worker | errors.BoxliteError:
+        """Returns the chosen worker, or the error that says why none takes the box."""
         async with self._turns.writing(row.id, durable=False) as tx:
             await self._own_request(tx, row.request_key, row.id)
             await self._volumes.check_ready(tx, row.spec.mounts)
@@ -379,7 +387,10 @@ class Creation:
             untried = [c for c in candidates if c.worker.name not in tried]
             if row.warm:
                 untried = [_with_another(row, candidate) for candidate in untried]
-            worker = choose("box", need, untried, tried, last=self.pulls.of(row.spec.image))
+            try:
+                worker = choose("box", need, untried, tried, last=self.pulls.of(row.spec.image))
+            except errors.BoxliteError as exc:
+                return exc
             if row.desired == DesiredState.RUNNING:
                 row = row._replace(engine_life=worker.engine_life)  # tells whether a run that nobody saw ended with it
             if row.generation > 1 and await tx.get_box(row.id):  # else its worker was removed, and the row with it

@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-from ... import errors, ids, references
+from ... import errors, ids, references, rpc
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import TRY_ELSEWHERE, Calls
 from ..fleet.placement import NOTHING, choose
@@ -128,10 +128,12 @@ class Images:
             async for _ in self.pull(name, tenant):
                 pass
 
-    async def note_pulled(self, name: str, tenant: str | None, *, is_private: bool) -> None:
-        """Note that the image, which was missing, was pulled for a tenant."""
-        if tenant is not None:
-            await self._store.note_pull(_repository(name), tenant, is_private=is_private)
+    async def note_pulled(self, name: str, tenant: str | None, worker_id: str, *, is_private: bool) -> None:
+        """Note that the image, which was missing, was pulled on a worker, for a tenant or, with None, an operator."""
+        async with self._store.transaction(durable=False) as tx:
+            if tenant is not None:
+                await tx.note_pull(_repository(name), tenant, is_private=is_private)
+            await tx.tell(rpc.TENANT.get().prefix, "image.pulled", name=name, worker_id=worker_id)
 
     def pull(self, reference: str, tenant: str | None = None) -> Pulling:
         """Pull an image on the least loaded worker: yields progress at least every second, and the image last.
@@ -207,18 +209,20 @@ class Images:
         async with contextlib.aclosing(self._calls.pull_image(worker, request)) as events:
             async for event in events:
                 if event.HasField("image"):
-                    await self._note(event.image, tenant)
+                    await self._note(event.image, tenant, worker.id)
                     yield _image(event.image, worker.id)
                     return
                 yield PullProgress(event.progress.current_bytes, event.progress.total_bytes)
         raise errors.EngineError(f"the pull of {request.reference} ended without an image")
 
-    async def _note(self, image: pb.Image, tenant: str | None) -> None:
+    async def _note(self, image: pb.Image, tenant: str | None, worker_id: str) -> None:
         """Note a pull that has brought something, or that not everybody could have done. Of any other image it stays
         true that the operator has brought it."""
-        if tenant is not None:
+        if image.pulled:
+            await self.note_pulled(image.reference, tenant, worker_id, is_private=image.private)
+        elif tenant is not None:
             repository = _repository(image.reference)
-            if image.pulled or image.private or repository in await self._store.pulled(repository):
+            if image.private or repository in await self._store.pulled(repository):
                 await self._store.note_pull(repository, tenant, is_private=image.private)
 
     async def remove(self, name: str, tenant: str | None = None) -> None:

@@ -10,7 +10,7 @@ reach a worker is known to this coordinator alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -136,6 +136,7 @@ class Fleet:
             "last_heartbeat": now,
             "left_at": now if beat.get("leaving") else None,
             "engine_error": beat.get("engine_error"),
+            "lost_at": None,
         }
         if number is not None:
             changes["heartbeats"] = number
@@ -251,6 +252,15 @@ class Fleet:
     def note_silence(self, worker: Worker, reason: str) -> None:
         """Treat the worker, which a call has not reached, as unreachable until it is heard again."""
         self._silent[worker.id] = _Silence(worker.epoch, self._clock(), reason)
+
+    async def note_lost(self, workers: Iterable[Worker]) -> None:
+        """Note in the rows of workers whose heartbeats have stopped that they are lost."""
+        now = self._clock()
+        unheard_since = now - UNREACHABLE_SECONDS
+        for worker in workers:
+            heard_at = max(worker.last_heartbeat, self._started_at)
+            if worker.lost_at is None and worker.left_at is None and heard_at < unheard_since:
+                await self._store.lose_worker(worker.id, unheard_since, now)
 
     async def unreachable(self) -> tuple[str, ...]:
         """Ids of the workers that are not reachable."""

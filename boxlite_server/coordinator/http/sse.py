@@ -1,4 +1,4 @@
-"""Server-sent events: the output of an execution and the logs of a box as streams of text.
+"""Server-sent events: the output of an execution, the logs of a box, and what happens, as streams of text.
 
 A stream ends early when the coordinator shuts down, and carries comment lines while there is nothing to send.
 """
@@ -9,8 +9,8 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -18,8 +18,9 @@ from starlette.types import Receive, Scope, Send
 from ... import errors
 from ..._gen import worker_pb2 as pb
 from ..core import Core
+from ..events import Gap, Reader
 from ..limits import KEEPALIVE_SECONDS
-from ..store import Box
+from ..store import Box, Event
 from .errors import shown
 from .utf8 import Utf8Joiner
 
@@ -28,8 +29,17 @@ T = TypeVar("T")
 # A proxy such as nginx would otherwise hold events back until its buffer is full.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 UNREAD = "earlier output was dropped: nobody read it in time"
+FORGOTTEN = "events that came before this one are no longer kept: read anew what they may have been about"
+RETRY_MS = 1000  # after which a client whose stream has ended asks again
 EXECUTION_ID = "X-Boxlite-Execution-Id"
 _NAMES: dict[int, str] = {pb.OUTPUT_STREAM_STDOUT: "stdout", pb.OUTPUT_STREAM_STDERR: "stderr"}
+
+
+def parse_event_id(text: str) -> int:
+    """The id in a Last-Event-ID. Raises InvalidArgumentError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) >= 2**63:
+        raise errors.InvalidArgumentError(f"Last-Event-ID '{text[:40]}' is not an event id of this stream")
+    return int(text)
 
 
 # ---- streams --------------------------------------------------------------------------------------------
@@ -45,7 +55,7 @@ def stream_run(
 ) -> StreamingResponse:
     """Answer with the events of a run, like those of an execution. `raw`: output is sent byte for byte."""
     headers = {**_HEADERS, EXECUTION_ID: execution_id}
-    return _RunResponse(events, _output(core, events, raw=raw, is_run=True), headers)
+    return _ClosingResponse(events, _output(core, events, raw=raw, is_run=True), headers)
 
 
 def stream_logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> StreamingResponse:
@@ -53,17 +63,24 @@ def stream_logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> Str
     return _response(_logs(core, chunks))
 
 
-class _RunResponse(StreamingResponse):
-    """Closes the `events` of a run in the end, also where the client went away before the first of them."""
+def stream_events(core: Core, reader: Reader, view: Callable[[Event], dict[str, Any]]) -> StreamingResponse:
+    """Answer with the events of a reader, as JSON by `view`."""
+    return _ClosingResponse(reader, _events(core, reader, view), _HEADERS)
 
-    def __init__(
-        self, events: AsyncGenerator[pb.OutputEvent, None], content: AsyncIterator[bytes], headers: dict[str, str]
-    ) -> None:
+
+class _Closable(Protocol):
+    def aclose(self) -> Awaitable[object]: ...
+
+
+class _ClosingResponse(StreamingResponse):
+    """Closes the `source` of the content in the end, also where the client went away before the first piece of it."""
+
+    def __init__(self, source: _Closable, content: AsyncIterator[bytes], headers: dict[str, str]) -> None:
         super().__init__(content, media_type="text/event-stream", headers=headers)
-        self._events = events
+        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(self._events):
+        async with contextlib.aclosing(self._source):
             await super().__call__(scope, receive, send)
 
 
@@ -107,6 +124,21 @@ async def _logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> Asy
                 yield keepalive_event() if chunk is None else log_event(chunk.stream, chunk.data)
         if not core.stopping.is_set():
             yield end_event()
+    except errors.BoxliteError as exc:
+        yield error_event(shown(exc))
+
+
+async def _events(core: Core, reader: Reader, view: Callable[[Event], dict[str, Any]]) -> AsyncIterator[bytes]:
+    yield f"retry: {RETRY_MS}\n".encode() + position_event(reader.position)
+    try:
+        async with contextlib.aclosing(reader.items()) as events:
+            async for event in _until_stopping(core, events):
+                if event is None:
+                    yield keepalive_event() + position_event(reader.position)
+                elif isinstance(event, Gap):
+                    yield _event("gap", {"id": event.id, "message": FORGOTTEN}, event.id)
+                else:
+                    yield _event(event.kind, view(event), event.id)
     except errors.BoxliteError as exc:
         yield error_event(shown(exc))
 
@@ -182,6 +214,11 @@ def error_event(message: str) -> bytes:
     """Build the event that says why the stream cannot go on; it is the last one."""
     lines = "".join(f"data: {line}\n" for line in message.splitlines() or [""])
     return f"event: error\n{lines}\n".encode()
+
+
+def position_event(position: int) -> bytes:
+    """Build the lines that say where a reader stands: no event for the client, but its next Last-Event-ID."""
+    return f"id: {position}\n\n".encode()
 
 
 def keepalive_event() -> bytes:

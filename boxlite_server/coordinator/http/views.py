@@ -15,7 +15,7 @@ from ..core import Core
 from ..domain.images import Image
 from ..fleet.registry import UNREACHABLE, Fleet
 from ..states import BoxStatus, WorkerStatus
-from ..store import Box, Load, Snapshot, Volume, Worker
+from ..store import Box, Event, Load, Snapshot, Volume, Worker
 from .errors import IS_OPERATOR
 from .utf8 import unfinished
 
@@ -143,6 +143,21 @@ def image_detail(found: Image, versions: list[Image]) -> dict[str, Any]:
             {"digest": v.id, "source_ref": v.reference, "recorded_at": timestamp(v.cached_at)} for v in versions
         ],
         "history": [],
+    }
+
+
+def event(found: Event, *, for_operator: bool) -> dict[str, Any]:
+    """An Event. Only operators see the worker."""
+    return {
+        "id": found.id,
+        "time": timestamp(found.at),
+        "kind": found.kind,
+        "prefix": found.prefix or None,
+        "box_id": found.box_id,
+        "name": found.name,
+        "status": found.status,
+        "worker": found.worker if for_operator else None,
+        "details": found.details,
     }
 
 

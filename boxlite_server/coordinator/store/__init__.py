@@ -6,17 +6,19 @@ Each table has a module, and `Store` has the methods of all of them. The tables 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
 from .answers import Answer, Answers
-from .audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
 from .boxes import RESERVING, Box, Boxes, BoxState, Page, Unsettled
 from .connection import Backend, is_url
 from .counters import CounterRows, Counters
 from .deadlines import Deadlines
+from .history.audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
+from .history.events import Event, Events
 from .keys import WORKER_PREFIX, Key, Keys
 from .leases import Leases
 from .meta import Meta
@@ -41,6 +43,7 @@ __all__ = [
     "Box",
     "BoxState",
     "Counters",
+    "Event",
     "Key",
     "Load",
     "Page",
@@ -59,7 +62,20 @@ __all__ = [
 
 
 class Tables(
-    Meta, Workers, Boxes, WarmPools, Volumes, Deadlines, Answers, CounterRows, Snapshots, Leases, Keys, Tenants, Audit
+    Meta,
+    Workers,
+    Boxes,
+    WarmPools,
+    Volumes,
+    Deadlines,
+    Answers,
+    CounterRows,
+    Snapshots,
+    Leases,
+    Keys,
+    Tenants,
+    Audit,
+    Events,
 ):
     """All reads and writes, of a store or of one transaction. Outside of a transaction each method is atomic by itself.
 
@@ -74,6 +90,7 @@ class Store(Tables):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._backend = backend
+        self._on_commit: list[Callable[[], object]] = []
 
     @classmethod
     async def open(cls, where: Path | str) -> Self:
@@ -90,6 +107,10 @@ class Store(Tables):
             store = cls(await Sqlite.open(Path(where)))
             await store.drop_leases()
         await store.cluster_id()  # minted before anything can read the id or copy the database
+        if await store.is_backup():
+            async with store.transaction() as tx:
+                if await tx.is_opened_anew():
+                    await tx.forget_events_since(time.time())
         return store
 
     @classmethod
@@ -112,6 +133,10 @@ class Store(Tables):
     async def close(self) -> None:
         await self._backend.close()
 
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` run after each transaction of this process that has changed something."""
+        self._on_commit.append(callback)
+
     @asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[Tables]:
         """A transaction, atomic and exclusive: what is read through the yielded `Tables` stays true until the
@@ -123,3 +148,5 @@ class Store(Tables):
         """
         async with self._backend.transaction(durable=durable) as connection:
             yield Tables(connection)
+        for callback in self._on_commit:
+            callback()

@@ -19,12 +19,13 @@ Row = tuple[Any, ...]
 
 
 class Dialect(NamedTuple):
-    """The SQL expressions that the two databases write differently, all of them over JSON columns of `boxes`."""
+    """The SQL that the two databases write differently: expressions over JSON columns of `boxes`, and a statement."""
 
     has_label: str  # a condition with two marks: the label's key and its value
     mounts_volume: str  # a condition with one mark: the volume's id
     image: str  # a text
     auto_remove: str  # true, false or null
+    tell: str  # a statement with a mark for each column of the view `new_events`; adds an event
 
 
 SQLITE = Dialect(
@@ -34,6 +35,7 @@ SQLITE = Dialect(
     ),
     image="json_extract(spec, '$.image')",
     auto_remove="json_extract(spec, '$.auto_remove')",
+    tell="INSERT INTO new_events VALUES (?, ?, ?, ?, ?, ?, ?)",
 )
 POSTGRESQL = Dialect(
     has_label="CAST(labels AS json) ->> CAST(? AS text) = ?",
@@ -43,6 +45,7 @@ POSTGRESQL = Dialect(
     ),
     image="CAST(spec AS json) ->> 'image'",
     auto_remove="CAST(CAST(spec AS json) ->> 'auto_remove' AS boolean)",
+    tell="SELECT tell(?, ?, ?, ?, ?, ?, ?)",
 )
 
 

@@ -23,6 +23,12 @@ class Meta(Table):
         """Whether the database is a restored backup that no operator has accepted yet, see `accept_backup`."""
         return await self._read_one("SELECT 1 FROM meta WHERE key = 'is_backup'") is not None
 
+    async def is_opened_anew(self) -> bool:
+        """Whether this is the first time that a coordinator opens a restored backup."""
+        return bool(
+            await self._write("UPDATE meta SET value = 'opened' WHERE key = 'is_backup' AND value = '1' RETURNING 1")
+        )
+
     async def accept_backup(self) -> None:
         """Take the rows of a restored backup as the truth from here on: what workers hold beyond them is an orphan."""
         await self._write("DELETE FROM meta WHERE key = 'is_backup'")

@@ -38,6 +38,7 @@ class Worker(NamedTuple):
     disk_limit: str | None = None  # enforced, watched or unsupported; None: the worker does not say
     heartbeats: int | None = None  # the number of the last one; None: the worker does not sign its heartbeats
     warm_images: dict[str, int] = {}  # noqa: RUF012 - never changed; how many warm boxes to keep there, by image
+    lost_at: float | None = None  # when a coordinator noted that no heartbeats come; None: they come
 
 
 class Load(NamedTuple):
@@ -110,6 +111,13 @@ class Workers(Table):
             (*to_row(changes), worker_id, epoch, *([] if number is None else [number])),
         )
         return bool(done)
+
+    async def lose_worker(self, worker_id: str, unheard_since: float, now: float) -> None:
+        """Note that a worker is lost, unless it has sent a heartbeat since then, or that is noted already."""
+        await self._write(
+            "UPDATE workers SET lost_at = ? WHERE id = ? AND last_heartbeat < ? AND lost_at IS NULL",
+            (now, worker_id, unheard_since),
+        )
 
     async def delete_worker(self, worker_id: str) -> None:
         """Forget a worker, but for its id and secret. The rows of its boxes and volumes must be deleted before."""

@@ -223,7 +223,8 @@ def test_every_operation_answers_without_a_fault(lonely: Cluster) -> None:
     for path, item in SPEC["paths"].items():
         concrete = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
         for method in item.keys() & {"get", "put", "post", "delete", "patch", "head"}:
-            status, _, body = lonely.http(method.upper(), concrete)
+            query = "?follow=false" if concrete.endswith("/events") else ""
+            status, _, body = lonely.http(method.upper(), concrete + query)
             assert status != 500, (method, path, body)
             if status >= 400 and method != "head" and not concrete.startswith("/v1/health"):
                 assert "error" in body, (method, path, body)

@@ -181,7 +181,7 @@ async def test_no_request_waits_for_the_database(site: Site, monkeypatch: pytest
         raise errors.DatabaseUnavailableError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("boxlite_server.coordinator.store.audit.Audit.insert_audit", broken)
+        patch.setattr("boxlite_server.coordinator.store.history.audit.Audit.insert_audit", broken)
         assert await site.ask("POST", "/v1/volumes", {"name": "data"}) == 201
         for _ in range(2):
             with pytest.raises(errors.DatabaseUnavailableError):

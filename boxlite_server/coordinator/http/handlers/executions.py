@@ -91,10 +91,8 @@ def _waits(idle_calls: int) -> bool:
 async def stream_execution_output(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:
     """Answer with the output as server-sent events, from its start or from after ``Last-Event-ID``."""
     box, _ = await core.executions.get(prefix, box_id, execution_id)
-    last_id = connexion.request.headers.get("last-event-id", "0")
-    if not last_id.isascii() or not last_id.isdigit() or int(last_id) >= 2**63:
-        raise errors.InvalidArgumentError(f"Last-Event-ID '{last_id}' is not an event id of this stream")
-    return sse.stream_output(core, box, execution_id, int(last_id))
+    position = sse.parse_event_id(connexion.request.headers.get("last-event-id", "0"))
+    return sse.stream_output(core, box, execution_id, position)
 
 
 async def read_box_logs(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from .table import Table, end_of_range, marks, reader
+from ..table import Table, end_of_range, marks, reader
 
 OPERATOR = "operator"  # in place of a key's id: a command of the operator, on the database itself
 NO_REQUEST = "noRequest"  # the action of bytes that were refused: no HTTP, or a head that is too large or has no end

@@ -1,0 +1,1 @@
+"""The tables of what has happened: the audit and the events."""
