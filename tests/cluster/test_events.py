@@ -153,7 +153,9 @@ def test_the_command_prints_what_happens(cluster: Cluster) -> None:
         assert "box.removing" in process.stdout.readline()
         assert "box.removed" in process.stdout.readline()
         process.kill()
-    lines = output(boxlite(cluster, "events", "--no-follow", "--since", "1h", "--filter", "kind=box.removed")).splitlines()
+    lines = output(
+        boxlite(cluster, "events", "--no-follow", "--since", "1h", "--filter", "kind=box.removed")
+    ).splitlines()
     assert f"box.removed printed ({box})" in lines[-1]
 
 
