@@ -136,6 +136,32 @@ def test_a_worker_counts_commands_and_their_bytes(done: tuple[Scrape, Scrape]) -
     assert started["engine"] == reasons
 
 
+def test_warm_hits_and_misses_are_counted(cluster: Cluster) -> None:
+    before = scrape.of_coordinator(cluster)
+    pool = {"image": "alpine:latest", "memory_mib": 160, "boxes": 1}
+    assert cluster.http("PUT", "/v1/admin/warm", {"pools": [pool]})[0] == 200
+    try:
+        wait_until(lambda: scrape.of_coordinator(cluster).value("boxlite_warm_boxes_ready") == 1, "a box is warm")
+        boxes = [create(cluster, memory_mib=160, env={}), create(cluster, memory_mib=160, env={})]
+        after = scrape.of_coordinator(cluster)
+    finally:
+        cluster.http("PUT", "/v1/admin/warm", {"pools": []})
+    for box in boxes:
+        cluster.http("DELETE", f"/v1/boxes/{box}?force=true")
+    wait_until(lambda: not any(warm_boxes(scrape.of_coordinator(cluster))), "no box is warm")
+    counted = {
+        what: after.value(f"boxlite_warm_{what}_total") - before.value(f"boxlite_warm_{what}_total")
+        for what in ("claims", "misses")
+    }
+    assert counted["claims"] >= 1  # the second request finds another warm box, or none yet
+    assert sum(counted.values()) == len(boxes)
+    assert after.value("boxlite_create_stage_seconds_count", stage="claim") == counted["claims"]
+
+
+def warm_boxes(shown: Scrape) -> tuple[float, float]:
+    return shown.value("boxlite_warm_boxes_wanted"), shown.value("boxlite_warm_boxes_ready")
+
+
 def test_no_label_is_a_name_from_outside(cluster: Cluster) -> None:
     name = "a-name-from-outside"
     box = create(cluster, name=name, labels={name: name})
