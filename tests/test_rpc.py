@@ -40,21 +40,6 @@ def test_a_worker_speaks_for_itself() -> None:
     assert (type(error), error.message) == (errors.EngineError, "so it was")
 
 
-@pytest.mark.parametrize("kind", [errors.ImageError, errors.LocalImageError, errors.PrivateImageError])
-def test_kinds_of_failed_pulls_are_told_apart(kind: type[errors.ImageError]) -> None:
-    told: list[tuple[str, str]] = []
-
-    class Context:
-        def set_trailing_metadata(self, pairs: tuple[tuple[str, str], ...]) -> None:
-            told.extend(pairs)
-
-        def abort(self, code: grpc.StatusCode, details: str) -> None: ...
-
-    rpc.abort(Context(), kind("so it was"))  # type: ignore[arg-type]
-    error = rpc.from_rpc_error(failed(grpc.StatusCode.FAILED_PRECONDITION, grpc.aio.Metadata(*told)), "one")
-    assert type(error) is kind
-
-
 def test_a_caller_that_has_gone_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     class Context:
         def set_trailing_metadata(self, pairs: tuple[tuple[str, str], ...]) -> None:

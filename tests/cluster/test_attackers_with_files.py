@@ -209,7 +209,7 @@ def test_a_hostile_archive_on_import(site: Site, kind: str) -> None:
     assert site.attacker.must("GET", "")["boxes"] == []
 
 
-PROGRAMS = ("sh", "head", "id")
+PROGRAMS = ("sh", "head", "id", "grep")
 
 
 def test_devices_and_set_user_id_programs_on_import(site: Site, box: str) -> None:
@@ -226,8 +226,9 @@ def test_devices_and_set_user_id_programs_on_import(site: Site, box: str) -> Non
     )
     there = site.attacker.must("POST", "/import", imported(disk), "application/octet-stream")["box_id"]
     for user in ("0", "1000"):
-        said = site.attacker.run(there, "sh", "-c", "head -c1 -q /disk /memory; id -u", user=user)
-        assert (said["stdout"], "not permitted" in said["stderr"]) == (f"{user}\n", True)
+        script = "head -c1 -q /disk /memory; id -u; grep -c 'NoNewPrivs:.1' /proc/self/status"
+        said = site.attacker.run(there, "sh", "-c", script, user=user)
+        assert (said["stdout"], "not permitted" in said["stderr"]) == (f"{user}\n1\n", True)
     site.attacker.remove(there)
 
 

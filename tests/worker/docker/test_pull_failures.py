@@ -6,8 +6,18 @@ import grpc
 import pytest
 
 from boxlite_server import references, rpc
-from boxlite_server.errors import BoxliteError, ImageError, LocalImageError, ResourceExhaustedError
+from boxlite_server.errors import (
+    BoxliteError,
+    ImageError,
+    LocalImageError,
+    NotFoundError,
+    PrivateImageError,
+    ResourceExhaustedError,
+)
+from boxlite_server.worker.docker import engine
+from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage.registries import Registries, failure, is_public_address
+from boxlite_server.worker.runtime import Owner
 
 PRIVATE = "registry.example:5000/team/platform-lookup:1"
 
@@ -124,6 +134,25 @@ def test_the_operator_restricts_registries() -> None:
             Registries(("ghcr.io",)).admit(refused)
 
 
+@pytest.mark.parametrize("registry", ["127.0.0.1:5000", "169.254.169.254"])
+def test_the_engine_hears_nothing_of_a_pull_that_is_refused(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def inspect_image(self, reference: str) -> dict[str, str]:
+            raise NotFoundError(f"no such image: {reference}")
+
+        def pull(self, *_: object, **__: object) -> list[dict[str, str]]:
+            asked.append(registry)
+            return []
+
+    asked: list[str] = []
+    monkeypatch.setattr(engine.Engine, "api", Api())
+    images = DockerRuntime(lambda: Owner("c", "w"), "unix:///nowhere").images
+    for pull in (lambda name: list(images.pull(name)), images.get):
+        with pytest.raises(LocalImageError, match="--allow-registry"):
+            pull(f"{registry}/team/x:1")
+    assert not asked
+
+
 def test_addresses_that_are_public() -> None:
     assert is_public_address("93.184.215.14")
     assert is_public_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
@@ -159,7 +188,7 @@ class Context:
         raise Aborted
 
 
-@pytest.mark.parametrize("kind", [ImageError, LocalImageError])
+@pytest.mark.parametrize("kind", [ImageError, LocalImageError, PrivateImageError])
 def test_the_difference_reaches_the_coordinator(kind: type[ImageError]) -> None:
     context = Context()
     with pytest.raises(Aborted):
