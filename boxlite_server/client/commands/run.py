@@ -71,9 +71,9 @@ def _check_run(args: Namespace) -> str | None:
 def _check_exec(args: Namespace) -> str | None:
     if args.cmd and args.cmd[0] != "--" and args.cmd[0].startswith("-"):
         return f"unexpected '{args.cmd[0]}': options go before BOX"
-    return (
-        _check_streams(args) if flags.command(args) else f"no command given; write boxlite exec {args.box} -- COMMAND"
-    )
+    if not flags.command(args):
+        return f"no command given; write boxlite exec {args.box} -- COMMAND"
+    return _check_streams(args)
 
 
 def _check_streams(args: Namespace) -> str | None:
