@@ -152,7 +152,7 @@ def create_body(args: Namespace) -> Json:
         "working_dir": args.workdir,
         "env": flags.environment(args),
         "entrypoint": [args.entrypoint] if args.entrypoint is not None else None,
-        "cmd": args.cmd,
+        "cmd": flags.command(args),
         "user": args.user,
         "labels": dict(args.label),
         "volumes": args.volume,

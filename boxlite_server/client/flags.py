@@ -83,6 +83,12 @@ def add_command(parser: ArgumentParser, text: str) -> None:
     action.required = False  # or argparse would name it among what is missing
 
 
+def command(args: argparse.Namespace) -> list[str]:
+    """The command in a box, without the `--` that may stand in front of it."""
+    words: list[str] = args.cmd
+    return words[1:] if words[:1] == ["--"] else words
+
+
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """The variables of --env-file and --env. Raises InvalidArgumentError for a file that cannot be used."""
     return {key: value for file in args.env_file for key, value in _env_file(file)} | dict(args.env)

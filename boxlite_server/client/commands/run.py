@@ -65,17 +65,15 @@ def add_to(commands: Commands) -> None:
 
 
 def _check_run(args: Namespace) -> str | None:
-    if args.cmd[:1] == ["--"]:
-        args.cmd = args.cmd[1:]
     return check_lifetimes(args) or _check_streams(args)
 
 
 def _check_exec(args: Namespace) -> str | None:
     if args.cmd and args.cmd[0] != "--" and args.cmd[0].startswith("-"):
         return f"unexpected '{args.cmd[0]}': options go before BOX"
-    if args.cmd[:1] == ["--"]:
-        args.cmd = args.cmd[1:]
-    return _check_streams(args) if args.cmd else f"no command given; write boxlite exec {args.box} -- COMMAND"
+    if not flags.command(args):
+        return f"no command given; write boxlite exec {args.box} -- COMMAND"
+    return _check_streams(args)
 
 
 def _check_streams(args: Namespace) -> str | None:
@@ -113,7 +111,8 @@ def execute(api: ApiClient, args: Namespace) -> int:
     if args.tty and not args.detach:
         _need_terminal()
     optional = {"env": flags.environment(args), "working_dir": args.workdir, "user": args.user}
-    body: Json = {"command": args.cmd[0], "args": args.cmd[1:]} | {key: it for key, it in optional.items() if it}
+    program, *arguments = flags.command(args)
+    body: Json = {"command": program, "args": arguments} | {key: it for key, it in optional.items() if it}
     if not interactive and not args.detach:
         with suppress(NotFoundError):  # there is no such box, as the next request tells, or the server is older
             return events.run_command(api, args.box, body)

@@ -73,6 +73,15 @@ def test_what_dockers_users_type(server: FakeServer, boxlite: Boxlite, flags: st
     assert sent.items() <= server.requests[0].body.items()
 
 
+@pytest.mark.parametrize("words", [["ls", "-l"], ["--", "ls", "-l"]])
+def test_two_dashes_in_front_of_a_command_are_no_part_of_it(
+    server: FakeServer, boxlite: Boxlite, words: list[str]
+) -> None:
+    server.on("POST", "/v1/boxes", (201, BOX))
+    assert boxlite("create", "alpine", *words) == 0
+    assert server.requests[0].body["cmd"] == ["ls", "-l"]
+
+
 def test_a_root_file_system_takes_the_place_of_the_image(server: FakeServer, boxlite: Boxlite) -> None:
     server.on("POST", "/v1/boxes", (201, BOX))
     assert boxlite("create", "--rootfs", "/srv/root", "sh") == 0
