@@ -12,7 +12,7 @@ import pytest
 from support.coordinator_site import CoordinatorSite
 from support.rows import WORKER, box, open_store
 
-from boxlite_server import errors
+from boxlite_server import errors, rpc
 from boxlite_server.coordinator.events import MAX_READERS, Events, Gap, Reader, Wanted
 from boxlite_server.coordinator.fleet.registry import UNREACHABLE_SECONDS
 from boxlite_server.coordinator.store import Event, Store
@@ -209,7 +209,8 @@ def test_a_worker_that_falls_silent_is_told_once_and_so_is_its_return(
 
 def test_an_image_that_had_to_be_pulled_is_told(tell_both: Callable[..., None]) -> None:
     async def story(site: CoordinatorSite) -> None:
-        await site.core.images.note_pulled("x:1", "acme", "acme", WORKER.id, private=False)
+        with rpc.on_behalf_of(rpc.Tenant("acme")):
+            await site.core.images.note_pulled("x:1", "acme", WORKER.id, is_private=False)
         [event] = await site.core.store.list_events("acme", 0, 10)
         assert (event.kind, event.name) == ("image.pulled", "x:1")
 

@@ -45,8 +45,8 @@ def add_to(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="show only events that fit: box=ID or box=NAME, and kind=KIND, such as box.stopped, or box for all kinds "
-        "of boxes' events. Values of one key are alternatives (repeatable)",
+        help="show only events that fit: box=ID or box=NAME, and kind=KIND, such as box.stopped, or box for all "
+        "events of boxes. Values of one key are alternatives (repeatable)",
     )
     sub.add_argument(
         "--since",
