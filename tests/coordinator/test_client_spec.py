@@ -134,7 +134,7 @@ def test_an_answer_has_one_form() -> None:
             if status.startswith("2")
         ]
         assert len(forms) <= 1, operation_id
-        assert all(name in ("application/json", "text/plain") or form == "binary" for name, form in forms), operation_id
+        assert all(name == "application/json" or form == "binary" for name, form in forms), operation_id
 
 
 def test_nothing_in_it_is_deprecated() -> None:

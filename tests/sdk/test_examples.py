@@ -83,3 +83,13 @@ def test_a_generated_client(locked: Cluster, language: str) -> None:
 def test_every_example_is_run() -> None:
     there = {path.name for path in clients.EXAMPLES.iterdir()}
     assert there == {"README.md", "python_sdk.py", "curl.sh", *clients.LANGUAGES}
+
+
+def test_a_missing_toolchain_is_named_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    clients.main()
+    said = capsys.readouterr().out
+    assert "go: skipped, since the client for go takes go, not installed here" in said
+    assert said.endswith("0 made, 5 skipped\n")

@@ -1,7 +1,9 @@
 //! A box through its life, with the client that is generated for Rust.
 
 use base64::{prelude::BASE64_STANDARD, Engine};
-use boxlite_client::apis::{boxes_api, configuration::Configuration, executions_api, files_api, Error};
+use boxlite_client::apis::{
+    boxes_api, configuration::Configuration, executions_api, files_api, Error,
+};
 use boxlite_client::models::{CreateBoxRequest, ErrorResponse, StartExecutionRequest};
 use serde_json::Value;
 use std::{env, fs};
@@ -35,7 +37,9 @@ async fn greet(server: &Configuration, id: &str, wanted: CreateBoxRequest) -> Ou
         args: Some(vec!["-c".into(), GREET.into()]),
         ..StartExecutionRequest::new("sh".into())
     };
-    let execution = executions_api::start_execution(server, id, command, None).await?.execution_id;
+    let execution = executions_api::start_execution(server, id, command, None)
+        .await?
+        .execution_id;
     let mut stream = executions_api::stream_execution_output(server, id, &execution, None).await?;
     let mut lines = Vec::new();
     let mut event = String::new();
@@ -45,7 +49,9 @@ async fn greet(server: &Configuration, id: &str, wanted: CreateBoxRequest) -> Ou
             let line = String::from_utf8(lines.drain(..=end).collect())?;
             match line.trim_end().split_once(": ") {
                 Some(("event", name)) => event = name.into(),
-                Some(("data", data)) => on_event(server, id, &event, serde_json::from_str(data)?).await?,
+                Some(("data", data)) => {
+                    on_event(server, id, &event, serde_json::from_str(data)?).await?
+                }
                 _ => {}
             }
         }
@@ -68,7 +74,8 @@ async fn on_event(server: &Configuration, id: &str, event: &str, data: Value) ->
             if text.ends_with("?\n") {
                 let name = env::temp_dir().join("greeter-name");
                 fs::write(&name, "Ada\n")?;
-                files_api::write_file(server, id, "/tmp/name", name, None, None, None, None).await?;
+                files_api::write_file(server, id, "/tmp/name", name, None, None, None, None)
+                    .await?;
             }
         }
         "exit" => println!("exit code: {}", data["exit_code"]),

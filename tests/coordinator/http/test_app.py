@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from connexion.json_schema import resolve_refs
 from support.cluster import Cluster
 from support.keys import KEY
 
 SPEC = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text())
+RESOLVED = resolve_refs(SPEC)
 EMPTY_PAGE = {"boxes": [], "next_page_token": None}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -332,6 +335,35 @@ def test_health_and_readiness(lonely: Cluster) -> None:
     assert lonely.http("GET", "/v1/health")[::2] == (200, {"status": "ok"})
     status, _, body = lonely.http("GET", "/v1/health/ready")
     assert (status, body["active_workers"]) == (503, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "response"),
+    [
+        ("get", "/v1/boxes", None, "200"),
+        ("get", "/v1/health", None, "200"),
+        ("get", "/v1/health/ready", None, "503"),
+        ("post", "/v1/boxes", {"cpus": 0}, "400"),
+        ("get", "/v1/volumes/nosuch", None, "404"),
+        ("post", "/v1/volumes", {}, "503"),
+        ("patch", "/v1/volumes", {}, "default"),
+    ],
+)
+def test_every_header_of_an_answer_is_declared(
+    lonely: Cluster, method: str, path: str, body: object, response: str
+) -> None:
+    item = RESOLVED["paths"][re.sub("/v1/(boxes|volumes)", r"/v1/{prefix}/\1", path.replace("nosuch", "{volume_id}"))]
+    status, headers, _ = lonely.http(method.upper(), path, body)
+    assert response in (str(status), "default")
+    declared = item.get(method, item["get"])["responses"][response]["headers"]
+    of_http = {"date", "server", "connection", "content-length", "content-type"}
+    assert headers.keys() - of_http <= {name.lower() for name in declared}
+
+
+def test_a_refused_key_has_the_headers_that_are_declared(locked: Cluster) -> None:
+    _, headers, _ = locked.http("GET", "/v1/me", headers={"Authorization": "Bearer wrong"})
+    assert headers["www-authenticate"] == "Bearer"
+    assert "WWW-Authenticate" in RESOLVED["components"]["responses"]["Unauthorized"]["headers"]
 
 
 OPEN = [
