@@ -12,6 +12,7 @@
 # make lint   ruff, mypy, bandit, the rules for imports and, where Node is there, redocly and spectral for the specs
 # make audit-dependencies  known vulnerabilities of what is installed here; asks the database of PyPI
 # make proto  the stubs of worker.proto
+# make dist   the wheel, in dist/
 # make bench  this server against the docker SDK on one engine, in turn (ONLY=NAME: one case; DOCS=1: into the pages)
 # make clean  all that was made here
 
@@ -26,7 +27,7 @@ RUNS   ?= 10000
 ONLY   ?=
 DOCS   ?=
 
-.PHONY: run test clients test-clients fuzz chaos docs lint audit-dependencies proto bench clean
+.PHONY: run test clients test-clients fuzz chaos docs lint audit-dependencies proto dist bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
@@ -66,6 +67,9 @@ audit-dependencies: $(VENV)/.dev
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto
+
+dist: | $(BIN)/pip
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
 
 bench: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY:%=--only %) $(if $(DOCS),--docs)

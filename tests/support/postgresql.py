@@ -62,9 +62,9 @@ class Server:
             self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
             self._process.wait(30)
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
-        name = f"test_{os.getpid()}_{next(_names)}"
+    def new_database(self, name: str | None = None) -> str:
+        """The URL of an empty database, which has that name, or one of its own."""
+        name = name or f"test_{os.getpid()}_{next(_names)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
