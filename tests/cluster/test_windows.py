@@ -22,7 +22,8 @@ def confirm(client: Attached, count: int) -> None:
 
 def test_output_waits_until_the_client_confirms_what_it_has(cluster: Cluster, new_box: Callable[..., str]) -> None:
     box = new_box()
-    path = f"{box}/executions/{execute(cluster, box, 'yes | head -c 4000000; exit 3')}/attach?received=0&window={WINDOW}"
+    execution = execute(cluster, box, "yes | head -c 4000000; exit 3")
+    path = f"{box}/executions/{execution}/attach?received=0&window={WINDOW}"
     with attached(cluster, path) as client:
         while client.received < WINDOW:
             client.step()

@@ -202,8 +202,18 @@ addEventListener("unhandledrejection", (event) => {
   }
 });
 
-const remembered = sessionStorage.getItem(KEY);
-enter(remembered).catch((error) => {
-  sessionStorage.removeItem(KEY);
-  signIn(remembered || error.status !== 401 ? error.message : "");
-});
+/** Enter with the key of this tab, or without one where the server asks for none. */
+async function begin() {
+  const remembered = sessionStorage.getItem(KEY);
+  try {
+    const { authentication } = await new Api(null, null, () => {}).get("config");
+    if (authentication === "none") await enter(null);
+    else if (remembered) await enter(remembered);
+    else signIn();
+  } catch (error) {
+    sessionStorage.removeItem(KEY);
+    signIn(error.message);
+  }
+}
+
+begin();
