@@ -211,7 +211,7 @@ async function begin() {
     else if (remembered) await enter(remembered);
     else signIn();
   } catch (error) {
-    sessionStorage.removeItem(KEY);
+    if (error.status === 401) sessionStorage.removeItem(KEY);
     signIn(error.message);
   }
 }
