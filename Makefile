@@ -11,6 +11,7 @@
 # make docs   the table of operations in docs/api.md
 # make lint   ruff, mypy, bandit, the rules for imports and, where Node is there, redocly and spectral for the specs
 # make audit-dependencies  known vulnerabilities of what is installed here; asks the database of PyPI
+# make vendor xterm.js for the page, from npm, after a look at its hash; needs Node
 # make proto  the stubs of worker.proto
 # make dist   the wheel, in dist/
 # make bench  this server against the docker SDK on one engine, in turn (ONLY=NAME: one case; DOCS=1: into the pages)
@@ -27,7 +28,7 @@ RUNS   ?= 10000
 ONLY   ?=
 DOCS   ?=
 
-.PHONY: run test clients test-clients fuzz chaos docs lint audit-dependencies proto dist bench clean
+.PHONY: run test clients test-clients fuzz chaos docs lint audit-dependencies vendor proto dist bench clean
 
 run: $(VENV)/.run
 	exec $(BIN)/python -m boxlite_server.local.demo
@@ -64,6 +65,9 @@ lint: $(VENV)/.dev
 audit-dependencies: $(VENV)/.dev
 	$(BIN)/pip install -q pip-audit
 	$(BIN)/pip-audit --skip-editable
+
+vendor: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m support.vendored
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Iboxlite_server/_gen=. --python_out=. --grpc_python_out=. --pyi_out=. worker.proto

@@ -47,6 +47,8 @@ TAG_OF: dict[str, str] = {
         "setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools proveCoordinator",
         "Quotas": "listQuotas getQuotas setQuotas removeQuotas",
+        "Keys": "listKeys",
+        "Audit": "listAudit",
     }.items()
     for operation_id in operation_ids.split()
 }

@@ -15,7 +15,7 @@ from .flags import Commands, add, add_database, add_debug
 from .logs import visible
 
 if TYPE_CHECKING:
-    from ..coordinator.store import AuditLine, Store, Tables
+    from ..coordinator.store import AuditLine, Tables
 
 LINES = 100  # that are shown, unless --limit says otherwise
 
@@ -73,7 +73,7 @@ async def _find(arguments: argparse.Namespace) -> list[AuditLine]:
     try:
         wanted = AuditFilter(
             since=None if arguments.since is None else time.time() - arguments.since,
-            key_ids=None if arguments.key is None else await _ids(store, arguments.key),
+            key_ids=None if arguments.key is None else await store.key_ids(arguments.key),
             prefix=arguments.prefix,
             action=arguments.action,
             statuses=arguments.status,
@@ -82,11 +82,6 @@ async def _find(arguments: argparse.Namespace) -> list[AuditLine]:
         return await store.find_audit(wanted, arguments.limit)
     finally:
         await store.close()
-
-
-async def _ids(store: Store, id_or_name: str) -> list[str]:
-    """The ids that are meant: names may be given twice, and neither --api-key nor an open coordinator has a key."""
-    return [id_or_name, *(key.id for key in await store.list_keys() if key.name == id_or_name)]
 
 
 def _row(line: AuditLine) -> tuple[str, ...]:

@@ -121,9 +121,11 @@ async def create(store: Store, arguments: argparse.Namespace) -> None:
 
 async def list_keys(store: Store, arguments: argparse.Namespace) -> None:
     """Print a table of all keys, or JSON."""
+    from ..coordinator.tenants import keys
+
     found, now = await store.list_keys(), time.time()
     if arguments.format == "json":
-        print(output.as_json([_as_json(key, now) for key in found]))
+        print(output.as_json([keys.as_json(key, now) for key in found]))
         return
     header = ("NAME", "ID", "PREFIX", "STATUS", "EXPIRES", "LAST USED", "SCOPES")
     rows = [
@@ -131,7 +133,7 @@ async def list_keys(store: Store, arguments: argparse.Namespace) -> None:
             key.name,
             key.id,
             key.prefix or "(workers)",
-            _status(key, now),
+            keys.status(key, now),
             timestamp(key.expires_at) or "never",
             output.age(timestamp(key.last_used_at) or "never"),
             ",".join(key.scopes),
@@ -157,7 +159,7 @@ async def rotate(store: Store, arguments: argparse.Namespace) -> None:
     completed = _completion(arguments.tls_ca)
     async with store.transaction() as tx:
         key = _find(await tx.list_keys(), arguments.key)
-        if (status := _status(key, time.time())) != "active":
+        if (status := keys.status(key, time.time())) != "active":
             raise InvalidStateError(f"the key {key.name} ({key.id}) is {status}; make another one")
         if arguments.tls_ca and key.prefix:
             raise InvalidArgumentError(f"the key {key.name} is not one of workers, and so no join token")
@@ -195,27 +197,9 @@ def _find(found: list[Key], id_or_name: str) -> Key:
 
 def _print_key(key: Key, text: str, form: str) -> None:
     if form == "json":
-        print(output.as_json({**_as_json(key, time.time()), "key": text}))
+        from ..coordinator.tenants import keys
+
+        print(output.as_json({**keys.as_json(key, time.time()), "key": text}))
         return
     print(text)
     print(f"this is the key {key.name} ({key.id}); it is not shown again", file=sys.stderr)
-
-
-def _as_json(key: Key, now: float) -> dict[str, object]:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "prefix": key.prefix or None,
-        "scopes": list(key.scopes),
-        "status": _status(key, now),
-        "created_at": timestamp(key.created_at),
-        "expires_at": timestamp(key.expires_at),
-        "revoked_at": timestamp(key.revoked_at),
-        "last_used_at": timestamp(key.last_used_at),
-    }
-
-
-def _status(key: Key, now: float) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= now else "active"

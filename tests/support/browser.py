@@ -70,6 +70,14 @@ class Tab:
         self.page.locator("h1").wait_for()
         return self.page
 
+    def sign_in(self, key: str) -> None:
+        """Sign in with a key."""
+        if not self.page.get_by_label("API key").is_visible():
+            self.open()
+        self.page.get_by_label("API key").fill(key)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("navigation", name="Main").wait_for()
+
     @property
     def screen(self) -> str:
         """What the terminal shows."""

@@ -208,6 +208,7 @@ def worker(row: Worker, core: Core, load: Load) -> dict[str, Any]:
         "name": row.name,
         "url": row.url,
         "status": fleet.status(row),
+        "epoch": row.epoch,
         "reason": fleet.why_unreachable(row),
         "draining": row.status == WorkerStatus.DRAINING,
         "running_boxes": load.running,

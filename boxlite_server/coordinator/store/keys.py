@@ -51,6 +51,12 @@ class Keys(Table):
         """All keys, revoked and expired ones too, the oldest first."""
         return [_key(row) for row in await self._read(f"SELECT {_COLUMNS} FROM keys ORDER BY created_at, id")]
 
+    async def key_ids(self, id_or_name: str) -> list[str]:
+        """The ids that the audit may have for an id or a name: a name may be that of several keys, and an id none of
+        any key."""
+        rows = await self._read("SELECT id FROM keys WHERE name = ?", (id_or_name,))
+        return [id_or_name, *(row[0] for row in rows)]
+
     async def has_keys(self, *, of_workers: bool = False) -> bool:
         """Whether a key was ever made, or a key of workers."""
         condition = " WHERE prefix = ''" if of_workers else ""

@@ -75,12 +75,16 @@ class Authenticator:
         self._token_secret = ""
         self.refused: Counter[Refusal] = Counter()  # requests, since this coordinator started
 
+    async def is_open(self) -> bool:
+        """Whether requests need no credential, since there is no key."""
+        return self._api_key is None and not await self.keys.exist()
+
     async def authenticate(self, authorization: str | None, address: str) -> Principal:
         """The principal of an ``Authorization`` header from a client's address.
 
         Raises AuthError, and ResourceExhaustedError where too many wrong keys come from the address.
         """
-        if self._api_key is None and not await self.keys.exist():
+        if await self.is_open():
             return ANONYMOUS
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential:
@@ -97,7 +101,7 @@ class Authenticator:
 
         Raises AuthError when the secret is no key, and ResourceExhaustedError as `authenticate` does.
         """
-        if self._api_key is None and not await self.keys.exist():
+        if await self.is_open():
             return Grant("anonymous", tokens.TOKEN_SECONDS, ANONYMOUS)
         granted = await self._of_key(client_secret)
         if granted is None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ... import errors, ids
+from ...formats import timestamp
 from ..loops import Loop
 from ..store import Key, Store
 
@@ -53,6 +54,28 @@ def parse(credential: str) -> tuple[str, str] | None:
     """The id and the hash of the secret of a key's text; None for any other text."""
     match = _TEXT.fullmatch(credential)
     return (match[1], digest(match[2])) if match else None
+
+
+def status(key: Key, now: float) -> str:
+    """Whether a key is `active`, `expired` or `revoked`."""
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "active"
+
+
+def as_json(key: Key, now: float) -> dict[str, object]:
+    """A key as operators see it, without what is kept of its secret."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.prefix or None,
+        "scopes": list(key.scopes),
+        "status": status(key, now),
+        "created_at": timestamp(key.created_at),
+        "expires_at": timestamp(key.expires_at),
+        "revoked_at": timestamp(key.revoked_at),
+        "last_used_at": timestamp(key.last_used_at),
+    }
 
 
 def is_secret_of(key: Key, secret_sha256: str, now: float) -> bool:

@@ -36,6 +36,7 @@ async def get_config(core: Core) -> Any:
             "security_preset": DEFAULT_SECURITY,
         },
         "overrides": {},
+        "authentication": "none" if await core.authenticator.is_open() else "bearer",
         "quotas": (await core.quotas.of(ANY_PREFIX))._asdict(),
         "capabilities": {
             "max_cpus": MAX_CPUS,

@@ -104,26 +104,23 @@ export class Api {
     }
   }
 
-  /** Open a WebSocket. Browsers cannot send the key with it, so a short-lived ticket for this path goes along. */
+  /** Open a WebSocket. Browsers cannot send the key with it, so a ticket goes along in the address. */
   async socket(path, query) {
-    const url = this.url(path, query);
+    const url = await this.link(path, query);
     url.protocol = url.protocol.replace("http", "ws");
-    if (this.key) url.searchParams.set("ticket", await this.ticket("GET", path));
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     return socket;
   }
 
-  /** An address that the browser itself can fetch, for a download. */
+  /** An address that the browser itself can fetch, for a minute: it carries a ticket for this path and query alone. */
   async link(path, query) {
     const url = this.url(path, query);
-    if (this.key) url.searchParams.set("ticket", await this.ticket("GET", path));
+    if (this.key) {
+      const { ticket } = await this.post("tickets", { path: `/v1/${url.href.slice(BASE.href.length)}` });
+      url.searchParams.append("ticket", ticket);
+    }
     return url;
-  }
-
-  async ticket(method, path) {
-    const { ticket } = await this.post("tickets", { method, path: this.url(path).pathname });
-    return ticket;
   }
 }
 

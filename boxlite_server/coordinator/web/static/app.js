@@ -133,7 +133,7 @@ const brand = () => h("a", { class: "brand", href: "#/boxes" }, h("img", { src: 
 
 function frame() {
   const links = [["boxes", "Boxes", "box:read"], ["images", "Images", "image:read"], ["volumes", "Volumes", "volume:read"],
-    ["workers", "Workers", "worker:admin"], ["admin", "Administration", "worker:admin"]];
+    ["workers", "Workers", "worker:admin"], ["admin", "Admin", "worker:admin"]];
   fill(top, brand(),
     h("nav", { "aria-label": "Main" }, links.filter(([, , scope]) => session.may(scope)).map(([path, text]) => h("a", { href: `#/${path}` }, text))),
     h("div", { class: "who" }, prefixBox(),
@@ -144,7 +144,7 @@ function frame() {
 /** Who is confined to no prefix may look into any. */
 function prefixBox() {
   if (session.me.path_prefix || !session.may("worker:admin")) return null;
-  const input = h("input", { class: "prefix", value: session.api.prefix || "", placeholder: "default", "aria-label": "Prefix", title: "Prefix (tenant)", size: 9, spellcheck: "false", on: { change: () => {
+  const input = h("input", { class: "prefix", value: session.api.prefix || "", placeholder: "default", title: "Prefix (tenant)", size: 9, spellcheck: "false", on: { change: () => {
     session.api.prefix = input.value.trim() || null;
     if (session.api.prefix) sessionStorage.setItem(PREFIX, session.api.prefix);
     else sessionStorage.removeItem(PREFIX);
@@ -152,7 +152,7 @@ function prefixBox() {
     if (location.hash === "#/boxes") route();
     else location.hash = "#/boxes";
   } } });
-  return input;
+  return h("label", {}, h("span", {}, "Prefix"), input);
 }
 
 // ---- views -------------------------------------------------------------------------------------------------
@@ -172,8 +172,10 @@ async function show(view, params, address) {
   const page = (shown = new Page(params.map((text) => text && decodeURIComponent(text))));
   for (const link of top.querySelectorAll("nav a, .who a")) {
     const isHere = address.split("/")[0] === link.hash.slice(2);
-    if (isHere) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (isHere) {
+      link.setAttribute("aria-current", "page");
+      link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    } else link.removeAttribute("aria-current");
   }
   try {
     const element = await view.show(page);
@@ -202,8 +204,18 @@ addEventListener("unhandledrejection", (event) => {
   }
 });
 
-const remembered = sessionStorage.getItem(KEY);
-enter(remembered).catch((error) => {
-  sessionStorage.removeItem(KEY);
-  signIn(remembered || error.status !== 401 ? error.message : "");
-});
+/** Enter with the key of this tab, or without one where the server asks for none. */
+async function begin() {
+  const remembered = sessionStorage.getItem(KEY);
+  try {
+    const { authentication } = await new Api(null, null, () => {}).get("config");
+    if (authentication === "none") await enter(null);
+    else if (remembered) await enter(remembered);
+    else signIn();
+  } catch (error) {
+    if (error.status === 401) sessionStorage.removeItem(KEY);
+    signIn(error.message);
+  }
+}
+
+begin();

@@ -49,7 +49,8 @@ function store() {
     const going = list.filter((terminal) => terminal.isGoing);
     if (going.length) stored[box] = going.map(({ id, taken }) => ({ id, received: taken }));
   }
-  sessionStorage.setItem(STORED, JSON.stringify(stored));
+  if (Object.keys(stored).length) sessionStorage.setItem(STORED, JSON.stringify(stored));
+  else sessionStorage.removeItem(STORED);
 }
 addEventListener("pagehide", store);
 

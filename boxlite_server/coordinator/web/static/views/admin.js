@@ -71,14 +71,14 @@ async function audit(page) {
   const { api } = page;
   const body = h("div", {});
   const control = (name, placeholder) => h("input", { name, placeholder, "aria-label": placeholder, spellcheck: "false", autocomplete: "off" });
-  const inputs = [control("prefix", "Prefix"), control("action", "Operation"), control("key", "Key"), control("status", "Status, such as 4xx"), control("request_id", "Request id")];
+  const inputs = [control("audit_prefix", "Prefix"), control("action", "Operation"), control("key", "Key"), control("status", "Status, such as 4xx"), control("request_id", "Request id")];
   const submit = h("button", { type: "submit" }, "Show");
 
   async function read() {
     const query = Object.fromEntries(inputs.map((input) => [input.name, input.value.trim() || null]));
     const { lines } = await api.get("admin/audit", { ...query, limit: 200 }, page.signal);
     fill(body, table("Audit", ["When", "Status", "Operation", "Key", "Prefix", "Address", "Target", "Request id"], [...lines].reverse().map((line) => [
-      moment(line.at), String(line.status || "–"), line.action, h("code", {}, line.key), line.prefix, line.address,
+      moment(line.time), String(line.status || "–"), line.action, h("code", {}, line.key_id), line.prefix, line.address,
       h("code", { class: "target", title: line.target }, line.target), h("code", { class: "muted" }, line.request_id)]), "No line fits."));
   }
 

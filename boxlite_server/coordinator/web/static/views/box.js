@@ -44,7 +44,12 @@ class BoxView {
     const element = h("div", { class: name === "terminal" ? "view full" : "view" }, this.head, this.why,
       h("nav", { class: "tabs", "aria-label": "Box" }, tabs.map(([tab, text]) => h("a", { href: `#/${this.path}/${tab}`, "aria-current": tab === name ? "page" : null }, text))),
       body);
-    fill(body, await show(this));
+    try {
+      fill(body, await show(this));
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      fill(body, h("p", { class: "problem" }, error.message));
+    }
     return element;
   }
 

@@ -11,7 +11,7 @@ const MANY = 1000; // boxes, whose list is read again less often
 
 export async function show(page) {
   const list = new List(page);
-  await list.read();
+  await new Promise((resolve, reject) => list.read(resolve).then(resolve, reject));
   page.setTitle("Boxes");
   page.onShown = () => list.draw();
   return list.element;
@@ -52,11 +52,12 @@ class List {
     this.draw();
   }
 
-  /** Read all boxes, page by page; what has come is shown at once. */
-  async read() {
+  /** Read all boxes, page by page; what has come is shown at once. `onFirst` is called after the first page. */
+  async read(onFirst = () => {}) {
     const seen = new Set();
     for await (const boxes of this.page.api.pages("boxes", "boxes", {}, this.page.signal)) {
       for (const box of boxes) seen.add(this.put(box));
+      onFirst();
       if (this.element.isConnected) this.draw();
     }
     for (const id of this.boxes.keys()) if (!seen.has(id)) this.boxes.delete(id);

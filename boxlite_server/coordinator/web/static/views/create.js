@@ -2,7 +2,7 @@
 
 import { nonce } from "../api.js";
 import { button, field, fill, h, tell } from "../dom.js";
-import { mib, words } from "../format.js";
+import { words } from "../format.js";
 
 /** Open the form; `onMade(box)` is called with the box that it made. */
 export async function openCreate(page, onMade) {
@@ -36,18 +36,17 @@ class Form {
     this.start = h("input", { type: "checkbox", checked: true });
     this.problem = h("div", { role: "alert" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Create");
-    this.dialog = h("dialog", { class: "create", "aria-labelledby": "create-title", on: { close: () => this.dialog.remove() } }, this.form(images, capabilities));
+    this.dialog = h("dialog", { class: "create", "aria-labelledby": "create-title", on: { close: () => this.dialog.remove() } }, this.form(images));
   }
 
-  form(images, capabilities) {
-    const most = capabilities.max_memory_mib ? `MiB, at most ${mib(capabilities.max_memory_mib)}` : "MiB";
+  form(images) {
     return h("form", { on: { submit: (event) => this.send(event) } },
       h("h2", { id: "create-title" }, "New box"),
       h("datalist", { id: "images" }, images.map((image) => h("option", { value: image.reference }))),
       h("div", { class: "fields" },
         field("Image", this.image), field("Name", this.name),
-        field("CPUs", this.cpus), field("Memory", this.memory, most),
-        this.disk && field("Disk", this.disk, "GB")),
+        field("CPUs", this.cpus), field("Memory in MiB", this.memory),
+        this.disk && field("Disk in GB", this.disk)),
       h("label", { class: "check" }, this.start, "Start it at once"),
       h("details", {}, h("summary", {}, "More settings"),
         h("div", { class: "fields" },
