@@ -87,7 +87,7 @@ LANGUAGES = {
             "enumUnknownDefaultCase=true",
         ),
         (("mvn", "--quiet", "--batch-mode", "compile"),),
-        ("mvn", "--quiet", "--batch-mode", "-Dstyle.color=never", "exec:java"),
+        ("mvn", "--quiet", "--batch-mode", "exec:java"),
     ),
     "rust": Language(
         ("java", "cargo"),
