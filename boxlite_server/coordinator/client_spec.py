@@ -11,6 +11,8 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import yaml
+
 Node = dict[str, Any]
 
 _DESCRIPTION = """\
@@ -60,6 +62,20 @@ def derive(spec: Mapping[str, Any], is_served: Callable[[Mapping[str, Any]], boo
         "paths": paths,
         "components": _used(components, paths),
     }
+
+
+def as_yaml(spec: Node) -> bytes:
+    """The spec as a file for people too: texts of several lines stay what they are."""
+    return bytes(yaml.dump(spec, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8"))
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    pass
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
+)
 
 
 def _without_deprecated(spec: Node) -> Node:

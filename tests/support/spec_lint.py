@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from boxlite_server import specs
 from boxlite_server.coordinator import client_spec
 from boxlite_server.coordinator.http.routing import is_served
@@ -42,7 +40,7 @@ def complaints(spec: Path) -> Iterator[str]:
 def write_client_spec(directory: Path) -> Path:
     """Write the client spec, as the server derives it, and return its path."""
     path = directory / "openapi-client.yaml"
-    path.write_text(yaml.safe_dump(client_spec.derive(specs.openapi(), is_served), sort_keys=False))
+    path.write_bytes(client_spec.as_yaml(client_spec.derive(specs.openapi(), is_served)))
     return path
 
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import yaml
 from connexion.exceptions import ProblemException
 from connexion.lifecycle import ConnexionRequest, ConnexionResponse
 from starlette.applications import Starlette
@@ -88,11 +87,10 @@ def _spec_documents() -> dict[str, bytes]:
     """The bytes of each path of `_SPECS`, made once: that takes a moment."""
     spec = specs.openapi()
     for_clients = client_spec.derive(spec, is_served)
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     texts = (
         specs.read("openapi.yaml"),
         json.dumps(spec).encode(),
-        yaml.dump(for_clients, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8"),
+        client_spec.as_yaml(for_clients),
         json.dumps(for_clients).encode(),
     )
     return dict(zip(_SPECS, texts, strict=True))
