@@ -211,6 +211,14 @@ def test_a_certificate_of_another_worker_is_not_taken(coordinator: Coordinator, 
     assert not each.files.certificate.exists()
 
 
+def test_a_worker_does_not_show_itself_as_another_one(tmp_path: Path, identity: Identity) -> None:
+    mine = certs.written(tmp_path, "mine", certs.worker(CA, identity.id), CA)
+    watched(mine, identity)
+    for issued in (certs.worker(CA, "AnotherOne01"), certs.coordinator(CA)):
+        with pytest.raises(InvalidArgumentError, match=f"issue one with .* --worker {identity.id}"):
+            watched(certs.written(tmp_path, "other", issued, CA), identity)
+
+
 def test_no_worker_joins_over_plain_http(identity: Identity) -> None:
     with pytest.raises(InvalidArgumentError, match="joins over https"):
         Joining("http://127.0.0.1:1", KEY, pin(CA), identity, identity.path.parent)
