@@ -34,7 +34,7 @@ TAG_OF: dict[str, str] = {
         "Boxes": "createBox listBoxes getBox boxExists removeBox startBox stopBox",
         "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
         " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
-        "Files": "uploadFiles downloadFiles",
+        "Files": "uploadFiles downloadFiles readFile writeFile statFile listDirectory",
         "Snapshots": "createSnapshot listSnapshots getSnapshot removeSnapshot restoreSnapshot"
         " cloneBox exportBox importBox",
         "Images": "pullImage listImages getImage imageExists removeImage getImageUsage listImageRegistries"

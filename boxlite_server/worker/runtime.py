@@ -20,9 +20,11 @@ from typing import Protocol
 
 from .box_files import ArchiveStream as ArchiveStream
 from .box_files import BoxFiles as BoxFiles
+from .box_files import FileEntry as FileEntry
 from .box_files import FileKind as FileKind
 from .box_files import FilePart as FilePart
 from .box_files import FileState as FileState
+from .box_files import Listing as Listing
 from .box_files import WholeArchive as WholeArchive
 from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
 from .commands import STDERR as STDERR

@@ -149,6 +149,22 @@ class Calls:
     ) -> AsyncGenerator[pb.FilesChunk, None]:
         return self._stream(worker, "GetFiles", request, idle)
 
+    def stat_file(self, worker: Worker | str, request: pb.StatFileRequest) -> Awaitable[pb.FileEntry]:
+        return self._unary(worker, "StatFile", request, WORK_SECONDS)
+
+    def list_directory(
+        self, worker: Worker | str, request: pb.ListDirectoryRequest
+    ) -> Awaitable[pb.ListDirectoryResponse]:
+        return self._unary(worker, "ListDirectory", request, WORK_SECONDS)
+
+    def read_file(self, worker: Worker | str, request: pb.ReadFileRequest) -> AsyncGenerator[pb.FileChunk, None]:
+        return self._stream(worker, "ReadFile", request, IDLE_SECONDS)
+
+    def write_file(
+        self, worker: Worker | str, header: pb.WriteFileRequest, requests: AsyncIterator[pb.WriteFileRequest]
+    ) -> Awaitable[pb.WriteFileResponse]:
+        return self._send(worker, "WriteFile", header, requests, WORK_SECONDS)
+
     # ---- snapshots and archives -----------------------------------------------------------------------
 
     def create_snapshot(self, worker: Worker | str, snapshot: pb.SnapshotRef) -> Awaitable[pb.Snapshot]:

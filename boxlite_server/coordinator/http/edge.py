@@ -25,7 +25,7 @@ from ..tenants.authenticator import Authenticator, KeyEndedError
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import ANONYMOUS, Principal
 from ..tenants.quotas import QuotaRows
-from .bodies import bounded
+from .bodies.streams import bounded
 from .connections import ConnectionLimits
 from .ending import Ending
 from .errors import INTEGER_CODES, IS_OPERATOR, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
