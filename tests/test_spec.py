@@ -30,7 +30,7 @@ TAG_OF: dict[str, str] = {
     operation_id: tag
     for tag, operation_ids in {
         "System": "getConfig getHealth getReadiness",
-        "Identity": "getCurrentPrincipal createToken",
+        "Identity": "getCurrentPrincipal createToken createTicket",
         "Boxes": "createBox listBoxes getBox boxExists removeBox startBox stopBox",
         "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
         " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
