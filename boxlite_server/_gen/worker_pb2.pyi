@@ -202,6 +202,16 @@ class StopBoxRequest(_message.Message):
     timeout_seconds: float
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
+class UpdateBoxRequest(_message.Message):
+    __slots__ = ("box", "cpus", "memory_mib")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    cpus: int
+    memory_mib: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ...) -> None: ...
+
 class RemoveBoxRequest(_message.Message):
     __slots__ = ("box", "force")
     BOX_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
                 _registered_method=True)
+        self.UpdateBox = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/UpdateBox',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
+                _registered_method=True)
         self.RemoveBox = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/RemoveBox',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RemoveBoxRequest.SerializeToString,
@@ -251,6 +256,13 @@ class WorkerServiceServicer:
 
     def StopBox(self, request, context):
         """leaves a stopped box as it is
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBox(self, request, context):
+        """gives a box, running or not, another size
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -504,6 +516,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
             'StopBox': grpc.unary_unary_rpc_method_handler(
                     servicer.StopBox,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Box.SerializeToString,
+            ),
+            'UpdateBox': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBox,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Box.SerializeToString,
             ),
             'RemoveBox': grpc.unary_unary_rpc_method_handler(
@@ -767,6 +784,33 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/StopBox',
             boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/UpdateBox',
+            boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
             options,
             channel_credentials,

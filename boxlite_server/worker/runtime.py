@@ -406,6 +406,14 @@ class BoxRuntime(Protocol):
         A `reason` stands in the state until the box is started again, also after a restart of the worker.
         """
 
+    def resize(self, box: BoxRef, cpus: int, memory_mib: int) -> BoxState:
+        """Give the box, running or at rest, another number of cpus and another limit of its memory. What was made to
+        measure when the box was, such as `/dev/shm`, stays as it is.
+
+        Raises `InvalidStateError` when the box uses more memory than it is to have, `InvalidArgumentError` for more
+        cpus than there are, and `UnsupportedError` for another number of cpus where boxes are pinned to theirs.
+        """
+
     def remove(self, box: BoxRef, force: bool) -> None:
         """Remove the box, its older generations and their disks. A box that is not there is ignored.
 

@@ -134,6 +134,23 @@ class Turns:
                 )
             return await self.write(tx, box.id, status=BoxStatus.CONFIGURED, **changes)
 
+    async def reserve_more(self, box: Box, worker: Worker, need: Need) -> None:
+        """Reserve what `need` is larger than the box, which has its room already. Raises what `reserve_again`
+        raises."""
+        cpus, memory_mib = max(need.cpus, box.cpus), max(need.memory_mib, box.memory_mib)
+        async with self.writing(box.id) as tx:
+            more = Use(cpus=cpus - box.cpus, memory_mib=memory_mib - box.memory_mib)
+            await self._quotas.check(tx, box.prefix, more)
+            load = await tx.load(worker.id)
+            others = load._replace(cpus=load.cpus - box.cpus, memory_mib=load.memory_mib - box.memory_mib)
+            reason = placement.no_room(need, Candidate(worker, others, True))
+            if reason and any(more):
+                raise errors.ResourceExhaustedError(
+                    f"box {box.id} cannot grow: its worker {worker.name} {reason}; stop another box there first",
+                    f"box {box.id} cannot grow: its worker has no room for that now; try again later",
+                )
+            await self.write(tx, box.id, cpus=cpus, memory_mib=memory_mib)
+
 
 def ref(box: Box) -> pb.BoxRef:
     """The box as a worker knows it."""

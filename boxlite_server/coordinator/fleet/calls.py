@@ -76,6 +76,9 @@ class Calls:
         """Stop a box; the call may take the request's own timeout, and CALL_SECONDS more."""
         return self._unary(worker, "StopBox", request, request.timeout_seconds + CALL_SECONDS)
 
+    def update_box(self, worker: Worker | str, request: pb.UpdateBoxRequest) -> Awaitable[pb.Box]:
+        return self._unary(worker, "UpdateBox", request, CALL_SECONDS)
+
     def remove_box(self, worker: Worker | str, request: pb.RemoveBoxRequest) -> Awaitable[pb.Empty]:
         return self._unary(worker, "RemoveBox", request, CALL_SECONDS)
 

@@ -128,6 +128,14 @@ class WorkerService(FileCalls):
             return messages.box(self._runtime.stop(box, request.timeout_seconds))
 
     @answers
+    def UpdateBox(self, request: pb.UpdateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request.box)
+        if not request.cpus or not request.memory_mib:
+            raise InvalidArgumentError("a box has one cpu and one MiB of memory at least")
+        with self._turn(box, context):
+            return messages.box(self._runtime.resize(box, request.cpus, request.memory_mib))
+
+    @answers
     def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
         box = messages.ref(request.box)
         with self._turn(box, context):

@@ -1,4 +1,4 @@
-"""Boxes: create, list, get, start, stop, remove."""
+"""Boxes: create, list, get, change, start, stop, remove."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from .... import errors
+from ... import spec
 from ...core import Core
 from ...states import BoxStatus, DesiredState
 from .. import views
@@ -69,6 +70,10 @@ async def get_box(core: Core, prefix: str, box_id: str) -> Any:
 async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
     await core.boxes.get(prefix, box_id)
     return None, 204
+
+
+async def update_box(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    return await views.placed_box(core, await core.boxes.update(prefix, box_id, spec.changes(body)))
 
 
 async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) -> Any:
