@@ -31,7 +31,7 @@ TAG_OF: dict[str, str] = {
     for tag, operation_ids in {
         "System": "getConfig getHealth getReadiness",
         "Identity": "getCurrentPrincipal createToken createTicket",
-        "Boxes": "createBox listBoxes getBox boxExists updateBox removeBox startBox stopBox",
+        "Boxes": "createBox listBoxes getBox boxExists updateBox waitForBox removeBox startBox stopBox",
         "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
         " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
         "Files": "uploadFiles downloadFiles readFile writeFile statFile listDirectory",

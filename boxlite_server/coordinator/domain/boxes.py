@@ -6,9 +6,12 @@ operation has its turn; see `turns`.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
 from typing import Any
 
 from ... import errors
@@ -34,6 +37,23 @@ NOT_THE_BOX = (
     errors.ResourceExhaustedError,
     errors.DatabaseError,
 )
+
+LOOK_AGAIN = 2.0  # seconds after which an awaited box's row is read again: another coordinator may have changed it
+
+
+class Awaited(StrEnum):
+    """What a client may wait for."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"  # or failed, or removed
+    REMOVED = "removed"
+
+
+_REACHED: dict[Awaited, tuple[BoxStatus, ...]] = {
+    Awaited.RUNNING: (BoxStatus.RUNNING,),
+    Awaited.STOPPED: (BoxStatus.STOPPED, BoxStatus.FAILED),
+    Awaited.REMOVED: (),
+}
 
 Unless = Callable[[Box], Awaitable[bool]]
 
@@ -73,6 +93,25 @@ class Boxes:
     async def list(self, prefix: str, **filters: Any) -> Page:
         """See `Store.list_boxes`."""
         return await self._store.list_boxes(prefix, **filters)
+
+    async def wait(
+        self, prefix: str, id_or_name: str, until: Awaited, seconds: float, stopping: asyncio.Event
+    ) -> tuple[bool, Box | None]:
+        """Wait until a box is as it is awaited, for that many seconds at most, and no longer than this coordinator
+        serves: until `stopping`. Returns whether it is, and the box; None: it was removed. Raises NotFoundError."""
+        box_id = (await self._turns.get(prefix, id_or_name)).id
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while True:
+            change = self._turns.next_change(box_id)
+            box = await self._store.get_box(box_id)
+            is_reached = box.status in _REACHED[until] if box else until is not Awaited.RUNNING
+            left = deadline - clock()
+            if is_reached or box is None or left <= 0 or stopping.is_set():
+                return is_reached, box
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_AGAIN)):
+                    await change.wait()
 
     # ---- changing -------------------------------------------------------------------------------------
 

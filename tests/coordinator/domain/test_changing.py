@@ -1,4 +1,4 @@
-"""Boxes whose name, labels, lifetimes or size change."""
+"""Boxes whose name, labels, lifetimes or size change, and clients that wait for a change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support.fake_worker import id_of
 
 from boxlite_server import errors
 from boxlite_server.coordinator import spec
+from boxlite_server.coordinator.domain import boxes
 from boxlite_server.coordinator.store import Box, Quotas
 
 
@@ -166,5 +167,60 @@ def test_lifetimes_that_change_move_the_deadline(tell: Any) -> None:
         assert await store.deadline(box.id) == site.clock() + 60
         await update(site, box, auto_stop=0)
         assert await store.deadline(box.id) is None
+
+    tell(story)
+
+
+# ---- waiting --------------------------------------------------------------------------------------------
+
+
+def counted(site: CoordinatorSite, monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[str]:
+    """The boxes whose rows are about to be looked at by those who wait."""
+    looks = asyncio.Queue[str]()
+    next_change = site.core.turns.next_change
+
+    def noted(box_id: str) -> asyncio.Event:
+        looks.put_nowait(box_id)
+        return next_change(box_id)
+
+    monkeypatch.setattr(site.core.turns, "next_change", noted)
+    return looks
+
+
+def test_who_waits_is_woken_by_the_change_and_reads_nothing_meanwhile(
+    tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boxes, "LOOK_AGAIN", 600.0)
+
+    async def story(site: CoordinatorSite) -> None:
+        await site.register("one")
+        box = await site.create(start=True)
+        stopping, looks = asyncio.Event(), counted(site, monkeypatch)
+        waits = [
+            asyncio.create_task(site.core.boxes.wait("default", box.id, boxes.Awaited.STOPPED, 600, stopping))
+            for _ in range(3)
+        ]
+        for _ in waits:
+            await looks.get()
+        await site.core.boxes.stop("default", box.id, None)
+        for is_reached, seen in await asyncio.wait_for(asyncio.gather(*waits), 60):
+            assert (is_reached, seen and seen.status) == (True, "stopped")
+        assert looks.qsize() < 20
+
+    tell(story)
+
+
+def test_nobody_waits_for_a_coordinator_that_stops(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes, "LOOK_AGAIN", 0.05)
+
+    async def story(site: CoordinatorSite) -> None:
+        await site.register("one")
+        box = await site.create(start=True)
+        stopping, looks = asyncio.Event(), counted(site, monkeypatch)
+        wait = asyncio.create_task(site.core.boxes.wait("default", box.id, boxes.Awaited.REMOVED, 600, stopping))
+        await looks.get()
+        stopping.set()
+        is_reached, seen = await asyncio.wait_for(wait, 60)
+        assert (is_reached, seen and seen.status) == (False, "running")
 
     tell(story)
