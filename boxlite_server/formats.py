@@ -9,8 +9,8 @@ from typing import Any
 
 from .errors import InvalidArgumentError
 
-# Keys of clients and access tokens: what they are, the id of the key, and what must not be shown.
-_SECRETS = re.compile(r"(bl[xt]_[0-9A-Za-z-]{1,32}_)[0-9A-Za-z_-]{20,}")
+# Keys of clients, access tokens and tickets: what they are, the id of the key, and what must not be shown.
+_SECRETS = re.compile(r"(bl[xti]_[0-9A-Za-z-]{1,32}_)[0-9A-Za-z_-]{20,}")
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -53,7 +53,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def without_secrets(text: str) -> str:
-    """The text with stars in place of the secrets of API keys and access tokens."""
+    """The text with stars in place of the secrets of API keys, access tokens and tickets."""
     return _SECRETS.sub(r"\1***", text) if "bl" in text else text
 
 

@@ -30,11 +30,11 @@ TAG_OF: dict[str, str] = {
     operation_id: tag
     for tag, operation_ids in {
         "System": "getConfig getHealth getReadiness",
-        "Identity": "getCurrentPrincipal createToken",
-        "Boxes": "createBox listBoxes getBox boxExists removeBox startBox stopBox",
+        "Identity": "getCurrentPrincipal createToken createTicket",
+        "Boxes": "createBox listBoxes getBox boxExists updateBox waitForBox removeBox startBox stopBox",
         "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
         " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
-        "Files": "uploadFiles downloadFiles",
+        "Files": "uploadFiles downloadFiles readFile writeFile statFile listDirectory",
         "Snapshots": "createSnapshot listSnapshots getSnapshot removeSnapshot restoreSnapshot"
         " cloneBox exportBox importBox",
         "Images": "pullImage listImages getImage imageExists removeImage getImageUsage listImageRegistries"

@@ -29,6 +29,13 @@ class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_STREAM_UNSPECIFIED: _ClassVar[OutputStream]
     OUTPUT_STREAM_STDOUT: _ClassVar[OutputStream]
     OUTPUT_STREAM_STDERR: _ClassVar[OutputStream]
+
+class FileKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FILE_KIND_OTHER: _ClassVar[FileKind]
+    FILE_KIND_FILE: _ClassVar[FileKind]
+    FILE_KIND_DIRECTORY: _ClassVar[FileKind]
+    FILE_KIND_LINK: _ClassVar[FileKind]
 BOX_STATUS_UNSPECIFIED: BoxStatus
 BOX_STATUS_CONFIGURED: BoxStatus
 BOX_STATUS_RUNNING: BoxStatus
@@ -43,6 +50,10 @@ EXECUTION_STATUS_TIMED_OUT: ExecutionStatus
 OUTPUT_STREAM_UNSPECIFIED: OutputStream
 OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
+FILE_KIND_OTHER: FileKind
+FILE_KIND_FILE: FileKind
+FILE_KIND_DIRECTORY: FileKind
+FILE_KIND_LINK: FileKind
 
 class Empty(_message.Message):
     __slots__ = ()
@@ -190,6 +201,16 @@ class StopBoxRequest(_message.Message):
     box: BoxRef
     timeout_seconds: float
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class UpdateBoxRequest(_message.Message):
+    __slots__ = ("box", "cpus", "memory_mib")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    cpus: int
+    memory_mib: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ...) -> None: ...
 
 class RemoveBoxRequest(_message.Message):
     __slots__ = ("box", "force")
@@ -497,6 +518,106 @@ class FilesChunk(_message.Message):
     data: bytes
     is_all: bool
     def __init__(self, source_is_dir: _Optional[bool] = ..., data: _Optional[bytes] = ..., is_all: _Optional[bool] = ...) -> None: ...
+
+class FileEntry(_message.Message):
+    __slots__ = ("name", "kind", "size", "mode", "modified_ns", "link_text", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MODIFIED_NS_FIELD_NUMBER: _ClassVar[int]
+    LINK_TEXT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    kind: FileKind
+    size: int
+    mode: int
+    modified_ns: int
+    link_text: bytes
+    version: str
+    def __init__(self, name: _Optional[bytes] = ..., kind: _Optional[_Union[FileKind, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., modified_ns: _Optional[int] = ..., link_text: _Optional[bytes] = ..., version: _Optional[str] = ...) -> None: ...
+
+class StatFileRequest(_message.Message):
+    __slots__ = ("box", "path", "follow")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    follow: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class ListDirectoryRequest(_message.Message):
+    __slots__ = ("box", "path", "after", "count")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    after: bytes
+    count: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., after: _Optional[bytes] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ListDirectoryResponse(_message.Message):
+    __slots__ = ("entries", "more")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[FileEntry]
+    more: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class ReadFileRequest(_message.Message):
+    __slots__ = ("box", "path", "version", "offset", "size")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    version: str
+    offset: int
+    size: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., version: _Optional[str] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("file", "data")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    file: FileEntry
+    data: bytes
+    def __init__(self, file: _Optional[_Union[FileEntry, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WriteFileRequest(_message.Message):
+    __slots__ = ("header", "data", "end")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    header: WriteFileHeader
+    data: bytes
+    end: bool
+    def __init__(self, header: _Optional[_Union[WriteFileHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
+
+class WriteFileHeader(_message.Message):
+    __slots__ = ("box", "path", "mode", "versions", "absent")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    path: str
+    mode: int
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    absent: bool
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., path: _Optional[str] = ..., mode: _Optional[int] = ..., versions: _Optional[_Iterable[str]] = ..., absent: _Optional[bool] = ...) -> None: ...
+
+class WriteFileResponse(_message.Message):
+    __slots__ = ("file",)
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    file: FileEntry
+    def __init__(self, file: _Optional[_Union[FileEntry, _Mapping]] = ...) -> None: ...
 
 class SnapshotRef(_message.Message):
     __slots__ = ("box", "snapshot_id")

@@ -49,6 +49,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
                 _registered_method=True)
+        self.UpdateBox = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/UpdateBox',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
+                _registered_method=True)
         self.RemoveBox = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/RemoveBox',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.RemoveBoxRequest.SerializeToString,
@@ -138,6 +143,26 @@ class WorkerServiceStub:
                 '/boxlite.worker.v1.WorkerService/GetFiles',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.GetFilesRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.FilesChunk.FromString,
+                _registered_method=True)
+        self.StatFile = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/StatFile',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.StatFileRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.FileEntry.FromString,
+                _registered_method=True)
+        self.ListDirectory = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/ListDirectory',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryResponse.FromString,
+                _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/boxlite.worker.v1.WorkerService/ReadFile',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.FileChunk.FromString,
+                _registered_method=True)
+        self.WriteFile = channel.stream_unary(
+                '/boxlite.worker.v1.WorkerService/WriteFile',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.WriteFileRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.WriteFileResponse.FromString,
                 _registered_method=True)
         self.CreateSnapshot = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/CreateSnapshot',
@@ -231,6 +256,13 @@ class WorkerServiceServicer:
 
     def StopBox(self, request, context):
         """leaves a stopped box as it is
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBox(self, request, context):
+        """gives a box, running or not, another size
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -355,6 +387,31 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StatFile(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDirectory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteFile(self, request_iterator, context):
+        """as with PutFiles, the data wait for the worker
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateSnapshot(self, request, context):
         """Snapshots and archives
         """
@@ -461,6 +518,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Box.SerializeToString,
             ),
+            'UpdateBox': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBox,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Box.SerializeToString,
+            ),
             'RemoveBox': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveBox,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.RemoveBoxRequest.FromString,
@@ -550,6 +612,26 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.GetFiles,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.GetFilesRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.FilesChunk.SerializeToString,
+            ),
+            'StatFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.StatFile,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.StatFileRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.FileEntry.SerializeToString,
+            ),
+            'ListDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDirectory,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryResponse.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ReadFileRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.FileChunk.SerializeToString,
+            ),
+            'WriteFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteFile,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.WriteFileRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.WriteFileResponse.SerializeToString,
             ),
             'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSnapshot,
@@ -702,6 +784,33 @@ class WorkerService:
             target,
             '/boxlite.worker.v1.WorkerService/StopBox',
             boxlite__server_dot___gen_dot_worker__pb2.StopBoxRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/UpdateBox',
+            boxlite__server_dot___gen_dot_worker__pb2.UpdateBoxRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Box.FromString,
             options,
             channel_credentials,
@@ -1189,6 +1298,114 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/GetFiles',
             boxlite__server_dot___gen_dot_worker__pb2.GetFilesRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.FilesChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StatFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/StatFile',
+            boxlite__server_dot___gen_dot_worker__pb2.StatFileRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.FileEntry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ListDirectory',
+            boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.ListDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ReadFile',
+            boxlite__server_dot___gen_dot_worker__pb2.ReadFileRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.FileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/boxlite.worker.v1.WorkerService/WriteFile',
+            boxlite__server_dot___gen_dot_worker__pb2.WriteFileRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.WriteFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -185,6 +185,45 @@ _SEQUENCES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+CHANGEABLE = (
+    "name",
+    "labels",
+    "auto_remove",
+    "auto_stop",
+    "auto_delete",
+    "auto_resume",
+    "cpus",
+    "memory_mib",
+)
+# What else a box is made of, by the names that requests and answers have for it.
+_FIXED = _ALL_NAMES.difference(CHANGEABLE, ("mounts", "cap_add", "cap_drop")) | {
+    "advanced",
+    "box_id",
+    "rootfs_path",
+    "secrets",
+    "start",
+    "status",
+    "volumes",
+    "worker",
+}
+
+
+def changes(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a spec that an UpdateBoxRequest, which fits the schema, changes. A field that is null stays as it
+    is.
+
+    Raises UnsupportedError for a field that cannot be changed.
+    """
+    for name in _FIXED.intersection(request):
+        raise errors.UnsupportedError(
+            f"'{name}' of a box cannot be changed; what can be is {', '.join(CHANGEABLE)}. Leave it out"
+        )
+    given = {name: request[name] for name in CHANGEABLE if request.get(name) is not None}
+    if request.get("auto_pause") is not None:
+        given["auto_stop"] = _either(request, "auto_stop", "auto_pause", 0)
+    return given
+
+
 def _either(request: Mapping[str, Any], name: str, other_name: str | None, default: int) -> int:
     """A field that may have a second name. 0 is a value like any other; null or absence means the default."""
     given = {key: request[key] for key in (name, other_name) if key and request.get(key) is not None}

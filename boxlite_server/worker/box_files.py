@@ -25,6 +25,31 @@ class FileState:
     target: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """What is at a path; a link is not followed. `size`: bytes of a file; 0 for all else. `mode`: permissions alone.
+    `modified`: nanoseconds since 1970. `text`: where a link leads, as it was made."""
+
+    name: str
+    kind: FileKind
+    size: int
+    mode: int
+    modified: int
+    text: str = ""
+
+    @property
+    def version(self) -> str:
+        """Text that changes with the content of a file: each write changes its time."""
+        return f"{self.modified:x}-{self.size:x}"
+
+
+class Listing(NamedTuple):
+    """Entries of a directory in the order of the bytes of their names, and whether there are more behind them."""
+
+    entries: list[FileEntry]
+    more: bool
+
+
 class ArchiveStream(Protocol):
     """A tar archive that can be read once. Raises `EngineError` when the engine breaks it off."""
 
@@ -69,6 +94,13 @@ class BoxFiles(Protocol):
 
     def stat(self, path: str) -> FileState | None:
         """What is at `path`; None: nothing. Raises `InvalidStateError` where links lead in a circle."""
+
+    def describe(self, path: str) -> FileEntry | None:
+        """What is at `path`, with all that is known of it; None: nothing. Raises as `stat` does."""
+
+    def entries(self, path: str, after: str, count: int) -> Listing:
+        """The first `count` entries of a directory whose names come behind `after`, or fewer. Their times are in whole
+        seconds. Raises `NotFoundError`, and `InvalidStateError` for a directory that is too large to be listed."""
 
     def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
         """Unpack a tar archive made by this worker below an existing directory.

@@ -20,9 +20,11 @@ from typing import Protocol
 
 from .box_files import ArchiveStream as ArchiveStream
 from .box_files import BoxFiles as BoxFiles
+from .box_files import FileEntry as FileEntry
 from .box_files import FileKind as FileKind
 from .box_files import FilePart as FilePart
 from .box_files import FileState as FileState
+from .box_files import Listing as Listing
 from .box_files import WholeArchive as WholeArchive
 from .commands import GONE_EXIT_CODE as GONE_EXIT_CODE
 from .commands import STDERR as STDERR
@@ -402,6 +404,14 @@ class BoxRuntime(Protocol):
         can have no effect any more. Returns the state once the box has stopped.
 
         A `reason` stands in the state until the box is started again, also after a restart of the worker.
+        """
+
+    def resize(self, box: BoxRef, cpus: int, memory_mib: int) -> BoxState:
+        """Give the box, running or at rest, another number of cpus and another limit of its memory. What was made to
+        measure when the box was, such as `/dev/shm`, stays as it is.
+
+        Raises `InvalidStateError` when the box uses more memory than it is to have, `InvalidArgumentError` for more
+        cpus than there are, and `UnsupportedError` for another number of cpus where boxes are pinned to theirs.
         """
 
     def remove(self, box: BoxRef, force: bool) -> None:

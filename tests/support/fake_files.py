@@ -8,10 +8,11 @@ import pwd
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from boxlite_server.errors import InvalidStateError, NotFoundError
-from boxlite_server.worker.runtime import FileKind, FilePart, FileState
+from boxlite_server.worker.runtime import FileEntry, FileKind, FilePart, FileState, Listing
 
 MAX_LINKS = 40
 
@@ -54,6 +55,28 @@ class FakeFiles:
         if stat.S_ISDIR(mode):
             return FileState(FileKind.DIRECTORY)
         return FileState(FileKind.FILE if stat.S_ISREG(mode) else FileKind.OTHER)
+
+    def describe(self, path: str) -> FileEntry | None:
+        state = self.stat(path)
+        if state is None:
+            return None
+        host = self._host(path)
+        found = host.lstat()
+        return FileEntry(
+            PurePosixPath(path).name or "/",
+            state.kind,
+            found.st_size if state.kind is FileKind.FILE else 0,
+            stat.S_IMODE(found.st_mode),
+            found.st_mtime_ns,
+            str(host.readlink()) if state.kind is FileKind.LINK else "",
+        )
+
+    def entries(self, path: str, after: str, count: int) -> Listing:
+        directory = self._root / self._resolved(path).lstrip("/")
+        names = sorted(found.name for found in directory.iterdir() if found.name > after)
+        found = [self.describe(f"{path.rstrip('/')}/{name}") for name in names[:count]]
+        whole = [replace(entry, modified=entry.modified // 10**9 * 10**9) for entry in found if entry]
+        return Listing(whole, len(names) > count)
 
     def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
         data = b"".join(piece if isinstance(piece, bytes) else _content(piece) for piece in archive)

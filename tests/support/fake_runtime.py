@@ -269,6 +269,14 @@ class FakeRuntime:
         state = replace(found.state, image_id=self.images.id_of(spec.image))
         return replace(state, engine_life=self.life()) if found.unclaimed else found.state
 
+    def resize(self, box: BoxRef, cpus: int, memory_mib: int) -> BoxState:
+        with self._lock:
+            found = self._find(box)
+            if cpus > self.cpus:
+                raise InvalidArgumentError(f"{cpus} cpus: there are only {self.cpus}")
+            found.spec = replace(found.spec, cpus=cpus, memory_mib=memory_mib)
+            return found.state
+
     def start(self, box: BoxRef) -> BoxState:
         life = self.life()
         return replace(self._start(box), engine_life=life)

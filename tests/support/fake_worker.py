@@ -59,6 +59,7 @@ class FakeWorker:
         self.private: set[str] = set()  # images whose registry gets credentials of the host
         self.pulls = False  # whether each create has to pull its image, with credentials of the host
         self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
+        self.sizes: dict[str, tuple[int, int]] = {}  # by box id: cpus and MiB that it was given last
         self.prepares = True  # whether it can; an older version makes boxes that run the image's command
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
         # What it reports of the commands in each box.
@@ -234,6 +235,11 @@ class FakeWorker:
     def _StopBox(self, request: pb.StopBoxRequest) -> pb.Box:
         found = self._find(request.box)
         found.status = "stopped" if found.status == "running" else found.status
+        return self._answer(request.box)
+
+    def _UpdateBox(self, request: pb.UpdateBoxRequest) -> pb.Box:
+        self._find(request.box)
+        self.sizes[request.box.box_id] = (request.cpus, request.memory_mib)
         return self._answer(request.box)
 
     def _RemoveBox(self, request: pb.RemoveBoxRequest) -> pb.Empty:

@@ -1,4 +1,4 @@
-"""Finds, starts, stops and removes boxes.
+"""Finds, changes, starts, stops and removes boxes.
 
 The row says what is desired before the worker is called, so that what a crash leaves behind can be finished. Each
 operation has its turn; see `turns`.
@@ -6,8 +6,12 @@ operation has its turn; see `turns`.
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
 from typing import Any
 
 from ... import errors
@@ -17,8 +21,8 @@ from ..fleet.placement import Need
 from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS, MAX_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
-from ..store import RESERVING, Box, Page, Store, Worker
-from .deadlines import Schedule
+from ..store import RESERVING, Box, Page, Store, Tables, Worker
+from .deadlines import Schedule, lifetimes
 from .observing import RESTARTED, Observer
 from .turns import Turns, ref
 from .verdict import state_of, was_gone
@@ -33,6 +37,23 @@ NOT_THE_BOX = (
     errors.ResourceExhaustedError,
     errors.DatabaseError,
 )
+
+LOOK_AGAIN = 2.0  # seconds after which an awaited box's row is read again: another coordinator may have changed it
+
+
+class Awaited(StrEnum):
+    """What a client may wait for."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"  # or failed, or removed
+    REMOVED = "removed"
+
+
+_REACHED: dict[Awaited, tuple[BoxStatus, ...]] = {
+    Awaited.RUNNING: (BoxStatus.RUNNING,),
+    Awaited.STOPPED: (BoxStatus.STOPPED, BoxStatus.FAILED),
+    Awaited.REMOVED: (),
+}
 
 Unless = Callable[[Box], Awaitable[bool]]
 
@@ -72,6 +93,79 @@ class Boxes:
     async def list(self, prefix: str, **filters: Any) -> Page:
         """See `Store.list_boxes`."""
         return await self._store.list_boxes(prefix, **filters)
+
+    async def wait(
+        self, prefix: str, id_or_name: str, until: Awaited, seconds: float, stopping: asyncio.Event
+    ) -> tuple[bool, Box | None]:
+        """Wait until a box is as it is awaited, for that many seconds at most, and no longer than this coordinator
+        serves: until `stopping`. Returns whether it is, and the box; None: it was removed. Raises NotFoundError."""
+        box_id = (await self._turns.get(prefix, id_or_name)).id
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while True:
+            change = self._turns.next_change(box_id)
+            box = await self._store.get_box(box_id)
+            is_reached = box.status in _REACHED[until] if box else until is not Awaited.RUNNING
+            left = deadline - clock()
+            if is_reached or box is None or left <= 0 or stopping.is_set():
+                return is_reached, box
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_AGAIN)):
+                    await change.wait()
+
+    # ---- changing -------------------------------------------------------------------------------------
+
+    async def update(self, prefix: str, id_or_name: str, changes: Mapping[str, Any]) -> Box:
+        """Change the name, labels, lifetimes, cpus or memory of a box, by the names of fields of its spec. A box that
+        does not run has its new size at its next start.
+
+        Raises AlreadyExistsError for a name that is taken, ResourceExhaustedError when the box's worker has no room,
+        QuotaExceededError, and InvalidStateError when the box uses more memory than it is to have; nothing has changed
+        then. After an error of `UNCERTAIN`, the larger size stays reserved until the change is made again.
+        """
+        async with self._turns.turn(prefix, id_or_name) as box:
+            if box.status == BoxStatus.REMOVING:
+                raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
+            spec = dataclasses.replace(box.spec, **changes)
+            await self._check_name(self._store, box, spec.name)
+            if (spec.cpus, spec.memory_mib) != (box.cpus, box.memory_mib):
+                await self._resize(box, spec.cpus, spec.memory_mib)
+            columns = {"name": spec.name, "labels": dict(spec.labels), "cpus": spec.cpus, "memory_mib": spec.memory_mib}
+            async with self._turns.writing(box.id) as tx:
+                await self._check_name(tx, box, spec.name)
+                changed = await self._turns.write(tx, box.id, spec=spec.to_json(), **columns)
+                changed = changed._replace(spec=spec)
+                if lifetimes(changed) != lifetimes(box):
+                    await self._schedule.plan(changed, tx=tx, anew=True)
+            return changed
+
+    @staticmethod
+    async def _check_name(tables: Tables, box: Box, name: str | None) -> None:
+        if name is not None and name != box.name and await tables.is_named(box.prefix, name):
+            raise errors.AlreadyExistsError(f"box '{name}' already exists")
+
+    async def _resize(self, box: Box, cpus: int, memory_mib: int) -> None:
+        """Reserve what a box is to have more, and have its worker change its limits."""
+        worker = await self._fleet.reachable(box.worker_id)
+        await self._refuse_restoring(box)
+        need = Need(cpus, memory_mib, worker.id, boxes=0)
+        if box.status in RESERVING:
+            try:
+                await self._turns.reserve_more(box, worker, need)
+            except errors.QuotaExceededError:
+                raise
+            except errors.ResourceExhaustedError:
+                if not await self._warm.give_up(need):
+                    raise
+                await self._turns.reserve_more(box, worker, need)
+        try:
+            request = pb.UpdateBoxRequest(box=ref(box), cpus=cpus, memory_mib=memory_mib)
+            await self._calls.update_box(worker, request)
+        except UNCERTAIN:
+            raise
+        except errors.BoxliteError:
+            await self._turns.change(box.id, cpus=box.cpus, memory_mib=box.memory_mib)
+            raise
 
     # ---- starting -------------------------------------------------------------------------------------
 

@@ -24,12 +24,13 @@ class Schedule:
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
 
-    async def plan(self, box: Box, *, since: float | None = None, tx: Tables | None = None) -> None:
+    async def plan(self, box: Box, *, since: float | None = None, tx: Tables | None = None, anew: bool = False) -> None:
         """Set the deadline that follows from the box as it is now. A running box may be stopped auto_stop seconds
         after it became idle at `since` (Unix seconds; None: now); a stopped box may be removed auto_delete seconds
-        after its stop. `tx`: the transaction to write in."""
-        auto_stop, auto_delete = _lifetimes(box)
-        if not auto_stop and not auto_delete:
+        after its stop. `tx`: the transaction to write in. `anew`: the box has other lifetimes
+        than before, perhaps none."""
+        auto_stop, auto_delete = lifetimes(box)
+        if not auto_stop and not auto_delete and not anew:
             return
         due_at = None
         if auto_stop and box.status == BoxStatus.RUNNING:
@@ -53,7 +54,7 @@ class Schedule:
     async def use(self, box: Box) -> AsyncIterator[None]:
         """Use the box for the duration of the `with` block, as an attached client, a file transfer or a command
         about to start does. Meanwhile the box is not idle; its idle time begins when its last user leaves."""
-        if not any(_lifetimes(box)):
+        if not any(lifetimes(box)):
             yield  # the box has no deadlines, so it does not matter whether it is idle
             return
         self._users[box.id] += 1
@@ -94,6 +95,6 @@ def _uses(box_id: str) -> str:
     return f"use/{box_id}/"
 
 
-def _lifetimes(box: Box) -> tuple[int, int]:
+def lifetimes(box: Box) -> tuple[int, int]:
     """Seconds until an idle box is stopped, and until a stopped one is removed; 0 for never."""
     return box.spec.auto_stop, box.spec.auto_delete

@@ -1,11 +1,11 @@
-"""Transfers files into and out of boxes, as tar archives that are handed on chunk by chunk."""
+"""Transfers files into and out of boxes, as tar archives or one by one, chunk by chunk, and lists directories."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
-from ... import rpc
+from ... import errors, rpc
 from ..._gen import worker_pb2 as pb
 from ..fleet.calls import Calls
 from .deadlines import Schedule
@@ -83,3 +83,76 @@ class Files:
                     yield answer.data
 
         return first.source_is_dir, chunks()
+
+    async def stat(self, prefix: str, id_or_name: str, path: str, *, follow: bool = False) -> pb.FileEntry:
+        """What is at `path`; with `follow`, what a link there leads to. Raises NotFoundError."""
+        box = await self._turns.get(prefix, id_or_name)
+        async with self._schedule.use(box):
+            return await self._calls.stat_file(
+                box.worker_id, pb.StatFileRequest(box=ref(box), path=path, follow=follow)
+            )
+
+    async def find_file(self, prefix: str, id_or_name: str, path: str) -> pb.FileEntry:
+        """The file at `path`, or that a link there leads to. Raises NotFoundError, and InvalidArgumentError for a
+        directory."""
+        entry = await self.stat(prefix, id_or_name, path, follow=True)
+        if entry.kind != pb.FILE_KIND_FILE:
+            raise errors.InvalidArgumentError(f"{path!r} is a directory; list it, or copy it as an archive")
+        return entry
+
+    async def entries(
+        self, prefix: str, id_or_name: str, path: str, *, after: bytes, count: int
+    ) -> pb.ListDirectoryResponse:
+        """At most `count` entries of a directory, of which the first comes behind the name `after`."""
+        box = await self._turns.get(prefix, id_or_name)
+        request = pb.ListDirectoryRequest(box=ref(box), path=path, after=after, count=count)
+        async with self._schedule.use(box):
+            return await self._calls.list_directory(box.worker_id, request)
+
+    async def read(
+        self, prefix: str, id_or_name: str, path: str, version: str, part: range
+    ) -> AsyncGenerator[bytes, None] | None:
+        """A part of a file, which has all of these bytes; None: the file has another version. Raises InvalidStateError
+        before the first byte where it changes while it is read."""
+        box = await self._turns.get(prefix, id_or_name)
+        request = pb.ReadFileRequest(box=ref(box), path=path, version=version, offset=part.start, size=len(part))
+        answers = self._calls.read_file(box.worker_id, request)
+        async with self._schedule.use(box):
+            first = await anext(answers)
+            if first.file.version != version:
+                await answers.aclose()
+                return None
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async with self._schedule.use(box), aclosing(answers):
+                yield first.data
+                async for answer in answers:
+                    yield answer.data
+
+        return chunks()
+
+    async def write(
+        self,
+        prefix: str,
+        id_or_name: str,
+        path: str,
+        content: AsyncIterator[bytes],
+        *,
+        mode: int | None,
+        versions: Sequence[str],
+        absent: bool,
+    ) -> pb.FileEntry | None:
+        """Write a file whole, and return what it is then; None: it has none of the `versions`, or is not `absent`. When
+        `content` raises, nothing is written. Raises what `upload` raises."""
+        box = await self._turns.get(prefix, id_or_name)
+        header = pb.WriteFileHeader(box=ref(box), path=path, mode=mode, versions=versions, absent=absent)
+
+        async def requests() -> AsyncIterator[pb.WriteFileRequest]:
+            async for data in content:
+                for chunk in rpc.chunks(data):
+                    yield pb.WriteFileRequest(data=chunk)
+            yield pb.WriteFileRequest(end=True)
+
+        async with self._schedule.use(box):
+            answer = await self._calls.write_file(box.worker_id, pb.WriteFileRequest(header=header), requests())
+            return answer.file if answer.HasField("file") else None

@@ -6,9 +6,11 @@ wait for each other.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
@@ -42,6 +44,7 @@ class Turns:
         self._leases = leases
         self._quotas = quotas
         self._clock = clock
+        self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()  # by box id
 
     async def get(self, prefix: str, id_or_name: str) -> Box:
         """The box as its row says now, whosever turn it is. Raises NotFoundError."""
@@ -84,10 +87,19 @@ class Turns:
 
     # ---- rows, in a turn ------------------------------------------------------------------------------
 
-    def writing(self, box_id: str, *, durable: bool = True) -> AbstractAsyncContextManager[Tables]:
+    @asynccontextmanager
+    async def writing(self, box_id: str, *, durable: bool = True) -> AsyncIterator[Tables]:
         """A transaction of the operation whose turn it is; see `Store.transaction`. Raises LeaseLostError when its turn
         is over."""
-        return self._leases.writing(lease_of(box_id), durable=durable)
+        async with self._leases.writing(lease_of(box_id), durable=durable) as tx:
+            yield tx
+        if change := self._changes.pop(box_id, None):
+            change.set()
+
+    def next_change(self, box_id: str) -> asyncio.Event:
+        """An event that is set when the box's row has changed through this coordinator, after this call. Others may
+        change the row too."""
+        return self._changes.setdefault(box_id, asyncio.Event())
 
     async def change(self, box_id: str, *, durable: bool = True, **changes: Any) -> Box:
         """Change columns of the box's row; returns the row. Raises what `writing` and `write` raise."""
@@ -133,6 +145,23 @@ class Turns:
                     f"box {box.id} cannot start: its worker has no room for it now; try again later",
                 )
             return await self.write(tx, box.id, status=BoxStatus.CONFIGURED, **changes)
+
+    async def reserve_more(self, box: Box, worker: Worker, need: Need) -> None:
+        """Reserve what `need` is larger than the box, which has its room already. Raises what `reserve_again`
+        raises."""
+        cpus, memory_mib = max(need.cpus, box.cpus), max(need.memory_mib, box.memory_mib)
+        async with self.writing(box.id) as tx:
+            more = Use(cpus=cpus - box.cpus, memory_mib=memory_mib - box.memory_mib)
+            await self._quotas.check(tx, box.prefix, more)
+            load = await tx.load(worker.id)
+            others = load._replace(cpus=load.cpus - box.cpus, memory_mib=load.memory_mib - box.memory_mib)
+            reason = placement.no_room(need, Candidate(worker, others, True))
+            if reason and any(more):
+                raise errors.ResourceExhaustedError(
+                    f"box {box.id} cannot grow: its worker {worker.name} {reason}; stop another box there first",
+                    f"box {box.id} cannot grow: its worker has no room for that now; try again later",
+                )
+            await self.write(tx, box.id, cpus=cpus, memory_mib=memory_mib)
 
 
 def ref(box: Box) -> pb.BoxRef:

@@ -76,6 +76,9 @@ class Calls:
         """Stop a box; the call may take the request's own timeout, and CALL_SECONDS more."""
         return self._unary(worker, "StopBox", request, request.timeout_seconds + CALL_SECONDS)
 
+    def update_box(self, worker: Worker | str, request: pb.UpdateBoxRequest) -> Awaitable[pb.Box]:
+        return self._unary(worker, "UpdateBox", request, CALL_SECONDS)
+
     def remove_box(self, worker: Worker | str, request: pb.RemoveBoxRequest) -> Awaitable[pb.Empty]:
         return self._unary(worker, "RemoveBox", request, CALL_SECONDS)
 
@@ -148,6 +151,22 @@ class Calls:
         self, worker: Worker | str, request: pb.GetFilesRequest, *, idle: float | None = IDLE_SECONDS
     ) -> AsyncGenerator[pb.FilesChunk, None]:
         return self._stream(worker, "GetFiles", request, idle)
+
+    def stat_file(self, worker: Worker | str, request: pb.StatFileRequest) -> Awaitable[pb.FileEntry]:
+        return self._unary(worker, "StatFile", request, WORK_SECONDS)
+
+    def list_directory(
+        self, worker: Worker | str, request: pb.ListDirectoryRequest
+    ) -> Awaitable[pb.ListDirectoryResponse]:
+        return self._unary(worker, "ListDirectory", request, WORK_SECONDS)
+
+    def read_file(self, worker: Worker | str, request: pb.ReadFileRequest) -> AsyncGenerator[pb.FileChunk, None]:
+        return self._stream(worker, "ReadFile", request, IDLE_SECONDS)
+
+    def write_file(
+        self, worker: Worker | str, header: pb.WriteFileRequest, requests: AsyncIterator[pb.WriteFileRequest]
+    ) -> Awaitable[pb.WriteFileResponse]:
+        return self._send(worker, "WriteFile", header, requests, WORK_SECONDS)
 
     # ---- snapshots and archives -----------------------------------------------------------------------
 

@@ -19,13 +19,13 @@ from ... import errors, ids, rpc
 from ...formats import without_secrets
 from ...metrics import coordinator as metrics
 from ...metrics.access import is_holder
-from ..tenants import scopes
+from ..tenants import scopes, tickets
 from ..tenants.audit import Audit
 from ..tenants.authenticator import Authenticator, KeyEndedError
 from ..tenants.prefixes import DEFAULT, PREFIXED, is_prefix
 from ..tenants.principal import ANONYMOUS, Principal
 from ..tenants.quotas import QuotaRows
-from .bodies import bounded
+from .bodies.streams import bounded
 from .connections import ConnectionLimits
 from .ending import Ending
 from .errors import INTEGER_CODES, IS_OPERATOR, PRINCIPAL, REQUEST_ID, RETRY_AFTER, error_response
@@ -85,16 +85,18 @@ class Edge:
         IS_OPERATOR.set(False)
         headers = Headers(scope=scope)
         scope = dict(scope)
+        query, ticket = tickets.split(scope["query_string"].decode("latin-1"))
+        scope["query_string"] = query.encode("latin-1")
         scope[REQUEST_ID] = ids.parse_request_id(without_secrets(headers.get("x-request-id", ""))) or ids.request_id()
         scope[INTEGER_CODES] = scope["path"].startswith("/v1/default/")
         ids.current_request.set(scope[REQUEST_ID])  # of the task, which serves this request alone
         entry = scope[ENTRY] = Entry(self._audit, scope, send)
         try:
-            await self._enter(scope, headers, receive, entry)
+            await self._enter(scope, headers, ticket, receive, entry)
         finally:
             entry.end()
 
-    async def _enter(self, scope: Scope, headers: Headers, receive: Receive, entry: Entry) -> None:
+    async def _enter(self, scope: Scope, headers: Headers, ticket: str | None, receive: Receive, entry: Entry) -> None:
         """Admit the request, and serve it or answer why not."""
         more: dict[str, str] = {}
         send = _with_headers(entry.send, scope[REQUEST_ID], more)
@@ -103,7 +105,7 @@ class Edge:
             if answer := preflight(scope, headers):  # which carries no credential
                 await answer(scope, receive, send)
                 return
-            operation = entry.operation = await self._admit(scope, headers)
+            operation = entry.operation = await self._admit(scope, headers, ticket)
         except errors.BoxliteError as exc:
             entry.refused(self._asked_for(scope), exc)
             await error_response(scope, exc)(scope, receive, send)
@@ -153,7 +155,7 @@ class Edge:
                 )
                 await error_response(scope, error)(scope, receive, send)
 
-    async def _admit(self, scope: Scope, headers: Headers) -> Operation | None:
+    async def _admit(self, scope: Scope, headers: Headers, ticket: str | None) -> Operation | None:
         """Set the principal, the canonical path and the operation in `scope`, and return the operation. A path without
         one is left to the application, which has no such operation either.
 
@@ -164,7 +166,7 @@ class Edge:
             return None
         operation = self._operations.find(method, path)
         if operation is None or not (operation.is_open or self._is_monitoring(operation, headers)):
-            principal = await self._authenticator.authenticate(headers.get("authorization"), client_address(scope))
+            principal = await self._authenticate(scope, headers, ticket)
             scope[PRINCIPAL] = principal
             scope["path"] = canonical(path, principal)
             scope["raw_path"] = scope["path"].encode()
@@ -177,6 +179,19 @@ class Edge:
         scope[OPERATION] = operation and operation.id
         scope["path_params"] = operation.parameters_of(scope["path"]) if operation else {}
         return operation
+
+    async def _authenticate(self, scope: Scope, headers: Headers, ticket: str | None) -> Principal:
+        authorization, address = headers.get("authorization"), client_address(scope)
+        if ticket is None or authorization is not None or scope.get("method", "GET") != "GET":
+            return await self._authenticator.authenticate(authorization, address)
+        path, query = scope["path"], scope["query_string"].decode("latin-1")
+
+        def target(principal: Principal) -> str:
+            with suppress(errors.NotFoundError):
+                return tickets.target(canonical(path, principal), query)
+            return ""  # no ticket is for that
+
+        return await self._authenticator.authenticate_ticket(ticket, target, address)
 
     def _is_monitoring(self, operation: Operation, headers: Headers) -> bool:
         """Whether the request asks for the metrics with the token for them."""

@@ -53,6 +53,22 @@ class UnsupportedMediaTypeError(errors.InvalidArgumentError):
     status = 415
 
 
+class PreconditionFailedError(errors.InvalidStateError):
+    """A file is not as the request wants it to be."""
+
+    status = 412
+
+
+class RangeNotSatisfiableError(errors.InvalidArgumentError):
+    """A file has no byte of the range. `size`: its bytes."""
+
+    status = 416
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes, and none of them is in the range")
+        self.size = size
+
+
 class UpgradeRequiredError(errors.InvalidArgumentError):
     status = 426
 
@@ -92,6 +108,8 @@ def error_response(scope: Scope, exc: Exception, methods: AllowedMethods | None 
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 408:
         headers = {"Connection": "close"}
+    if isinstance(error, RangeNotSatisfiableError):
+        headers = {"Content-Range": f"bytes */{error.size}"}
     if error.status == 426:
         headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     if isinstance(exc, HTTPException) and exc.headers:

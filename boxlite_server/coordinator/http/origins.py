@@ -32,9 +32,13 @@ _HEADER_NAMES = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 _METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE"
-_TAKEN = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Close-Stdin, X-Request-Id"
+_TAKEN = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Range, "
+    "X-Close-Stdin, X-Request-Id"
+)
 _EXPOSED = (
-    "Content-Disposition, Idempotency-Replayed, Location, Retry-After, X-Boxlite-Execution-Id, "
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, Retry-After, "
+    "X-Boxlite-Execution-Id, "
     "X-Boxlite-Source-Is-Dir, X-Request-Id"
 )
 

@@ -29,6 +29,13 @@ _EXECUTION_STATUS = {
     pb.EXECUTION_STATUS_TIMED_OUT: "timed_out",
 }
 
+_FILE_KIND = {
+    pb.FILE_KIND_FILE: "file",
+    pb.FILE_KIND_DIRECTORY: "directory",
+    pb.FILE_KIND_LINK: "link",
+    pb.FILE_KIND_OTHER: "other",
+}
+
 # The server's internal states, as clients see them: a box is visible from the reservation of its name to its release.
 _BOX_STATUS = {BoxStatus.CREATING: BoxStatus.CONFIGURED, BoxStatus.REMOVING: BoxStatus.STOPPING}
 
@@ -119,6 +126,30 @@ def run(result: pb.RunResult, *, raw: bool) -> dict[str, Any]:
         view[f"{name}_truncated"] = dropped > 0 or bool(result.loss)
         view[f"{name}_dropped_bytes"] = dropped
     return view
+
+
+def file_entry(entry: pb.FileEntry, *, with_etag: bool = False) -> dict[str, Any]:
+    """A FileEntry. Bytes of names that are not UTF-8 become U+FFFD."""
+    kind = _FILE_KIND[entry.kind]
+    view = {
+        "name": entry.name.decode("utf-8", "replace"),
+        "type": kind,
+        "size": entry.size,
+        "mode": f"{entry.mode & 0o7777:04o}",
+        "modified_at": _time(entry.modified_ns // 10**9),
+        "link_target": entry.link_text.decode("utf-8", "replace") if kind == "link" else None,
+    }
+    if with_etag:
+        view["etag"] = f'"{entry.version}"' if kind == "file" else None
+    return view
+
+
+def _time(seconds: int) -> str | None:
+    """A time that a box has set; None: no calendar has it."""
+    try:
+        return timestamp(seconds)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def image(found: Image) -> dict[str, Any]:
@@ -256,6 +287,10 @@ def decode_token(token: str, first: Callable[[Any], A], second: Callable[[Any], 
             raise ValueError("no database has such characters in its keys")
         return place
     except (ValueError, TypeError, OverflowError):
-        raise errors.InvalidArgumentError(
-            "this server did not issue this page_token; use next_page_token of the page before"
-        ) from None
+        raise foreign_token() from None
+
+
+def foreign_token() -> errors.InvalidArgumentError:
+    return errors.InvalidArgumentError(
+        "this server did not issue this page_token; use next_page_token of the page before"
+    )

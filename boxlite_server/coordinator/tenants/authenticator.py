@@ -1,7 +1,7 @@
 """Authentication: from the credential of a request to its principal.
 
-A credential is a key of the database, the one key of a small installation (`--api-key`), or a token that was issued
-for one of them. A coordinator without `--api-key`, whose database never had a key, lets everybody in.
+A credential is a key of the database, the one key of a small installation (`--api-key`), or a token or a ticket that
+was issued for one of them. A coordinator without `--api-key`, whose database never had a key, lets everybody in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ... import errors
 from ...formats import timestamp
 from ..store import Key, Store
-from . import scopes, tokens
+from . import scopes, tickets, tokens
 from .attempts import Attempts
 from .keys import Keys, digest, has_expired, is_secret_of, parse
 from .principal import ANONYMOUS, Principal
@@ -112,6 +112,30 @@ class Authenticator:
         text = tokens.issue(await self._secret(), granted.key_id, granted.secret_sha256, int(now) + seconds)
         return Grant(text, seconds, granted.principal)
 
+    async def authenticate_ticket(self, text: str, target: Callable[[Principal], str], address: str) -> Principal:
+        """The principal of a ticket, whose request is for what `target` says of that principal. Raises what
+        `authenticate` raises."""
+        if self._api_key is None and not await self.keys.exist():
+            return ANONYMOUS
+        ticket = tickets.parse(text)
+        key, hashes = await self._present(ticket.key_id) if ticket else (None, [])
+        for sha256 in hashes:
+            principal = Principal.of_key(key, sha256) if key else (await self._single(sha256)).principal
+            if ticket and tickets.is_signed(ticket, await self._secret(), sha256, target(principal)):
+                if ticket.expires_at < self._clock():
+                    raise self._ended("the ticket has expired; fetch a new one", ticket.key_id)
+                if key:
+                    self._checked(key, sha256)
+                return principal
+        await self._note_wrong(address)
+        raise errors.AuthError("the ticket is not valid for this request")
+
+    async def issue_ticket(self, principal: Principal, target: str, seconds: int) -> tuple[str, int]:
+        """A ticket for the GET of `target` by `principal`, and when it ends, in Unix seconds."""
+        expires_at = int(self._clock()) + seconds
+        secret_sha256 = principal.secret_sha256 or self._api_key or ""
+        return tickets.issue(await self._secret(), principal.sub, secret_sha256, expires_at, target), expires_at
+
     def refuse(self, principal: Principal, scope: str) -> errors.PermissionDeniedError:
         """The error for a principal without the scope of an operation."""
         self.refused[Refusal.FORBIDDEN] += 1
@@ -141,19 +165,23 @@ class Authenticator:
         token = tokens.parse(credential)
         if token is None:
             return None
-        if token.key_id == API_KEY:
-            hashes, key = [self._api_key], None
-        else:
-            key = await self.keys.find(token.key_id)
-            is_former_good = key is not None and self._clock() < (key.former_until or 0.0)
-            hashes = [key.secret_sha256, key.former_sha256 if is_former_good else None] if key else []
+        key, hashes = await self._present(token.key_id)
         secret = await self._secret()
-        signed = [sha256 for sha256 in hashes if sha256 and tokens.is_signed(token, secret, sha256)]
+        signed = [sha256 for sha256 in hashes if tokens.is_signed(token, secret, sha256)]
         if not signed:
             return None
         if token.expires_at < self._clock():
             raise self._ended("the access token has expired; fetch a new one", token.key_id)
         return self._checked(key, signed[0]) if key else await self._single(signed[0])
+
+    async def _present(self, key_id: str) -> tuple[Key | None, list[str]]:
+        """The key with that id, if it is one of the database, and the hashes of its secrets that are good now."""
+        if key_id == API_KEY:
+            return None, [self._api_key] if self._api_key else []
+        key = await self.keys.find(key_id)
+        is_former_good = key is not None and self._clock() < (key.former_until or 0.0)
+        hashes = [key.secret_sha256, key.former_sha256 if is_former_good else None] if key else []
+        return key, [sha256 for sha256 in hashes if sha256]
 
     async def _single(self, secret_sha256: str) -> _Granted:
         """What `--api-key` grants: everything, but it registers workers only as long as no key of workers was made."""

@@ -16,7 +16,7 @@ from ..commands import DEFAULT_COLS, DEFAULT_ROWS, ExecSpec
 from ..prepared import Main
 from ..runtime import BoxRef, BoxSpec, Mount, Owner, PortMapping
 from ..supervisor.links import MOUNT, PROGRAM_NAME
-from .isolation import isolation_config
+from .isolation import CPU_SHARES, isolation_config
 from .labels import BOX_LABEL, GENERATION_LABEL, IMAGE_LABEL, base_tag, owner_labels, volume_name
 
 MIB = 1024 * 1024
@@ -145,18 +145,28 @@ def _host_config(spec: BoxSpec, init: bool, network: str) -> dict[str, Any]:
     memory = {}
     if size := spec.memory_mib * MIB:
         # /dev/shm as Linux sizes it, half of the memory; the engine would give every box 64 MiB.
-        memory = {"Memory": size, "MemorySwap": size, "ShmSize": size // 2}
+        memory = {"ShmSize": size // 2}
     return {
         **memory,
+        **size_config(spec.cpus, spec.memory_mib),
         "NetworkMode": network if spec.network_enabled else "none",
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
         "Init": init,
-        **({"CpuPeriod": _CPU_PERIOD, "CpuQuota": spec.cpus * _CPU_PERIOD} if spec.cpus else {}),
         "Mounts": engine_mounts(spec.mounts),
         "PortBindings": bindings(spec.ports),
         **isolation_config(spec),
         **({"ConsoleSize": [DEFAULT_ROWS, DEFAULT_COLS]} if spec.tty else {}),
     }
+
+
+def size_config(cpus: int, memory_mib: int) -> dict[str, int]:
+    """The part of a container's configuration (`HostConfig`) that can be changed later. 0 is no limit."""
+    config = {"CpuShares": CPU_SHARES * (cpus or 1)}
+    if cpus:
+        config |= {"CpuPeriod": _CPU_PERIOD, "CpuQuota": cpus * _CPU_PERIOD}
+    if memory_mib:
+        config |= {"Memory": memory_mib * MIB, "MemorySwap": memory_mib * MIB}
+    return config
 
 
 def _needs_init(spec: BoxSpec, image: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from ..prepared import Prepared
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
 from ..supervisor.links import MOUNT
-from .config import as_told, container_config, published, spec_errors
+from .config import as_told, container_config, published, size_config, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
 from .isolation import Isolator
@@ -155,6 +155,22 @@ class Containers:
             chosen = sorted(map(str, self._policy.cpus), key=lambda cpu: taken[cpu])[:cpus]
             config["HostConfig"]["CpusetCpus"] = config["Labels"][CPUS_LABEL] = ",".join(chosen)
             yield
+
+    def resize(self, box: BoxRef, container: Mapping[str, Any], cpus: int, memory_mib: int) -> None:
+        """Change the limits of the container; see `BoxRuntime.resize`."""
+        self._isolator.check_cpus(cpus)
+        has, limits = container["HostConfig"], size_config(cpus, memory_mib)
+        if self._policy.cpus and has.get("CpuQuota") != limits["CpuQuota"]:
+            raise UnsupportedError("the cpus of a box cannot be changed at this worker, which pins each box to its own")
+        with spec_errors(), engine_errors(f"box {box.box_id} cannot be changed"):
+            self._engine.api.update_container(
+                container["Id"],
+                cpu_period=limits["CpuPeriod"],
+                cpu_quota=limits["CpuQuota"],
+                cpu_shares=limits["CpuShares"],
+                mem_limit=limits["Memory"],
+                memswap_limit=limits["MemorySwap"],
+            )
 
     # ---- finding ----
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import posixpath
+import re
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from ...errors import EngineError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
-from ..runtime import FileKind, FilePart, FileState
+from ..files import listing, tar
+from ..runtime import FileEntry, FileKind, FilePart, FileState, Listing
 from .engine import Answer, Engine, engine_errors, refusal
 from .system_files import SystemFiles
 
@@ -28,6 +32,9 @@ _END = bytes(1024)  # of a tar archive
 # Bits of a mode in the engine's answers: that of Go, not that of stat().
 _IS_DIRECTORY, _IS_LINK = 1 << 31, 1 << 27
 _IS_NO_FILE = 1 << 31 | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19
+_SPECIAL = {1 << 23: 0o4000, 1 << 22: 0o2000, 1 << 20: 0o1000}  # and what they are for stat()
+
+_TIME = re.compile(r"([^.Z+]+?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
 _NOT_THERE = ("not a directory",)
 _LOOPS = ("too many links", "too many levels of symbolic links")
@@ -48,6 +55,32 @@ class DockerFiles:
     # ---- the box's files ----
 
     def stat(self, path: str) -> FileState | None:
+        told = self._told(path)
+        if told is None:
+            return None
+        kind = _kind(told["mode"])
+        return FileState(kind, told["linkTarget"] if kind is FileKind.LINK else "")
+
+    def describe(self, path: str) -> FileEntry | None:
+        told = self._told(path)
+        if told is None:
+            return None
+        kind = _kind(told["mode"])
+        size = told["size"] if kind is FileKind.FILE else 0
+        text = self._text_of_link(path) if kind is FileKind.LINK else ""
+        name = posixpath.basename(path) or "/"
+        return FileEntry(name, kind, size, _permissions(told["mode"]), _nanoseconds(told["mtime"]), text)
+
+    def entries(self, path: str, after: str, count: int) -> Listing:
+        with closing(self.get(f"{path.rstrip('/')}/.")) as archive:
+            return listing.of_archive(archive, after, count)
+
+    def _text_of_link(self, path: str) -> str:
+        with closing(self.get(path)) as archive:
+            return next(tar.read(tar.Stream(archive), trusted=True)).info.linkname
+
+    def _told(self, path: str) -> dict[str, Any] | None:
+        """What the engine tells of a path; None: there is nothing."""
         try:
             with _refusals(), engine_errors(f"cannot look at {path!r} in the box"):
                 answer = self._engine.call("HEAD", self._path, {"path": path}, timeout=UNPACK_TIMEOUT)
@@ -58,13 +91,8 @@ class DockerFiles:
                 answer.check()
         except (NotFoundError, _NotThereError):
             return None
-        told = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
-        mode = told["mode"]
-        if mode & _IS_LINK:
-            return FileState(FileKind.LINK, told["linkTarget"])
-        if mode & _IS_DIRECTORY:
-            return FileState(FileKind.DIRECTORY)
-        return FileState(FileKind.OTHER if mode & _IS_NO_FILE else FileKind.FILE)
+        told: dict[str, Any] = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
+        return told
 
     def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
         where = {"path": directory, "noOverwriteDirNonDir": "true"}
@@ -186,6 +214,24 @@ def _refusals() -> Iterator[None]:
         if _GONE in text and refusal(exc.__cause__):
             raise InvalidStateError(f"{exc.message} (the box has moved or removed it meanwhile; try again)") from exc
         raise
+
+
+def _kind(mode: int) -> FileKind:
+    if mode & _IS_LINK:
+        return FileKind.LINK
+    if mode & _IS_DIRECTORY:
+        return FileKind.DIRECTORY
+    return FileKind.OTHER if mode & _IS_NO_FILE else FileKind.FILE
+
+
+def _permissions(mode: int) -> int:
+    return mode & 0o777 | sum(bit for their_bit, bit in _SPECIAL.items() if mode & their_bit)
+
+
+def _nanoseconds(time: str) -> int:
+    """A time of Go, such as 2026-11-27T12:00:00.000000001+01:00, in nanoseconds since 1970."""
+    whole, fraction, zone = _TIME.fullmatch(time).groups(default="")  # type: ignore[union-attr]
+    return int(datetime.fromisoformat(whole + zone).timestamp()) * 10**9 + int(fraction.ljust(9, "0"))
 
 
 def _number(fields: list[str], column: int) -> int | None:

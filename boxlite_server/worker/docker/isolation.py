@@ -18,7 +18,7 @@ from .engine import Engine, engine_errors
 _ASK_AGAIN = 60.0  # seconds after which the engine may have been started with other options
 
 # The weight of a box's cpu against those of its siblings: an eighth of what the engine gives to any container.
-_SHARES = 128
+CPU_SHARES = 128
 # The same for access to disks, in the engine's scale. Of the kernel's, where groups weigh 100, it makes 11 as well.
 _IO_WEIGHT = 11
 _OOM_SCORE = 1000  # when the host's own memory ends, the kernel kills what has the highest first
@@ -37,7 +37,6 @@ def isolation_config(spec: BoxSpec) -> dict[str, Any]:
     config: dict[str, Any] = {"PidsLimit": isolation.processes, **_capabilities(spec, isolation.capabilities)}
     # Without a capability that a box does not have, its ports below 1024 would be closed to it.
     # Where the host has too little for all, the engine and the worker come before boxes.
-    config["CpuShares"] = _SHARES * (spec.cpus or 1)
     config["OomScoreAdj"] = _OOM_SCORE
     config["Sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
     if not isolation.new_privileges:
@@ -76,9 +75,8 @@ class Isolator:
     def admit(self, spec: BoxSpec) -> None:
         """Raise `UnsupportedError` for an admitted spec whose isolation this engine cannot give, and
         `InvalidArgumentError` for more cpus than it has, which it would refuse only as a number of cpus."""
+        self.check_cpus(spec.cpus)
         info = self._info()
-        if spec.cpus > (has := int(info.get("NCPU") or spec.cpus)):
-            raise InvalidArgumentError(f"this worker's engine has {has} cpus, and the box is to have {spec.cpus}")
         runtime = self._policy.runtime
         if runtime and runtime not in (info.get("Runtimes") or {}):
             raise UnsupportedError(
@@ -91,6 +89,11 @@ class Isolator:
                 f"the security preset {spec.security} is not supported by this worker: its engine runs containers "
                 "without a seccomp profile"
             )
+
+    def check_cpus(self, cpus: int) -> None:
+        """Raise `InvalidArgumentError` for more cpus than the engine has."""
+        if cpus > (has := int(self._info().get("NCPU") or cpus)):
+            raise InvalidArgumentError(f"this worker's engine has {has} cpus, and the box is to have {cpus}")
 
     def apply(self, config: dict[str, Any]) -> None:
         """Add the runtime that the operator wants, and the weight of the box for access to disks where that can be."""

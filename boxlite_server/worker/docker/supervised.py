@@ -118,6 +118,12 @@ class Supervisors:
             is_first, tty = not is_supervised(container), bool(container["Config"]["Tty"])
             start_main(run.link, run.box, own_command(container), tty=tty, as_first=is_first)
 
+    def resized(self, container: Mapping[str, Any]) -> None:
+        """Note that a box has another size. `container`: as the engine describes it now."""
+        run = self._runs.get(_name(container))
+        if run is not None:
+            run.box = _surroundings(self._engine, container)
+
     def forget(self, name: str) -> None:
         """Remove what is kept for a box that is gone."""
         self._forget_run(name)

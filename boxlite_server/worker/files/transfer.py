@@ -7,27 +7,23 @@ reader does not hold the engine's lock on the box.
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import tarfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import NamedTuple
 
-from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
-from ..runtime import ArchiveStream, BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart, FileState, WholeArchive
-from . import tar
+from ...errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError
+from ..runtime import BoxFiles, BoxRef, BoxRuntime, FileKind, FilePart
+from . import places, tar
+from .contents import Contents
 from .existing import Existing, fingerprint
 from .names import Budget, Names
-from .spool import Follower, Spool, SpooledFile
+from .spool import Spool, SpooledFile
 from .tar import Entry, Stream, Summary
 
-MAX_REPLACED_BYTES = 1024 * 1024  # of a file like /etc/hosts
 MAX_FOLLOWED_BYTES = 16 * 1024**3  # of an archive in which the targets of links stand in place of the links
 MAX_LINK_DEPTH = 16  # how deep links are followed inside directories that links led to
-
-# File systems that exist only in the running box: the engine's archive calls see the directories below them.
-_NOT_ON_DISK = ("/dev", "/proc", "/sys")
 
 
 class Files:
@@ -37,6 +33,7 @@ class Files:
         self._runtime = runtime
         self._spool = spool
         self._names = Budget()
+        self.contents = Contents(runtime, spool)  # of single files, and of directories
 
     # ---- uploads ----
 
@@ -62,7 +59,7 @@ class Files:
         Returns what was skipped, in the form of `Skipped.text`: named pipes, and extended attributes that are not
         the box's to have. Sparse files are written without holes.
         """
-        target = _clean(path)
+        target = places.clean(path)
         with (
             closing(self._runtime.files(box)) as files,
             self._spool.open(box.box_id) as file,
@@ -93,9 +90,9 @@ class Files:
         Raises `NotFoundError`, `InvalidStateError` where links lead in a circle, and `InvalidArgumentError` for what
         is neither a file nor a directory, and where an archive with followed links grows too large.
         """
-        wanted = _clean(path)
+        wanted = places.clean(path)
         with closing(self._runtime.files(box)) as files:
-            source, state = self._found(files, wanted, path)
+            source, state = places.found(files, wanted, path)
             is_dir = state.kind is FileKind.DIRECTORY
             # The root has no name, so only its content can be copied.
             only_content = is_dir and (path.endswith("/.") or "/" in (source, wanted))
@@ -105,41 +102,15 @@ class Files:
                 room = _Room() if follow_links else None
                 yield is_dir, tar.finished(self._renamed(box, files, inside, name, (), room))
                 return
-            with self._followed(box, files.get(inside)) as chunks:
+            with places.followed(self._spool, box, files.get(inside)) as chunks:
                 yield is_dir, chunks
-
-    @contextmanager
-    def _followed(self, box: BoxRef, archive: ArchiveStream) -> Iterator[Iterator[bytes]]:
-        """Yield the chunks of an archive, whose source a slow reader does not hold up. Closes the archive."""
-        if isinstance(archive, WholeArchive):
-            yield iter(archive)
-            return
-        with closing(Follower(self._spool, box.box_id, iter(archive), archive.close)) as follower:
-            yield iter(follower)
-
-    @staticmethod
-    def _found(files: BoxFiles, path: str, asked: str) -> tuple[str, FileState]:
-        """What is to be copied: `path`, or what it leads to. Errors name it as it was `asked` for."""
-        state = files.stat(path)
-        why = ""
-        if state and state.kind is FileKind.LINK:
-            path, state = state.target, files.stat(state.target)
-            why = f": it is a link to {path}"
-            _refuse_not_on_disk(path)
-        if state is None:
-            raise NotFoundError(
-                f"no such file or directory in the box: {asked}{why and f'{why}, which does not exist'}"
-            )
-        if state.kind not in (FileKind.FILE, FileKind.DIRECTORY):
-            raise InvalidArgumentError(f"{asked!r} is neither a file nor a directory nor a link; it cannot be copied")
-        return path, state
 
     def _renamed(
         self, box: BoxRef, files: BoxFiles, source: str, name: str, above: tuple[str, ...], room: _Room | None
     ) -> Iterator[bytes]:
         """Yield the entries of `source` under `name`. `above`: the directories on the way here, by their paths in the
         box. `room`: for all entries of the archive, where links are followed; None: they are not."""
-        with self._followed(box, files.get(source)) as chunks:
+        with places.followed(self._spool, box, files.get(source)) as chunks:
             stream = Stream(chunks)
             top = "" if source.endswith("/.") else posixpath.basename(source)
             for entry in tar.read(stream, trusted=True):
@@ -173,7 +144,7 @@ class Files:
         found = files.stat(link.target)
         if found is None or found.kind not in (FileKind.FILE, FileKind.DIRECTORY):
             return None
-        is_above = any(directory == link.target or _is_below(directory, link.target) for directory in above)
+        is_above = any(directory == link.target or places.is_below(directory, link.target) for directory in above)
         return None if found.kind is FileKind.DIRECTORY and is_above else link.target
 
 
@@ -196,13 +167,6 @@ class _Room:
             )
 
 
-class _Target(NamedTuple):
-    """`path` with its links followed, and the state of the file there; None: there is none."""
-
-    path: str
-    state: FileState | None
-
-
 class _Plan:
     """Where the entries of a checked archive go."""
 
@@ -219,32 +183,13 @@ class _Plan:
         self._files = files
         self._file = file
         self._summary = summary
-        path, state = self._follow(path)
+        path, state = places.follow(files, path)
         is_dir = state is not None and state.kind is FileKind.DIRECTORY
         self._renamed = ""  # the new name of the single entry, if it is stored as the path itself
         directory = path
         if not wants_dir and not is_dir and _is_single(summary, source_is_dir):
             directory, self._renamed = posixpath.split(path)
-        self._base, self._missing = self._deepest(directory)
-
-    def _follow(self, path: str) -> _Target:
-        state = self._files.stat(path)
-        if state is not None and state.kind is FileKind.LINK:
-            path, state = state.target, self._files.stat(state.target)
-        _refuse_not_on_disk(path)
-        return _Target(path, state)
-
-    def _deepest(self, path: str) -> tuple[str, str]:
-        """The deepest existing directory on the way to `path`, and the rest of `path` relative to it."""
-        missing: list[str] = []
-        while True:
-            found, state = self._follow(path)
-            if state is not None:
-                if state.kind is not FileKind.DIRECTORY:
-                    raise InvalidStateError(f"'{path}' in the box is not a directory")
-                return found, "/".join(reversed(missing))
-            path, name = posixpath.split(path)
-            missing.append(name)
+        self._base, self._missing = places.deepest(files, directory)
 
     # ---- what exists in the box ----
 
@@ -253,7 +198,9 @@ class _Plan:
         if self._missing:
             return
         if not self._renamed:
-            Existing(self._files, self._follow, self._summary.names).mark(self._base, overwrite=overwrite)
+            Existing(self._files, functools.partial(places.follow, self._files), self._summary.names).mark(
+                self._base, overwrite=overwrite
+            )
             return
         path = posixpath.join(self._base, self._renamed)
         if not overwrite and self._files.stat(path) is not None:
@@ -274,8 +221,8 @@ class _Plan:
             path = posixpath.join(place, self._renamed or entry.name)
             if path not in paths or entry.info.type != tarfile.REGTYPE:
                 continue
-            if entry.info.size > MAX_REPLACED_BYTES:
-                raise InvalidArgumentError(f"{path!r} can have at most {MAX_REPLACED_BYTES} bytes in a box")
+            if entry.info.size > places.MAX_REPLACED_BYTES:
+                raise InvalidArgumentError(f"{path!r} can have at most {places.MAX_REPLACED_BYTES} bytes in a box")
             found[path] = b"".join(tar.data(self._file, entry))[: entry.info.size]
             self._summary.left_out.add(entry.position)
         return found
@@ -284,16 +231,10 @@ class _Plan:
         """Yield the archive to unpack at the box's root: the missing directories, and the entries under their new
         names. An engine refuses links that lead out of where it unpacks, so that is no other place."""
         base = self._base.lstrip("/")
-        made = list(tar.parents(f"{self._missing}/")) if self._missing else []
-        now = int(time.time())
-        for directory in made[:-1]:
-            yield tar.directory(posixpath.join(base, directory), mode=0o755, mtime=now, owner=owner)
-        if made:
-            name, top = posixpath.join(base, made[-1]), self._summary.top
-            if top is not None:
-                yield tar.header(top, name, owner=owner)
-            else:
-                yield tar.directory(name, mode=0o755, mtime=now, owner=owner)
+        made = list(places.made(base, self._missing, owner))
+        if made and self._summary.top is not None:
+            made[-1] = tar.header(self._summary.top, posixpath.join(base, self._missing), owner=owner)
+        yield from made
         for entry in tar.read(self._file):
             if not entry.name or entry.position in self._summary.left_out or self._is_there(entry, owner):
                 continue
@@ -327,24 +268,3 @@ def _is_single(summary: Summary, source_is_dir: bool | None) -> bool:
     if source_is_dir is False and not is_single:
         raise InvalidArgumentError("source_is_dir is false, but the archive is not of one file alone")
     return is_single and not source_is_dir
-
-
-def _clean(path: str) -> str:
-    """The path as an absolute one without `.` and `..`; a relative path counts from the root, as in docker."""
-    clean = "/" + posixpath.normpath("/" + path).lstrip("/")
-    if any(len(part.encode("utf-8", "surrogateescape")) > tar.MAX_NAME_BYTES for part in clean.split("/")):
-        raise InvalidArgumentError(f"'{path[:80]}…': a part of the path is longer than {tar.MAX_NAME_BYTES} bytes")
-    _refuse_not_on_disk(clean)
-    return clean
-
-
-def _refuse_not_on_disk(path: str) -> None:
-    for root in _NOT_ON_DISK:
-        if path == root or _is_below(path, root):
-            raise InvalidArgumentError(
-                f"{path!r}: nothing can be copied into or out of {root}; use a command in the box"
-            )
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return path.startswith(directory.rstrip("/") + "/")

@@ -1,9 +1,13 @@
-"""What the log has of a call: the id of the client's request, what was done for it, and what failed."""
+"""What every call has: the tenant that it serves, the error that ends it, and what the log says of it."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
+from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import Any
 
 import grpc
 
@@ -16,7 +20,7 @@ log = logging.getLogger(__name__)
 # Calls that change nothing, or a little of what an earlier call has begun. Only their failures are logged.
 _QUIET = frozenset(
     "GetBox ListBoxes GetExecution ReadOutput ConfirmOutput WriteInput ReadLogs ListImages ListVolumes ListSnapshots "
-    "GetBoxMetrics".split()
+    "GetBoxMetrics StatFile ListDirectory".split()
 )
 
 
@@ -48,3 +52,39 @@ class Call:
     def _log(self, what: str, *arguments: object) -> None:
         # What the coordinator does by itself has no request, and is no news.
         log.log(logging.INFO if self._request_id else logging.DEBUG, f"{self._name}: {what}", *arguments)
+
+
+def answers(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method, unary or streaming, serve the tenant that its call names, and end the call with the error that it
+    raises."""
+    if inspect.isgeneratorfunction(method):
+
+        @functools.wraps(method)
+        def stream(self: Any, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            call = Call(method.__name__, context)
+            try:
+                rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
+                yield from method(self, request, context)
+            except GeneratorExit:
+                call.left()
+                raise
+            except Exception as exc:
+                call.failed(exc)
+                rpc.abort(context, exc)
+            call.done()
+
+        return stream
+
+    @functools.wraps(method)
+    def unary(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        call = Call(method.__name__, context)
+        try:
+            rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
+            answer = method(self, request, context)
+        except Exception as exc:
+            call.failed(exc)
+            rpc.abort(context, exc)
+        call.done()
+        return answer
+
+    return unary

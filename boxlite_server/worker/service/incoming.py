@@ -17,7 +17,9 @@ CHECK_MESSAGES = 16  # of an import, between two looks at the disk
 class Upload:
     """The data of an upload. Iterating accepts the upload: the coordinator sends no data before that."""
 
-    def __init__(self, requests: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> None:
+    def __init__(
+        self, requests: Iterator[pb.PutFilesRequest] | Iterator[pb.WriteFileRequest], context: grpc.ServicerContext
+    ) -> None:
         self._requests = requests
         self._context = context
         self._is_accepted = False

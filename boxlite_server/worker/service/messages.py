@@ -9,11 +9,14 @@ from ..executions.execution import Ended, ExecutionState, ExecutionStatus
 from ..executions.output_log import Chunk, Dropped, Gap
 from ..executions.run import Cut, Event, Result, Started
 from ..executions.tally import Counts
+from ..files.tar import ENCODING
 from ..runtime import (
     BoxRef,
     BoxSpec,
     BoxState,
     BoxStatus,
+    FileEntry,
+    FileKind,
     Image,
     Mount,
     PortMapping,
@@ -35,6 +38,12 @@ _EXECUTION_STATUS = {
     ExecutionStatus.COMPLETED: pb.EXECUTION_STATUS_COMPLETED,
     ExecutionStatus.KILLED: pb.EXECUTION_STATUS_KILLED,
     ExecutionStatus.TIMED_OUT: pb.EXECUTION_STATUS_TIMED_OUT,
+}
+_FILE_KIND = {
+    FileKind.FILE: pb.FILE_KIND_FILE,
+    FileKind.DIRECTORY: pb.FILE_KIND_DIRECTORY,
+    FileKind.LINK: pb.FILE_KIND_LINK,
+    FileKind.OTHER: pb.FILE_KIND_OTHER,
 }
 STREAM: dict[int, pb.OutputStream] = {STDOUT: pb.OUTPUT_STREAM_STDOUT, STDERR: pb.OUTPUT_STREAM_STDERR}
 
@@ -224,3 +233,15 @@ def volume_id(message: pb.VolumeRef) -> str:
 
 def volume(volume: Volume) -> pb.Volume:
     return pb.Volume(volume_id=volume.volume_id, created_at_ms=volume.created_at_ms)
+
+
+def file_entry(entry: FileEntry) -> pb.FileEntry:
+    return pb.FileEntry(
+        name=entry.name.encode(*ENCODING),
+        kind=_FILE_KIND[entry.kind],
+        size=entry.size,
+        mode=entry.mode,
+        modified_ns=min(max(entry.modified, -(2**63)), 2**63 - 1),
+        link_text=entry.text.encode(*ENCODING),
+        version=entry.version,
+    )

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ...errors import InvalidStateError
+from ..files.exclusive import Exclusive
 from ..runtime import BoxRef
 
 _T = TypeVar("_T")
@@ -26,7 +27,7 @@ class BoxOrder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}  # the lock, and how many calls hold or await it
+        self._exclusive = Exclusive()
         self._newest: OrderedDict[str, tuple[int, int]] = OrderedDict()  # generation and wish, by box id
         self._removed: OrderedDict[str, int] = OrderedDict()  # the last generation that was removed
 
@@ -48,7 +49,7 @@ class BoxOrder:
         - for a call with a `wish` (start and stop), when a later wish has been seen;
         - when the caller is no longer waiting: it may have sent another call since, which this one must not follow.
         """
-        with self._exclusive(box.box_id):
+        with self._exclusive.of(box.box_id):
             if not still_wanted():
                 raise InvalidStateError(f"box {box.box_id}: the caller gave up while the call waited for its turn")
             if not any_generation:
@@ -64,7 +65,7 @@ class BoxOrder:
     def turn_of(self, kind: str, name: str, *, makes: bool = False, removes: bool = False) -> Iterator[None]:
         """Like `turn`, for things without generations whose names are never reused: volumes and snapshots."""
         key = f"{kind} {name}"
-        with self._exclusive(key):
+        with self._exclusive.of(key):
             with self._lock:
                 if makes and key in self._removed:
                     raise InvalidStateError(f"{key} has been removed; it cannot be made again")
@@ -72,22 +73,6 @@ class BoxOrder:
             if removes:
                 with self._lock:
                     self._bury(key, 1)
-
-    @contextmanager
-    def _exclusive(self, key: str) -> Iterator[None]:
-        with self._lock:
-            turn, calls = self._turns.get(key, (threading.Lock(), 0))
-            self._turns[key] = (turn, calls + 1)
-        try:
-            with turn:
-                yield
-        finally:
-            with self._lock:
-                turn, calls = self._turns[key]
-                if calls == 1:
-                    del self._turns[key]
-                else:
-                    self._turns[key] = (turn, calls - 1)
 
     def _check(self, box: BoxRef, makes: bool, wish: int | None) -> None:
         with self._lock:

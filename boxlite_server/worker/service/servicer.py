@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any
 
 import grpc
 
@@ -25,8 +21,9 @@ from ..membership.inventory import in_one_life
 from ..runtime import BoxRef, BoxRuntime, BoxState
 from ..shares import Shares
 from . import messages
-from .calls import Call
-from .incoming import Upload, imported
+from .calls import answers
+from .file_calls import FileCalls
+from .incoming import imported
 from .order import BoxOrder
 from .readers import Readers
 
@@ -45,43 +42,7 @@ CONNECTION_SECONDS = 900.0
 INPUT_PATIENCE = 5.0  # seconds that one WriteInput waits for a command that does not read
 
 
-def _answers(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method, unary or streaming, serve the tenant that its call names, and end the call with the error that it
-    raises."""
-    if inspect.isgeneratorfunction(method):
-
-        @functools.wraps(method)
-        def stream(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            call = Call(method.__name__, context)
-            try:
-                rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
-                yield from method(self, request, context)
-            except GeneratorExit:
-                call.left()
-                raise
-            except Exception as exc:
-                call.failed(exc)
-                rpc.abort(context, exc)
-            call.done()
-
-        return stream
-
-    @functools.wraps(method)
-    def unary(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
-        call = Call(method.__name__, context)
-        try:
-            rpc.TENANT.set(rpc.tenant_of(context.invocation_metadata()))
-            answer = method(self, request, context)
-        except Exception as exc:
-            call.failed(exc)
-            rpc.abort(context, exc)
-        call.done()
-        return answer
-
-    return unary
-
-
-class WorkerService(pb_grpc.WorkerServiceServicer):
+class WorkerService(FileCalls):
     """Serves the calls of worker.proto."""
 
     def __init__(
@@ -92,14 +53,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         check_disk: Callable[[], None] = lambda: None,
     ) -> None:
         """`check_disk` raises `ResourceExhaustedError` when nothing may be made that takes room on the disk."""
+        transfers = Shares(MAX_TRANSFERS, f"has {MAX_TRANSFERS} transfers under way", quota="transfers")
+        super().__init__(files, transfers)
         self._runtime = runtime
         self._executions = executions
-        self._files = files
         self._check_disk = check_disk
         self._order = BoxOrder()
         self._readers = Readers(MAX_READERS)
         self._runs = Shares(MAX_RUNS, f"runs {MAX_RUNS} commands for waiting callers")
-        self._transfers = Shares(MAX_TRANSFERS, f"has {MAX_TRANSFERS} transfers under way", quota="transfers")
 
     @property
     def slots(self) -> dict[str, Shares]:
@@ -130,7 +91,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     # ---- boxes ----
 
-    @_answers
+    @answers
     def CreateBox(self, request: pb.CreateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
         self._check_disk()
@@ -154,19 +115,27 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._order.removed(box)
             raise
 
-    @_answers
+    @answers
     def StartBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
         with self._turn(box, context, wish=request.wish):
             return messages.box(self._runtime.start(box))
 
-    @_answers
+    @answers
     def StopBox(self, request: pb.StopBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request.box)
         with self._turn(box, context, wish=request.box.wish):
             return messages.box(self._runtime.stop(box, request.timeout_seconds))
 
-    @_answers
+    @answers
+    def UpdateBox(self, request: pb.UpdateBoxRequest, context: grpc.ServicerContext) -> pb.Box:
+        box = messages.ref(request.box)
+        if not request.cpus or not request.memory_mib:
+            raise InvalidArgumentError("a box has one cpu and one MiB of memory at least")
+        with self._turn(box, context):
+            return messages.box(self._runtime.resize(box, request.cpus, request.memory_mib))
+
+    @answers
     def RemoveBox(self, request: pb.RemoveBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
         box = messages.ref(request.box)
         with self._turn(box, context):
@@ -175,7 +144,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._executions.forget_box(box.box_id)
         return pb.Empty()
 
-    @_answers
+    @answers
     def GetBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.Box:
         box = messages.ref(request)
         state, life = in_one_life(self._runtime, lambda: self._runtime.inspect(box))
@@ -187,14 +156,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             answer.idle_seconds = idle
         return answer
 
-    @_answers
+    @answers
     def ListBoxes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListBoxesResponse:
         states, life = in_one_life(self._runtime, self._runtime.list_boxes)
         return pb.ListBoxesResponse(boxes=[messages.box(state) for state in states], engine_life=life)
 
     # ---- executions ----
 
-    @_answers
+    @answers
     def StartExecution(self, request: pb.StartExecutionRequest, context: grpc.ServicerContext) -> pb.Execution:
         started = self._executions.start(
             request.execution_id,
@@ -211,12 +180,12 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             answer.events.extend(map(messages.output_event, execution.brief_events()))
         return answer
 
-    @_answers
+    @answers
     def RunCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> pb.RunResult:
         with self._running(request, context) as events:
             return messages.run_result(collect(events, request.max_output_bytes))
 
-    @_answers
+    @answers
     def StreamCommand(self, request: pb.RunCommandRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvent]:
         with self._running(request, context) as events:
             yield from map(messages.output_event, head(events, request.max_output_bytes))
@@ -234,15 +203,15 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         with self._runs.slot(rpc.TENANT.get()):
             yield run(self._executions, *asked, request.input, context.add_callback)
 
-    @_answers
+    @answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
         return messages.execution(self._executions.attach_box(messages.ref(request.box), request.hangup_seconds))
 
-    @_answers
+    @answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
         return messages.execution(self._executions.get(request.box_id, request.execution_id))
 
-    @_answers
+    @answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvents]:
         with self._readers.register(context) as on_end:
             ref, position, told = request.execution, request.position, list[pb.OutputEvent]()
@@ -255,7 +224,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
                     yield pb.OutputEvents(events=[*told, *map(messages.output_event, events)])
                     told = []
 
-    @_answers
+    @answers
     def ReadLogs(self, request: pb.ReadLogsRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputChunk]:
         with self._readers.register(context) as on_end:
             tail = request.tail if request.HasField("tail") else None
@@ -269,14 +238,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             finally:
                 log.close()
 
-    @_answers
+    @answers
     def ConfirmOutput(self, request: pb.ConfirmOutputRequest, context: grpc.ServicerContext) -> pb.Empty:
         ref, done = request.execution, request.delivered
         delivered = Delivered(done.bytes, done.position, done.bytes_at_position)
         self._executions.confirm(ref.box_id, ref.execution_id, delivered)
         return pb.Empty()
 
-    @_answers
+    @answers
     def WriteInput(self, request: pb.WriteInputRequest, context: grpc.ServicerContext) -> pb.WriteInputResponse:
         box_id, execution_id = request.execution.box_id, request.execution.execution_id
         execution = self._executions.find(box_id, execution_id)
@@ -289,110 +258,61 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
         )
         return pb.WriteInputResponse(accepted=accepted, still_open=still_open)
 
-    @_answers
+    @answers
     def SignalExecution(self, request: pb.SignalExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
         execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
         execution.signal(request.signal)
         return pb.Empty()
 
-    @_answers
+    @answers
     def ResizeExecution(self, request: pb.ResizeExecutionRequest, context: grpc.ServicerContext) -> pb.Empty:
         execution = self._executions.find(request.execution.box_id, request.execution.execution_id)
         execution.resize(request.cols, request.rows)
         return pb.Empty()
 
-    @_answers
+    @answers
     def KillExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Empty:
         self._executions.kill(request.box_id, request.execution_id)
         return pb.Empty()
 
-    # ---- files ----
-
-    @_answers
-    def PutFiles(self, request: Iterator[pb.PutFilesRequest], context: grpc.ServicerContext) -> pb.PutFilesResponse:
-        with self._transfer():
-            header = next(request, pb.PutFilesRequest()).header
-            upload = Upload(request, context)
-            try:
-                return self._put(header, upload)
-            except BoxliteError:
-                upload.drain()
-                raise
-
-    @_answers
-    def PutSmallFiles(self, request: pb.PutSmallFilesRequest, context: grpc.ServicerContext) -> pb.PutFilesResponse:
-        with self._transfer():
-            return self._put(request.header, [request.archive])
-
-    def _put(self, header: pb.PutFilesHeader, archive: Iterable[bytes]) -> pb.PutFilesResponse:
-        source_is_dir = header.source_is_dir if header.HasField("source_is_dir") else None
-        skipped = self._files.put(
-            messages.ref(header.box),
-            header.path,
-            archive,
-            overwrite=header.overwrite,
-            source_is_dir=source_is_dir,
-            keep_owner=header.keep_owner,
-        )
-        return pb.PutFilesResponse(skipped=skipped)
-
-    @_answers
-    def GetFiles(self, request: pb.GetFilesRequest, context: grpc.ServicerContext) -> Iterator[pb.FilesChunk]:
-        with (
-            self._transfer(),
-            self._files.get(messages.ref(request.box), request.path, follow_links=request.follow_symlinks) as (
-                is_dir,
-                chunks,
-            ),
-        ):
-            # The first message waits for the first data: the client takes it for success.
-            first, second = next(chunks), next(chunks, None)
-            yield pb.FilesChunk(source_is_dir=is_dir, data=first, is_all=second is None)
-            if second is not None:
-                for chunk in itertools.chain((second,), chunks):
-                    yield pb.FilesChunk(data=chunk)
-
-    def _transfer(self) -> AbstractContextManager[None]:
-        return self._transfers.slot(rpc.TENANT.get())
-
     # ---- images and volumes ----
 
-    @_answers
+    @answers
     def PullImage(self, request: pb.PullImageRequest, context: grpc.ServicerContext) -> Iterator[pb.PullImageEvent]:
         self._check_disk()
         with self._transfer():
             for event in self._runtime.images.pull(request.reference, ask_first=request.ask_first):
                 yield messages.pull_event(event)
 
-    @_answers
+    @answers
     def ListImages(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListImagesResponse:
         return pb.ListImagesResponse(images=[messages.image(image) for image in self._runtime.images.list()])
 
-    @_answers
+    @answers
     def RemoveImage(self, request: pb.RemoveImageRequest, context: grpc.ServicerContext) -> pb.Empty:
         self._runtime.images.remove(request.reference)
         return pb.Empty()
 
-    @_answers
+    @answers
     def CreateVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Volume:
         volume_id = messages.volume_id(request)
         with self._order.turn_of("volume", volume_id, makes=True):
             return messages.volume(self._runtime.volumes.create(volume_id))
 
-    @_answers
+    @answers
     def RemoveVolume(self, request: pb.VolumeRef, context: grpc.ServicerContext) -> pb.Empty:
         volume_id = messages.volume_id(request)
         with self._order.turn_of("volume", volume_id, removes=True):
             self._runtime.volumes.remove(volume_id)
         return pb.Empty()
 
-    @_answers
+    @answers
     def ListVolumes(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[messages.volume(volume) for volume in self._runtime.volumes.list()])
 
     # ---- snapshots and archives ----
 
-    @_answers
+    @answers
     def CreateSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Snapshot:
         box, snapshot_id = messages.snapshot_ref(request)
         self._check_disk()
@@ -402,7 +322,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             snapshot_id=snapshot_id, container_disk_bytes=size.container_disk_bytes, size_bytes=size.size_bytes
         )
 
-    @_answers
+    @answers
     def RemoveSnapshot(self, request: pb.SnapshotRef, context: grpc.ServicerContext) -> pb.Empty:
         box, snapshot_id = messages.snapshot_ref(request)
         # A snapshot outlives the generation that it was made of, and its id is used only once.
@@ -413,13 +333,13 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             self._runtime.disks.remove_snapshot(box, snapshot_id)
         return pb.Empty()
 
-    @_answers
+    @answers
     def ListSnapshots(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.ListSnapshotsResponse:
         kept = self._runtime.disks.list_snapshots()
         snapshots = [pb.SnapshotRef(box=pb.BoxRef(box_id=box_id), snapshot_id=its_id) for box_id, its_id in kept]
         return pb.ListSnapshotsResponse(snapshots=snapshots)
 
-    @_answers
+    @answers
     def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: grpc.ServicerContext) -> pb.Box:
         box, snapshot_id = messages.snapshot_ref(request.snapshot)
         if request.new_generation <= box.generation:
@@ -428,14 +348,14 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             spec = messages.spec(request.spec)
             return messages.box(self._runtime.disks.restore(box, snapshot_id, request.new_generation, spec))
 
-    @_answers
+    @answers
     def CloneBox(self, request: pb.CloneBoxRequest, context: grpc.ServicerContext) -> pb.Box:
         source, box = messages.ref(request.source), messages.ref(request.box)
         self._check_disk()
         with self._turn(source, context), self._turn(box, context, makes=True):
             return messages.box(self._runtime.disks.clone(source, box, messages.spec(request.spec)))
 
-    @_answers
+    @answers
     def ExportBox(self, request: pb.BoxRef, context: grpc.ServicerContext) -> Iterator[pb.ExportChunk]:
         box = messages.ref(request)
         with self._transfer(), ExitStack() as stack:
@@ -445,7 +365,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
             for data in export.tar:
                 yield pb.ExportChunk(data=data)
 
-    @_answers
+    @answers
     def ImportBox(self, requests: Iterator[pb.ImportBoxRequest], context: grpc.ServicerContext) -> pb.Box:
         first = next(requests, pb.ImportBoxRequest())
         if not first.HasField("box"):
@@ -458,7 +378,7 @@ class WorkerService(pb_grpc.WorkerServiceServicer):
 
     # ---- measurements ----
 
-    @_answers
+    @answers
     def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
         usage = self._runtime.measure(messages.ref(request))
         return messages.metrics(usage, self._executions.tally(request.box_id).counts)

@@ -10,17 +10,17 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from ..box_files import ArchiveStream, BoxFiles, FileKind, FilePart, FileState, WholeArchive
+from ..box_files import ArchiveStream, BoxFiles, FileEntry, FileKind, FilePart, FileState, Listing, WholeArchive
 from ..files import tar
 from .service import MAX_BYTES, FileService, Found, UnservedError
 
 _MAX_ARCHIVE = MAX_BYTES + 64 * 1024  # bytes of one small file, with its headers
 _MAX_PIECES = 3  # of an archive of one large file: its headers, the file, and the end
-_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY}
+_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.LINK}
 
 
 class SupervisedFiles:
-    """The `BoxFiles` of a running box. `others` do what the file service does not: directories, links, downloads of
+    """The `BoxFiles` of a running box. `others` do what the file service does not: archives of directories, links and
     large files, what the box's processes may not do, and whatever is to be refused. `max_bytes`: of a file that the
     service writes. What it writes counts as the box's memory until it is on the disk."""
 
@@ -43,6 +43,23 @@ class SupervisedFiles:
         if kind == stat.S_IFLNK:
             return self._others.stat(path)
         return FileState(_KINDS.get(kind, FileKind.OTHER))
+
+    def describe(self, path: str) -> FileEntry | None:
+        try:
+            found = self._service.stat(path)
+        except UnservedError:
+            return self._others.describe(path)
+        if found is not None and found.size is None:
+            return self._others.describe(path)
+        return found and _entry(posixpath.basename(path) or "/", found)
+
+    def entries(self, path: str, after: str, count: int) -> Listing:
+        try:
+            found, more = self._service.entries(path, after)
+        except UnservedError:
+            return self._others.entries(path, after, count)
+        first = itertools.islice(found.items(), count)
+        return Listing([_entry(*each) for each in first], more or len(found) > count)
 
     def put(self, directory: str, archive: Iterable[bytes | FilePart]) -> None:
         pieces = iter(archive)
@@ -76,6 +93,12 @@ class SupervisedFiles:
     def close(self) -> None:
         self._service.close()
         self._others.close()
+
+
+def _entry(name: str, found: Found) -> FileEntry:
+    kind = _KINDS.get(stat.S_IFMT(found.mode), FileKind.OTHER)
+    size = found.size or 0 if kind is FileKind.FILE else 0
+    return FileEntry(name, kind, size, stat.S_IMODE(found.mode), found.modified, found.text)
 
 
 def _beginning(pieces: Iterator[bytes | FilePart]) -> tuple[list[bytes | FilePart], bool]:

@@ -1,4 +1,5 @@
-"""The file service: a program in a box that reads small files for the worker, and writes files; see `init/files.c`.
+"""The file service: a program in a box that reads small files for the worker, lists directories, and writes files; see
+`init/files.c`.
 
 The worker asks through a pipe, and each request is answered through another one before the next. What comes is
 untrusted: the box may have put anything in the program's place, or have stopped it. Through a socket it could pass
@@ -7,6 +8,7 @@ descriptors, see `closing.py`.
     type  mode, uid, gid, time  path  content
     S                           *              what is at the path; a link at its end is not followed
     R                           *              read a regular file
+    D                           *     *        list a directory behind the name that is the content
     W     *                     *     *        write one, in place of whatever is there but a directory
     L     *                     *              likewise for a large one: its content follows the answer, and a second
                                                answer follows that
@@ -41,6 +43,10 @@ SLOWEST = 32 << 20  # bytes of a large file in a second
 REST = 2.0  # seconds for which a program waits for the next transfer; it ends by itself after ten
 _REQUEST = struct.Struct("<B3xIIIIIqI4x")
 _ANSWER = struct.Struct("<IIIII4xq")
+_DETAILS = struct.Struct("<QI4x")  # of an answer to S; the text of a link follows
+_ENTRY = struct.Struct("<QqIHH")  # of an answer to D; the name and the text of a link follow
+_MAX_NAME = 255  # bytes
+_MOST = {"R": MAX_BYTES, "D": MAX_BYTES, "S": _DETAILS.size + MAX_PATH + 1}  # bytes of an answer behind its head
 _MAX_ID = 2**31 - 1
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR)
 
@@ -50,13 +56,16 @@ class UnservedError(Exception):
 
 
 class Found(NamedTuple):
-    """A file of a box. `mode` has its kind, as in stat(). `modified`: nanoseconds since 1970; an answer has whole
-    seconds."""
+    """A file of a box. `mode` has its kind, as in stat(). `modified`: nanoseconds since 1970; only `stat` tells more
+    than whole seconds. `size`: bytes; None: it was not asked for, or an older program does not tell. `text`: of a
+    link."""
 
     mode: int
     uid: int
     gid: int
     modified: int
+    size: int | None = None
+    text: str = ""
 
 
 _NOTHING = Found(0, 0, 0, 0)
@@ -192,11 +201,30 @@ class FileService:
     def stat(self, path: str) -> Found | None:
         """What is at a path; None: nothing."""
         try:
-            return self._ask("S", path)[0]
+            found, content = self._ask("S", path)
         except _RefusedError as exc:
             if exc.number in _NOWHERE:
                 return None
             raise
+        if not content:
+            return found
+        if len(content) < _DETAILS.size:
+            raise self._broken("its answer has no details")
+        size, nanoseconds = _DETAILS.unpack_from(content)
+        if size >= 1 << 63 or nanoseconds >= 10**9:
+            raise self._broken(f"its answer tells of {size} bytes, and {nanoseconds} ns")
+        text = content[_DETAILS.size :].decode(errors="surrogateescape")
+        return found._replace(modified=found.modified + nanoseconds, size=size, text=text)
+
+    def entries(self, path: str, after: str) -> tuple[dict[str, Found], bool]:
+        """The first entries of a directory behind the name `after`, in the order of their names' bytes, and whether
+        there are more."""
+        last = after.encode(errors="surrogateescape")
+        _, content = self._ask("D", path, content=last)
+        try:
+            return _entries(content, last), content[0] == 1
+        except (ValueError, IndexError, struct.error) as exc:
+            raise self._broken(f"its list is no list: {exc}") from exc
 
     def read(self, path: str) -> tuple[Found, bytes]:
         """A regular file and its content, of at most `MAX_BYTES` bytes."""
@@ -249,7 +277,7 @@ class FileService:
 
     def _answer(self, program: Program, kind: str) -> tuple[Found, bytes]:
         error, size, mode, uid, gid, modified = _ANSWER.unpack(program.receive(_ANSWER.size, self._deadline))
-        if size > (MAX_BYTES if kind == "R" else 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
+        if size > _MOST.get(kind, 0) or max(uid, gid) > _MAX_ID or abs(modified) >= 1 << 53:
             raise self._broken(f"its answer has {size} bytes, of {uid}:{gid}, from {modified}")
         received = program.receive(size, self._deadline)
         if error:
@@ -282,6 +310,28 @@ class _RefusedError(UnservedError):
     def __init__(self, number: int) -> None:
         super().__init__(f"the file service refuses: {os.strerror(number) if number < 4096 else number}")
         self.number = number
+
+
+def _entries(content: bytes, last: bytes) -> dict[str, Found]:
+    """The entries that a list holds behind its first byte. Raises ValueError and struct.error for what no directory
+    has, or in another order, and for a list without entries that is not the end."""
+    found: dict[str, Found] = {}
+    position = 1
+    while position < len(content):
+        size, seconds, mode, name_size, text_size = _ENTRY.unpack_from(content, position)
+        position += _ENTRY.size
+        name, text = content[position : position + name_size], content[position + name_size :][:text_size]
+        position += name_size + text_size
+        if not last < name or len(name) > _MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise ValueError("a name is none, or not in its place")
+        if position > len(content) or size >= 1 << 63 or abs(seconds) >= 1 << 53:
+            raise ValueError("an entry is cut off, or its numbers are none")
+        last = name
+        name_text, link = (part.decode(errors="surrogateescape") for part in (name, text))
+        found[name_text] = Found(mode, 0, 0, seconds * 10**9, size, link)
+    if not found and content[0]:
+        raise ValueError("there are more, but none is told")
+    return found
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:

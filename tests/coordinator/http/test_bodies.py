@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from boxlite_server.coordinator.http import bodies
+from boxlite_server.coordinator.http.bodies import streams as bodies
 from boxlite_server.errors import InvalidArgumentError, TimedOutError
 
 

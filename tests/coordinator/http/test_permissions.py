@@ -25,7 +25,7 @@ from boxlite_server.coordinator.http.app import create_app
 from boxlite_server.coordinator.http.operations import Operations
 from boxlite_server.coordinator.tenants import scopes
 
-ANY_KEY = {"getCurrentPrincipal"}  # operations for which any credential is enough
+ANY_KEY = {"getCurrentPrincipal", "createTicket"}  # operations for which any credential is enough
 FORM = b"grant_type=client_credentials&client_id=me&client_secret="
 
 _numbers = itertools.count()

@@ -126,6 +126,73 @@ def test_an_answer_that_cannot_be_is_none(lie: str) -> None:
     assert played.left == ([] if lie in ("an error", "an unknown error") else [True])
 
 
+ENTRY = struct.Struct("<QqIHH")
+
+
+def listed(*entries: tuple[bytes, bytes], more: bytes = b"\0", **fields: int) -> bytes:
+    """A list of files by their names, and the texts of links."""
+    content = more
+    for name, text in entries:
+        head = ENTRY.pack(fields.get("size", 0), fields.get("time", 0), stat.S_IFREG, len(name), len(text))
+        content += head + name + text
+    return content
+
+
+LISTS: dict[str, bytes] = {
+    "nothing": b"",
+    "a name with a slash": listed((b"../f", b"")),
+    "the directory above": listed((b"..", b"")),
+    "an empty name": listed((b"", b"")),
+    "a name with NUL": listed((b"a\0b", b"")),
+    "a name that no file system has": listed((b"x" * 256, b"")),
+    "names in another order": listed((b"b", b""), (b"a", b"")),
+    "a name twice": listed((b"a", b""), (b"a", b"")),
+    "a name in front of those asked for": listed((b"A", b"")),
+    "more without an entry": listed(more=b"\1"),
+    "half of an entry": listed((b"a", b""))[:-10],
+    "less of a link than it says": listed((b"a", b"text"))[:-1],
+    "a size that cannot be": listed((b"a", b""), size=2**63),
+    "a time that cannot be": listed((b"a", b""), time=2**60),
+}
+
+
+@pytest.mark.parametrize("lie", LISTS)
+def test_a_list_that_cannot_be_is_none(lie: str) -> None:
+    content = LISTS[lie]
+
+    def play(other: Other) -> None:
+        other.recv(1 << 16)
+        other.sendall(ANSWER.pack(0, len(content), stat.S_IFDIR, 0, 0, 0) + content)
+
+    found, played = served(play)
+    with pytest.raises(UnservedError):
+        found.entries("/d", "B")
+    found.close()
+    assert played.left == [True]
+
+
+@pytest.mark.parametrize("details", [b"short", struct.pack("<QI4x", 2**63, 0), struct.pack("<QI4x", 0, 10**9)])
+def test_details_that_cannot_be_are_none(details: bytes) -> None:
+    def play(other: Other) -> None:
+        other.recv(1 << 16)
+        other.sendall(ANSWER.pack(0, len(details), stat.S_IFREG, 0, 0, 0) + details)
+
+    found, _ = served(play)
+    with pytest.raises(UnservedError):
+        found.stat("/f")
+    found.close()
+
+
+def test_an_older_program_tells_no_size() -> None:
+    def play(other: Other) -> None:
+        other.recv(1 << 16)
+        other.sendall(ANSWER.pack(0, 0, stat.S_IFREG, 0, 0, 5))
+
+    found, _ = served(play)
+    assert found.stat("/f") == Found(stat.S_IFREG, 0, 0, 5 * 10**9)
+    found.close()
+
+
 @pytest.mark.parametrize("piece", [b"", b"\0"])
 def test_a_program_that_never_ends_its_answer_is_killed(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> None:
     monkeypatch.setattr(service, "PATIENCE", 0.3)
@@ -305,3 +372,37 @@ def test_an_unknown_request_is_refused(supervisor: Path) -> None:
     head = REQUEST.pack(ord("Z"), 1, 0, 0, 0, 0, 0, 0)
     done = subprocess.run([supervisor, "--files"], input=head + b"/", capture_output=True, timeout=60)
     assert ANSWER.unpack(done.stdout)[0] == errno.ENOSYS
+
+
+# ---- directories ----------------------------------------------------------------------------------------
+
+
+def test_a_large_directory_is_listed_in_order_piece_by_piece(real: FileService, tmp_path: Path) -> None:
+    names = [f"{number:05}" + "x" * (number % 200) for number in range(3000)]
+    for name in names:
+        (tmp_path / name).touch()
+    seen, after, more = list[str](), "", True
+    while more:
+        found, more = real.entries(str(tmp_path), after)
+        assert 0 < len(found) <= 1000
+        seen += found
+        after = seen[-1]
+    assert seen == names
+
+
+def test_long_links_make_a_list_shorter(real: FileService, tmp_path: Path) -> None:
+    for number in range(400):
+        (tmp_path / f"{number:03}").symlink_to("x" * 4000)
+    found, more = real.entries(str(tmp_path), "")
+    assert (100 < len(found) < 300, more) == (True, True)
+    assert {entry.text for entry in found.values()} == {"x" * 4000}
+    assert sum(map(len, real.entries(str(tmp_path), max(found))[:1])) == 400 - len(found)
+
+
+def test_what_is_no_directory_is_not_listed(real: FileService, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "l").symlink_to(tmp_path)
+    for name in ("f", "l", "nosuch"):
+        with pytest.raises(UnservedError):
+            real.entries(str(tmp_path / name), "")
+    assert list(real.entries(str(tmp_path), "")[0]) == ["f", "l"]

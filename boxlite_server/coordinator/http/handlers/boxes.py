@@ -1,4 +1,4 @@
-"""Boxes: create, list, get, start, stop, remove."""
+"""Boxes: create, list, get, change, start, stop, remove."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import asyncio
 import json
 from typing import Any
 
+import connexion
 from starlette.responses import Response
 
 from .... import errors
+from ... import spec
 from ...core import Core
+from ...domain.boxes import Awaited
 from ...states import BoxStatus, DesiredState
 from .. import views
+from ..bodies.streams import unless_gone
 from ..errors import asking
 from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes that are read in one go; other requests run in between
+
+WAIT_SECONDS = 30.0  # for a state of a box
 
 # The stored statuses of a status that clients see, if internal ones are among them.
 _FILTER = {
@@ -71,6 +77,10 @@ async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
     return None, 204
 
 
+async def update_box(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    return await views.placed_box(core, await core.boxes.update(prefix, box_id, spec.changes(body)))
+
+
 async def remove_box(core: Core, prefix: str, box_id: str, force: bool = False) -> Any:
     left = await core.boxes.remove(prefix, box_id, force=force)
     return ({"message": left}, 200) if left else (None, 204)
@@ -82,6 +92,14 @@ async def start_box(core: Core, prefix: str, box_id: str) -> Any:
 
 async def stop_box(core: Core, prefix: str, box_id: str, body: dict[str, Any] | None = None) -> Any:
     return await views.placed_box(core, await core.boxes.stop(prefix, box_id, (body or {}).get("timeout_seconds")))
+
+
+async def wait_for_box(core: Core, prefix: str, box_id: str, until: str, timeout: float = WAIT_SECONDS) -> Any:
+    """Answer when the box is as the client wants it, or with the box as it is when the time is over. A client that goes
+    away waits no longer."""
+    waiting = core.boxes.wait(prefix, box_id, Awaited(until), timeout, core.stopping)
+    is_reached, box = await unless_gone(connexion.request.receive, waiting)
+    return {"reached": is_reached, **({"box": await views.placed_box(core, box)} if box else {})}
 
 
 def _statuses(status: str | None) -> tuple[BoxStatus, ...]:

@@ -14,7 +14,7 @@ from ....formats import unix_time
 from ...core import Core
 from ...domain.feeding import Feed
 from .. import sse, views
-from ..bodies import drain, unless_gone
+from ..bodies.streams import drain, unless_gone
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 

@@ -1,15 +1,17 @@
-"""The principal of a caller, and tokens for clients that cannot send an API key directly."""
+"""The principal of a caller, and tokens and tickets for clients that cannot send an API key directly."""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 import connexion
 
 from ....formats import timestamp
 from ...core import Core
+from ...tenants import tickets
 from ...tenants.prefixes import DEFAULT
-from ..edge import ENTRY, client_address
+from ..edge import ENTRY, canonical, client_address
 from ..errors import PRINCIPAL
 
 
@@ -39,3 +41,12 @@ async def create_token(core: Core, body: dict[str, Any]) -> Any:
         "expires_in": grant.seconds,
         "scope": " ".join(sorted(grant.principal.scopes)),
     }
+
+
+async def create_ticket(core: Core, prefix: str, body: dict[str, Any]) -> Any:
+    principal = connexion.request.scope[PRINCIPAL]
+    path, _, query = body["path"].partition("?")
+    target = tickets.target(canonical(unquote(path), principal), query)
+    seconds = body.get("seconds") or tickets.MAX_SECONDS
+    ticket, expires_at = await core.authenticator.issue_ticket(principal, target, seconds)
+    return {"ticket": ticket, "expires_at": timestamp(expires_at)}

@@ -10,7 +10,7 @@ import connexion
 from .... import errors
 from ...core import Core
 from .. import views
-from ..bodies import ArchiveResponse, drain, received
+from ..bodies.streams import ArchiveResponse, drain, received
 from ..idempotency import request_key
 
 

@@ -1,14 +1,15 @@
 /*
- * The file service: `init --files` reads small files of the box for the worker, and writes files.
+ * The file service: `init --files` reads small files of the box for the worker, lists directories, and writes files.
  *
  * It runs as a command of the box does, with the rights of the box's processes, so that no link leads out of the box.
  * It takes requests from its input and answers them on its output, one after the other, until its input ends. Whatever
  * it cannot do as the engine would, it leaves undone and says so; the worker then has the engine do it. So it answers no
- * more than whether a path exists, the content of a regular file, and that such a file was written.
+ * more than what is at a path, what a directory has, the content of a regular file, and that such a file was written.
  */
 #define _GNU_SOURCE
 #include "files.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -34,11 +35,12 @@ enum {
     MAX_FILE = 1 << 20, /* bytes of a small file, and of a piece of a large one */
     PATIENCE = 10,      /* seconds for one request or piece, and until the next */
     NEW_NAME = 32,      /* bytes */
+    MAX_ENTRIES = 1000, /* of a directory, in one answer */
 };
-enum { STAT = 'S', READ = 'R', WRITE = 'W', WRITE_LARGE = 'L' };
+enum { STAT = 'S', READ = 'R', LIST = 'D', WRITE = 'W', WRITE_LARGE = 'L' };
 
-/* In front of the path and, to be written, the content. That of a large file, whatever its size, follows the answer that
- * it can be written; a second answer follows the content. */
+/* In front of the path and, to be written, the content; to be listed, the name behind which the answer begins. The content
+ * of a large file, whatever its size, follows the answer that it can be written; a second answer follows the content. */
 struct request {
     uint8_t type, reserved[3];
     uint32_t path_size, size; /* bytes */
@@ -48,7 +50,7 @@ struct request {
 };
 _Static_assert(sizeof(struct request) == 40, "the request has no padding");
 
-/* In front of the content that was read. */
+/* In front of the content that was read, of the details of a path, or of the entries of a directory. */
 struct answer {
     uint32_t error; /* 0, or the number of the reason why nothing was done */
     uint32_t size;  /* bytes */
@@ -56,6 +58,22 @@ struct answer {
     int64_t seconds;
 };
 _Static_assert(sizeof(struct answer) == 32, "the answer has no padding");
+
+/* What else STAT tells; the text of a symbolic link follows. */
+struct details {
+    uint64_t size; /* bytes */
+    uint32_t nanoseconds, reserved;
+};
+_Static_assert(sizeof(struct details) == 16, "the details have no padding");
+
+/* In front of the name of an entry of a directory and, of a symbolic link, its text. */
+struct entry {
+    uint64_t size;
+    int64_t seconds;
+    uint32_t mode;
+    uint16_t name_size, text_size; /* bytes */
+};
+_Static_assert(sizeof(struct entry) == 24, "an entry has no padding");
 
 static char path[PATH_MAX];
 static struct {
@@ -115,8 +133,94 @@ static int look(void)
     if (file < 0)
         return errno;
     int error = fstat(file, &state) ? errno : is_fleeting(file) ? ENOTSUP : 0;
-    describe(&state);
+    if (!error) {
+        struct details details = {(uint64_t)state.st_size, (uint32_t)state.st_mtim.tv_nsec, 0};
+        describe(&state);
+        memcpy(told.content, &details, sizeof details);
+        told.answer.size = sizeof details;
+        ssize_t text = S_ISLNK(state.st_mode) ? readlinkat(file, "", told.content + sizeof details, PATH_MAX) : 0;
+        if (text < 0)
+            error = errno;
+        else
+            told.answer.size += (uint32_t)text;
+    }
     close(file);
+    return error;
+}
+
+/* Keep the first names of a directory, in the order of their bytes, that come behind `after`: so many as one answer may
+ * hold, and one more, which shows that there are others. Returns how many there are, or -1 with errno set. */
+static int first_names(DIR *directory, const char *after, char *names[MAX_ENTRIES + 1])
+{
+    static char memory[MAX_ENTRIES + 1][NAME_MAX + 1];
+    int count = 0;
+    for (struct dirent *found; errno = 0, (found = readdir(directory));) {
+        const char *name = found->d_name;
+        if (!strcmp(name, ".") || !strcmp(name, "..") || strcmp(name, after) <= 0)
+            continue;
+        int low = 0, high = count;
+        while (low < high) {
+            int middle = (low + high) / 2;
+            if (strcmp(names[middle], name) < 0)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        if (low > MAX_ENTRIES || (low < count && !strcmp(names[low], name)))
+            continue;
+        bool is_full = count > MAX_ENTRIES;
+        char *place = is_full ? names[count - 1] : memory[count];
+        count += !is_full;
+        memmove(&names[low + 1], &names[low], sizeof *names * (size_t)(count - 1 - low));
+        names[low] = strcpy(place, name);
+    }
+    return errno ? -1 : count;
+}
+
+/* Tell of one entry. Returns false where the answer has no room for it. What has gone meanwhile is left out. */
+static bool tell_entry(int directory, const char *name)
+{
+    struct stat state;
+    char text[PATH_MAX];
+    ssize_t length = 0;
+    if (fstatat(directory, name, &state, AT_SYMLINK_NOFOLLOW))
+        return true;
+    if (S_ISLNK(state.st_mode) && (length = readlinkat(directory, name, text, sizeof text)) < 0)
+        return true;
+    struct entry entry = {(uint64_t)state.st_size, state.st_mtime, state.st_mode, (uint16_t)strlen(name),
+                          (uint16_t)length};
+    if (told.answer.size + sizeof entry + entry.name_size + entry.text_size > MAX_FILE)
+        return false;
+    char *to = told.content + told.answer.size;
+    to = (char *)memcpy(to, &entry, sizeof entry) + sizeof entry;
+    to = (char *)memcpy(to, name, entry.name_size) + entry.name_size;
+    to = (char *)memcpy(to, text, entry.text_size) + entry.text_size;
+    told.answer.size = (uint32_t)(to - told.content);
+    return true;
+}
+
+/* List a directory behind the name that was received. The first byte tells whether it has more than follows. */
+static int list(const struct request *request)
+{
+    char after[NAME_MAX + 1] = "", *names[MAX_ENTRIES + 1];
+    if (request->size >= sizeof after)
+        return ENAMETOOLONG;
+    memcpy(after, told.content, request->size);
+    int file = open_path(O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    if (file < 0)
+        return errno;
+    DIR *directory = is_fleeting(file) ? (errno = ENOTSUP, NULL) : fdopendir(file);
+    if (!directory) {
+        int error = errno;
+        close(file);
+        return error;
+    }
+    int count = first_names(directory, after, names), told_of = 0, error = count < 0 ? errno : 0;
+    told.answer.size = 1;
+    while (told_of < count && told_of < MAX_ENTRIES && tell_entry(file, names[told_of]))
+        told_of++;
+    *told.content = told_of < count;
+    closedir(directory);
     return error;
 }
 
@@ -142,6 +246,7 @@ static int read_file(void)
     int error = look();
     if (error)
         return error;
+    told.answer.size = 0;
     if (!S_ISREG(told.answer.mode)) /* to open a device may do something */
         return ENOTSUP;
     int file = open_path(O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
@@ -309,7 +414,7 @@ static bool take(struct request *request)
         request->mode > 07777 || request->nanoseconds > 999999999)
         return false;
     uint32_t size = request->type == WRITE_LARGE ? 0 : request->size;
-    if (size > MAX_FILE || (size && request->type != WRITE))
+    if (size > MAX_FILE || (size && request->type != WRITE && request->type != LIST))
         return false;
     path[request->path_size] = 0;
     return receive(path, request->path_size) && receive(told.content, size) && *path == '/' &&
@@ -323,6 +428,8 @@ static int obey(const struct request *request)
         return look();
     case READ:
         return read_file();
+    case LIST:
+        return list(request);
     case WRITE:
     case WRITE_LARGE:
         return write_file(request);

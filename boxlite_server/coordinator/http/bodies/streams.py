@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ... import errors
-from .errors import RequestTimeoutError
+from .... import errors
+from ..errors import RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -65,13 +65,13 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def received(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """Yield the chunks of an archive that a client sends. Raises InvalidArgumentError when the client disconnects
+    """Yield the chunks of an upload that a client sends. Raises InvalidArgumentError when the client disconnects
     before the end."""
     try:
         async for chunk in body:
             yield chunk
     except ClientDisconnect:
-        raise errors.InvalidArgumentError("the client went away in the middle of the archive") from None
+        raise errors.InvalidArgumentError("the client went away in the middle of the upload") from None
 
 
 async def drain(body: AsyncGenerator[bytes, None]) -> None:

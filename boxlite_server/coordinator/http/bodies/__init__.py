@@ -1,0 +1,1 @@
+"""Bodies of requests and answers: streams, and parts of files."""
