@@ -155,6 +155,27 @@ def test_the_keys_that_leave_a_terminal(cluster: Cluster, web: str, environment:
     assert cluster.http("DELETE", f"/v1/boxes/{web}/executions/{execution}")[0] == 204
 
 
+def test_rename_and_update(says: Says, typed: Type, web: str) -> None:
+    says("update -m 256m -l team=red -l tier=front --auto-stop 15m --no-auto-resume web")
+    says("update --label-rm tier web")
+    says("rename web front")
+    try:
+        (box,) = json.loads(says("inspect front"))
+        assert (box["Name"], box["Memory"], box["Config"]["Labels"]) == ("front", 256 << 20, {"team": "red"})
+        assert typed("update -m 64m front").returncode == 1
+        assert says("ps -q --filter name=front") == box["Id"]
+    finally:
+        says("rename front web")
+
+
+def test_wait_prints_the_exit_code(says: Says, web: str, environment: dict[str, str]) -> None:
+    with subprocess.Popen([BOXLITE, "wait", web], stdout=subprocess.PIPE, env=environment) as waiting:
+        says("kill web")
+        assert waiting.communicate(timeout=60)[0] in (b"137\n", b"143\n")
+    assert waiting.returncode == 0
+    assert says("wait web") in ("137", "143")
+
+
 def test_logs_since_and_with_times(says: Says, cluster: Cluster, test_image: str) -> None:
     script = "echo one; sleep 1.2; echo two; sleep 60"
     box = says("run", "-d", test_image, "sh", "-c", script)

@@ -7,14 +7,13 @@ import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from urllib.parse import urlencode
 
-from ...errors import UnsupportedError
+from ...errors import NotFoundError, UnsupportedError
 from .. import boxflags, flags
 from ..api import ApiClient, Json
 from ..output import document, each, print_error, print_warning, version
 from ..parser import Commands
 
 WAIT_SECONDS = 60  # for one request of `wait`; the next one follows
-_ENDED = frozenset({"stopped", "failed"})
 
 
 def add_to(commands: Commands) -> None:
@@ -200,12 +199,13 @@ def wait(api: ApiClient, args: Namespace) -> int:
 
 
 def _exit_code(api: ApiClient, box: str) -> int:
-    """The exit code of the box's main command, as soon as the box does not run."""
+    """The exit code of the box's main command, as soon as the box has stopped."""
     path = api.path("boxes", box, "wait") + "?" + urlencode({"until": "stopped", "timeout": WAIT_SECONDS})
-    while True:
-        found = api.get(path)
-        if found["status"] in _ENDED:
-            return int(found.get("exit_code") or 0)
+    while not (answer := api.get(path))["reached"]:
+        pass
+    if not answer.get("box"):
+        raise NotFoundError(f"box '{box}' was removed, and its exit code with it")
+    return int(answer["box"].get("exit_code") or 0)
 
 
 def remove(api: ApiClient, args: Namespace) -> int:

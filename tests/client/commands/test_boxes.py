@@ -156,11 +156,13 @@ def test_wait_asks_until_the_box_has_stopped(
     server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = "/v1/boxes/web/wait?until=stopped&timeout=60"
-    server.on("GET", path, (200, BOX), (200, BOX | {"status": "stopped", "exit_code": 3}))
-    assert boxlite("wait", "web", "gone") == 1
+    stopped = BOX | {"status": "stopped", "exit_code": 3}
+    server.on("GET", path, (200, {"reached": False, "box": BOX}), (200, {"reached": True, "box": stopped}))
+    server.on("GET", path.replace("web", "short"), (200, {"reached": True}))
+    assert boxlite("wait", "web", "gone", "short") == 1
     output = capsys.readouterr()
     assert output.out == "3\n"
-    assert output.err == "Error: no such box\n"
+    assert output.err == "Error: no such box\nError: box 'short' was removed, and its exit code with it\n"
     assert server.lines[:2] == [f"GET {path}"] * 2
 
 
