@@ -127,10 +127,12 @@ class Process:
             self._process.kill()
             self._process.wait()
 
-    def restart(self) -> None:
-        """Stop it, if it runs, and start it again on the same data and ports."""
+    def restart(self, *, within: Sequence[str] | None = None) -> None:
+        """Stop it, if it runs, and start it again on the same data and ports; `within`: by another command."""
         if self.running:
             self.stop()
+        if within is not None:
+            self._within = within
         self.start()
 
     def tail(self, lines: int = 40) -> str:
@@ -205,11 +207,11 @@ class Cluster:
         """All, workers first."""
         return [*self.workers, *self.others, *([self.coordinator] if self.coordinator else [])]
 
-    def start_coordinator(self, *flags: str) -> Process:
+    def start_coordinator(self, *flags: str, within: Sequence[str] = ()) -> Process:
         """Start the coordinator; it answers when this returns."""
-        log = self.directory / "coordinator.log"
+        log, ready = self.directory / "coordinator.log", (self.port, "/v1/health")
         command = self._coordinator_command(self.port, flags)
-        self.coordinator = Process("coordinator", log, (self.port, "/v1/health"), command, self._env(), self.tls)
+        self.coordinator = Process("coordinator", log, ready, command, self._env(), self.tls, within)
         self.coordinator.start()
         return self.coordinator
 
