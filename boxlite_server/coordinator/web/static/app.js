@@ -104,7 +104,7 @@ function leave(message) {
 function signIn(message) {
   document.title = "Sign in – BoxLite";
   fill(top, brand());
-  const input = h("input", { type: "password", autocomplete: "current-password", spellcheck: "false", required: true, placeholder: "blx_…" });
+  const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true, placeholder: "blx_…" });
   const problem = h("p", { class: "problem", role: "alert" }, message || "");
   const submit = h("button", { type: "submit", class: "primary" }, "Sign in");
   const form = h("form", { class: "signin card", on: { submit: async (event) => {
@@ -112,7 +112,9 @@ function signIn(message) {
     submit.disabled = true;
     fill(problem);
     try {
-      await enter(input.value.trim());
+      const key = input.value.trim();
+      if (!/^[!-~]+$/.test(key)) throw new Error("This is not an API key: it holds characters that no key has.");
+      await enter(key);
     } catch (error) {
       fill(problem, error.message);
       submit.disabled = false;

@@ -10,7 +10,7 @@ export function bytes(count) {
     count /= 1024;
     unit++;
   }
-  return `${unit && count < 100 ? count.toFixed(1) : Math.round(count)} ${UNITS[unit]}`;
+  return `${unit && count < 100 ? count.toFixed(1) : Math.round(count)}\u00a0${UNITS[unit]}`;
 }
 
 /** MiB as bytes() shows them. */
@@ -25,10 +25,10 @@ export function age(time, now = Date.now()) {
 /** Milliseconds as one number and a unit. */
 export function duration(milliseconds) {
   const seconds = Math.floor(milliseconds / 1000);
-  if (seconds < 60) return `${seconds} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86400)} d`;
+  if (seconds < 60) return `${seconds}\u00a0s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}\u00a0min`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)}\u00a0h`;
+  return `${Math.floor(seconds / 86400)}\u00a0d`;
 }
 
 /** A time in full, in the browser's own zone. */

@@ -22,18 +22,26 @@ export async function terminalsOf(api, box) {
   const list = open.get(box);
   const stored = JSON.parse(sessionStorage.getItem(STORED) || "{}")[box] || [];
   for (const { id, received } of stored) {
-    if (!list.some((terminal) => terminal.id === id)) list.push(await Terminal.create(api, box, id, received));
+    if (list.some((terminal) => terminal.id === id)) continue;
+    const terminal = await Terminal.create(api, box);
+    terminal.attach(id, received);
+    list.push(terminal);
   }
   return list;
 }
 
-/** Start a shell, or another command, in a terminal of a box. */
-export async function openTerminal(api, box, size, command) {
-  const { execution_id: id } = await api.post(`boxes/${box}/exec`, { ...(command || SHELL), env: ENVIRONMENT, tty: true, ...size });
-  const terminal = await Terminal.create(api, box, id, 0);
+/** Start a shell in a terminal of a box. `show(terminal)` shows it, so that the shell has its size from the start. */
+export async function openTerminal(api, box, show) {
+  const terminal = await Terminal.create(api, box);
+  show(terminal);
+  try {
+    await terminal.start();
+  } catch (error) {
+    terminal.dispose();
+    throw error;
+  }
   open.get(box).push(terminal);
   store();
-  return terminal;
 }
 
 /** Close all terminals, whose commands get a hangup when the grace period is over. */
@@ -62,41 +70,58 @@ function load() {
 }
 
 export class Terminal {
-  static async create(api, box, id, received) {
+  /** A terminal that has no command yet. */
+  static async create(api, box) {
     const [{ Terminal: Screen }, { FitAddon }] = await (loaded ||= load());
     const screen = new Screen({
       theme: THEME, fontSize: 13, scrollback: 10000, cursorBlink: false,
       fontFamily: 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
     });
-    return new Terminal(api, box, id, received, screen, new FitAddon());
+    return new Terminal(api, box, screen, new FitAddon());
   }
 
-  /** `received`: bytes of output that this tab had before it was reloaded, and that come once more to fill the screen. */
-  constructor(api, box, id, received, screen, fit) {
+  constructor(api, box, screen, fit) {
     this._api = api;
     this._box = box;
-    this.id = id;
+    this.id = null; // of the execution
+    this._attachment = null;
     this._screen = screen;
     this._fit = fit;
-    this._quiet = received; // what the screen answers to output before that was answered already
+    this._quiet = 0;
     this.isGoing = true;
     this._status = h("span", { class: "terminal-state", role: "status" }, "Connecting …");
     this._holder = h("div", { class: "terminal-screen" });
-    this.element = h("div", { class: "terminal" }, this._holder, h("div", { class: "terminal-foot" }, this._status, h("span", { class: "muted keys" }, "Ctrl+F6 leaves the terminal")));
+    this.element = h("div", { class: "terminal" }, this._holder, h("div", { class: "terminal-foot" }, this._status, h("span", { class: "muted keys" }, "Ctrl+Shift+C copies, Ctrl+Shift+V pastes, Ctrl+F6 leaves the terminal")));
     screen.loadAddon(fit);
     screen.attachCustomKeyEventHandler((event) => this._key(event));
     const encoder = new TextEncoder();
     screen.onData((text) => this._send(encoder.encode(text)));
     screen.onBinary((text) => this._send(Uint8Array.from(text, (character) => character.charCodeAt(0))));
+    screen.onResize(() => this._resized());
     this._observer = new ResizeObserver(() => this._settle());
-    this._attachment = new Attachment(api, `boxes/${box}/executions/${id}`, 0, {
+  }
+
+  /** Start a shell, and attach to it. */
+  async start() {
+    const { execution_id: id } = await this._api.post(`boxes/${this._box}/exec`, { ...SHELL, env: ENVIRONMENT, tty: true, ...this._size() });
+    this.attach(id, 0);
+  }
+
+  /** Attach to an execution, from its first output on. `received`: bytes of output that this tab had before it was
+   * reloaded: they come once more to fill the screen, and what the screen answers to them was answered already. */
+  attach(id, received) {
+    const screen = this._screen;
+    this.id = id;
+    this._quiet = received;
+    this._attachment = new Attachment(this._api, `boxes/${this._box}/executions/${id}`, 0, {
       output: (bytes, taken) => screen.write(bytes, taken),
       state: (name, text) => this._hear(name, text),
       notice: (text) => screen.write(`\r\n\x1b[33m[${clean(text)}]\x1b[0m\r\n`),
-      size: () => ({ cols: screen.cols, rows: screen.rows }),
+      size: () => this._size(),
     });
-    screen.onResize(() => this._resized());
   }
+
+  _size() { return { cols: this._screen.cols, rows: this._screen.rows }; }
 
   get taken() { return this._attachment.taken; }
 
@@ -124,19 +149,21 @@ export class Terminal {
 
   dispose() {
     this.isGoing = false;
-    this._attachment.close();
+    this._attachment?.close();
     this._observer.disconnect();
     this._screen.dispose();
     this.element.remove();
   }
 
   _send(bytes) {
-    if (this._attachment.taken >= this._quiet) this._attachment.send(bytes);
+    if (this._attachment && this._attachment.taken >= this._quiet) this._attachment.send(bytes);
   }
 
   _key(event) {
-    if (event.type !== "keydown" || event.key !== "F6" || !event.ctrlKey) return true;
-    this.element.dispatchEvent(new CustomEvent("leave", { bubbles: true }));
+    if (event.type !== "keydown" || !event.ctrlKey) return true;
+    if (event.shiftKey && event.code === "KeyC" && this._screen.hasSelection()) document.execCommand("copy");
+    else if (event.key !== "F6") return true;
+    else this.element.dispatchEvent(new CustomEvent("leave", { bubbles: true }));
     event.preventDefault();
     return false;
   }
@@ -152,7 +179,7 @@ export class Terminal {
   _resized() {
     this._resizing ||= setTimeout(() => {
       this._resizing = 0;
-      this._attachment.resize();
+      this._attachment?.resize();
     }, RESIZE_MILLISECONDS);
   }
 

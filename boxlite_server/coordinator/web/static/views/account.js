@@ -4,7 +4,7 @@ import { h, table } from "../dom.js";
 import { bytes, mib, time } from "../format.js";
 
 export const QUOTAS = [["boxes", "Boxes"], ["running_boxes", "Running boxes"], ["cpus", "CPUs"], ["memory_mib", "Memory", mib], ["volumes", "Volumes"],
-  ["executions", "Commands on each worker"], ["transfers", "Transfers on each worker"], ["spooled_bytes", "Bytes of transfers on each worker", bytes], ["requests_per_second", "Requests per second"]];
+  ["executions", "Commands"], ["transfers", "Transfers"], ["spooled_bytes", "Spooled bytes", bytes], ["requests_per_second", "Requests per second"]];
 
 export async function show(page) {
   const me = await page.api.get("me", null, page.signal);
@@ -18,5 +18,6 @@ export async function show(page) {
       h("div", {}, h("dt", {}, "Ends"), h("dd", {}, me.expires_at ? time(me.expires_at) : "never")),
       h("div", { class: "wide" }, h("dt", {}, "Scopes"), h("dd", {}, me.scopes.map((scope) => h("code", {}, scope))))),
     h("h2", {}, "Quotas"), table("Quotas", ["", "In use", "At most"], rows),
+    h("p", { class: "muted" }, "Commands, transfers and spooled bytes count on each worker, requests at each coordinator."),
     h("p", { class: "muted" }, "The whole API: ", h("a", { href: "../swagger-ui/" }, "its operations"), " and ", h("a", { href: "../openapi.yaml" }, "openapi.yaml"), "."));
 }

@@ -1,7 +1,7 @@
 // What a box is, and what it does now.
 
 import { button, field, fill, h, put, svg, table, tell } from "../dom.js";
-import { age, bytes, duration, lifetime, mib, time } from "../format.js";
+import { age, bytes, lifetime, mib, time } from "../format.js";
 
 const MEASURE_SECONDS = 2;
 const POINTS = 60; // of a curve
@@ -10,7 +10,6 @@ export async function overview(view) {
   const facts = h("dl", { class: "facts" });
   const ports = h("section", {});
   const gauges = new Gauges(view);
-  const commands = new Commands(view);
   const draw = () => {
     fill(facts, describe(view.box));
     fill(ports, view.box.ports?.length ? [h("h2", {}, "Ports"), portTable(view.box)] : null);
@@ -18,9 +17,8 @@ export async function overview(view) {
   };
   view.onChange(draw);
   draw();
-  await commands.read();
   gauges.begin();
-  return [gauges.element, facts, ports, commands.element];
+  return [gauges.element, facts, ports];
 }
 
 function describe(box) {
@@ -118,39 +116,6 @@ class Curve {
     this.area.setAttribute("points", [`${(first * 100) / (POINTS - 1)},40`, ...points, "100,40"].join(" "));
   }
 }
-
-/** The executions that the box's worker knows of. */
-class Commands {
-  constructor(view) {
-    this.view = view;
-    this.body = h("div", {});
-    this.element = h("section", {}, h("h2", {}, "Commands"), this.body);
-    view.page.every(3, () => this.read()); // no event tells of commands
-  }
-
-  async read() {
-    const found = await this.view.api.get(`${this.view.path}/executions`, null, this.view.page.signal).catch(() => null);
-    this.element.hidden = !found;
-    if (!found) return;
-    const rows = [...found.executions].reverse().map((one) => [
-      h("code", { title: one.execution_id }, commandOf(one)),
-      h("span", { class: "badge", data: { status: one.status } }, one.status),
-      one.exit_code === null || one.exit_code === undefined ? "" : String(one.exit_code),
-      h("time", { datetime: one.started_at, title: time(one.started_at), data: { age: "" } }, age(one.started_at)),
-      one.duration_ms === null || one.duration_ms === undefined ? "" : one.duration_ms < 1000 ? `${one.duration_ms} ms` : duration(one.duration_ms),
-      one.error_message || "",
-      this.view.page.may("box:exec") && one.status === "running" && button("Kill", () => this.kill(one), { class: "quiet", "aria-label": `Kill ${commandOf(one)}` }),
-    ]);
-    fill(this.body, table("Commands", ["Command", "State", "Exit", "Age", "Took", "", ""], rows, "No command ran in the last minutes."));
-  }
-
-  async kill(execution) {
-    await this.view.api.remove(`${this.view.path}/executions/${execution.execution_id}`);
-    await this.read();
-  }
-}
-
-const commandOf = (execution) => (execution.command ? [execution.command, ...(execution.args || [])].map(quoted).join(" ") : execution.execution_id.slice(0, 12));
 
 /** Ask for a name, and make a copy of the box. */
 export function cloneBox(view) {

@@ -26,7 +26,13 @@ export async function terminal(view) {
   }
 
   async function start() {
-    show(await openTerminal(api, box.box_id));
+    try {
+      await openTerminal(api, box.box_id, show);
+    } catch (error) {
+      show(list[0] || null);
+      throw error;
+    }
+    draw();
   }
 
   async function close(one) {
