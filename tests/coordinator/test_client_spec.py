@@ -153,6 +153,12 @@ def test_every_component_is_used_and_every_reference_leads_somewhere() -> None:
     assert used == defined
 
 
+def test_no_two_components_share_a_name() -> None:
+    """Of schemas, parameters and answers generators make types, all in one room."""
+    names = [name for kind in ("schemas", "parameters", "responses") for name in CLIENT["components"][kind]]
+    assert len(names) == len(set(names))
+
+
 def test_the_server_is_a_variable() -> None:
     (server,) = CLIENT["servers"]
     assert server["url"] == "{base_url}"
