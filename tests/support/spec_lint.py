@@ -50,5 +50,4 @@ if __name__ == "__main__":
         sys.exit()
     with tempfile.TemporaryDirectory() as directory:
         found = [*complaints(ROOT / "openapi.yaml"), *complaints(write_client_spec(Path(directory)))]
-    print(*found, sep="\n")
-    sys.exit(bool(found))
+    sys.exit("\n".join(found) or None)
