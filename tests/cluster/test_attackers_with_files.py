@@ -193,6 +193,7 @@ IMPORTS = {
     "an address of the host": imported(DISK, ports=[{"guest_port": 80, "host_ip": "0.0.0.0"}]),
     "a mount in the settings": imported(DISK, settings={"cmd": ["sh"], "volumes": [HOST_MOUNT], "user": "a\0"}),
     "a name that leads upwards": imported(tar(entry("../../y", b"x"))),
+    "a name that leads upwards, before much else": imported(tar(entry("../../y", b"x")) + bytes(32 * MIB)),
     "a petabyte that is not there": imported(header("f", 1 << 50)),
     "a deep path": imported(tar(entry("a/" * 1900 + "f"))),
     "a gzip bomb": imported(gzip.compress(bytes(64 * MIB))),

@@ -210,12 +210,11 @@ class DockerRuntime:
 
     def create(self, box: BoxRef, spec: BoxSpec, *, ask_first: bool = False) -> BoxState:
         record = self._prepared.unclaimed(container_name(box))
-        if record is None:
-            return self._create(box, spec, ask_first=ask_first)
-        if self._is_claimed(box, spec, record):
-            return BoxState(box, BoxStatus.CONFIGURED)
-        log.info("prepared box %s does not fit its claim, or its supervisor is lost: it is made anew", box.box_id)
-        self._containers.delete(box, force=True)
+        if record is not None:
+            if self._is_claimed(box, spec, record):
+                return BoxState(box, BoxStatus.CONFIGURED)
+            log.info("prepared box %s does not fit its claim, or its supervisor is lost: it is made anew", box.box_id)
+            self._containers.delete(box, force=True)
         return self._create(box, spec, ask_first=ask_first)
 
     def _is_claimed(self, box: BoxRef, spec: BoxSpec, record: Record) -> bool:

@@ -39,11 +39,16 @@ class Upload:
         raise UpstreamUnavailableError("the upload broke off before its end")
 
     def drain(self) -> None:
-        """Read an accepted upload to its end: a sender that is interrupted does not receive the error."""
+        """`drain` an upload that was accepted."""
         if self._is_accepted:
-            with suppress(grpc.RpcError):
-                for _ in self._requests:
-                    pass
+            drain(self._requests)
+
+
+def drain(requests: Iterator[object]) -> None:
+    """Read what is sent to its end, and drop it: a sender that is interrupted does not receive the error."""
+    with suppress(grpc.RpcError):
+        for _ in requests:
+            pass
 
 
 def imported(requests: Iterator[pb.ImportBoxRequest], check_disk: Callable[[], None]) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from ..shares import Shares
 from . import messages
 from .calls import answers
 from .file_calls import FileCalls
-from .incoming import imported
+from .incoming import drain, imported
 from .order import BoxOrder
 from .readers import Readers
 
@@ -374,7 +374,11 @@ class WorkerService(FileCalls):
         with self._transfer(), self._turn(box, context, makes=True):
             context.send_initial_metadata((rpc.ACCEPTED,))
             content = imported(requests, self._check_disk)
-            return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(content)))
+            try:
+                return messages.box(self._runtime.disks.load(box, messages.spec(first.box.spec), disk(content)))
+            except BoxliteError:
+                drain(requests)
+                raise
 
     # ---- measurements ----
 

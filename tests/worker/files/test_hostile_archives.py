@@ -194,19 +194,26 @@ IMPORTS = {
 
 @pytest.mark.parametrize("kind", IMPORTS)
 def test_a_hostile_import_is_refused(fake_site: Site, client: Client, kind: str) -> None:
+    """Its sender gets to its end: a coordinator that is interrupted would not receive the reason."""
     data, why = IMPORTS[kind]
+    is_sent = False
     assert data[257:262] == b"ustar", "it gets past the coordinator"
     ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
 
     def requests() -> Iterator[pb.ImportBoxRequest]:
+        nonlocal is_sent
         yield pb.ImportBoxRequest(box=create_request(fake_site, ref))
         for start in range(0, len(data), 100_000):
             yield pb.ImportBoxRequest(data=data[start : start + 100_000])
+        for _ in range(100):
+            yield pb.ImportBoxRequest(data=bytes(100_000))
         yield pb.ImportBoxRequest(end=True)
+        is_sent = True
 
     status, code, text = refusal(client.ImportBox, requests())
     assert (status, code) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
     assert why in text
+    assert is_sent
     with pytest.raises(BoxliteError):
         fake_site.runtime.inspect(BoxRef(ref.box_id, 1))
 
