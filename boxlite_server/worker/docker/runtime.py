@@ -405,11 +405,7 @@ class DockerRuntime:
     def resize(self, box: BoxRef, cpus: int, memory_mib: int) -> BoxState:
         container = self._containers.get(box)
         used = self._meter.measure(box, container).memory_bytes or 0
-        if used > memory_mib * MIB:
-            raise InvalidStateError(
-                f"box {box.box_id} uses {used // MIB} MiB of memory, and cannot have a limit of {memory_mib} MiB"
-            )
-        self._containers.resize(box, container, cpus, memory_mib)
+        self._containers.resize(box, container, cpus, memory_mib, used)
         self._supervisors.resized(self._containers.get_as_is(box))
         return self._containers.inspect(box)
 
