@@ -33,6 +33,7 @@ _SERVER = {
 
 _METHODS = ("head", "get", "put", "post", "patch", "delete")
 _ERROR = {"$ref": "#/components/schemas/ErrorResponse"}
+_CONDITIONAL = ("206", "304")  # the answers to what a client asks for on top of an operation
 _JSON, _EVENTS = "application/json", "text/event-stream"
 
 
@@ -126,7 +127,8 @@ def _operation(operation: Node) -> Node:
         operation["description"] = f"{operation['description'].rstrip()}\n\nThe API key needs the scope `{scope}`."
     if operation["security"]:
         del operation["security"]
-    responses = {status: each for status, each in operation["responses"].items() if not _is_error(status, each)}
+    answers = operation["responses"].items()
+    responses = {status: each for status, each in answers if not (_is_error(status, each) or status in _CONDITIONAL)}
     operation["responses"] = responses | {"default": operation["responses"]["default"]}
     for response in responses.values():
         response.pop("links", None)

@@ -16,7 +16,7 @@ from ..prepared import Prepared
 from ..runtime import BoxRef, BoxSpec, BoxState, BoxStatus, Owner
 from ..stop_reasons import StopReasons
 from ..supervisor.links import MOUNT
-from .config import as_told, container_config, published, size_config, spec_errors
+from .config import MIB, as_told, container_config, published, size_config, spec_errors
 from .engine import Engine, engine_errors
 from .gate import Gate
 from .isolation import Isolator
@@ -156,9 +156,13 @@ class Containers:
             config["HostConfig"]["CpusetCpus"] = config["Labels"][CPUS_LABEL] = ",".join(chosen)
             yield
 
-    def resize(self, box: BoxRef, container: Mapping[str, Any], cpus: int, memory_mib: int) -> None:
-        """Change the limits of the container; see `BoxRuntime.resize`."""
+    def resize(self, box: BoxRef, container: Mapping[str, Any], cpus: int, memory_mib: int, used: int) -> None:
+        """Change the limits of the container; see `BoxRuntime.resize`. `used`: bytes of memory that it uses."""
         self._isolator.check_cpus(cpus)
+        if used > memory_mib * MIB:
+            raise InvalidStateError(
+                f"box {box.box_id} uses {used // MIB} MiB of memory, and cannot have a limit of {memory_mib} MiB"
+            )
         has, limits = container["HostConfig"], size_config(cpus, memory_mib)
         if self._policy.cpus and has.get("CpuQuota") != limits["CpuQuota"]:
             raise UnsupportedError("the cpus of a box cannot be changed at this worker, which pins each box to its own")

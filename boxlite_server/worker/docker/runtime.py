@@ -403,9 +403,8 @@ class DockerRuntime:
 
     def resize(self, box: BoxRef, cpus: int, memory_mib: int) -> BoxState:
         container = self._containers.get(box)
-        if (used := self._meter.measure(box, container).memory_bytes or 0) > memory_mib * MIB:
-            raise InvalidStateError(f"box {box.box_id} uses {used // MIB} MiB; {memory_mib} MiB are too few")
-        self._containers.resize(box, container, cpus, memory_mib)
+        used = self._meter.measure(box, container).memory_bytes or 0
+        self._containers.resize(box, container, cpus, memory_mib, used)
         self._supervisors.resized(self._containers.get_as_is(box))
         return self._containers.inspect(box)
 

@@ -237,7 +237,7 @@ def test_every_operation_answers_without_a_fault(lonely: Cluster) -> None:
     ("path", "allowed"),
     [
         ("/v1/boxes", "GET, HEAD, POST"),
-        ("/v1/acme/boxes/x", "DELETE, GET, HEAD"),
+        ("/v1/acme/boxes/x", "DELETE, GET, HEAD, PATCH"),
         ("/v1/boxes/x/start", "POST"),
         ("/v1/boxes/x/files", "GET, HEAD, PUT"),
         ("/v1/images/a/b/c", "DELETE, GET, HEAD"),
