@@ -65,7 +65,7 @@ def test_what_dev_prints_is_all_that_a_new_user_needs(environment: dict[str, str
         assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
         addresses = re.findall(rf"http://127\.0\.0\.1:{port}(/\S+)", shown)
         assert addresses == ["/ui/", "/v1/", "/swagger-ui/"]
-        assert call(port, "GET", "/swagger-ui/")[0] == 200
+        assert [call(port, "GET", address)[0] for address in ("/ui/", "/swagger-ui/")] == [200, 200]
         (log,) = re.findall(r"^  Log +(\S+)$", shown, re.MULTILINE)
         assert "registered as" in Path(log).read_text()
 

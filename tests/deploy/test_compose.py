@@ -83,9 +83,16 @@ def test_files_that_are_mounted_are_there() -> None:
     ]
     files = [DEPLOY / path for path in mounted if path.startswith("./") and not path.startswith("./secrets/")]
     assert len(files) == 3
-    if not (DEPLOY / "prometheus").exists():
-        pytest.skip("the settings of Prometheus are not there yet")
     assert [str(file) for file in files if not file.exists()] == []
+
+
+def test_prometheus_asks_services_of_the_file() -> None:
+    settings = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    targets = [name for job in settings["scrape_configs"] for each in job["static_configs"] for name in each["targets"]]
+    assert {target.split(":")[0] for target in targets} == set(OURS)
+    token = {job["authorization"]["credentials_file"] for job in settings["scrape_configs"]}
+    mounted = [volume.split(":")[1] for volume in COMPOSE["services"]["prometheus"]["volumes"]]
+    assert token <= set(mounted)
 
 
 def test_the_image_is_made_of_what_is_there_and_runs_as_no_root() -> None:
@@ -156,7 +163,7 @@ def engine(docker_host: str) -> str:
 
 
 @pytest.fixture
-def compose(docker_host: str, engine: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
+def compose(docker_host: str, engine: str) -> Iterator[Callable[..., str]]:
     """Runs docker-compose with our services as they stand in the file, in a project of its own: on SQLite, and with the
     test's engine and directories."""
     if os.geteuid() != 0:
@@ -200,7 +207,8 @@ def _services(engine: str, directory: Path, docker_host: str) -> dict[str, Any]:
         for service in made.values():
             _lend(service, docker_host)
     (directory / "secrets").mkdir()
-    (directory / "secrets/worker-key").touch()
+    for name in COMPOSE["secrets"]:
+        (directory / f"secrets/{name}").touch()
     services = {"services": made, "volumes": {"data": {}}}
     return {**services, "networks": COMPOSE["networks"], "secrets": COMPOSE["secrets"]}
 
@@ -227,20 +235,26 @@ def _lend(service: dict[str, Any], docker_host: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_services_of_the_file_run_boxes(compose: Callable[..., str], docker_host: str, tmp_path: Path) -> None:
+def test_the_services_of_the_file_run_boxes(compose: Callable[..., str], docker_host: str) -> None:
     if BASE:
         _build(docker_host, Path(BASE))
-    for name, flags in (("worker", ("--worker",)), ("tenant", ("--prefix", "acme"))):
-        key = compose("run", "--rm", "-T", "coordinator", "keys", "create", "--name", name, *flags)
-        (tmp_path / name).write_text(key)
-    secret = _secret(compose)
-    secret.write_text((tmp_path / "worker").read_text())
+    made = {
+        "workers": ("--worker",),
+        "tenant": ("--prefix", "acme"),
+    }
+    keys = {
+        name: compose("run", "--rm", "-T", "coordinator", "keys", "create", "--name", name, *flags).strip()
+        for name, flags in made.items()
+    }
+    secrets = yaml.safe_load(compose("config"))["secrets"]
+    Path(secrets["worker-key"]["file"]).write_text(keys["workers"])
+    Path(secrets["prometheus-token"]["file"]).write_text("the-token-of-this-test")
     compose("up", "--detach")
     python = "/opt/boxlite/bin/python" if BASE else sys.executable
-    key = (tmp_path / "tenant").read_text().strip()
 
-    def inside(*arguments: str, must: bool = True) -> str:
-        return compose("exec", "-T", "-e", f"BOXLITE_API_KEY={key}", "coordinator", python, *arguments, must=must)
+    def inside(*arguments: str, must: bool = True, key: str = keys["tenant"]) -> str:
+        with_key = ("-e", f"BOXLITE_API_KEY={key}")
+        return compose("exec", "-T", *with_key, "coordinator", python, *arguments, must=must)
 
     def boxlite(*arguments: str, must: bool = True) -> str:
         return inside("-m", "boxlite_server.client", *arguments, must=must)
@@ -254,6 +268,8 @@ def test_the_services_of_the_file_run_boxes(compose: Callable[..., str], docker_
     shown = inside("-c", _GET, f"http://127.0.0.1:8200/v1/boxes/{box}")
     assert json.loads(shown)["supervisor"] == "init"
     boxlite("rm", "-f", box)
+    for target in ("coordinator:8200", "worker-1:9101", "worker-2:9101"):  # as Prometheus asks
+        assert "# TYPE boxlite_" in inside("-c", _GET, f"http://{target}/metrics", key="the-token-of-this-test")
     logs = compose("logs", "worker-1", "worker-2")
     assert logs.count("registered as") == 2
     assert "WARNING" not in logs.replace("not registered yet", "")
@@ -264,10 +280,6 @@ import os, sys, urllib.request
 headers = {"Authorization": "Bearer " + os.environ["BOXLITE_API_KEY"]}
 print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers)).read().decode())
 """
-
-
-def _secret(compose: Callable[..., str]) -> Path:
-    return Path(yaml.safe_load(compose("config"))["secrets"]["worker-key"]["file"])
 
 
 def _build(docker_host: str, base: Path) -> None:

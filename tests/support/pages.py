@@ -49,7 +49,8 @@ TYPED = [block for block in ALL if block.language not in SHOWN]
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The commands of this product in a block of the shell, as words; what the shell would put in stays as it is."""
-    text = re.sub(r"\d?>>?\s*\S+", "", block.text.replace("\\\n", " "))  # without redirections
+    text = block.text.replace("\\\n", " ").replace("docker compose run --rm -T coordinator ", "boxlite-server ")
+    text = re.sub(r"\d?(?:>>?|<)\s*\S+", "", text)  # without redirections
     for begin in re.finditer(_BEGIN, text, re.MULTILINE):
         lexer = shlex.shlex(text[begin.start(1) :].partition("\n")[0], posix=True, punctuation_chars=";&|()")
         lexer.whitespace_split = True
