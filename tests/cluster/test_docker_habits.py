@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import termios
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from io import BytesIO
@@ -16,11 +17,41 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.boxes import execute, state, status_of
+from support.boxes import execute, start, state, status_of
 from support.cluster import Cluster, wait_until
 
 BOXLITE = str(Path(sys.executable).with_name("boxlite"))
 DETACH = b"\x10\x11"
+
+
+class Terminal:
+    """A terminal of its own in which `boxlite` runs."""
+
+    def __init__(self, environment: dict[str, str], *words: str) -> None:
+        self.shown = b""
+        self._child, self._terminal = pty.fork()
+        if self._child == 0:
+            os.execve(BOXLITE, [BOXLITE, *words], environment)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._terminal)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self._terminal)[3] & termios.ECHO
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._terminal, keys)
+
+    def until(self, text: bytes) -> None:
+        while text not in self.shown:
+            self.shown += os.read(self._terminal, 4096)
+
+    def exit_code(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+
 
 Type = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -92,6 +123,14 @@ def test_ps_with_filters_and_port(says: Says, web: str, test_image: str) -> None
         says("rm", other)
 
 
+def test_the_command_of_a_box_is_shown(says: Says, web: str) -> None:
+    (row,) = json.loads(says("ps --format json"))
+    assert row["Command"].startswith("sh -c while read word")
+    assert '"sh -c while read wo…"' in says("ps")
+    (document,) = yaml.safe_load(says("inspect web --format yaml"))
+    assert (document["Config"]["Cmd"][0], document["HostConfig"]["NetworkMode"]) == ("sh", "bridge")
+
+
 def test_what_a_box_is_made_of(says: Says, typed: Type, tmp_path: Path, test_image: str) -> None:
     (tmp_path / "web.env").write_text("# for the box\nA=of file\nB=of file\nHOST_ONLY\n")
     line = ("run", "--rm", "--network", "none", "-m", "64m", "--env-file", "web.env", "-e", "B=of flag", test_image)
@@ -131,28 +170,35 @@ def test_attach_joins_the_main_command_and_leaves_its_input_open(
 
 def test_the_keys_that_leave_a_terminal(cluster: Cluster, web: str, environment: dict[str, str]) -> None:
     execution = execute(cluster, web, "echo ready; while read word; do echo got $word; done", tty=True)
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execve(BOXLITE, [BOXLITE, "attach", web, execution], environment)
-    shown = b""
-
-    def until(text: bytes) -> None:
-        nonlocal shown
-        while text not in shown:
-            shown += os.read(terminal, 4096)
-
-    until(b"ready")
-    os.write(terminal, b"one\r")
-    until(b"got one")
-    os.write(terminal, DETACH[:1])
-    os.write(terminal, b"two\r")  # Ctrl-P alone is a key like any other
-    until(b"got \x10two")
-    os.write(terminal, DETACH[:1])
-    os.write(terminal, DETACH[1:])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    os.close(terminal)
+    with Terminal(environment, "attach", web, execution) as terminal:
+        terminal.until(b"ready")
+        terminal.press(b"one\r")
+        terminal.until(b"got one")
+        terminal.press(DETACH[:1])
+        terminal.press(b"two\r")  # Ctrl-P alone is a key like any other
+        terminal.until(b"got \x10two")
+        terminal.press(DETACH[:1])
+        terminal.press(DETACH[1:])
+        assert terminal.exit_code() == 0
     assert state(cluster, web, execution)["status"] == "running"
     assert cluster.http("DELETE", f"/v1/boxes/{web}/executions/{execution}")[0] == 204
+
+
+def test_a_main_command_on_a_terminal_is_left_and_joined_again(
+    cluster: Cluster, new_box: Callable[..., str], environment: dict[str, str]
+) -> None:
+    script = "stty -echo; echo ready; while read word; do echo got $word; done"
+    box = new_box(tty=True, cmd=["sh", "-c", script])
+    start(cluster, box)
+    for word in (b"one", b"two"):
+        with Terminal(environment, "attach", box) as terminal:
+            wait_until(terminal.is_raw, "keys go to the box")
+            terminal.press(word + b"\r")
+            terminal.until(b"got " + word)
+            assert word not in terminal.shown.replace(b"got " + word, b"")  # nobody echoes the keys
+            terminal.press(DETACH)
+            assert terminal.exit_code() == 0
+    assert status_of(cluster, box) == "running"
 
 
 def test_rename_and_update(says: Says, typed: Type, web: str) -> None:

@@ -212,9 +212,10 @@ def _check_inspect(args: Namespace) -> str | None:
 def inspect(api: ApiClient, args: Namespace) -> int:
     found: list[Json] = []
     if args.latest:
-        found = newest_first(api)[:1]
-        if not found:
+        newest = newest_first(api)
+        if not newest:
             raise NotFoundError("no boxes to inspect")
+        found = [api.get_box(newest[0]["box_id"])]  # which says more than the list
     failed = each(args.boxes, lambda box: found.append(api.get_box(box)))
     documents = [_document(box) for box in found]
     if args.format in ("json", "yaml"):
@@ -227,6 +228,7 @@ def inspect(api: ApiClient, args: Namespace) -> int:
 
 def _document(box: Json) -> dict[str, Any]:
     """The document that `inspect` shows of a box, with docker's names for the fields. Memory is in bytes."""
+    capabilities = (box.get("advanced") or {}).get("capabilities") or {}
     return {
         "Id": box["box_id"],
         "Name": box.get("name") or "",
@@ -248,12 +250,26 @@ def _document(box: Json) -> dict[str, Any]:
             "Image": box["image"],
             "Labels": box.get("labels") or {},
             **{name: box[key] for name, key in _CONFIG.items() if key in box},
+            # The server hides values from keys that may not run commands.
+            "Env": [name if value is None else f"{name}={value}" for name, value in (box.get("env") or {}).items()],
         },
+        "HostConfig": {
+            "NetworkMode": _NETWORKS.get(str(box.get("network")), ""),
+            "CapAdd": capabilities.get("add") or [],
+            "CapDrop": capabilities.get("drop") or [],
+        },
+        "Mounts": [_mount(mount) for mount in box.get("volumes") or []],
     }
 
 
+def _mount(mount: Json) -> Json:
+    volume, path = mount.get("managed_volume"), mount.get("host_path")
+    kind = {"Type": "volume", "Name": volume} if volume else {"Type": "bind", "Source": path}
+    return {**kind, "Destination": mount["guest_path"], "RW": not mount.get("read_only")}
+
+
+_NETWORKS = {"enabled": "bridge", "disabled": "none"}
 _CONFIG = {
-    "Env": "env",
     "Cmd": "cmd",
     "Entrypoint": "entrypoint",
     "WorkingDir": "working_dir",

@@ -289,6 +289,7 @@ def test_inspect_refuses_a_template_it_cannot_fill(
 
 def test_inspect_latest(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
     server.on("GET", "/v1/boxes", (200, _boxes()), (200, {"boxes": []}))
+    server.on("GET", "/v1/boxes/Stopped12345", (200, BOX | {"box_id": "Stopped12345"}))
     assert boxlite("inspect", "--latest", "--format", "{{.Id}}") == 0
     assert capsys.readouterr().out == "Stopped12345\n"
     assert boxlite("inspect", "-l") == 1

@@ -106,11 +106,47 @@ def test_long_commands_are_cut_unless_told_otherwise(server: FakeServer, boxlite
 
 
 def test_json_and_yaml_say_the_same(boxes: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
-    for command in (("ps", "-a"), ("inspect", "--latest"), ("info",)):
+    boxes.on("GET", "/v1/boxes/web", (200, BOXES[0]))
+    for command in (("ps", "-a"), ("inspect", "web"), ("info",)):
         assert boxlite(*command, "--format", "json") == 0
         document = json.loads(capsys.readouterr().out)
         assert boxlite(*command, "--format", "yaml") == 0
         assert yaml.safe_load(capsys.readouterr().out) == document
+
+
+def test_inspect_shows_what_a_box_was_made_of(server: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
+    made_of = {
+        "entrypoint": ["sh"],
+        "cmd": None,
+        "env": {"A": "1=2", "HIDDEN": None},
+        "volumes": [
+            {"managed_volume": "data", "host_path": None, "guest_path": "/data", "read_only": False},
+            {"managed_volume": None, "host_path": "/srv/x", "guest_path": "/x", "read_only": True},
+        ],
+        "working_dir": "/tmp",
+        "user": "1:2",
+        "tty": True,
+        "network": "disabled",
+        "advanced": {"capabilities": {"add": ["SYS_PTRACE"], "drop": []}},
+    }
+    server.on("GET", "/v1/boxes/web", (200, box(1, "web", **made_of)))
+    assert boxlite("inspect", "web") == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    assert document["Config"] == {
+        "Image": "alpine:latest",
+        "Labels": {},
+        "Env": ["A=1=2", "HIDDEN"],
+        "Cmd": None,
+        "Entrypoint": ["sh"],
+        "WorkingDir": "/tmp",
+        "User": "1:2",
+        "Tty": True,
+    }
+    assert document["HostConfig"] == {"NetworkMode": "none", "CapAdd": ["SYS_PTRACE"], "CapDrop": []}
+    assert document["Mounts"] == [
+        {"Type": "volume", "Name": "data", "Destination": "/data", "RW": True},
+        {"Type": "bind", "Source": "/srv/x", "Destination": "/x", "RW": False},
+    ]
 
 
 def test_port_as_in_docker(server: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:
