@@ -235,7 +235,7 @@ def test_logs_come_as_they_are_written_and_markup_stays_text(tab: Tab, box: str)
     )
     page.get_by_role("link", name="Overview").click()
     expect(page.locator(".facts")).to_contain_text(f"team={MARKUP}")
-    expect(page.locator(".gauges")).to_contain_text(re.compile(r"Memory [\d.]+ [KM]iB of 512 MiB"))
+    expect(page.locator(".gauges")).to_contain_text(re.compile(r"Memory [\d.]+\s[KM]iB of 512\sMiB"))
     assert page.locator("main img, main b").count() == 0
 
 
