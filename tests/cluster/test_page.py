@@ -185,6 +185,8 @@ def test_a_terminal_comes_back_without_loss(tab: Tab, box: str, site: Cluster) -
     assert len(re.findall(r"line-\d+\s", tab.screen)) == 20
     tab.types("echo af''ter", "after")
     page.get_by_role("link", name="Overview").click()
+    commands = page.get_by_role("region", name="Commands")
+    expect(commands.get_by_role("row").filter(has_text="running")).not_to_have_count(0)
     page.get_by_role("link", name="Terminal").click()
     tab.until("after")
     assert page.get_by_role("button", name=re.compile(r"^Shell \d")).count() == 1
@@ -258,6 +260,7 @@ def test_logs_come_as_they_are_written_and_markup_stays_text(tab: Tab, box: str)
     )
     page.get_by_role("link", name="Overview").click()
     expect(page.locator(".facts")).to_contain_text(f"team={MARKUP}")
+    expect(page.locator(".facts")).to_contain_text("while sleep 1; do echo tick; done")
     expect(page.locator(".gauges")).to_contain_text(re.compile(r"Memory [\d.]+\s[KM]iB of 512\sMiB"))
     assert page.locator("main img, main b").count() == 0
 
