@@ -140,7 +140,7 @@ class Commands {
       one.error_message || "",
       this.view.page.may("box:exec") && one.status === "running" && button("Kill", () => this.kill(one), { class: "quiet", "aria-label": `Kill ${one.execution_id}` }),
     ]);
-    fill(this.body, table("Commands", ["Id", "State", "Exit", "Age", "Took", "", ""], rows, "No command ran in the last minutes."));
+    fill(this.body, table("Commands", ["Id", "State", "Exit", "Age", "Took", "Reason", ""], rows, "No command ran in the last minutes."));
   }
 
   async kill(execution) {
