@@ -114,13 +114,24 @@ class Browser {
   async show(path, entry) {
     const type = IMAGES[path.split(".").pop().toLowerCase()];
     const most = type ? IMAGE_BYTES : SHOWN_BYTES;
-    const headers = entry.size > most || entry.type === "link" ? { Range: `bytes=0-${most - 1}` } : {};
-    const response = await this.api.send("GET", `${this.path}/content`, { query: { path }, headers, signal: this.view.page.signal });
-    const content = new Uint8Array(await response.arrayBuffer());
-    const isCut = response.status === 206 && !response.headers.get("Content-Range")?.endsWith(`/${content.length}`);
+    const { content, whole } = await this.readFile(path, entry.type === "link" || entry.size > most ? most : 0);
+    const isCut = content.length < whole;
     fill(this.viewer, h("div", { class: "bar" }, h("h2", { tabindex: -1 }, path), h("span", { class: "muted" }, isCut ? `the first ${bytes(content.length)}` : bytes(content.length)), h("span", { class: "grow" }),
       button("Close", () => fill(this.viewer), { class: "quiet" })), this.contentOf(content, type, isCut));
     this.viewer.querySelector("h2").focus();
+  }
+
+  /** The content of a file, and how many bytes it has. `most`: how many are wanted; 0 means all. */
+  async readFile(path, most) {
+    const headers = most ? { Range: `bytes=0-${most - 1}` } : {};
+    try {
+      const response = await this.api.send("GET", `${this.path}/content`, { query: { path }, headers, signal: this.view.page.signal });
+      const content = new Uint8Array(await response.arrayBuffer());
+      return { content, whole: Number(response.headers.get("Content-Range")?.split("/")[1] || content.length) };
+    } catch (error) {
+      if (error.status !== 416) throw error;
+      return { content: new Uint8Array(), whole: 0 }; // an empty file has no range
+    }
   }
 
   contentOf(content, type, isCut) {

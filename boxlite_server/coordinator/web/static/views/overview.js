@@ -1,7 +1,7 @@
 // What a box is, and what it does now.
 
 import { button, field, fill, h, put, svg, table, tell } from "../dom.js";
-import { age, bytes, lifetime, mib, time } from "../format.js";
+import { age, bytes, duration, lifetime, mib, time } from "../format.js";
 
 const MEASURE_SECONDS = 2;
 const POINTS = 60; // of a curve
@@ -10,6 +10,7 @@ export async function overview(view) {
   const facts = h("dl", { class: "facts" });
   const ports = h("section", {});
   const gauges = new Gauges(view);
+  const commands = new Commands(view);
   const draw = () => {
     fill(facts, describe(view.box));
     fill(ports, view.box.ports?.length ? [h("h2", {}, "Ports"), portTable(view.box)] : null);
@@ -17,15 +18,16 @@ export async function overview(view) {
   };
   view.onChange(draw);
   draw();
+  await commands.read();
   gauges.begin();
-  return [gauges.element, facts, ports];
+  return [gauges.element, facts, ports, commands.element];
 }
 
 function describe(box) {
   const list = (values) => values.map((value) => h("code", {}, value));
   const at = (text) => text && h("time", { datetime: text, title: time(text) }, `${age(text)} ago`);
   const labels = Object.entries(box.labels || {}).map(([key, value]) => `${key}=${value}`);
-  const env = Object.entries(box.env || {}).map(([key, value]) => `${key}=${value}`);
+  const env = Object.entries(box.env || {}).map(([key, value]) => (value === null ? key : `${key}=${value}`)); // null: not for this key
   return [
     ["Image", h("code", {}, box.image)],
     ["CPUs", String(box.cpus)],
@@ -40,7 +42,7 @@ function describe(box) {
     ["Command", box.cmd?.length ? h("code", {}, box.cmd.map(quoted).join(" ")) : null],
     ["Directory", box.working_dir && h("code", {}, box.working_dir)],
     ["User", box.user && h("code", {}, box.user)],
-    ["Network", mode(box.network)],
+    ["Network", box.network === "disabled" ? "off" : "on"],
     ["Isolation", box.security],
     ["Stops when idle", lifetime(box.auto_stop)],
     ["Removed when stopped", lifetime(box.auto_delete)],
@@ -54,8 +56,6 @@ function describe(box) {
 }
 
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
-
-const mode = (network) => (network && typeof network === "object" ? network.outbound?.mode || network.mode : network);
 
 function portTable(box) {
   const rows = box.ports.map((port) => [`${port.guest_port}/${port.protocol}`, port.address ? h("code", {}, port.address) : "while it runs", port.host_ip || "127.0.0.1"]);
@@ -116,6 +116,39 @@ class Curve {
     this.area.setAttribute("points", [`${(first * 100) / (POINTS - 1)},40`, ...points, "100,40"].join(" "));
   }
 }
+
+/** The executions that the box's worker knows of. */
+class Commands {
+  constructor(view) {
+    this.view = view;
+    this.body = h("div", {});
+    this.element = h("section", {}, h("h2", {}, "Commands"), this.body);
+    view.page.every(3, () => this.read()); // no event tells of commands
+  }
+
+  async read() {
+    this.element.hidden = !this.view.isUp;
+    if (!this.view.isUp) return;
+    const found = await this.view.api.get(`${this.view.path}/executions`, null, this.view.page.signal).catch(() => null);
+    if (!found) return; // what is shown stays
+    const rows = [...found.executions].reverse().map((one) => [
+      h("code", { title: one.execution_id }, one.execution_id.slice(0, 12)),
+      h("span", { class: "badge", data: { status: one.status } }, one.status),
+      one.exit_code === null || one.exit_code === undefined ? "" : String(one.exit_code),
+      h("time", { datetime: one.started_at, title: time(one.started_at), data: { age: "" } }, age(one.started_at)),
+      one.duration_ms === null || one.duration_ms === undefined ? "" : one.duration_ms < 1000 ? `${one.duration_ms} ms` : duration(one.duration_ms),
+      one.error_message || "",
+      this.view.page.may("box:exec") && one.status === "running" && button("Kill", () => this.kill(one), { class: "quiet", "aria-label": `Kill ${one.execution_id}` }),
+    ]);
+    fill(this.body, table("Commands", ["Id", "State", "Exit", "Age", "Took", "Reason", ""], rows, "No command ran in the last minutes."));
+  }
+
+  async kill(execution) {
+    await this.view.api.remove(`${this.view.path}/executions/${execution.execution_id}`);
+    await this.read();
+  }
+}
+
 
 /** Ask for a name, and make a copy of the box. */
 export function cloneBox(view) {
