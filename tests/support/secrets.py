@@ -21,8 +21,8 @@ PLANTED = f"planted-{ids.secret()}"  # the value of a variable in boxes of the t
 # Columns that are made to hold secrets, and what clients have given: the environment of boxes, and Idempotency-Keys.
 MEANT = {("workers", "secret"), ("removed_workers", "secret"), ("meta", "value"), ("boxes", "spec"), ("answers", "key")}
 
-# Keys of clients and access tokens, whoever made them.
-_CREDENTIAL = re.compile(rb"blx_[0-9A-Za-z]{12}_[0-9A-Za-z_-]{43}|blt_[0-9A-Za-z-]{1,32}_[0-9]+_[0-9a-f]{64}")
+# Keys of clients, access tokens and tickets, whoever made them.
+_CREDENTIAL = re.compile(rb"blx_[0-9A-Za-z]{12}_[0-9A-Za-z_-]{43}|bl[ti]_[0-9A-Za-z-]{1,32}_[0-9]+_[0-9a-f]{64}")
 
 
 class Search:

@@ -14,6 +14,7 @@ from ..control.reconcile import Outcome
 from ..core import Core
 from ..domain.images import Image
 from ..fleet.registry import UNREACHABLE, Fleet
+from ..spec import DEFAULT_SECURITY, Spec
 from ..states import BoxStatus, WorkerStatus
 from ..store import Box, Event, Load, Snapshot, Volume, Worker
 from .errors import IS_OPERATOR
@@ -36,12 +37,20 @@ _FILE_KIND = {
     pb.FILE_KIND_OTHER: "other",
 }
 
+MAX_LISTED = 4096  # characters of what a box was made with, in a list
+
 # The server's internal states, as clients see them: a box is visible from the reservation of its name to its release.
 _BOX_STATUS = {BoxStatus.CREATING: BoxStatus.CONFIGURED, BoxStatus.REMOVING: BoxStatus.STOPPING}
 
 
-def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
-    """A Box. Its status is `unknown` while its worker is unreachable. Only operators see the worker and its host."""
+def box(
+    row: Box, worker: Worker | None, fleet: Fleet, *, in_list: bool = False, with_values: bool = False
+) -> dict[str, Any]:
+    """A Box. Its status is `unknown` while its worker is unreachable. Only operators see the worker and its host.
+
+    `with_values`: the values of its environment are shown, to a caller who may run `env` in the box anyway. The answer
+    must not be kept then, as those to requests with an Idempotency-Key are. `in_list`: what is long is left out.
+    """
     lost = fleet.why_unreachable(worker) if worker else None
     is_operator = IS_OPERATOR.get()
     return {
@@ -67,12 +76,43 @@ def box(row: Box, worker: Worker | None, fleet: Fleet) -> dict[str, Any]:
         "ports": _ports(row),
         "worker": worker.name if worker and is_operator else None,
         "supervisor": row.supervisor if row.status == BoxStatus.RUNNING else None,
+        **_made_of(row.spec, in_list=in_list, with_values=with_values),
     }
 
 
-async def placed_box(core: Core, row: Box) -> dict[str, Any]:
+def _made_of(spec: Spec, *, in_list: bool, with_values: bool) -> dict[str, Any]:
+    """What a client asked for when it created a box, beside what other fields have."""
+    long = {
+        "entrypoint": list(spec.entrypoint) or None,
+        "cmd": list(spec.cmd) or None,
+        "env": dict(spec.env) if with_values else dict.fromkeys(spec.env),
+        "volumes": [
+            {
+                "managed_volume": mount.volume,
+                "host_path": mount.host_path,
+                "guest_path": mount.guest_path,
+                "read_only": mount.read_only,
+            }
+            for mount in spec.mounts
+        ],
+    }
+    paths = [path for mount in spec.mounts for path in (mount.host_path or "", mount.guest_path)]
+    if in_list and sum(map(len, (*spec.entrypoint, *spec.cmd, *spec.env, *paths))) > MAX_LISTED:
+        long = dict.fromkeys(long)
+    return {
+        **long,
+        "working_dir": spec.working_dir or None,
+        "user": spec.user or None,
+        "tty": spec.tty,
+        "network": spec.network,
+        "security": spec.security or DEFAULT_SECURITY,
+        "advanced": {"capabilities": {"add": list(spec.cap_add), "drop": list(spec.cap_drop)}},
+    }
+
+
+async def placed_box(core: Core, row: Box, *, with_values: bool = False) -> dict[str, Any]:
     """A Box, with its worker read from the store."""
-    return box(row, await core.store.get_worker(row.worker_id), core.fleet)
+    return box(row, await core.store.get_worker(row.worker_id), core.fleet, with_values=with_values)
 
 
 def _ports(row: Box) -> list[dict[str, Any]]:

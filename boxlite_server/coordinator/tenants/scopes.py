@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+EXECUTE = "box:exec"
+
 # Of a tenant: what belongs to its own prefix.
 TENANT = (
     "box:read",
     "box:write",
-    "box:exec",
+    EXECUTE,
     "box:delete",
     "snapshot:read",
     "snapshot:write",

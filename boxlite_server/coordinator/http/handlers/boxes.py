@@ -14,9 +14,10 @@ from ... import spec
 from ...core import Core
 from ...domain.boxes import Awaited
 from ...states import BoxStatus, DesiredState
+from ...tenants.scopes import EXECUTE
 from .. import views
 from ..bodies.streams import unless_gone
-from ..errors import asking
+from ..errors import PRINCIPAL, asking
 from ..idempotency import request_key
 
 _AT_ONCE = 200  # boxes that are read in one go; other requests run in between
@@ -58,7 +59,9 @@ async def list_boxes(
     while True:
         page = await core.boxes.list(prefix, after=after, limit=page_size or _AT_ONCE, **filters)
         workers = await core.store.get_workers({box.worker_id for box in page.boxes})
-        shown += [json.dumps(views.box(box, workers.get(box.worker_id), core.fleet)) for box in page.boxes]
+        shown += [
+            json.dumps(views.box(box, workers.get(box.worker_id), core.fleet, in_list=True)) for box in page.boxes
+        ]
         after = page.next_token
         if page_size or after is None:
             break
@@ -69,7 +72,8 @@ async def list_boxes(
 
 
 async def get_box(core: Core, prefix: str, box_id: str) -> Any:
-    return await views.placed_box(core, await core.boxes.get(prefix, box_id))
+    may_execute = EXECUTE in connexion.request.scope[PRINCIPAL].scopes
+    return await views.placed_box(core, await core.boxes.get(prefix, box_id), with_values=may_execute)
 
 
 async def box_exists(core: Core, prefix: str, box_id: str) -> Any:
