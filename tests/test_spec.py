@@ -32,8 +32,8 @@ TAG_OF: dict[str, str] = {
         "System": "getConfig getHealth getReadiness",
         "Identity": "getCurrentPrincipal createToken createTicket",
         "Boxes": "createBox listBoxes getBox boxExists updateBox waitForBox removeBox startBox stopBox",
-        "Executions": "startExecution getExecution killExecution attachExecution attachBox streamExecutionOutput"
-        " runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
+        "Executions": "startExecution listExecutions getExecution killExecution attachExecution attachBox"
+        " streamExecutionOutput runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
         "Files": "uploadFiles downloadFiles readFile writeFile statFile listDirectory",
         "Snapshots": "createSnapshot listSnapshots getSnapshot removeSnapshot restoreSnapshot"
         " cloneBox exportBox importBox",

@@ -345,6 +345,26 @@ class Delivered(_message.Message):
     bytes_at_position: int
     def __init__(self, bytes: _Optional[int] = ..., position: _Optional[int] = ..., bytes_at_position: _Optional[int] = ...) -> None: ...
 
+class ListExecutionsRequest(_message.Message):
+    __slots__ = ("box", "after_ms", "after_id", "count")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    after_ms: int
+    after_id: str
+    count: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., after_ms: _Optional[int] = ..., after_id: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ListExecutionsResponse(_message.Message):
+    __slots__ = ("executions", "more")
+    EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    executions: _containers.RepeatedCompositeFieldContainer[Execution]
+    more: bool
+    def __init__(self, executions: _Optional[_Iterable[_Union[Execution, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
 class ReadOutputRequest(_message.Message):
     __slots__ = ("execution", "position", "resume")
     EXECUTION_FIELD_NUMBER: _ClassVar[int]

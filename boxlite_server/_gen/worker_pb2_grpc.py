@@ -94,6 +94,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ExecutionRef.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
                 _registered_method=True)
+        self.ListExecutions = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/ListExecutions',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsResponse.FromString,
+                _registered_method=True)
         self.ReadOutput = channel.unary_stream(
                 '/boxlite.worker.v1.WorkerService/ReadOutput',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ReadOutputRequest.SerializeToString,
@@ -318,6 +323,13 @@ class WorkerServiceServicer:
 
     def GetExecution(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExecutions(self, request, context):
+        """also those that have ended and are kept
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -562,6 +574,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.GetExecution,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ExecutionRef.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.SerializeToString,
+            ),
+            'ListExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutions,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsResponse.SerializeToString,
             ),
             'ReadOutput': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadOutput,
@@ -1028,6 +1045,33 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/GetExecution',
             boxlite__server_dot___gen_dot_worker__pb2.ExecutionRef.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/ListExecutions',
+            boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.ListExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -227,6 +227,15 @@ class Executions:
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
         return box, await self._calls.attach_box(box.worker_id, request)
 
+    async def list(
+        self, prefix: str, id_or_name: str, *, after: tuple[int, str], count: int
+    ) -> pb.ListExecutionsResponse:
+        """At most `count` executions of a box, the oldest first: those that run, and those that ended some minutes ago
+        at most. `after`: the start in milliseconds and the id of the one behind which they begin; no id: at the oldest."""
+        box = await self._turns.get(prefix, id_or_name)
+        request = pb.ListExecutionsRequest(box=ref(box), after_ms=after[0], after_id=after[1], count=count)
+        return await self._calls.list_executions(box.worker_id, request)
+
     async def get(self, prefix: str, id_or_name: str, execution_id: str) -> tuple[Box, pb.Execution]:
         """The box and the execution. Raises NotFoundError for an unknown execution, and for an execution that ended
         more than some minutes ago."""

@@ -111,6 +111,11 @@ class Calls:
     def get_execution(self, worker: Worker | str, execution: pb.ExecutionRef) -> Awaitable[pb.Execution]:
         return self._unary(worker, "GetExecution", execution, EXECUTION_SECONDS)
 
+    def list_executions(
+        self, worker: Worker | str, request: pb.ListExecutionsRequest
+    ) -> Awaitable[pb.ListExecutionsResponse]:
+        return self._unary(worker, "ListExecutions", request, EXECUTION_SECONDS)
+
     def read_output(self, worker: Worker | str, request: pb.ReadOutputRequest) -> AsyncGenerator[pb.OutputEvents, None]:
         return self._stream(worker, "ReadOutput", request, None)
 

@@ -70,8 +70,7 @@ class Executions:
         self._spool = spool
         self._clock = clock
         self._changed = threading.Condition()
-        # Futures, since a spawn takes a while and a repeated call must join the first one.
-        self._entries: dict[str, Future[Execution]] = {}
+        self._entries: dict[str, Future[Execution]] = {}  # futures: a repeated call has to join the first spawn
         self._mains: dict[BoxRef, Future[Execution]] = {}
         self._finished: deque[tuple[float, str]] = deque()  # (time of the end, execution id), oldest first
         self._alarms = Alarms(clock, self._changed)
@@ -84,8 +83,6 @@ class Executions:
         self._journal = journal or Journal(None)
         self.logs = Logs(spool, log_capacity, budget)
         self._former = FormerExecutions(runtime, self._journal, self._take_over)
-
-    # ---- verbs ----
 
     def start(
         self,
@@ -255,11 +252,14 @@ class Executions:
 
         return execution.read(position, on_end, deserted)
 
+    def begun(self) -> list[Execution]:
+        """The executions that are known, also those that have ended and are kept."""
+        with self._changed:
+            return [entry.result() for entry in self._entries.values() if entry.done() and not entry.exception()]
+
     def live(self) -> list[Execution]:
         """The executions that have not ended."""
-        with self._changed:
-            begun = [entry.result() for entry in self._entries.values() if entry.done() and not entry.exception()]
-        return [execution for execution in begun if not execution.is_over]
+        return [execution for execution in self.begun() if not execution.is_over]
 
     def running_in(self, box_id: str) -> int:
         """The number of live executions in the box, its main command not counted."""

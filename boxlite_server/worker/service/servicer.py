@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
@@ -11,7 +12,7 @@ from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, InvalidArgumentError
-from ..executions.execution import Delivered
+from ..executions.execution import Delivered, ExecutionState
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
 from ..executions.threads import Threads
@@ -33,6 +34,7 @@ MAX_CALLS = 1536
 MAX_READERS = 400
 MAX_RUNS = 256
 MAX_TRANSFERS = 256
+MAX_LISTED = 1000  # executions in one answer
 MAX_CONNECTIONS = 1024  # with the worker's secret or without it
 HANDSHAKE_SECONDS = 10.0  # until a connection has begun to speak HTTP/2
 IDLE_SECONDS = 60.0  # that a connection may have no call under way
@@ -212,6 +214,17 @@ class WorkerService(FileCalls):
         return messages.execution(self._executions.get(request.box_id, request.execution_id))
 
     @answers
+    def ListExecutions(
+        self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListExecutionsResponse:
+        after, count = (request.after_ms, request.after_id), min(request.count, MAX_LISTED)
+        states = [each.state for each in self._executions.begun() if each.box.box_id == request.box.box_id]
+        behind = [state for state in states if not request.after_id or _place(state) > after]
+        first = heapq.nsmallest(count + 1, behind, key=_place)
+        listed = [messages.execution(state) for state in first[:count]]
+        return pb.ListExecutionsResponse(executions=listed, more=len(first) > count)
+
+    @answers
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> Iterator[pb.OutputEvents]:
         with self._readers.register(context) as on_end:
             ref, position, told = request.execution, request.position, list[pb.OutputEvent]()
@@ -386,6 +399,11 @@ class WorkerService(FileCalls):
     def GetBoxMetrics(self, request: pb.BoxRef, context: grpc.ServicerContext) -> pb.BoxMetrics:
         usage = self._runtime.measure(messages.ref(request))
         return messages.metrics(usage, self._executions.tally(request.box_id).counts)
+
+
+def _place(state: ExecutionState) -> tuple[int, str]:
+    """The place of an execution in a list."""
+    return state.started_at_ms, state.execution_id
 
 
 def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:

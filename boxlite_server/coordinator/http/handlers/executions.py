@@ -18,6 +18,7 @@ from ..bodies.streams import drain, unless_gone
 from ..errors import UpgradeRequiredError
 from ..idempotency import request_key
 
+MAX_LISTED = 1000  # executions in one answer
 INPUT_CALLS = 10  # in a row in which a command may read nothing; by then, the client has given up on its request
 
 
@@ -39,6 +40,20 @@ async def run_command(core: Core, prefix: str, box_id: str, body: dict[str, Any]
     result = await (running if key else unless_gone(connexion.request.receive, running))
     text = json.dumps(views.run(result, raw=raw), ensure_ascii=False)
     return Response(f"{text}\n", media_type="application/json")
+
+
+async def list_executions(
+    core: Core, prefix: str, box_id: str, page_size: int | None = None, page_token: str | None = None
+) -> Any:
+    after = views.decode_token(page_token, int, str) if page_token else (0, "")
+    if not -(2**63) <= after[0] < 2**63:
+        raise views.foreign_token()
+    page = await core.executions.list(prefix, box_id, after=after, count=page_size or MAX_LISTED)
+    token = None
+    if page.more and page.executions:
+        last = page.executions[-1]
+        token = views.encode_token((last.started_at_ms, last.execution_id))
+    return {"executions": [views.execution(each) for each in page.executions], "next_page_token": token}
 
 
 async def get_execution(core: Core, prefix: str, box_id: str, execution_id: str) -> Any:

@@ -1,0 +1,46 @@
+"""The executions of a box, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from support.boxes import execute, start, state
+from support.cluster import Cluster, wait_until
+
+
+def page(cluster: Cluster, box: str, query: str = "") -> dict[str, Any]:
+    status, _, answer = cluster.http("GET", f"/v1/boxes/{box}/executions?{query}")
+    assert status == 200, answer
+    return dict(answer)
+
+
+def test_executions_are_listed_while_they_run_and_when_they_have_ended(
+    cluster: Cluster, new_box: Callable[..., str]
+) -> None:
+    box, other = new_box(), new_box()
+    start(cluster, box)
+    start(cluster, other)
+    assert page(cluster, box) == {"executions": [], "next_page_token": None}
+    execute(cluster, other, "true")
+    runs, ends = execute(cluster, box, "sleep 1000"), execute(cluster, box, "exit 3")
+    wait_until(lambda: state(cluster, box, ends)["exit_code"] == 3, "the end of the command")
+    listed = page(cluster, box)["executions"]
+    assert [each["execution_id"] for each in listed] == [runs, ends]
+    assert listed == [state(cluster, box, runs), state(cluster, box, ends)]
+    assert cluster.http("GET", "/v1/boxes/nosuchbox/executions")[0] == 404
+
+
+def test_executions_come_in_pages_that_hold_each_once(cluster: Cluster, new_box: Callable[..., str]) -> None:
+    box = new_box()
+    start(cluster, box)
+    made = [execute(cluster, box, "true") for _ in range(5)]
+    seen: list[str] = []
+    token, pages = "", 0
+    while token is not None:
+        found = page(cluster, box, f"page_size=2&page_token={token}" if token else "page_size=2")
+        seen += [each["execution_id"] for each in found["executions"]]
+        token, pages = found["next_page_token"], pages + 1
+    assert (sorted(seen), pages) == (sorted(made), 3)
+    for wrong in ("x", "WzFlNDAwLCAieCJd"):
+        assert cluster.http("GET", f"/v1/boxes/{box}/executions?page_token={wrong}")[0] == 400
