@@ -42,7 +42,7 @@ def test_a_box_is_read_back_as_it_was_made(cluster: Cluster, test_image: str) ->
     whole = cluster.http("GET", path)[2]
     for name, value in asked.items():
         expected = [{**mount, "host_path": None}] if name == "volumes" else value
-        assert whole[name] == expected, name
+        assert whole["network_mode" if name == "network" else name] == expected, name
     hidden = {"TOKEN": None, "EMPTY": None}
     assert made == {**whole, "env": hidden}
     [listed] = cluster.http("GET", "/v1/boxes")[2]["boxes"]
@@ -66,5 +66,5 @@ def test_a_list_leaves_out_what_is_long(cluster: Cluster, test_image: str) -> No
 def test_defaults_of_the_image_are_null(cluster: Cluster, test_image: str) -> None:
     made = cluster.http("POST", "/v1/boxes", {"image": test_image, "memory_mib": 128})[2]
     assert [made[name] for name in ("entrypoint", "cmd", "working_dir", "user")] == [None] * 4
-    assert (made["env"], made["volumes"], made["network"], made["tty"]) == ({}, [], "enabled", False)
+    assert (made["env"], made["volumes"], made["network_mode"], made["tty"]) == ({}, [], "enabled", False)
     assert cluster.http("DELETE", f"/v1/boxes/{made['box_id']}")[0] == 204

@@ -231,7 +231,7 @@ class Executions:
         self, prefix: str, id_or_name: str, *, after: tuple[int, str], count: int
     ) -> pb.ListExecutionsResponse:
         """At most `count` executions of a box, the oldest first: those that run, and those that ended some minutes ago
-        at most. `after`: the start in milliseconds and the id behind which they begin; no id: at the oldest."""
+        at most. `after`: the start in milliseconds and the id of the execution in front of them; no id: none is."""
         box = await self._turns.get(prefix, id_or_name)
         request = pb.ListExecutionsRequest(box=ref(box), after_ms=after[0], after_id=after[1], count=count)
         return await self._calls.list_executions(box.worker_id, request)

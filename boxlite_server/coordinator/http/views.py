@@ -104,7 +104,7 @@ def _made_of(spec: Spec, *, in_list: bool, with_values: bool) -> dict[str, Any]:
         "working_dir": spec.working_dir or None,
         "user": spec.user or None,
         "tty": spec.tty,
-        "network": spec.network,
+        "network_mode": spec.network,  # released SDKs read something else under `network`
         "security": spec.security or DEFAULT_SECURITY,
         "advanced": {"capabilities": {"add": list(spec.cap_add), "drop": list(spec.cap_drop)}},
     }
