@@ -40,7 +40,7 @@ function describe(box) {
     ["Exit code", box.exit_code === null ? null : String(box.exit_code)],
     ["Directory", box.working_dir && h("code", {}, box.working_dir)],
     ["User", box.user && h("code", {}, box.user)],
-    ["Network", box.network === "disabled" ? "off" : "on"],
+    ["Network", { enabled: "on", disabled: "off" }[box.network_mode]],
     ["Isolation", box.security],
     ["Stops when idle", lifetime(box.auto_stop)],
     ["Removed when stopped", lifetime(box.auto_delete)],
