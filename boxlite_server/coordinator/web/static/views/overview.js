@@ -38,24 +38,26 @@ function describe(box) {
     ["Started", at(box.started_at)],
     ["Stopped", at(box.stopped_at)],
     ["Exit code", box.exit_code === null ? null : String(box.exit_code)],
-    ["Entrypoint", box.entrypoint?.length ? h("code", {}, box.entrypoint.map(quoted).join(" ")) : null],
-    ["Command", box.cmd?.length ? h("code", {}, box.cmd.map(quoted).join(" ")) : null],
     ["Directory", box.working_dir && h("code", {}, box.working_dir)],
     ["User", box.user && h("code", {}, box.user)],
-    ["Network", box.network === "disabled" ? "off" : "on"],
+    ["Network", { enabled: "on", disabled: "off" }[box.network_mode]],
     ["Isolation", box.security],
     ["Stops when idle", lifetime(box.auto_stop)],
     ["Removed when stopped", lifetime(box.auto_delete)],
     ["Started by commands", box.auto_resume ? "yes" : "no"],
     ["Supervisor", box.supervisor],
+    ["Entrypoint", box.entrypoint?.length ? list([box.entrypoint.map(quoted).join(" ")]) : null],
+    ["Command", box.cmd?.length ? list([box.cmd.map(quoted).join(" ")]) : null],
     ["Labels", labels.length ? list(labels) : null],
-    ["Environment", env.length ? list(env) : null],
+    ["Environment", env.length ? [h("details", {}, h("summary", {}, count(env.length, "variable")), list(env))] : null],
     ["Mounts", box.volumes?.length ? list(box.volumes.map((mount) => `${mount.managed_volume || mount.host_path} → ${mount.guest_path}${mount.read_only ? " (read-only)" : ""}`)) : null],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
     .map(([name, value]) => h("div", { class: Array.isArray(value) ? "wide" : null }, h("dt", {}, name), h("dd", {}, value)));
 }
 
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function portTable(box) {
   const rows = box.ports.map((port) => [`${port.guest_port}/${port.protocol}`, port.address ? h("code", {}, port.address) : "while it runs", port.host_ip || "127.0.0.1"]);
@@ -84,10 +86,10 @@ class Gauges {
     this.cpu.add(found.cpu_percent);
     this.memory.add(found.memory_bytes);
     const said = [
-      `${found.commands_executed_total ?? 0} commands`,
+      count(found.commands_executed_total ?? 0, "command"),
       found.network_bytes_received !== null && found.network_bytes_received !== undefined && `${bytes(found.network_bytes_received)} received`,
       found.network_bytes_sent !== null && found.network_bytes_sent !== undefined && `${bytes(found.network_bytes_sent)} sent`,
-      found.memory_limit_kills_total > 0 && `${found.memory_limit_kills_total} processes killed at the memory limit`,
+      found.memory_limit_kills_total > 0 && `${count(found.memory_limit_kills_total, "kill")} at the memory limit`,
     ];
     put(this.rest, said.filter(Boolean).join(" · "));
   }
