@@ -165,7 +165,7 @@ class Core:
             quotas=quotas,
             certificates=certificates,
             audit=Audit(store, policy.audit_keep, clock),
-            events=Events(store, clock),
+            events=Events(store),
         )
 
     def start(self) -> None:

@@ -90,11 +90,10 @@ class Reader:
 
 
 class Events:
-    """The events of one coordinator's store; `clock` gives Unix seconds."""
+    """The events of one coordinator's store."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
         self._readers: set[Reader] = set()
         self._counts: Counter[str | None] = Counter()  # readers by prefix
         self._seen = 0  # id of the newest event that readers were woken for
@@ -165,5 +164,5 @@ class Events:
 
     async def _purge(self) -> float:
         async with self._store.transaction(durable=False) as tx:
-            more = await tx.purge_events(self._clock() - KEEP_SECONDS, MAX_EVENTS, MAX_OF_PREFIX)
+            more = await tx.purge_events(KEEP_SECONDS, MAX_EVENTS, MAX_OF_PREFIX)
         return PAUSE_SECONDS if more else PURGE_SECONDS

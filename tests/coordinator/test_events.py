@@ -29,7 +29,7 @@ async def store(database: Path | str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def events(store: Store) -> AsyncIterator[Events]:
-    events = Events(store, lambda: 0.0)
+    events = Events(store)
     events.start()
     yield events
     await events.close()
@@ -109,7 +109,7 @@ async def test_a_reader_that_comes_too_late_is_told_so(store: Store, events: Eve
     late = await events.position() - 1
     await tell(store, "three", "four")
     async with store.transaction() as tx:
-        await tx.purge_events(0.0, most=1000, most_of_prefix=1)
+        await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
     gone = await events.position() - 1
     for after in (0, late, gone - 1):
         async with reading(await events.reader("a", after)) as read:
@@ -127,7 +127,7 @@ async def test_a_reader_that_is_slow_is_told_of_what_it_missed(store: Store, eve
         assert await read(1) == ["one"]
         await tell(store, "two", "three")
         async with store.transaction() as tx:
-            await tx.purge_events(0.0, most=1000, most_of_prefix=1)
+            await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
         assert await read(2) == [Gap(await events.position() - 1), "three"]
 
 
@@ -170,7 +170,7 @@ async def test_readers_of_a_database_that_was_put_back_are_told(tmp_path: Path) 
         last = await store.last_event()
     for _ in range(2):  # opened for the first time, and again
         store = await Store.open(tmp_path / "copy.db")
-        events = Events(store, lambda: 0.0)
+        events = Events(store)
         for after in (0, known, last):
             reader = await events.reader("a", after, follow=False)
             found = [item async for item in reader.items()]

@@ -19,13 +19,14 @@ Row = tuple[Any, ...]
 
 
 class Dialect(NamedTuple):
-    """The SQL that the two databases write differently: expressions over JSON columns of `boxes`, and a statement."""
+    """The SQL that the two databases write differently: expressions, most of them over JSON columns, and a statement."""
 
     has_label: str  # a condition with two marks: the label's key and its value
     mounts_volume: str  # a condition with one mark: the volume's id
     image: str  # a text
     auto_remove: str  # true, false or null
-    tell: str  # a statement with a mark for each column of the view `new_events`; adds an event
+    now: str  # by the clock of the database, in Unix seconds
+    tell: str  # a statement that adds an event; with marks for prefix, kind, box, name, status, worker and details
 
 
 SQLITE = Dialect(
@@ -35,6 +36,7 @@ SQLITE = Dialect(
     ),
     image="json_extract(spec, '$.image')",
     auto_remove="json_extract(spec, '$.auto_remove')",
+    now="(julianday('now') - 2440587.5) * 86400.0",
     tell="INSERT INTO new_events VALUES (?, ?, ?, ?, ?, ?, ?)",
 )
 POSTGRESQL = Dialect(
@@ -45,6 +47,7 @@ POSTGRESQL = Dialect(
     ),
     image="CAST(spec AS json) ->> 'image'",
     auto_remove="CAST(CAST(spec AS json) ->> 'auto_remove' AS boolean)",
+    now="extract(epoch FROM clock_timestamp())",
     tell="SELECT tell(?, ?, ?, ?, ?, ?, ?)",
 )
 
