@@ -101,16 +101,16 @@ async def test_what_is_filtered_out_moves_the_position(store: Store, events: Eve
         reader = await events.reader("a", 0, wanted, follow=False)
         async with contextlib.aclosing(reader):
             assert [_short(item) async for item in reader.items()] == names
-            assert reader.position == await events.position()
+            assert reader.position == await store.last_event()
 
 
 async def test_a_reader_that_comes_too_late_is_told_so(store: Store, events: Events) -> None:
     await tell(store, "one", "two")
-    late = await events.position() - 1
+    late = await store.last_event() - 1
     await tell(store, "three", "four")
     async with store.transaction() as tx:
         await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
-    gone = await events.position() - 1
+    gone = await store.last_event() - 1
     for after in (0, late, gone - 1):
         async with reading(await events.reader("a", after)) as read:
             assert await read(2) == [Gap(gone), "four"]
@@ -128,12 +128,12 @@ async def test_a_reader_that_is_slow_is_told_of_what_it_missed(store: Store, eve
         await tell(store, "two", "three")
         async with store.transaction() as tx:
             await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
-        assert await read(2) == [Gap(await events.position() - 1), "three"]
+        assert await read(2) == [Gap(await store.last_event() - 1), "three"]
 
 
 async def test_an_id_that_was_never_given_is_a_gap(store: Store, events: Events) -> None:
     async with reading(await events.reader("a", 10**15)) as read:
-        assert await read(1) == [Gap(await events.position())]
+        assert await read(1) == [Gap(await store.last_event())]
         await tell(store, "one")
         assert await read(1) == ["one"]
 
@@ -156,7 +156,7 @@ async def test_nobody_looks_while_nobody_reads(store: Store, events: Events, mon
     async def fail(*_: object) -> None:
         pytest.fail("somebody looks")
 
-    monkeypatch.setattr(store, "prefixes_with_events", fail)
+    monkeypatch.setattr(store, "subjects_of_events", fail)
     await tell(store, "one")
     await asyncio.sleep(0.1)
 
@@ -190,7 +190,7 @@ def test_a_worker_that_falls_silent_is_told_once_and_so_is_its_return(
     async def story(site: CoordinatorSite) -> None:
         await site.register("one")
         created = await site.create()
-        before = await site.core.events.position()
+        before = await site.core.store.last_event()
         await site.look(UNREACHABLE_SECONDS + 1, beats=False)
         await site.look(beats=False)
         await site.other.reconciler.look()

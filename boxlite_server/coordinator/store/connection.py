@@ -19,7 +19,7 @@ Row = tuple[Any, ...]
 
 
 class Dialect(NamedTuple):
-    """The SQL that the two databases write differently: expressions, most of them over JSON columns, and a statement."""
+    """The SQL that the two databases write differently: expressions, most of them over JSON columns; a statement."""
 
     has_label: str  # a condition with two marks: the label's key and its value
     mounts_volume: str  # a condition with one mark: the volume's id

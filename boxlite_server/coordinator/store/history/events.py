@@ -50,10 +50,13 @@ class Events(Table):
         )
         return [_event(row) for row in rows]
 
-    async def prefixes_with_events(self, after: int) -> dict[str, int]:
-        """The prefixes with events behind the one with the id `after`, each with the id of its newest event."""
-        rows = await self._read("SELECT prefix, max(id) FROM events WHERE id > ? GROUP BY prefix", (after,))
-        return {row[0]: row[1] for row in rows}
+    async def subjects_of_events(self, after: int) -> list[tuple[str, str | None, int]]:
+        """What there are events about behind the one with the id `after`: prefixes and, where it is about one, boxes,
+        each with the id of the newest event."""
+        rows = await self._read(
+            "SELECT prefix, box_id, max(id) FROM events WHERE id > ? GROUP BY prefix, box_id", (after,)
+        )
+        return [(prefix, box_id, event_id) for prefix, box_id, event_id in rows]
 
     async def forgotten_events(self, prefix: str | None) -> int:
         """The greatest id of the events of a prefix, or of any, that were deleted; 0: none were."""
