@@ -39,14 +39,15 @@ SQLITE = Dialect(
     now="(julianday('now') - 2440587.5) * 86400.0",
     tell="INSERT INTO new_events VALUES (?, ?, ?, ?, ?, ?, ?)",
 )
+# PostgreSQL has no NUL in a text, and reads no JSON that spells one, wherever it is.
+_SPEC, _LABELS = (rf"CAST(replace({column}, '\u0000', '\ufffd') AS json)" for column in ("spec", "labels"))
 POSTGRESQL = Dialect(
-    has_label="CAST(labels AS json) ->> CAST(? AS text) = ?",
+    has_label=f"{_LABELS} ->> CAST(? AS text) = ?",
     mounts_volume=(
-        "EXISTS (SELECT 1 FROM json_array_elements(CAST(spec AS json) -> 'mounts') AS mount "
-        "WHERE mount ->> 'volume_id' = ?)"
+        f"EXISTS (SELECT 1 FROM json_array_elements({_SPEC} -> 'mounts') AS mount WHERE mount ->> 'volume_id' = ?)"
     ),
-    image="CAST(spec AS json) ->> 'image'",
-    auto_remove="CAST(CAST(spec AS json) ->> 'auto_remove' AS boolean)",
+    image=f"{_SPEC} ->> 'image'",
+    auto_remove=f"CAST({_SPEC} ->> 'auto_remove' AS boolean)",
     now="extract(epoch FROM clock_timestamp())",
     tell="SELECT tell(?, ?, ?, ?, ?, ?, ?)",
 )
