@@ -184,6 +184,18 @@ async def test_readers_of_a_database_that_was_put_back_are_told(tmp_path: Path) 
         assert connection.execute(restored).fetchone() == (1,)
 
 
+async def test_a_copy_that_is_marked_by_hand_is_one_too(database: Path | str) -> None:
+    async with open_store(database) as store:
+        await tell(store, "one")
+        last = await store.last_event()
+        await store._write("INSERT INTO meta VALUES ('is_backup', '1')")
+    store = await Store.open(database)
+    reader = await Events(store).reader("a", last, follow=False)
+    assert [item async for item in reader.items()] == [Gap(await store.last_event() - 1)]
+    assert await store.is_backup()
+    await store.close()
+
+
 def test_a_worker_that_falls_silent_is_told_once_and_so_is_its_return(
     tell_both: Callable[..., None],
 ) -> None:
