@@ -122,9 +122,10 @@ class Core:
         images, volumes = Images(store, fleet, calls, clock), Volumes(store, fleet, calls, leases, quotas, clock)
         turns = Turns(store, fleet, schedule, leases, quotas, clock)
         observer = Observer(store, fleet, calls, turns, clock)
+        events = Events(store)
         warm = Warm(store, fleet, turns, observer, counting)
         creation = Creation(store, fleet, calls, volumes, turns, observer, warm, images, quotas, policy, clock)
-        boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, clock)
+        boxes = Boxes(store, fleet, calls, schedule, turns, observer, warm, events, clock)
         snapshots = Snapshots(store, fleet, calls, turns, observer, creation, clock)
         orphans, restarts = Orphans(store, calls, turns, clock, grace=orphan_grace), Restarts(boxes, observer, clock)
         boxes.on_forgotten(orphans.forgotten)
@@ -165,7 +166,7 @@ class Core:
             quotas=quotas,
             certificates=certificates,
             audit=Audit(store, policy.audit_keep, clock),
-            events=Events(store, clock),
+            events=events,
         )
 
     def start(self) -> None:

@@ -2,14 +2,14 @@
 
 A reader has a position, and reads from the store what comes behind it, as much at a time as its client takes: however
 slow that is, nothing is kept in memory. One task of the coordinator looks for new events, of whatever coordinator, and
-wakes the readers whom they may concern: at once after a transaction of its own process, and every half second for those
-of others. While nobody reads, nobody looks.
+wakes those whom they may concern: at once after a transaction of its own process, and every half second for those of
+others. While nobody reads or waits, nobody looks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import NamedTuple
@@ -26,6 +26,9 @@ MAX_EVENTS = 500_000  # that are kept
 MAX_OF_PREFIX = 20_000  # of a prefix, and of the workers
 MAX_READERS = 64  # of a prefix at one coordinator, and of those of everything
 _AT_ONCE = 100  # events in one read
+
+_Subject = tuple[str, str | None]  # a kind and a name
+_EVERYTHING: _Subject = ("", "")
 
 
 class Gap(NamedTuple):
@@ -46,35 +49,46 @@ class Wanted(NamedTuple):
         return not self.kinds or not self.kinds.isdisjoint((event.kind, event.kind.partition(".")[0]))
 
 
+class Watch:
+    """Says when something may have happened to a subject. `news` is set by events that are newer than the one with the
+    id `position`. To be closed."""
+
+    def __init__(self, position: int, close: Callable[[Watch], object]) -> None:
+        self.position = position
+        self.news = asyncio.Event()
+        self._close = close
+
+    def close(self) -> None:
+        self._close(self)
+
+
 class Reader:
     """Reads the events of a prefix; None: of all prefixes and workers. `position` is the id of the last event that it
     has read, whether it was wanted or not. To be closed by `aclose`."""
 
     def __init__(
-        self, store: Store, prefix: str | None, position: int, newest: int, wanted: Wanted, *, follow: bool
+        self, store: Store, prefix: str | None, watch: Watch, after: int | None, wanted: Wanted, *, follow: bool
     ) -> None:
-        self.prefix = prefix
-        self.position = position
-        self.news = asyncio.Event()
+        self.position = watch.position if after is None else after
         self._store = store
-        self._newest = newest
+        self._prefix = prefix
+        self._watch = watch
         self._wanted = wanted
         self._follow = follow
-        self.on_close: Callable[[], object] = lambda: None
 
     async def aclose(self) -> None:
-        self.on_close()
+        self._watch.close()
 
     async def items(self) -> AsyncGenerator[Event | Gap, None]:
         """Yield the wanted events behind the position, as they come; or, not to `follow`, those that there are. Raises
         DatabaseError."""
-        if self.position > self._newest:  # of another database, or of one that has lost its end
-            self.position = self._newest
+        if self.position > self._watch.position:  # of another database, or of one that has lost its end
+            self.position = self._watch.position
             yield Gap(self.position)
         while True:
-            self.news.clear()
-            found = await self._store.list_events(self.prefix, self.position, _AT_ONCE)
-            forgotten = await self._store.forgotten_events(self.prefix)
+            self._watch.news.clear()
+            found = await self._store.list_events(self._prefix, self.position, _AT_ONCE)
+            forgotten = await self._store.forgotten_events(self._prefix)
             if forgotten > self.position:
                 self.position = forgotten
                 yield Gap(forgotten)
@@ -86,34 +100,33 @@ class Reader:
             if len(found) < _AT_ONCE:
                 if not self._follow:
                     return
-                await self.news.wait()
+                await self._watch.news.wait()
 
 
 class Events:
-    """The events of one coordinator's store; `clock` gives Unix seconds."""
+    """The events of one coordinator's store."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
-        self._readers: set[Reader] = set()
-        self._counts: Counter[str | None] = Counter()  # readers by prefix
-        self._seen = 0  # id of the newest event that readers were woken for
+        self._watches: dict[_Subject, set[Watch]] = {}
+        self._seen = 0  # id of the newest event that has been looked at
         self._due = asyncio.Event()  # set when there may be new events
         self._looking = Loop("new events cannot be looked for", self._look, retry=LOOK_SECONDS, sleep=self._sleep)
+        self._is_looking = False
         self._purging = Loop("old events cannot be deleted", self._purge, retry=PURGE_SECONDS)
         store.on_commit(self._committed)
 
     def start(self) -> None:
-        self._looking.start()
+        """Delete old events from now on; needs the running event loop."""
         self._purging.start()
 
     async def close(self) -> None:
         await self._looking.close()
         await self._purging.close()
 
-    async def position(self) -> int:
-        """The id of the newest event: what a reader from there reads happens from now on."""
-        return await self._store.last_event()
+    async def watch_box(self, box_id: str) -> Watch:
+        """A watch on one box: what is read after this call is up to date until there are news."""
+        return await self._watch(("box", box_id))
 
     async def reader(
         self,
@@ -125,35 +138,44 @@ class Events:
     ) -> Reader:
         """A reader of what comes behind the event with the id `after`; None: from now on. Raises
         ResourceExhaustedError when there are too many."""
-        newest = await self._store.last_event()
-        if self._counts[prefix] >= MAX_READERS:
-            raise errors.ResourceExhaustedError(
-                f"{MAX_READERS} clients are reading these events through this coordinator; close one first"
-            )
-        reader = Reader(self._store, prefix, newest if after is None else after, newest, wanted, follow=follow)
-        if not self._readers:
-            self._seen = newest
-        self._readers.add(reader)
-        self._counts[prefix] += 1
-        reader.on_close = lambda: self._drop(reader)
-        return reader
+        watch = await self._watch(_EVERYTHING if prefix is None else ("prefix", prefix), MAX_READERS)
+        return Reader(self._store, prefix, watch, after, wanted, follow=follow)
 
-    def _drop(self, reader: Reader) -> None:
-        if reader in self._readers:
-            self._readers.discard(reader)
-            self._counts[reader.prefix] -= 1
+    async def _watch(self, subject: _Subject, most: int | None = None) -> Watch:
+        position = await self._store.last_event()
+        if most is not None and len(self._watches.get(subject, ())) >= most:
+            raise errors.ResourceExhaustedError(
+                f"{most} clients are reading these events through this coordinator; close one first"
+            )
+        if not self._watches:
+            self._seen = position
+        if not self._is_looking:
+            self._is_looking = True
+            self._looking.start()
+        watch = Watch(position, functools.partial(self._drop, subject))
+        self._watches.setdefault(subject, set()).add(watch)
+        return watch
+
+    def _drop(self, subject: _Subject, watch: Watch) -> None:
+        watches = self._watches.get(subject, set())
+        watches.discard(watch)
+        if not watches:
+            self._watches.pop(subject, None)
 
     def _committed(self) -> None:
-        if self._readers:
+        if self._watches:
             self._due.set()
 
     async def _look(self) -> float:
-        if self._readers:
-            changed = await self._store.prefixes_with_events(self._seen)
-            self._seen = max(changed.values(), default=self._seen)
-            for reader in self._readers:
-                if changed and (reader.prefix is None or reader.prefix in changed):
-                    reader.news.set()
+        if self._watches:
+            changed = await self._store.subjects_of_events(self._seen)
+            subjects = {_EVERYTHING} if changed else set[_Subject]()
+            for prefix, box_id, event_id in changed:
+                subjects |= {("prefix", prefix), ("box", box_id)}
+                self._seen = max(self._seen, event_id)
+            for subject in subjects:
+                for watch in self._watches.get(subject, ()):
+                    watch.news.set()
         return LOOK_SECONDS
 
     async def _sleep(self, seconds: float) -> None:
@@ -165,5 +187,5 @@ class Events:
 
     async def _purge(self) -> float:
         async with self._store.transaction(durable=False) as tx:
-            more = await tx.purge_events(self._clock() - KEEP_SECONDS, MAX_EVENTS, MAX_OF_PREFIX)
+            more = await tx.purge_events(KEEP_SECONDS, MAX_EVENTS, MAX_OF_PREFIX)
         return PAUSE_SECONDS if more else PURGE_SECONDS

@@ -29,7 +29,7 @@ async def store(database: Path | str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def events(store: Store) -> AsyncIterator[Events]:
-    events = Events(store, lambda: 0.0)
+    events = Events(store)
     events.start()
     yield events
     await events.close()
@@ -101,16 +101,16 @@ async def test_what_is_filtered_out_moves_the_position(store: Store, events: Eve
         reader = await events.reader("a", 0, wanted, follow=False)
         async with contextlib.aclosing(reader):
             assert [_short(item) async for item in reader.items()] == names
-            assert reader.position == await events.position()
+            assert reader.position == await store.last_event()
 
 
 async def test_a_reader_that_comes_too_late_is_told_so(store: Store, events: Events) -> None:
     await tell(store, "one", "two")
-    late = await events.position() - 1
+    late = await store.last_event() - 1
     await tell(store, "three", "four")
     async with store.transaction() as tx:
-        await tx.purge_events(0.0, most=1000, most_of_prefix=1)
-    gone = await events.position() - 1
+        await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
+    gone = await store.last_event() - 1
     for after in (0, late, gone - 1):
         async with reading(await events.reader("a", after)) as read:
             assert await read(2) == [Gap(gone), "four"]
@@ -127,13 +127,13 @@ async def test_a_reader_that_is_slow_is_told_of_what_it_missed(store: Store, eve
         assert await read(1) == ["one"]
         await tell(store, "two", "three")
         async with store.transaction() as tx:
-            await tx.purge_events(0.0, most=1000, most_of_prefix=1)
-        assert await read(2) == [Gap(await events.position() - 1), "three"]
+            await tx.purge_events(3600.0, most=1000, most_of_prefix=1)
+        assert await read(2) == [Gap(await store.last_event() - 1), "three"]
 
 
 async def test_an_id_that_was_never_given_is_a_gap(store: Store, events: Events) -> None:
     async with reading(await events.reader("a", 10**15)) as read:
-        assert await read(1) == [Gap(await events.position())]
+        assert await read(1) == [Gap(await store.last_event())]
         await tell(store, "one")
         assert await read(1) == ["one"]
 
@@ -156,7 +156,7 @@ async def test_nobody_looks_while_nobody_reads(store: Store, events: Events, mon
     async def fail(*_: object) -> None:
         pytest.fail("somebody looks")
 
-    monkeypatch.setattr(store, "prefixes_with_events", fail)
+    monkeypatch.setattr(store, "subjects_of_events", fail)
     await tell(store, "one")
     await asyncio.sleep(0.1)
 
@@ -170,7 +170,7 @@ async def test_readers_of_a_database_that_was_put_back_are_told(tmp_path: Path) 
         last = await store.last_event()
     for _ in range(2):  # opened for the first time, and again
         store = await Store.open(tmp_path / "copy.db")
-        events = Events(store, lambda: 0.0)
+        events = Events(store)
         for after in (0, known, last):
             reader = await events.reader("a", after, follow=False)
             found = [item async for item in reader.items()]
@@ -184,13 +184,25 @@ async def test_readers_of_a_database_that_was_put_back_are_told(tmp_path: Path) 
         assert connection.execute(restored).fetchone() == (1,)
 
 
+async def test_a_copy_that_is_marked_by_hand_is_one_too(database: Path | str) -> None:
+    async with open_store(database) as store:
+        await tell(store, "one")
+        last = await store.last_event()
+        await store._write("INSERT INTO meta VALUES ('is_backup', '1')")
+    store = await Store.open(database)
+    reader = await Events(store).reader("a", last, follow=False)
+    assert [item async for item in reader.items()] == [Gap(await store.last_event() - 1)]
+    assert await store.is_backup()
+    await store.close()
+
+
 def test_a_worker_that_falls_silent_is_told_once_and_so_is_its_return(
     tell_both: Callable[..., None],
 ) -> None:
     async def story(site: CoordinatorSite) -> None:
         await site.register("one")
         created = await site.create()
-        before = await site.core.events.position()
+        before = await site.core.store.last_event()
         await site.look(UNREACHABLE_SECONDS + 1, beats=False)
         await site.look(beats=False)
         await site.other.reconciler.look()

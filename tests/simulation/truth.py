@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from .cluster import Cluster
@@ -14,6 +14,12 @@ from .model import CONFIGURED, FAILED, RUNNING, STOPPED
 
 QUIET = (CONFIGURED, RUNNING, STOPPED, FAILED)
 HOLDING = ("creating", CONFIGURED, RUNNING, "stopping", "paused")  # they count against their worker's capacity
+
+_SHOWN = {"creating": CONFIGURED, "removing": "stopping"}  # statuses as clients see them
+_TOLD = (
+    "SELECT box_id, kind, status FROM events "
+    "WHERE box_id IS NOT NULL AND kind LIKE 'box.%' AND kind != 'box.unreachable' ORDER BY id"
+)
 
 
 class Row(NamedTuple):
@@ -98,6 +104,22 @@ class Truth:
         for box_id, count in live.items():
             if count > 1:
                 yield f"box {box_id} runs {count} times"
+
+        yield from self._wrongly_told({row.id: row for row in rows if row.prefix})
+
+    def _wrongly_told(self, rows: Mapping[str, Row]) -> Iterator[str]:
+        """Where the events of a box tell another story than its row."""
+        told: dict[str, tuple[str, str | None]] = {}
+        for box_id, kind, status in self._database.execute(_TOLD):
+            before = told.get(box_id, ("", None))[0]
+            if (not before and kind != "box.placed") or before == "box.removed":
+                yield f"box {box_id}: {kind} is told after {before or 'nothing'}"
+            told[box_id] = (kind, status)
+        for box_id in rows.keys() | told.keys():
+            kind, status = told.get(box_id, ("nothing", None))
+            real = _SHOWN.get(rows[box_id].status, rows[box_id].status) if box_id in rows else None
+            if status != real or (kind == "box.removed") != (real is None):
+                yield f"box {box_id} is {real}, and told of it is {kind} ({status})"
 
     def not_yet_right(self) -> Iterator[str]:
         """What is wrong once all is quiet: rows and containers are to be one for one, and so are snapshots."""

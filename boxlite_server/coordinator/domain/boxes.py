@@ -7,15 +7,16 @@ operation has its turn; see `turns`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
+from ..events import Events
 from ..fleet.calls import UNCERTAIN, Calls
 from ..fleet.placement import Need
 from ..fleet.registry import Fleet
@@ -37,8 +38,6 @@ NOT_THE_BOX = (
     errors.ResourceExhaustedError,
     errors.DatabaseError,
 )
-
-LOOK_AGAIN = 2.0  # seconds after which an awaited box's row is read again: another coordinator may have changed it
 
 
 class Awaited(StrEnum):
@@ -70,6 +69,7 @@ class Boxes:
         turns: Turns,
         observer: Observer,
         warm: Warm,
+        events: Events,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -79,6 +79,7 @@ class Boxes:
         self._turns = turns
         self._observer = observer
         self._warm = warm
+        self._events = events
         self._clock = clock
         self._on_forgotten: list[Callable[[Box], object]] = []
 
@@ -102,16 +103,15 @@ class Boxes:
         box_id = (await self._turns.get(prefix, id_or_name)).id
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
-        while True:
-            change = self._turns.next_change(box_id)
-            box = await self._store.get_box(box_id)
-            is_reached = box.status in _REACHED[until] if box else until is not Awaited.RUNNING
-            left = deadline - clock()
-            if is_reached or box is None or left <= 0 or stopping.is_set():
-                return is_reached, box
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(left, LOOK_AGAIN)):
-                    await change.wait()
+        with contextlib.closing(await self._events.watch_box(box_id)) as watch:
+            while True:
+                watch.news.clear()
+                box = await self._store.get_box(box_id)
+                is_reached = box.status in _REACHED[until] if box else until is not Awaited.RUNNING
+                left = deadline - clock()
+                if is_reached or box is None or left <= 0 or stopping.is_set():
+                    return is_reached, box
+                await _any_of(watch.news, stopping, seconds=left)
 
     # ---- changing -------------------------------------------------------------------------------------
 
@@ -333,3 +333,13 @@ class Boxes:
             for callback in self._on_forgotten:
                 callback(box)
         return left
+
+
+async def _any_of(*events: asyncio.Event, seconds: float) -> None:
+    """Wait until one of the events is set, for that many seconds at most."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

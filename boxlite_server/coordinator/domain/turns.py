@@ -6,11 +6,9 @@ wait for each other.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
@@ -44,7 +42,6 @@ class Turns:
         self._leases = leases
         self._quotas = quotas
         self._clock = clock
-        self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()  # by box id
 
     async def get(self, prefix: str, id_or_name: str) -> Box:
         """The box as its row says now, whosever turn it is. Raises NotFoundError."""
@@ -87,19 +84,10 @@ class Turns:
 
     # ---- rows, in a turn ------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def writing(self, box_id: str, *, durable: bool = True) -> AsyncIterator[Tables]:
+    def writing(self, box_id: str, *, durable: bool = True) -> AbstractAsyncContextManager[Tables]:
         """A transaction of the operation whose turn it is; see `Store.transaction`. Raises LeaseLostError when its turn
         is over."""
-        async with self._leases.writing(lease_of(box_id), durable=durable) as tx:
-            yield tx
-        if change := self._changes.pop(box_id, None):
-            change.set()
-
-    def next_change(self, box_id: str) -> asyncio.Event:
-        """An event that is set when the box's row has changed through this coordinator, after this call. Others may
-        change the row too."""
-        return self._changes.setdefault(box_id, asyncio.Event())
+        return self._leases.writing(lease_of(box_id), durable=durable)
 
     async def change(self, box_id: str, *, durable: bool = True, **changes: Any) -> Box:
         """Change columns of the box's row; returns the row. Raises what `writing` and `write` raise."""

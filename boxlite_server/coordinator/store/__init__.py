@@ -6,7 +6,6 @@ Each table has a module, and `Store` has the methods of all of them. The tables 
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,7 +109,7 @@ class Store(Tables):
         if await store.is_backup():
             async with store.transaction() as tx:
                 if await tx.is_opened_anew():
-                    await tx.forget_events_since(time.time())
+                    await tx.forget_lost_events()
         return store
 
     @classmethod

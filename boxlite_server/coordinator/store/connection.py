@@ -19,13 +19,14 @@ Row = tuple[Any, ...]
 
 
 class Dialect(NamedTuple):
-    """The SQL that the two databases write differently: expressions over JSON columns of `boxes`, and a statement."""
+    """The SQL that the two databases write differently: expressions, most of them over JSON columns; a statement."""
 
     has_label: str  # a condition with two marks: the label's key and its value
     mounts_volume: str  # a condition with one mark: the volume's id
     image: str  # a text
     auto_remove: str  # true, false or null
-    tell: str  # a statement with a mark for each column of the view `new_events`; adds an event
+    now: str  # by the clock of the database, in Unix seconds
+    tell: str  # a statement that adds an event; with marks for prefix, kind, box, name, status, worker and details
 
 
 SQLITE = Dialect(
@@ -35,16 +36,19 @@ SQLITE = Dialect(
     ),
     image="json_extract(spec, '$.image')",
     auto_remove="json_extract(spec, '$.auto_remove')",
+    now="(julianday('now') - 2440587.5) * 86400.0",
     tell="INSERT INTO new_events VALUES (?, ?, ?, ?, ?, ?, ?)",
 )
+# PostgreSQL has no NUL in a text, and reads no JSON that spells one, wherever it is.
+_SPEC, _LABELS = (rf"CAST(replace({column}, '\u0000', '\ufffd') AS json)" for column in ("spec", "labels"))
 POSTGRESQL = Dialect(
-    has_label="CAST(labels AS json) ->> CAST(? AS text) = ?",
+    has_label=f"{_LABELS} ->> CAST(? AS text) = ?",
     mounts_volume=(
-        "EXISTS (SELECT 1 FROM json_array_elements(CAST(spec AS json) -> 'mounts') AS mount "
-        "WHERE mount ->> 'volume_id' = ?)"
+        f"EXISTS (SELECT 1 FROM json_array_elements({_SPEC} -> 'mounts') AS mount WHERE mount ->> 'volume_id' = ?)"
     ),
-    image="CAST(spec AS json) ->> 'image'",
-    auto_remove="CAST(CAST(spec AS json) ->> 'auto_remove' AS boolean)",
+    image=f"{_SPEC} ->> 'image'",
+    auto_remove=f"CAST({_SPEC} ->> 'auto_remove' AS boolean)",
+    now="extract(epoch FROM clock_timestamp())",
     tell="SELECT tell(?, ?, ?, ?, ?, ?, ?)",
 )
 

@@ -177,21 +177,19 @@ def test_lifetimes_that_change_move_the_deadline(tell: Any) -> None:
 def counted(site: CoordinatorSite, monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[str]:
     """The boxes whose rows are about to be looked at by those who wait."""
     looks = asyncio.Queue[str]()
-    next_change = site.core.turns.next_change
+    get_box = site.core.store.get_box
 
-    def noted(box_id: str) -> asyncio.Event:
+    async def noted(box_id: str) -> Box | None:
         looks.put_nowait(box_id)
-        return next_change(box_id)
+        return await get_box(box_id)
 
-    monkeypatch.setattr(site.core.turns, "next_change", noted)
+    monkeypatch.setattr(site.core.store, "get_box", noted)
     return looks
 
 
 def test_who_waits_is_woken_by_the_change_and_reads_nothing_meanwhile(
     tell: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boxes, "LOOK_AGAIN", 600.0)
-
     async def story(site: CoordinatorSite) -> None:
         await site.register("one")
         box = await site.create(start=True)
@@ -210,9 +208,18 @@ def test_who_waits_is_woken_by_the_change_and_reads_nothing_meanwhile(
     tell(story)
 
 
-def test_nobody_waits_for_a_coordinator_that_stops(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boxes, "LOOK_AGAIN", 0.05)
+def test_who_waits_at_another_coordinator_is_woken_too(tell_both: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        box = await site.create(start=True)
+        waiting = site.other.boxes.wait("default", box.id, boxes.Awaited.REMOVED, 600, asyncio.Event())
+        wait = asyncio.create_task(waiting)
+        await site.core.boxes.remove("default", box.id, force=True)
+        assert await asyncio.wait_for(wait, 60) == (True, None)
 
+    tell_both(story)
+
+
+def test_nobody_waits_for_a_coordinator_that_stops(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(site: CoordinatorSite) -> None:
         await site.register("one")
         box = await site.create(start=True)

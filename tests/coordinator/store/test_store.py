@@ -602,3 +602,15 @@ async def test_boxes_placed_at_once_never_take_more_than_there_is(store: Store) 
     await asyncio.gather(*(come_and_go(number) for number in range(40)))
     held = await ids(store)
     assert len(held) == room == (await store.load("w1")).boxes
+
+
+async def test_a_nul_anywhere_hides_no_box(store: Store) -> None:
+    """PostgreSQL has no NUL in a text, and would read no JSON with one."""
+    spec = Spec(image="alpine", env={"K": "a\0"}, labels={"l": "\0", "m": "\\u0000", "n": "ü"})
+    await store.insert_box(box(1, spec=spec, labels=dict(spec.labels)))
+    assert [state.id for state in await store.inventory_of_worker("w1")] == ["box1"]
+    assert await store.images_of_boxes() == {"alpine"}
+    assert await store.boxes_with_volume("v1") == []
+    assert [found.id for found in (await store.list_boxes("default", labels={"n": "ü"})).boxes] == ["box1"]
+    [placed] = await store.list_events("default", 0, 10)
+    assert placed.details["image"] == "alpine"

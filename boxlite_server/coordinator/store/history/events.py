@@ -50,10 +50,13 @@ class Events(Table):
         )
         return [_event(row) for row in rows]
 
-    async def prefixes_with_events(self, after: int) -> dict[str, int]:
-        """The prefixes with events behind the one with the id `after`, each with the id of its newest event."""
-        rows = await self._read("SELECT prefix, max(id) FROM events WHERE id > ? GROUP BY prefix", (after,))
-        return {row[0]: row[1] for row in rows}
+    async def subjects_of_events(self, after: int) -> list[tuple[str, str | None, int]]:
+        """What there are events about behind the one with the id `after`: prefixes and, where it is about one, boxes,
+        each with the id of the newest event."""
+        rows = await self._read(
+            "SELECT prefix, box_id, max(id) FROM events WHERE id > ? GROUP BY prefix, box_id", (after,)
+        )
+        return [(prefix, box_id, event_id) for prefix, box_id, event_id in rows]
 
     async def forgotten_events(self, prefix: str | None) -> int:
         """The greatest id of the events of a prefix, or of any, that were deleted; 0: none were."""
@@ -69,22 +72,23 @@ class Events(Table):
             self._connection.dialect.tell, (prefix, kind, None, name, None, worker_id, json.dumps(details))
         )
 
-    async def forget_events_since(self, now: float) -> None:
+    async def forget_lost_events(self) -> None:
         """Note that the database was put back to an earlier state: there may be readers who have seen events that came
         after that state. New events get ids beyond those. To be called in a transaction."""
         last = await self.last_event() + _LOST
         await self._write(
-            "INSERT INTO events (id, at, prefix, kind, details) VALUES (?, ?, ?, ?, ?)",
-            (last, now, "", "database.restored", "{}"),
+            f"INSERT INTO events (id, at, prefix, kind, details) VALUES (?, {self._connection.dialect.now}, ?, ?, ?)",
+            (last, "", "database.restored", "{}"),
         )
         await self._note_forgotten(EVERYBODY, last - 1)
 
-    async def purge_events(self, before: float, most: int, most_of_prefix: int) -> bool:
-        """Delete the oldest events: those from before that time, those that are not among the last `most`, and those
+    async def purge_events(self, seconds: float, most: int, most_of_prefix: int) -> bool:
+        """Delete the oldest events: those that are older than that, those that are not among the last `most`, and those
         that are not among the last `most_of_prefix` of their prefix; a thousand of each at most. Whether there may be
         more. The newest event stays, as the last id that was given. To be called in a transaction."""
-        oldest = "SELECT id FROM (SELECT id, at FROM events ORDER BY id LIMIT ?) AS oldest WHERE at < ? OR id <= ?"
-        more = await self._forget(oldest, (_PURGED, before, await self.last_event() - most))
+        is_old = f"at < {self._connection.dialect.now} - ? OR id <= ?"
+        oldest = f"SELECT id FROM (SELECT id, at FROM events ORDER BY id LIMIT ?) AS oldest WHERE {is_old}"
+        more = await self._forget(oldest, (_PURGED, seconds, await self.last_event() - most))
         crowded = await self._read(
             "SELECT prefix, count(*) FROM events GROUP BY prefix HAVING count(*) > ?", (most_of_prefix,)
         )

@@ -45,10 +45,10 @@ BEGIN
     END IF;
 END $$;
 
--- An environment may hold characters that PostgreSQL refuses to read from JSON. No image does.
+-- PostgreSQL reads no JSON that spells a NUL, wherever it is.
 CREATE FUNCTION tell_of_placement(box boxes) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    spec json = regexp_replace(box.spec, '\\u[0-9a-f]{4}', '\\n', 'g');
+    spec json = replace(box.spec, '\u0000', '\ufffd');
 BEGIN
     PERFORM tell_of_box('box.placed', box.status, box, json_build_object(
         'image', spec -> 'image', 'cpus', box.cpus, 'memory_mib', box.memory_mib));
