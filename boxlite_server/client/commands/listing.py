@@ -254,7 +254,7 @@ def _document(box: Json) -> dict[str, Any]:
             "Env": [name if value is None else f"{name}={value}" for name, value in (box.get("env") or {}).items()],
         },
         "HostConfig": {
-            "NetworkMode": _NETWORKS.get(str(box.get("network")), ""),
+            "NetworkMode": _NETWORKS.get(str(box.get("network_mode")), ""),
             "CapAdd": capabilities.get("add") or [],
             "CapDrop": capabilities.get("drop") or [],
         },
