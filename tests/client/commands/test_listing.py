@@ -126,7 +126,7 @@ def test_inspect_shows_what_a_box_was_made_of(server: FakeServer, boxlite: Boxli
         "working_dir": "/tmp",
         "user": "1:2",
         "tty": True,
-        "network": "disabled",
+        "network_mode": "disabled",
         "advanced": {"capabilities": {"add": ["SYS_PTRACE"], "drop": []}},
     }
     server.on("GET", "/v1/boxes/web", (200, box(1, "web", **made_of)))
