@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from . import certs, types
-from .flags import Commands, add, add_api_key, add_database, add_debug, add_home
+from .flags import Commands, add, add_api_key, add_ca_cert, add_database, add_debug, add_home
 
 
 def add_doctor(commands: Commands) -> None:
@@ -28,14 +28,7 @@ def add_doctor(commands: Commands) -> None:
         help="examine the way to the coordinator at this address too [BOXLITE_COORDINATOR_URL] (default: none)",
     )
     add_api_key(parser, "examine this API key, or join token")
-    parser.add_argument(
-        "--ca-cert",
-        metavar="FILE",
-        type=Path,
-        default=os.environ.get("BOXLITE_CA_CERT") or None,
-        help="trust the authorities in this file, and no others, with an https address [BOXLITE_CA_CERT] "
-        "(default: those of the host)",
-    )
+    add_ca_cert(parser)
     add_home(parser, "examine this directory of a worker")
     add_database(parser)
     parser.add_argument(

@@ -81,6 +81,11 @@ def add_client(parser: argparse.ArgumentParser) -> None:
         help="call the coordinator at this address [BOXLITE_COORDINATOR_URL]",
     )
     add_api_key(parser, "send this API key to the coordinator")
+    add_ca_cert(parser)
+    add_debug(parser)
+
+
+def add_ca_cert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ca-cert",
         metavar="FILE",
@@ -89,7 +94,6 @@ def add_client(parser: argparse.ArgumentParser) -> None:
         help="trust the authorities in this file, and no others, with an https address [BOXLITE_CA_CERT] "
         "(default: those of the host)",
     )
-    add_debug(parser)
 
 
 def add_api_key(parser: argparse.ArgumentParser, text: str, *others: str) -> None:
