@@ -72,7 +72,7 @@ class Site:
             return self.run(handshake(self.app, path, headers=headers)), {}, b""
         if request.body:
             headers["content-length"] = str(len(request.body))
-        query = "path=%2Fetc%2Fhosts&port=80&until=stopped"
+        query = "path=%2Fetc%2Fhosts&port=80&until=stopped&timeout=0"
         parts = [request.body] if request.body else []
         return self.run(ask(self.app, request.method, path, *parts, headers=headers, query=query))
 
