@@ -44,6 +44,9 @@ def derive(spec: Mapping[str, Any], is_served: Callable[[Mapping[str, Any]], boo
     components = made["components"]
     components["securitySchemes"].pop("KeyScopes")
     _name_error_codes(components)
+    for node in _mappings(components):
+        if None in node.get("enum", ()):  # generators know it from `nullable`, and would make a name of it
+            node["enum"] = [value for value in node["enum"] if value is not None]
     paths = {}
     for path, item in made["paths"].items():
         operations = {

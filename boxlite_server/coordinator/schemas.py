@@ -22,7 +22,7 @@ from .. import errors
 Fits = Callable[[Any], bool]
 
 # Keywords that ask nothing of a value; Connexion adds the `components` to the schema of each body.
-_SILENT = {"components", "default", "description", "example", "title"}
+_SILENT = {"components", "default", "deprecated", "description", "example", "title"}
 
 
 class UnknownKeywordError(Exception):

@@ -22,6 +22,7 @@ from ..leases import Leases
 from ..limits import REQUEST_SECONDS
 from ..store import Answer, Store
 from .errors import INTEGER_CODES, PRINCIPAL, REQUEST_ID, RequestTimeoutError, error_response
+from .operations import OPERATION
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ MAX_KEY = 255
 MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; a larger answer is a stream, and is not kept
 _METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REPLAYED = (b"idempotency-replayed", b"true")
+
+_KEYLESS = frozenset({"exportBox", "createTicket"})  # operations that change nothing
 
 REQUEST_KEY = "boxlite.request_key"  # key of the ASGI scope: owner and key of the current request
 
@@ -184,7 +187,7 @@ def _claim(scope: Scope, key: str) -> Claim:
     if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
         raise errors.InvalidArgumentError(f"an Idempotency-Key has 1 to {MAX_KEY} printable characters")
     principal = scope.get(PRINCIPAL)
-    if principal is None or scope["path"].endswith("/export"):
+    if principal is None or scope.get(OPERATION) in _KEYLESS:
         raise errors.UnsupportedError("this operation takes no Idempotency-Key: it changes nothing; leave it out")
     return f"{principal.sub} {''.join(scope['path'].split('/')[2:3])}", key
 

@@ -15,6 +15,7 @@ from support.fake_worker import Container, epoch, id_of
 from boxlite_server import errors
 from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator.fleet.registry import HEARTBEAT_SECONDS, UNREACHABLE_SECONDS
+from boxlite_server.coordinator.http import views
 from boxlite_server.coordinator.http.errors import IS_OPERATOR
 from boxlite_server.coordinator.http.handlers import boxes, system, workers
 from boxlite_server.coordinator.store import Worker
@@ -30,7 +31,7 @@ def operator() -> Iterator[None]:
 
 
 async def shown(site: CoordinatorSite, box: Any) -> tuple[str, str | None]:
-    answer = await boxes.get_box(site.core, "default", box.id)
+    answer = await views.placed_box(site.core, await site.core.boxes.get("default", box.id))
     return answer["status"], answer["error_message"]
 
 

@@ -16,6 +16,7 @@ from support.coordinator_site import CoordinatorSite
 
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
+from boxlite_server.coordinator.http.operations import OPERATION
 from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
 from boxlite_server.coordinator.tenants.principal import Principal
@@ -55,8 +56,9 @@ class Application:
         query: str = "",
         sub: str = "me",
         request_id: str = "req_1",
+        operation: str = "createBox",
     ) -> Reply:
-        about = {PRINCIPAL: Principal(sub, frozenset()), REQUEST_ID: request_id}
+        about = {PRINCIPAL: Principal(sub, frozenset()), REQUEST_ID: request_id, OPERATION: operation}
         return await ask(self._middleware, method, path, *body, query=query, headers={"idempotency-key": key}, **about)
 
 
@@ -247,7 +249,8 @@ def test_reading_needs_no_key(app: Application, method: str) -> None:
     [
         ({"key": ""}, "invalid_argument"),
         ({"key": "k" * 256}, "invalid_argument"),
-        ({"path": "/v1/default/boxes/web/export"}, "unsupported"),
+        ({"path": "/v1/default/boxes/web/export", "operation": "exportBox"}, "unsupported"),
+        ({"path": "/v1/default/tickets", "operation": "createTicket"}, "unsupported"),  # a ticket is kept nowhere
     ],
 )
 def test_keys_that_are_none(app: Application, fields: dict[str, str], code: str) -> None:
