@@ -16,8 +16,8 @@ from support.coordinator_site import CoordinatorSite
 
 from boxlite_server.coordinator.core import Core
 from boxlite_server.coordinator.http.errors import PRINCIPAL, REQUEST_ID
-from boxlite_server.coordinator.http.operations import OPERATION
 from boxlite_server.coordinator.http.idempotency import MAX_BODY_BYTES, Idempotency
+from boxlite_server.coordinator.http.operations import OPERATION
 from boxlite_server.coordinator.limits import REQUEST_SECONDS
 from boxlite_server.coordinator.tenants.principal import Principal
 
