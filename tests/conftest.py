@@ -18,6 +18,7 @@ from support import boxes, wheel
 from support.cluster import Cluster
 from support.inside import engine_outside
 from support.postgresql import Server, installed, private_server
+from support.reader import Reader
 from support.registry import private_registry, push
 
 from boxlite_server import signals
@@ -229,6 +230,19 @@ def running_box(cluster: Cluster, new_box: Callable[..., str]) -> str:
     box = new_box()
     boxes.start(cluster, box)
     return box
+
+
+@pytest.fixture
+def reader(docker_host: str) -> Iterator[Reader]:
+    """A machine where nothing runs yet, and in the working directory a checkout."""
+    if os.geteuid() != 0:
+        pytest.skip("a machine of one's own takes root")
+    directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
+    try:
+        with Reader(directory, docker_host).at_work() as reader:
+            yield reader
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.hookimpl(wrapper=True)

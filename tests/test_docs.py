@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -194,19 +193,6 @@ def test_no_block_is_indented() -> None:
 
 
 # ---- stories --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def reader(docker_host: str) -> Iterator[Reader]:
-    """A machine where nothing runs yet, and in the working directory a checkout with a wheel."""
-    if os.geteuid() != 0:
-        pytest.skip("a machine of one's own takes root")
-    directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
-    try:
-        with Reader(directory, docker_host).at_work() as reader:
-            yield reader
-    finally:
-        shutil.rmtree(directory)
 
 
 @pytest.mark.timeout(900)

@@ -109,18 +109,6 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_no_root() -> None:
 # ---- what it starts -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def reader(docker_host: str) -> Iterator[Reader]:
-    if os.geteuid() != 0:
-        pytest.skip("a machine of one's own takes root")
-    directory = Path(tempfile.mkdtemp(prefix="boxlite-"))  # short, for the sockets in it
-    try:
-        with Reader(directory, docker_host).at_work() as reader:
-            yield reader
-    finally:
-        shutil.rmtree(directory)
-
-
 def test_the_image_is_healthy_as_long_as_a_role_answers(reader: Reader) -> None:
     check = f"{sys.executable} {DEPLOY}/healthcheck.py && echo well || echo ill"
     assert reader.type("sh", check) == "ill\n"

@@ -12,7 +12,8 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ... import errors
 from ..._gen import worker_pb2 as pb
@@ -53,6 +54,8 @@ _REACHED: dict[Awaited, tuple[BoxStatus, ...]] = {
     Awaited.STOPPED: (BoxStatus.STOPPED, BoxStatus.FAILED),
     Awaited.REMOVED: (),
 }
+
+T = TypeVar("T")
 
 Unless = Callable[[Box], Awaitable[bool]]
 
@@ -150,14 +153,7 @@ class Boxes:
         await self._refuse_restoring(box)
         need = Need(cpus, memory_mib, worker.id, boxes=0)
         if box.status in RESERVING:
-            try:
-                await self._turns.reserve_more(box, worker, need)
-            except errors.QuotaExceededError:
-                raise
-            except errors.ResourceExhaustedError:
-                if not await self._warm.give_up(need):
-                    raise
-                await self._turns.reserve_more(box, worker, need)
+            await self._with_room(need, partial(self._turns.reserve_more, box, worker, need))
         try:
             request = pb.UpdateBoxRequest(box=ref(box), cpus=cpus, memory_mib=memory_mib)
             await self._calls.update_box(worker, request)
@@ -239,15 +235,21 @@ class Boxes:
         return await self._observer.started(box, state, worker, again=again)
 
     async def _reserve_again(self, box: Box, worker: Worker, changes: Mapping[str, Any]) -> Box:
-        """See `Turns.reserve_again`. Warm boxes are given up where the worker has no room otherwise."""
+        """See `Turns.reserve_again` and `_with_room`."""
+        need = Need(box.cpus, box.memory_mib, worker.id)
+        return await self._with_room(need, partial(self._turns.reserve_again, box, worker, **changes))
+
+    async def _with_room(self, need: Need, reserve: Callable[[], Awaitable[T]]) -> T:
+        """What `reserve` returns. Where the worker has no room, warm boxes are given up for what is needed, and
+        `reserve` is called once more. Raises what it raises."""
         try:
-            return await self._turns.reserve_again(box, worker, **changes)
+            return await reserve()
         except errors.QuotaExceededError:
             raise
         except errors.ResourceExhaustedError:
-            if not await self._warm.give_up(Need(box.cpus, box.memory_mib, worker.id)):
+            if not await self._warm.give_up(need):
                 raise
-            return await self._turns.reserve_again(box, worker, **changes)
+            return await reserve()
 
     async def _refuse_restoring(self, box: Box) -> None:
         """Raise InvalidStateError for a box whose restoration nobody has finished yet: the box will have another state
