@@ -22,7 +22,8 @@ END_OF_TRANSMISSION = b"\x04\x04"
 class ExecSpec:
     """A command to run in a box. An empty `working_dir` or `user` leaves the value to the box.
 
-    `cols` and `rows`: the size that a terminal has at the start.
+    `cols` and `rows`: the size that a terminal has at the start. `is_kept`: the next worker process takes over the
+    command with its output and input; otherwise it ends it.
     """
 
     command: tuple[str, ...]
@@ -32,6 +33,7 @@ class ExecSpec:
     tty: bool = False
     cols: int = DEFAULT_COLS
     rows: int = DEFAULT_ROWS
+    is_kept: bool = True
 
 
 class Process(Protocol):
@@ -101,7 +103,8 @@ class Sink(Protocol):
 
 class Durable(ABC):
     """What a `Process` offers besides, if nothing of it is lost when the worker process is killed at any moment: its
-    output and its input lie in pipes that outlive the worker process. It is no protocol, since `isinstance` would read
+    output and its input lie in pipes that outlive the worker process, and one that is not to be kept is ended by the
+    next worker process without being asked for. It is no protocol, since `isinstance` would read
     every property of a process."""
 
     @property

@@ -258,13 +258,16 @@ def _with_headers(send: Send, request_id: str, more: Mapping[str, str]) -> Send:
 
 class Entry:
     """What metrics and audit are to have of one request. It is noted once, when the status of the answer is known: a
-    stream may last for hours."""
+    stream may last for hours. An answer that is there as a whole goes out before that."""
 
     def __init__(self, audit: Audit, scope: Scope, send: Send) -> None:
         self._audit = audit
         self._scope = scope  # whose path becomes the canonical one
         self._send = send
         self._began = perf_counter()
+        self._status: int | None = None  # once it is known
+        self._made = ""  # the path of what was made
+        self._seconds = 0.0  # from the beginning to the status
         self._is_noted = False
         self._key_id = ""  # of a key that has ended
         self._is_refused = False
@@ -273,12 +276,15 @@ class Entry:
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI's `send` does."""
-        if not self._is_noted:
+        if self._status is None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                self._note(message["status"], Headers(raw=message.get("headers", [])).get("location", ""))
+                self._know(message["status"], Headers(raw=message.get("headers", [])).get("location", ""))
             elif message["type"] == "websocket.accept":
-                self._note(_WEBSOCKET)
-        await self._send(message)
+                self._know(_WEBSOCKET)
+            await self._send(message)
+        else:
+            await self._send(message)
+            self._note()
 
     def refused(self, operation: Operation | None, error: errors.BoxliteError) -> None:
         """Note that the request is refused before it reaches its operation."""
@@ -288,25 +294,32 @@ class Entry:
 
     def end(self) -> None:
         """Note that the request has ended, with or without an answer."""
-        if not self._is_noted:
-            self._note(_UNANSWERED)
+        if self._status is None:
+            self._know(_UNANSWERED)
+        self._note()
 
-    def _note(self, status: int, made: str = "") -> None:
+    def _know(self, status: int, made: str = "") -> None:
+        self._status, self._made, self._seconds = status, made, perf_counter() - self._began
+        asyncio.get_running_loop().call_soon(self._note)  # also when the body comes later
+
+    def _note(self) -> None:
+        if self._is_noted or self._status is None:
+            return
         self._is_noted = True
         operation = self.operation.id if self.operation else metrics.NO_OPERATION
-        metrics.REQUESTS[operation, status].inc()
-        metrics.REQUEST_SECONDS[operation].observe(perf_counter() - self._began)
-        if self._is_wanted(status):
-            self._write(status, made)
+        metrics.REQUESTS[operation, self._status].inc()
+        metrics.REQUEST_SECONDS[operation].observe(self._seconds)
+        if self._is_wanted(self._status):
+            self._write(self._status)
 
-    def _write(self, status: int, made: str) -> None:
+    def _write(self, status: int) -> None:
         scope, principal = self._scope, self.principal or self._scope.get(PRINCIPAL)
         client = scope.get("client")
         self._audit.note(
             key_id=principal.sub if principal else self._key_id,
             prefix=_prefix(scope["path"], principal),
             action=self.operation.id if self.operation else "",
-            target=made if status == 201 and made else scope["path"],
+            target=self._made if status == 201 and self._made else scope["path"],
             status=status,
             request_id=scope[REQUEST_ID],
             address=str(client[0]) if client else "",

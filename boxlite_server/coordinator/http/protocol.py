@@ -4,6 +4,7 @@ bounds of a connection's time."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -24,9 +25,30 @@ AHEAD_BYTES = 512 * 1024  # of a body, read while the application is busy with w
 _LEFT = {ContentLengthReader: "_remaining", ChunkedReader: "_bytes_in_chunk"}
 
 
-class _Unambiguous(h11.Connection):
+class _Connection(h11.Connection):
     """Refuses a request whose end two readers may see in different places, as RFC 9112 (6.1, 6.3) has it: a proxy in
-    front may take for a request what this server takes for a body, or the other way round."""
+    front may take for a request what this server takes for a body, or the other way round.
+
+    The head of an answer goes out together with what follows it. `on_head` is called when there is a head, which
+    `take_head` returns if nothing has followed it yet.
+    """
+
+    def __init__(self, on_head: Callable[[], object]) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._on_head = on_head
+        self._head = b""
+
+    def take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
+
+    def send(self, event: Any) -> bytes | None:  # type: ignore[override]
+        data: bytes | None = super().send(event)
+        if type(event) is h11.Response:
+            self._head = data or b""
+            self._on_head()
+            return b""
+        return self.take_head() + data if self._head and data is not None else data
 
     def next_event(self) -> Any:
         event = super().next_event()
@@ -49,7 +71,7 @@ class HttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Unambiguous(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn: _Connection = _Connection(lambda: self.loop.call_soon(self._send_head))
         self._registry = server_state
         self._is_refused = False
         self.idle_since = self.unread_since = self.loop.time()
@@ -70,6 +92,11 @@ class HttpProtocol(H11Protocol):
     def is_gone(self) -> bool:
         """Whether the client of a long answer has vanished."""
         return self._is_answering() and is_silent(self.transport.get_extra_info("socket"))
+
+    def _send_head(self) -> None:
+        """Send the head of an answer whose body comes later."""
+        if head := self.conn.take_head():
+            self.transport.write(head)
 
     def _refuse(self, error: errors.BoxliteError) -> None:
         self._registry.idle.pop(self, None)

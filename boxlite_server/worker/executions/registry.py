@@ -29,7 +29,7 @@ from ...errors import (
     UnsupportedError,
 )
 from ...rpc import MAX_EXECUTIONS, TENANT, Tenant
-from ..commands import ExecSpec, Process
+from ..commands import Durable, ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from ..shares import Shares
 from .alarms import Alarms
@@ -114,11 +114,12 @@ class Executions:
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            process = self._spawn(execution_id, entry, box, spec, tenant)
+            process = self._spawn(execution_id, entry, box, replace(spec, is_kept=not owned), tenant)
             tied = owned or bool(stdin)
             fields = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "tenant": tenant.prefix}
             record = Record.started(execution_id, box, process.handle, timeout, **fields)
-            self._journal.add(record)
+            if not (owned and isinstance(process, Durable)):  # which the next worker process ends without a record
+                self._journal.add(record)
             self._begin(record, process, entry, tenant, pumped=not owned)
             if stdin is not None:
                 entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))

@@ -83,16 +83,20 @@ class SupervisedProcess(Durable):
         ends: dict[str, End],
         memory: MemoryLimit,
         fed: Sequence[int] = (),
+        *,
+        is_kept: bool = True,
     ) -> None:
-        """`ends`, by their names: `terminal`, or `in`, `out` and `err`. `fed`: what a former `Input` has left."""
+        """`ends`, by their names: `terminal`, or `in`, `out` and `err`. `fed`: what a former `Input` has left.
+        `is_kept`: the holder keeps the ends."""
         self._link = link
         self._command = command
         self._box = box
         self._holder = holder
+        self._is_kept = is_kept
         self._ends = ends
         self._memory = memory
         feeding = next((ends[name] for name in _INPUTS if name in ends), None)
-        keep = partial(holder.keep, f"{self.handle} in") if holder is not None else lambda *descriptors: None
+        keep = partial(holder.keep, f"{self.handle} in") if holder and is_kept else lambda *descriptors: None
         self._input = Input(feeding, keep, fed) if feeding is not None else None
         self._had_input = self._input is not None
         self._input_lock = threading.Lock()
@@ -123,10 +127,11 @@ class SupervisedProcess(Durable):
                 described = sealed(content, theirs)
             except OSError as exc:
                 raise ResourceExhaustedError(f"the worker cannot start another command now: {exc.strerror}") from exc
-            command = link.start(described, size, streams)
+            command = link.start(described, size, streams, is_own=not spec.is_kept)
+        made = partial(cls, link, command, box, holder, memory=memory, is_kept=spec.is_kept)
+        process = made(ends)  # while the command is being started
         if (terminal := _started(link, command, spec)) is not None:
-            ends = {"terminal": Terminal(terminal)}
-        process = cls(link, command, box, holder, ends, memory)
+            process = made({"terminal": Terminal(terminal)})
         process._keep()
         return process
 
@@ -150,7 +155,7 @@ class SupervisedProcess(Durable):
 
     def _keep(self) -> None:
         """Have the holder keep the ends: the input apart, since it may be closed before the others."""
-        if self._holder is not None and self._ends:
+        if self._holder is not None and self._is_kept and self._ends:
             terminal = self._ends.get("terminal")
             self._holder.keep(self.handle, *(terminal.descriptors if isinstance(terminal, Terminal) else self._outputs))
             if "in" in self._ends:
@@ -376,11 +381,11 @@ class SupervisedProcess(Durable):
         """Close the input, unless it is the terminal's."""
         if self._ends.pop("in", None) is not None:
             self._input = None
-            if self._holder is not None:
+            if self._holder is not None and self._is_kept:
                 self._holder.drop(f"{self.handle} in")
 
     def _forget_kept(self) -> None:
-        if self._holder is not None:
+        if self._holder is not None and self._is_kept:
             self._holder.drop(self.handle)
             if self.tty:
                 self._holder.drop(f"{self.handle} in")

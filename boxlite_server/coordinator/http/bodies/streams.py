@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
@@ -44,19 +44,30 @@ def bounded(receive: Receive, seconds: float) -> Receive:
     return receive_in_time
 
 
-async def unless_gone(receive: Receive, act: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(receive: Receive, act: Awaitable[T]) -> T:
     """Await `act` for a client that has sent its whole request, and cancel it when the client goes away. Raises
     InvalidArgumentError then."""
-    acting, gone = asyncio.ensure_future(act), asyncio.ensure_future(_disconnected(receive))
+    acting = asyncio.current_task()
+    assert acting is not None
+    has_left = is_over = False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal has_left
+        if not is_over:
+            has_left = True
+            acting.cancel()
+
+    watching = asyncio.ensure_future(_disconnected(receive))
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait({acting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if acting.done():
-            return acting.result()
-        raise errors.InvalidArgumentError("the client went away before the answer")
+        return await act
+    except asyncio.CancelledError:
+        if not has_left or acting.uncancel():
+            raise
+        raise errors.InvalidArgumentError("the client went away before the answer") from None
     finally:
-        acting.cancel()
-        gone.cancel()
-        await asyncio.gather(acting, gone, return_exceptions=True)
+        is_over = True
+        watching.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:
