@@ -38,9 +38,9 @@ CREATE, START, INSPECT = "POST containers/create", "POST containers/*/start", "G
 STOP, DELETE = "POST containers/*/stop", "DELETE containers/*"
 # By operation: calls to the engine, calls to the worker, and how often the client waits for the coordinator's disk.
 TABLE = {
-    "create": ([LIST, IMAGE, CREATE], ["CreateBox"], 1),
+    "create": ([IMAGE, CREATE], ["CreateBox"], 1),
     "start": ([START, INSPECT], ["StartBox"], 1),
-    "create and start": ([LIST, IMAGE, CREATE, START, INSPECT], ["CreateBox"], 1),
+    "create and start": ([IMAGE, CREATE, START, INSPECT], ["CreateBox"], 1),
     "stop": ([INSPECT, STOP, INSPECT], ["StopBox"], 1),
     "start again": ([INSPECT, START, INSPECT], ["StartBox"], 1),
     "command in a stopped box": ([INSPECT, START, INSPECT], ["StartBox", "StartExecution"], 1),  # before the command

@@ -68,6 +68,8 @@ class Containers:
         self._network = network
         self._pinning = threading.Lock()
         self._lock = threading.Lock()
+        self._ids: set[str] = set()  # of boxes that may have containers
+        self._was_asked = False  # whether these are all that the engine had at some time
         self._made: OrderedDict[BoxRef, dict[str, Any]] = OrderedDict()  # and neither started nor removed yet
         self.starts = Gate(MAX_STARTS, MAX_WAITING_STARTS, START_PATIENCE, "too many starts of boxes")
 
@@ -117,6 +119,10 @@ class Containers:
                 if not self._supervisors.is_invisible(directory, exc.message) or awaits_main:
                     raise
                 self._make(box, spec, image, "")
+            except InvalidStateError:
+                if box not in self.up_to(box):
+                    raise
+                return self.inspect(box)  # the engine made it just now, for a former process of the worker
         return BoxState(box, BoxStatus.CONFIGURED)
 
     def _make(
@@ -127,6 +133,8 @@ class Containers:
         )
         self._quota.apply(config, spec)
         self._isolator.apply(config)
+        with self._lock:
+            self._ids.add(box.box_id)
         with spec_errors(), engine_errors(f"box {box.box_id} cannot be created"), self._pinned(config, spec.cpus):
             made = self._engine.api.create_container_from_config(config, container_name(box))
         self._note_made(box, made["Id"], config)
@@ -266,6 +274,20 @@ class Containers:
                 f"box {box.box_id}: generation {box.generation} is over, the worker holds generation {newest}"
             )
         return found
+
+    def to_replace(self, box: BoxRef) -> list[BoxRef]:
+        """`up_to` for a box that is to be made. The engine is not asked about a box of which it has heard nothing."""
+        if not self._was_asked:
+            found = {_ref(entry).box_id for entry in self._list()}
+            with self._lock:
+                self._ids |= found
+                self._was_asked = True
+        return self.up_to(box) if box.box_id in self._ids else []
+
+    def forget(self, box_id: str) -> None:
+        """Note that no container of the box is left."""
+        with self._lock:
+            self._ids.discard(box_id)
 
     def states(self) -> list[BoxState]:
         """The states of all boxes. Inspects only those that may have changed since the last time."""

@@ -49,6 +49,7 @@ class BoxNetwork:
         self._reach = reach
         self._lock = threading.Lock()
         self._filter: tuple[int, PacketFilter] | None = None  # and the pid of the engine whose namespace it is in
+        self._network: tuple[int, Mapping[str, Any]] | None = None  # as the engine describes it, and its bridge's index
         self._problem: tuple[float, str] = (-_TRY_AGAIN, "it was not tried yet")
         self._denied_since: tuple[float, tuple[str, ...]] = (-_LOOK_UP_AGAIN, ())
 
@@ -126,12 +127,14 @@ class BoxNetwork:
 
     def _ensure(self) -> Mapping[str, Any]:
         """The engine's network, with the filter on it. Raises `EngineError`."""
-        with self._lock:
-            network = self._made()
-            with _filter_errors():
-                in_place, rules = self._in_place(), self._rules(network)
-                if in_place.ensure(rules):
-                    log.warning("somebody had removed or changed the packet filter of the boxes; it is in place again")
+        with self._lock, _filter_errors():
+            in_place = self._in_place()
+            mark = in_place.look()
+            if self._network is None or self._network[0] != mark.bridge or not mark.bridge:
+                self._network = mark.bridge, self._made()
+            network = self._network[1]
+            if in_place.ensure(self._rules(network), mark):
+                log.warning("somebody had removed or changed the packet filter of the boxes; it is in place again")
             return network
 
     def _in_place(self) -> PacketFilter:
@@ -139,8 +142,8 @@ class BoxNetwork:
         pid = self._engine.pid
         if self._filter is None or self._filter[0] != pid:
             made = PacketFilter(NetworkNamespace(pid), self._bridge, f"boxlite_{self._tag}")
-            made.admit(filter(None, map(self._port, self._running())))
-            self._filter = pid, made
+            made.admit([*filter(None, map(self._port, self._running()))])
+            self._filter, self._network = (pid, made), None
         return self._filter[1]
 
     @property
@@ -197,8 +200,7 @@ class BoxNetwork:
         if not (card and address and pid):
             return None
         try:
-            index = NetworkNamespace(pid).peer_of(card)
-            return Port(NetworkNamespace(self._engine.pid).name_of(index), card, address)
+            return Port(NetworkNamespace(pid).peer_of(card), card, address)
         except OSError as exc:
             log.info("container %s is not on the network any more: %s", container["Id"][:12], exc)
             return None

@@ -235,7 +235,7 @@ class DockerRuntime:
 
     def _create(self, box: BoxRef, spec: BoxSpec, *, is_asked_for: bool = True, ask_first: bool = False) -> BoxState:
         """See `create`. `is_asked_for`: the box is somebody's; any other awaits its main command."""
-        held = self._containers.up_to(box)
+        held = self._containers.to_replace(box)
         if box in held:
             return self._containers.inspect(box)
         self._containers.admit(spec)  # also here, so that a refusal comes before the pull
@@ -415,6 +415,7 @@ class DockerRuntime:
 
         act_on_all(delete, self._containers.up_to(box))
         self._meter.forget(box)
+        self._containers.forget(box.box_id)
         self._reasons.drop(box)
         self.disks.forget(box.box_id)
 

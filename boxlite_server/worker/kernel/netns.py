@@ -36,10 +36,6 @@ class NetworkNamespace:
         """The names of all interfaces. Raises OSError."""
         return self.within(lambda: {name for _, name in socket.if_nameindex()})
 
-    def name_of(self, index: int) -> str:
-        """The name of an interface. Raises OSError."""
-        return self.within(lambda: socket.if_indextoname(index))
-
     def peer_of(self, hardware_address: str) -> int:
         """The index, in its own namespace, of the other end of the veth that has this address here. Raises OSError."""
         wanted = bytes.fromhex(hardware_address.replace(":", ""))

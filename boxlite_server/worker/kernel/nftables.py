@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import socket
+import struct
 import threading
 from functools import cache
 from typing import Any
@@ -11,6 +13,10 @@ from ...errors import EngineError
 
 _LIBRARY = "libnftables.so.1"
 _STATELESS, _TERSE = 1 << 2, 1 << 11  # show no counts, and no elements of sets
+# Of the kernel's own interface, which the library does not pass on (linux/netfilter/nf_tables.h): the question for the
+# generation of the rules, and where the number is in the answer.
+_NETFILTER, _GET_GENERATION, _REQUEST, _NUMBER_AT = 12, 10 << 8 | 16, 1, 24
+_PATIENCE = 60.0  # seconds for an answer of the kernel
 _one = threading.Lock()  # the parser of the library is not made for threads
 
 
@@ -33,6 +39,18 @@ def run(commands: str, *, dry_run: bool = False) -> str:
             return str(library.nft_ctx_get_output_buffer(context).decode(errors="replace"))
         finally:
             library.nft_ctx_free(context)
+
+
+def generation() -> int:
+    """A number that the kernel raises by one with each transaction, whoever makes it, in the network namespace of the
+    calling thread. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as kernel:
+        kernel.settimeout(_PATIENCE)
+        kernel.send(struct.pack("=IHHII4x", 20, _GET_GENERATION, _REQUEST, 0, 0))
+        answer = kernel.recv(4096)
+    if len(answer) < _NUMBER_AT + 4:
+        raise OSError("nftables tells no generation")
+    return int(struct.unpack_from(">I", answer, _NUMBER_AT)[0])
 
 
 @cache

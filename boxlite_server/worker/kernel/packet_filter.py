@@ -9,8 +9,11 @@ for the host, and nothing for addresses that are not the public internet's, exce
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
 from typing import NamedTuple
@@ -101,8 +104,27 @@ table inet {table} {{
 """
 
 
+log = logging.getLogger(__name__)
+
+
 class Port(NamedTuple):
-    """Where a box is on the bridge: the host's end of its veth, and the addresses that are the box's."""
+    """Where a box is on the bridge: the index of the host's end of its veth, and the addresses that are the box's."""
+
+    interface: int
+    hardware_address: str
+    address: str
+
+
+class Mark(NamedTuple):
+    """What is to be seen of bridge and filter at little cost: the index of the bridge (0: it is missing), which a new
+    one does not have again, and the generation of all rules in its namespace."""
+
+    bridge: int
+    generation: int
+
+
+class _Admitted(NamedTuple):
+    """A port by the name of its interface."""
 
     interface: str
     hardware_address: str
@@ -132,32 +154,52 @@ class PacketFilter:
         self._bridge = bridge
         self._table = table
         self._lock = threading.Lock()
-        self._installed: tuple[Rules, str] | None = None  # and how nft shows the tables
-        self._boxes: set[Port] = set()
+        self._installed: Rules | None = None
+        self._shown = ""  # how nft shows the tables of these
+        self._checked: Mark | None = None  # with which the tables were there unchanged
+        self._boxes: set[_Admitted] = set()
 
     def probe(self) -> None:
         """Have the kernel check the tables without taking them."""
         everything = Rules("192.0.2.0/24", (IPv4Network("192.0.2.0/24"),), ("192.0.2.1",), ("192.0.2.1",))
         self._nft(self._text(everything), dry_run=True)
 
-    def ensure(self, rules: Rules) -> bool:
-        """Put the tables in place, unless they are there unchanged. Returns whether they had been lost or changed by
-        somebody since the last call."""
+    def look(self) -> Mark:
+        return self._namespace.within(self._look)
+
+    def _look(self) -> Mark:
+        """See `look`; called in the namespace."""
+        bridge = 0
+        with suppress(OSError):
+            bridge = socket.if_nametoindex(self._bridge)
+        return Mark(bridge, nftables.generation())
+
+    def ensure(self, rules: Rules, mark: Mark) -> bool:
+        """Put the tables in place, unless they are there unchanged. `mark`: from a `look` just now. Returns whether the
+        tables had been lost or changed by somebody since the last call."""
         with self._lock:
-            if self._installed and self._installed[0] == rules and self._shown() == self._installed[1]:
+            if self._installed == rules and (mark == self._checked or self._read() == self._shown):
+                self._checked = mark
                 return False
             was_there = self._installed is not None
             self._nft(self._text(rules))
-            self._installed = rules, self._shown()
+            self._installed, self._shown, self._checked = rules, self._read(), None
             return was_there
 
     def admit(self, boxes: Iterable[Port]) -> None:
         """Let boxes speak. A box that nobody has admitted reaches nothing."""
         with self._lock:
-            new = set(boxes) - self._boxes
-            self._boxes |= new
-            if new and self._installed:
-                self._nft(self._elements(new))
+            self._namespace.within(lambda: self._admit(boxes))
+
+    def _admit(self, boxes: Iterable[Port]) -> None:
+        """See `admit`; called in the namespace."""
+        new = set(filter(None, map(_named, boxes))) - self._boxes
+        self._boxes |= new
+        if new and self._installed:
+            before = self._look()
+            nftables.run(self._elements(new))
+            if before == self._checked:  # and so it stays, unless somebody else makes a transaction
+                self._checked = Mark(before.bridge, before.generation + 1)
 
     def forget_absent(self) -> None:
         """Drop the boxes whose ports are gone."""
@@ -166,7 +208,7 @@ class PacketFilter:
             gone = {port for port in self._boxes if port.interface not in there}
             self._boxes -= gone
             if gone and self._installed:
-                self._nft(self._text(self._installed[0]))  # two boxes may have had the same card, one after the other
+                self._nft(self._text(self._installed))  # two boxes may have had the same card, one after the other
 
     def _text(self, rules: Rules) -> str:
         resolvers, denied = ", ".join(rules.resolvers), ", ".join(rules.denied)
@@ -183,7 +225,7 @@ class PacketFilter:
         )
         return text + self._elements(self._boxes) if self._boxes else text
 
-    def _elements(self, boxes: Iterable[Port]) -> str:
+    def _elements(self, boxes: Iterable[_Admitted]) -> str:
         """Commands that add boxes to the sets."""
         lines = []
         for box in boxes:
@@ -191,7 +233,7 @@ class PacketFilter:
             lines += [f"add element bridge {self._table} {name} {{ {value} }}\n" for name, value in of_box.items()]
         return "".join(lines)
 
-    def _shown(self) -> str:
+    def _read(self) -> str:
         """The tables as nft shows them, without the boxes and without counts; empty when one is missing."""
         try:
             # One command for both shows a table of the last family alone (nftables 1.0.6).
@@ -201,3 +243,12 @@ class PacketFilter:
 
     def _nft(self, commands: str, *, dry_run: bool = False) -> str:
         return self._namespace.within(lambda: nftables.run(commands, dry_run=dry_run))
+
+
+def _named(port: Port) -> _Admitted | None:
+    """The port with the name that it has in the calling thread's namespace; None: it is gone."""
+    try:
+        return _Admitted(socket.if_indextoname(port.interface), port.hardware_address, port.address)
+    except OSError:
+        log.info("the box with the address %s is not on the bridge any more", port.address)
+        return None

@@ -47,6 +47,22 @@ def test_the_spec_reaches_the_container(site: Site, api: docker.APIClient) -> No
     site.runtime.remove(box, force=True)
 
 
+def test_a_box_that_a_former_process_had_made_at_the_last_moment_is_found(site: Site, docker_host: str) -> None:
+    site.runtime.remove(site.new_box(), force=True)  # and so this process knows what boxes there are
+    box = BoxRef(ids.new_id(), 1)
+    with closing(DockerRuntime(lambda: site.owner, docker_host)) as former:
+        former.create(box, site.spec())
+        former.start(box)
+    assert site.runtime.create(box, site.spec()).status is BoxStatus.RUNNING
+    site.runtime.remove(box, force=True)
+    stranger = Owner(ids.new_id(), ids.new_id())
+    with closing(DockerRuntime(lambda: stranger, docker_host)) as other:
+        other.create(box, site.spec())
+        with pytest.raises(InvalidStateError, match="already in use"):
+            site.runtime.create(box, site.spec())
+        other.remove(box, force=True)
+
+
 def test_a_clone_asks_for_nothing_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(site.runtime, DockerRuntime)
     calls: list[str] = []

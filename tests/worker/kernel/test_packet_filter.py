@@ -58,7 +58,8 @@ class Network:
         box.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
         box.run("ip", "link", "set", "eth0", "up")
         card = box.run("ip", "-o", "link", "show", "eth0").split("link/ether ")[1]
-        return Port(name, card.split()[0], address)
+        index = int(self.host.run("ip", "-o", "link", "show", name).partition(":")[0])
+        return Port(index, card.split()[0], address)
 
     def reaches(self, box: Namespace, address: str) -> str:
         return box.run(sys.executable, "-I", "-S", "-c", CONNECT, address).strip()
@@ -82,7 +83,7 @@ def network() -> Iterator[Network]:
 @pytest.fixture
 def packet_filter(network: Network) -> PacketFilter:
     made = PacketFilter(network.host, BRIDGE, TABLE)
-    made.ensure(RULES)
+    made.ensure(RULES, made.look())
     made.admit(network.ports[:1])
     return made
 
@@ -120,12 +121,42 @@ def test_nobody_claims_the_address_of_another_box(
 
 
 def test_what_was_changed_is_put_back_with_all_boxes(network: Network, packet_filter: PacketFilter) -> None:
-    assert not packet_filter.ensure(RULES)
+    assert not packet_filter.ensure(RULES, packet_filter.look())
     for command in ("flush ruleset", f"flush chain inet {TABLE} to_host", f"delete table bridge {TABLE}"):
         network.host.run("nft", command)
-        assert packet_filter.ensure(RULES), command
+        assert packet_filter.ensure(RULES, packet_filter.look()), command
         assert network.reaches(network.host, OLD) == "arrived"
         assert network.reaches(network.old, "198.19.0.1") == "lost"
+
+
+def test_tables_are_read_only_when_somebody_else_has_changed_something(
+    network: Network, packet_filter: PacketFilter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not packet_filter.ensure(RULES, packet_filter.look())
+    commands: list[str] = []
+    run = nftables.run
+    monkeypatch.setattr(nftables, "run", lambda text, **how: (commands.append(text), run(text, **how))[1])
+    packet_filter.admit(network.ports)
+    assert not packet_filter.ensure(RULES, packet_filter.look())
+    assert [text.split()[0] for text in commands] == ["add"]
+    network.host.run("nft", "add table inet of_somebody_else")
+    assert not packet_filter.ensure(RULES, packet_filter.look())
+    assert [text.split()[0] for text in commands] == ["add", "list", "list"]
+
+
+def test_a_bridge_that_was_made_anew_is_another_one(network: Network, packet_filter: PacketFilter) -> None:
+    before = packet_filter.look().bridge
+    network.host.run("ip", "link", "delete", BRIDGE)
+    assert packet_filter.look().bridge == 0
+    network.host.run("ip", "link", "add", BRIDGE, "type", "bridge")
+    assert packet_filter.look().bridge not in (0, before)
+
+
+def test_a_box_that_has_gone_before_it_was_admitted_is_none(network: Network, packet_filter: PacketFilter) -> None:
+    network.host.run("ip", "link", "delete", "vethnew")
+    packet_filter.admit(network.ports)
+    assert "vethnew" not in network.host.run("nft", "list", "table", "bridge", TABLE)
+    assert network.reaches(network.host, OLD) == "arrived"
 
 
 def test_boxes_that_are_gone_are_forgotten(network: Network, packet_filter: PacketFilter) -> None:
