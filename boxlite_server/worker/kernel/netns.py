@@ -7,16 +7,19 @@ import os
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import IO, TypeVar
 
 _CLONE_NEWNET = 0x40000000
+_OWN = Path("/proc/self/ns/net")
 # Of rtnetlink: ask for all interfaces, and what an answer holds.
 _GET_LINKS, _DUMP, _END, _LINK = 18, 0x301, 3, 16
 _ADDRESS, _PEER = 1, 5
 _PATIENCE = 60.0  # seconds for an answer of the kernel
+_libc = ctypes.CDLL(None, use_errno=True)
+_visitor = ThreadPoolExecutor(1, "namespaces")
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ class NetworkNamespace:
     @property
     def is_own(self) -> bool:
         """Whether this process is in the namespace. Raises OSError when it may not know."""
-        return self._path.stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
+        return self._path.stat().st_ino == _OWN.stat().st_ino
 
     def interfaces(self) -> set[str]:
         """The names of all interfaces. Raises OSError."""
@@ -45,38 +48,23 @@ class NetworkNamespace:
         raise OSError(f"no interface has the address {hardware_address}")
 
     def within(self, act: Callable[[], T]) -> T:
-        """Call a function in the namespace: in a thread that enters it, and ends there, unless this process is in it.
-        Raises OSError, and what the function raises."""
-        if self.is_own:
-            return act()
-        call = _Call(act, self._path)
-        thread = threading.Thread(target=call.run, daemon=True)
-        thread.start()
-        thread.join()
-        return call.result()
+        """Call a function, which has to be quick, in the namespace: in the thread for such visits, unless this process
+        is in the namespace. Raises OSError, and what the function raises."""
+        return act() if self.is_own else _visitor.submit(self._visit, act).result()
+
+    def _visit(self, act: Callable[[], T]) -> T:
+        with _OWN.open("rb") as home, self._path.open("rb") as there:
+            _enter(there)
+            try:
+                return act()
+            finally:
+                _enter(home)  # to stay would keep the namespace alive
 
 
-class _Call(Generic[T]):
-    def __init__(self, act: Callable[[], T], path: Path) -> None:
-        self._act = act
-        self._path = path
-        self._results: list[T] = []
-        self._error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            with self._path.open("rb") as namespace:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            self._results.append(self._act())
-        except Exception as exc:
-            self._error = exc
-
-    def result(self) -> T:
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+def _enter(namespace: IO[bytes]) -> None:
+    """Take the calling thread, and no other, to a network namespace."""
+    if _libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _links() -> Iterator[dict[int, bytes]]:
