@@ -324,18 +324,24 @@ class Containers:
         """Remove the box's container, if there is one. Raises `InvalidStateError` when it runs, without `force`."""
         with self._lock:
             self._made.pop(box, None)
-        force = force or container_name(box) in self._prepared
+        name = container_name(box)
+        force = force or name in self._prepared
+        self._watch.removing(name)
         try:
             with engine_errors(f"box {box.box_id} cannot be removed"):
-                self._engine.api.remove_container(container_name(box), v=True, force=force)
+                self._engine.api.remove_container(name, v=True, force=force)
         except NotFoundError:
-            pass
+            self._watch.not_removed(name)
         except InvalidStateError as exc:
             if "already in progress" not in exc.message:
+                self._watch.not_removed(name)
                 raise InvalidStateError(f"box {box.box_id} is running; stop it first, or use force") from exc
             self._await_absence(box)
-        self._supervisors.forget(container_name(box))
-        self._prepared.forget(container_name(box))
+        except BaseException:
+            self._watch.not_removed(name)
+            raise
+        self._supervisors.forget(name)
+        self._prepared.forget(name)
 
     def _await_absence(self, box: BoxRef) -> None:
         for _ in range(100):

@@ -54,6 +54,7 @@ class Watch:
         self._interrupted: set[str] = set()
         self._ends: dict[str, float] = {}  # when the container last ended; Unix time
         self._kills: dict[str, float] = {}  # when the kernel last killed a process at the memory limit; Unix time
+        self._removals: set[str] = set()  # being removed by this worker, by the container's name
         # By exec id:
         self._commands: dict[str, threading.Event] = {}  # whose end somebody waits for
 
@@ -107,6 +108,16 @@ class Watch:
         """Note that this worker is about to stop the container."""
         with self._changed:
             self._stops.add(container_id)
+
+    def removing(self, container_name: str) -> None:
+        """Note that this worker is about to remove the container."""
+        with self._changed:
+            self._removals.add(container_name)
+
+    def not_removed(self, container_name: str) -> None:
+        """Note that the container is not removed after all, or was not there."""
+        with self._changed:
+            self._removals.discard(container_name)
 
     def was_stopped(self, container_id: str) -> bool:
         """Whether this worker has stopped the container since its last start."""
@@ -193,6 +204,7 @@ class Watch:
             self._listening_since = None
             self._events += 1
             self._states.clear()
+            self._removals.clear()  # the next stream begins with a report anyway
             self._life = ""
             for ended in self._commands.values():
                 ended.set()  # the end may go unreported, so those who wait must look for themselves
@@ -202,6 +214,7 @@ class Watch:
         """Take account of an event. Returns whether it has changed the state of a box without this worker."""
         action, container_id = event["Action"], event["Actor"]["ID"]
         about = event["Actor"].get("Attributes") or {}
+        name = about.get("name", "")
         with self._changed:
             self._last_event = event.get("timeNano") or self._last_event
             if action.startswith("exec_"):  # commands in a box change nothing about the box
@@ -222,6 +235,7 @@ class Watch:
                     self._killed.discard(container_id)
                     self._ends[container_id] = event.get("timeNano", 0) / 1e9 or time.time()
                     self._changed.notify_all()
+                    return name not in self._removals
                 case "start":
                     was_asked_for = container_id in self._starts
                     self._starts.discard(container_id)
@@ -230,6 +244,9 @@ class Watch:
                     return not was_asked_for
                 case "destroy":
                     self._forget(container_id)
+                    was_asked_for = name in self._removals
+                    self._removals.discard(name)
+                    return not was_asked_for
             return action in _CHANGES
 
     def _note_kill(self, container_id: str, number: str) -> None:

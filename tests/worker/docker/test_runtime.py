@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,13 +15,14 @@ from typing import Any
 
 import docker
 import pytest
+from support.cluster import wait_until
 from support.sites import Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError, UnsupportedError
 from boxlite_server.worker.commands import ExecSpec
 from boxlite_server.worker.docker import engine, exec, stats
-from boxlite_server.worker.docker.labels import container_name
+from boxlite_server.worker.docker.labels import WORKER_LABEL, container_name
 from boxlite_server.worker.docker.runtime import DockerRuntime
 from boxlite_server.worker.docker.storage import images as docker_images
 from boxlite_server.worker.runtime import BoxRef, BoxStatus, Owner
@@ -367,17 +369,24 @@ def test_only_what_others_do_to_boxes_is_reported(site: Site, docker_host: str) 
     with another(site, docker_host) as runtime, closing(docker.DockerClient(base_url=docker_host)) as client:
         in_thread(lambda: runtime.watch(lambda: heard.put(None), stopping))
         heard.get(timeout=60)  # the watch has begun
-        box = site.new_box()
-        runtime.start(box)
-        container = client.containers.get(container_name(box))
+        own, others = site.new_box(), site.new_box()
+        runtime.start(own)
+        container = client.containers.get(container_name(own))
         container.pause()
-        heard.get(timeout=60)
         container.unpause()
-        heard.get(timeout=60)
-        assert heard.empty()
-        stopping.set()
+        runtime.remove(own, force=True)
+        container = client.containers.get(container_name(others))
+        container.start()
+        with pytest.raises(InvalidStateError, match="is running"):
+            runtime.remove(others, force=False)
         container.kill()
-    site.runtime.remove(box, force=True)
+        container.remove()
+        mine = {"label": f"{WORKER_LABEL}={site.owner.worker_id}"}
+        *_, last = client.api.events(since=0, until=f"{time.time():.9f}", filters=mine, decode=True)
+        wait_until(lambda: (runtime._watch._last_event or 0) >= last["timeNano"], "all is heard")
+        assert heard.qsize() == 5
+        stopping.set()
+        site.runtime.remove(site.running_box(), force=True)  # the watch ends with the next event
 
 
 @contextmanager
