@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import ipaddress
 import logging
 import os
@@ -194,7 +193,6 @@ class Worker:
 
     def serve(self) -> None:
         """Wait for a signal. When the registration ends for good, its error is raised."""
-        gc.freeze()  # permanent objects are not scanned in every collection, during which all commands wait
         # Each wait is short: a signal that comes just before it, or to another thread, does not interrupt it,
         # and the signal's handler runs only when this thread runs.
         while not self._stopping.wait(1.0):
