@@ -103,9 +103,8 @@ class Sink(Protocol):
 
 class Durable(ABC):
     """What a `Process` offers besides, if nothing of it is lost when the worker process is killed at any moment: its
-    output and its input lie in pipes that outlive the worker process, and one that is not to be kept is ended by the
-    next worker process without being asked for. It is no protocol, since `isinstance` would read
-    every property of a process."""
+    output and its input lie in pipes that outlive the worker process, and the next worker process ends it unasked if it
+    is not to be kept. It is no protocol, since `isinstance` would read every property of a process."""
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ from support.keys import KEY
 
 ROOT = Path(__file__).parents[2]
 SEED = "1"  # of `make test`, which is to pass or fail for what was changed
-EXAMPLES = 4  # of each operation, in the random phases
+EXAMPLES = 2  # of each operation, in the random phases
 ROUND = 25  # the same, in a round of `make fuzz`
 SECONDS = os.environ.get("BOXLITE_FUZZ_SECONDS")  # of `make fuzz`; 0 is without end
 

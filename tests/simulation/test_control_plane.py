@@ -86,7 +86,7 @@ _beginnings = st.lists(st.sampled_from([_CREATED, _RUNNING, _KEPT, _WARM, _CLAIM
 
 
 @settings(
-    max_examples=int(RUNS or 2000),
+    max_examples=int(RUNS or 1200),
     derandomize=RUNS is None,
     deadline=None,
     suppress_health_check=list(HealthCheck),

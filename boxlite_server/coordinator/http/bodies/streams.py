@@ -51,9 +51,9 @@ async def unless_gone(receive: Receive, act: Awaitable[T]) -> T:
     assert acting is not None
     has_left = is_over = False
 
-    def leave(_: asyncio.Future[None]) -> None:
+    def leave(watching: asyncio.Future[None]) -> None:
         nonlocal has_left
-        if not is_over:
+        if not is_over and not watching.cancelled():
             has_left = True
             acting.cancel()
 
