@@ -498,7 +498,7 @@ def test_input_may_be_empty_when_it_only_ends_the_input(app: AsyncApp) -> None:
 
 
 def test_the_example_check_can_fail() -> None:
-    schema = SPEC["components"]["schemas"]["Box"]
+    schema = SPEC["components"]["schemas"]["BoxInfo"]
     good = SPEC["components"]["examples"]["RunningBox"]["value"]
     check(good, schema)
     for change in ({"cpus": 256}, {"status": "gone"}, {"labels": None}, {"pid": -1}, {"box_id": None}):

@@ -112,7 +112,7 @@ def test_requests_have_no_nulls_and_one_form() -> None:
 
 
 def test_answers_keep_their_nulls() -> None:
-    assert SCHEMAS["Box"]["properties"]["exit_code"]["nullable"]
+    assert SCHEMAS["BoxInfo"]["properties"]["exit_code"]["nullable"]
     assert SCHEMAS["Quotas"]["properties"]["boxes"]["nullable"]
     assert "nullable" not in SCHEMAS["QuotasInput"]["properties"]["boxes"]
 

@@ -40,6 +40,20 @@ source, claimed = bytes.fromhex(sys.argv[1]), socket.inet_aton(sys.argv[2])
 wire.send(b"\\xff" * 6 + source + bytes.fromhex("08060001080006040002") + source + claimed + b"\\xff" * 6 + claimed)
 """
 
+MANY_DESCRIPTORS = """
+import os, resource, sys
+from boxlite_server.worker.kernel.netns import NetworkNamespace
+from boxlite_server.worker.kernel.packet_filter import PacketFilter, Port, Rules
+bridge, table, subnet, *port = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+packet_filter, rules = PacketFilter(NetworkNamespace(os.getpid()), bridge, table), Rules(subnet)
+packet_filter.ensure(rules, packet_filter.look())
+opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(2000)]
+assert not packet_filter.ensure(rules, packet_filter.look()), "library and program show the same"
+packet_filter.admit([Port(int(port[0]), *port[1:])])
+packet_filter.probe()
+"""
+
 
 class Network:
     """A host with a bridge, and two boxes on it."""
@@ -168,6 +182,17 @@ def test_boxes_that_are_gone_are_forgotten(network: Network, packet_filter: Pack
 def test_a_probe_leaves_nothing(network: Network) -> None:
     PacketFilter(network.host, BRIDGE, TABLE).probe()
     assert network.host.run("nft", "list", "ruleset") == ""
+
+
+def test_a_worker_with_very_many_open_descriptors_goes_on(network: Network) -> None:
+    """In a process of its own, which the library would end."""
+    inside = ["nsenter", f"--net=/proc/{network.host.pid}/ns/net", sys.executable, "-c", MANY_DESCRIPTORS]
+    done = subprocess.run(
+        [*inside, BRIDGE, TABLE, RULES.subnet, *map(str, network.ports[0])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert network.reaches(network.host, OLD) == "arrived"
+    assert network.reaches(network.old, "198.19.0.1") == "lost"
 
 
 def test_a_complaint_of_nft_is_told(network: Network) -> None:
