@@ -22,8 +22,8 @@ END_OF_TRANSMISSION = b"\x04\x04"
 class ExecSpec:
     """A command to run in a box. An empty `working_dir` or `user` leaves the value to the box.
 
-    `cols` and `rows`: the size that a terminal has at the start. `is_kept`: the next worker process takes over the
-    command with its output and input; otherwise it ends it.
+    `cols` and `rows`: the size that a terminal has at the start. `is_kept`: the next worker process is to take over the
+    command with its output and input; otherwise it needs to be able to end it, and no more.
     """
 
     command: tuple[str, ...]
@@ -103,8 +103,8 @@ class Sink(Protocol):
 
 class Durable(ABC):
     """What a `Process` offers besides, if nothing of it is lost when the worker process is killed at any moment: its
-    output and its input lie in pipes that outlive the worker process, and the next worker process ends it unasked if it
-    is not to be kept. It is no protocol, since `isinstance` would read every property of a process."""
+    output and its input lie in pipes that outlive the worker process. It is no protocol, since `isinstance` would read
+    every property of a process."""
 
     @property
     @abstractmethod

@@ -1,19 +1,18 @@
-"""What the next worker process must know of the executions of this one: a small file for each execution.
+"""What the next worker process must know of the executions of this one: a record of each, on a page of one file.
 
-The files are not synced to disk: they need to survive the process, not the machine, whose end also ends the
-commands. A file is written in place, a page at once, which the kernel does whole or not at all when the process is
-killed; and it is used again for another execution, since file systems take long to make files where many were just
-removed.
+Nothing is synced to disk: the records need to survive the process, not the machine, whose end also ends the commands.
+A page is written at once, which the kernel does whole or not at all when the process is killed. A record that is longer
+than a page has a file of its own, as every record had in earlier versions.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,10 +24,11 @@ from .execution import Delivered, ExecutionState, Source
 
 log = logging.getLogger(__name__)
 
-_SUFFIX = ".json"
+_PAGES = "records"  # the file
 _PAGE = 4096  # bytes, of the kernel's page cache
-_FREE = ".free"
-_MAX_FREE = 256  # files that wait to be used again
+_SUFFIX = ".json"  # of a file for one record
+_FEW = 256  # pages; a file with more is emptied when no record is left
+_FREE = b"\n"  # what a page without a record begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ _FIELDS = tuple(field.name for field in fields(Record))
 
 
 class Journal:
-    """Keeps the records in `directory`, one file for each execution. With None, nothing outlives the process.
+    """Keeps the records in `directory`. With None, nothing outlives the process.
 
     When the disk is full, a record is lost, but the execution runs on.
     """
@@ -88,27 +88,37 @@ class Journal:
         self._directory = directory
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._free: list[Path] = []  # files without a record
-        self._numbers = itertools.count()  # the names of these
+        self._long: set[str] = set()  # executions whose records have files of their own
+        self._pages = _Pages(directory / _PAGES) if directory is not None else None
 
     def load(self) -> list[Record]:
-        """Read the records of a former process. Damaged files are deleted."""
-        found = []
-        for pattern in ("*.new", f"*{_FREE}"):
-            for unused in self._directory.glob(pattern) if self._directory else ():
-                unused.unlink(missing_ok=True)
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}")) if self._directory else ():
-            try:
-                if content := path.read_text():  # empty: the process was killed before the execution began
-                    found.append(Record(**json.loads(content)))
-                else:
-                    path.unlink()
-            except (OSError, ValueError, TypeError) as exc:
-                log.warning("a record of an execution is damaged, dropping it: %s: %s", path, exc)
-                path.unlink(missing_ok=True)
+        """Read the records of a former process. What is damaged is deleted."""
+        if self._directory is None or self._pages is None:
+            return []
         with self._lock:
-            self._records = {record.execution_id: record for record in found}
-        return found
+            self._pages.read(self._take)
+            for pattern in ("*.new", "*.free"):
+                for unused in self._directory.glob(pattern):
+                    unused.unlink(missing_ok=True)
+            for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+                if (execution_id := self._take(path.read_bytes())) is not None:
+                    self._long.add(execution_id)
+                else:
+                    path.unlink(missing_ok=True)
+            return list(self._records.values())
+
+    def _take(self, content: bytes) -> str | None:
+        """Take over a record. Returns the id of its execution; None if it is damaged, or empty because the process was
+        killed before it was written."""
+        try:
+            if not content.strip():
+                return None
+            record = Record(**json.loads(content))
+        except (ValueError, TypeError) as exc:
+            log.warning("a record of an execution is damaged, dropping it: %s", exc)
+            return None
+        self._records[record.execution_id] = record
+        return record.execution_id
 
     def execution_ids(self) -> set[str]:
         """The executions that have a record."""
@@ -118,7 +128,7 @@ class Journal:
     def add(self, record: Record) -> None:
         with self._lock:
             self._records[record.execution_id] = record
-            self._write(record, is_new=True)
+            self._write(record)
 
     def update(self, execution_id: str, **fields: Any) -> None:
         """Change fields of a record. An unknown id is ignored."""
@@ -155,54 +165,76 @@ class Journal:
 
     def remove(self, execution_id: str) -> None:
         with self._lock:
-            if self._records.pop(execution_id, None) is None or self._directory is None:
+            if self._records.pop(execution_id, None) is None or self._pages is None:
+                return
+            with suppress(OSError):
+                self._pages.free(execution_id)
+                if execution_id in self._long:
+                    self._long.discard(execution_id)
+                    self._path(execution_id).unlink(missing_ok=True)
+
+    def _write(self, record: Record) -> None:
+        if self._pages is None:
+            return
+        execution_id = record.execution_id
+        content = json.dumps({name: getattr(record, name) for name in _FIELDS}).encode()
+        try:
+            if len(content) <= _PAGE and execution_id not in self._long:
+                self._pages.write(execution_id, content)
                 return
             path = self._path(execution_id)
-            with suppress(OSError):
-                if len(self._free) < _MAX_FREE and _is_page(path):
-                    self._free.append(path.rename(self._directory / f"{next(self._numbers)}{_FREE}"))
-                else:
-                    path.unlink(missing_ok=True)
-
-    def _write(self, record: Record, *, is_new: bool = False) -> None:
-        if self._directory is None:
-            return
-        path = self._path(record.execution_id)
-        content = json.dumps({name: getattr(record, name) for name in _FIELDS}).encode().ljust(_PAGE)
-        is_page = len(content) == _PAGE
-        try:
-            if is_page and is_new and self._free:
-                free = self._free.pop()
-                _overwrite(free, content)
-                free.replace(path)
-            elif is_page and (is_new or _is_page(path)):
-                _overwrite(path, content)
-            else:
-                new = path.with_suffix(".new")
-                new.write_bytes(content)
-                new.replace(path)
+            new = path.with_suffix(".new")
+            new.write_bytes(content)
+            new.replace(path)
+            self._long.add(execution_id)  # for good, so that there are never two files that differ
+            self._pages.free(execution_id)
         except OSError as exc:
-            log.warning("execution %s will not outlive this process: %s", record.execution_id, exc)
+            log.warning("execution %s will not outlive this process: %s", execution_id, exc)
 
     def _path(self, execution_id: str) -> Path:
         assert self._directory is not None
         return self._directory / f"{quote(execution_id, safe='')}{_SUFFIX}"
 
 
-def _is_page(path: Path) -> bool:
-    """Whether there is a file of one page."""
-    with suppress(FileNotFoundError):
-        return path.stat().st_size == _PAGE
-    return False
+class _Pages:
+    """A file of pages, each with the record of an execution or free."""
 
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._count = 0
+        self._used: dict[str, int] = {}  # by execution id
+        self._free: list[int] = []
 
-def _overwrite(path: Path, page: bytes) -> None:
-    """Replace the content of a file of one page, or of none yet."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.pwrite(descriptor, page, 0)
-    finally:
-        os.close(descriptor)
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    def read(self, take: Callable[[bytes], str | None]) -> None:
+        """Read the file of a former process. `take` gets each record, and returns the id of its execution, or None if
+        the record is none."""
+        self._count = os.fstat(self._file).st_size // _PAGE
+        for page in range(self._count):
+            content = os.pread(self._file, _PAGE, page * _PAGE)
+            if content.startswith((_FREE, b"\0")) or (execution_id := take(content)) is None:
+                self._free.append(page)
+            else:
+                self._used[execution_id] = page
+
+    def write(self, execution_id: str, content: bytes) -> None:
+        page = self._used.get(execution_id)
+        if page is None:
+            page = self._used[execution_id] = self._free.pop() if self._free else self._count
+            self._count = max(self._count, page + 1)
+        os.pwrite(self._file, content.ljust(_PAGE), page * _PAGE)
+
+    def free(self, execution_id: str) -> None:
+        """Free the page of an execution, if it has one."""
+        page = self._used.pop(execution_id, None)
+        if page is not None:
+            self._free.append(page)
+            os.pwrite(self._file, _FREE, page * _PAGE)
+        if not self._used and self._count > _FEW:
+            os.ftruncate(self._file, 0)
+            self._count, self._free = 0, []
 
 
 def now_ms() -> int:

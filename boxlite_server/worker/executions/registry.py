@@ -29,7 +29,7 @@ from ...errors import (
     UnsupportedError,
 )
 from ...rpc import MAX_EXECUTIONS, TENANT, Tenant
-from ..commands import Durable, ExecSpec, Process
+from ..commands import ExecSpec, Process
 from ..runtime import BoxRef, BoxRuntime, BoxStatus
 from ..shares import Shares
 from .alarms import Alarms
@@ -118,8 +118,7 @@ class Executions:
             tied = owned or bool(stdin)
             fields = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "tenant": tenant.prefix}
             record = Record.started(execution_id, box, process.handle, timeout, **fields)
-            if not (owned and isinstance(process, Durable)):  # which the next worker process ends without a record
-                self._journal.add(record)
+            self._journal.add(record)
             self._begin(record, process, entry, tenant, pumped=not owned)
             if stdin is not None:
                 entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))

@@ -110,7 +110,7 @@ class Link:
             return self._changed.wait_for(lambda: self._is_live, seconds)
 
     def running(self) -> int:
-        """How many commands run that outlive the worker's process, whoever started them."""
+        """How many commands of clients run, whoever started them."""
         with self._changed:
             mine = [known for known, command in self._commands.items() if command.exit_code is None]
             others = [known for known, told in self._others.items() if isinstance(told, Started)]
@@ -140,8 +140,8 @@ class Link:
         self, spec: int, size: tuple[int, int] | None, streams: Sequence[int], *, is_own: bool = False
     ) -> Command:
         """Have a command started. `spec`: the descriptor of its spec; `size`: of its terminal; `streams`: its stdin,
-        stdout and stderr, where it has no terminal. `is_own`: it is not to outlive the worker's process.
-        Raises `UnheardError`."""
+        stdout and stderr, where it has no terminal. `is_own`: it is the worker's own, and not to outlive the worker's
+        process. Raises `UnheardError`."""
         with self._changed:
             command = Command(self._new_id(is_own=is_own), has_terminal=size is not None)
             self._send(wire.start(command.command_id, size), [spec, *streams])

@@ -127,7 +127,7 @@ class SupervisedProcess(Durable):
                 described = sealed(content, theirs)
             except OSError as exc:
                 raise ResourceExhaustedError(f"the worker cannot start another command now: {exc.strerror}") from exc
-            command = link.start(described, size, streams, is_own=not spec.is_kept)
+            command = link.start(described, size, streams)
         made = partial(cls, link, command, box, holder, memory=memory, is_kept=spec.is_kept)
         process = made(ends)  # while the command is being started
         if (terminal := _started(link, command, spec)) is not None:

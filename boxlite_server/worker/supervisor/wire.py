@@ -33,7 +33,7 @@ from enum import IntEnum
 VERSION = 1
 MAX_COMMANDS = 512  # that a supervisor knows at once
 MAX_SPEC = 4 * 1024 * 1024  # bytes
-OWN = 1 << 31  # bit of the ids of commands that are not to outlive the worker's process
+OWN = 1 << 31  # bit of the ids of the worker's own commands, which are no executions
 PACKET_BYTES = 16
 _HEADER = struct.Struct("<BBHIII")
 _COUNTS = struct.Struct("<II")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ class Worker:
         return lambda: Worker(self._site, self._home, self._life + 1)
 
     def records(self) -> list[str]:
-        return sorted(path.name for path in self._journal.glob("*.json"))
+        return sorted(record.execution_id for record in Journal(self._journal).load())
 
 
 def end_of(execution: str) -> None:
@@ -358,20 +360,42 @@ class TestJournal:
     def test_what_is_damaged_is_dropped(self, tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text("{")
         (tmp_path / "y.json").write_text('{"unknown": 1}')
+        (tmp_path / "records").write_bytes(b"{".ljust(4096) + b'{"unknown": 1}'.ljust(4096) + bytes(4096))
         assert Journal(tmp_path).load() == []
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
-    def test_files_are_used_again(self, tmp_path: Path) -> None:
+    def test_room_is_used_again(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path)
+        for number in range(5):
+            journal.add(replace(self.RECORD, execution_id=str(number)))
+        for number in range(4):
+            journal.remove(str(number))
+            journal.add(Record(f"other {number}", "box", 2, "h", True, 1))
+        journal.update("other 3", ended_at_ms=5, exit_code=3)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 5 * 4096
+        found = {record.execution_id: record.exit_code for record in Journal(tmp_path).load()}
+        assert found == {"4": 0, **{f"other {number}": 0 for number in range(3)}, "other 3": 3}
+
+    def test_room_for_very_many_is_given_back(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path)
+        for number in range(300):
+            journal.add(replace(self.RECORD, execution_id=str(number)))
+        for number in range(300):
+            journal.remove(str(number))
+        assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
         journal.add(self.RECORD)
-        (first,) = tmp_path.iterdir()
-        inode = first.stat().st_ino
+        assert Journal(tmp_path).load() == [self.RECORD]
+
+    def test_records_of_an_earlier_version_are_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a%2Fb.json").write_text(json.dumps(asdict(self.RECORD)).ljust(4096))
+        (tmp_path / "7.free").write_text("{}")
+        journal = Journal(tmp_path)
+        assert journal.load() == [self.RECORD]
+        journal.update("a/b", exit_code=4)
+        assert Journal(tmp_path).load() == [replace(self.RECORD, exit_code=4)]
         journal.remove("a/b")
-        journal.add(Record("other", "box", 2, "h", True, 1))
-        journal.update("other", ended_at_ms=5, exit_code=3)
-        (second,) = tmp_path.iterdir()
-        assert second.stat().st_ino == inode
-        assert [(found.execution_id, found.exit_code) for found in Journal(tmp_path).load()] == [("other", 3)]
+        assert Journal(tmp_path).load() == []
+        assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
     def test_a_long_record_and_what_follows_it_are_whole(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path)
@@ -398,5 +422,5 @@ class TestJournal:
     def test_a_record_that_was_never_written_is_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "killed.json").touch()
         assert Journal(tmp_path).load() == []
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["records"]
         assert not caplog.records, "nothing was damaged"

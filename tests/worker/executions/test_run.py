@@ -95,11 +95,12 @@ def test_nothing_is_left_of_a_run(executions: Executions, box: BoxRef, journal: 
     assert isinstance(next(events), Started)
     assert executions.running_in(box.box_id) == 1
     assert executions.get(box.box_id, execution_id).status is ExecutionStatus.RUNNING
+    assert [record.execution_id for record in Journal(journal).load()] == [execution_id]
     assert set(threading.enumerate()) <= threads, "the command is run in the caller's thread"
     *_, last = events
     assert isinstance(last, Ended)
     assert executions.running_in(box.box_id) == 0
-    assert list(journal.glob("*.json")) == []
+    assert Journal(journal).load() == []
     assert list(tmp_path.glob("output-*")) == []
     with pytest.raises(NotFoundError):
         executions.get(box.box_id, execution_id)
