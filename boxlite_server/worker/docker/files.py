@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from ...errors import EngineError, InvalidStateError, NotFoundError
+from ...errors import EngineError, InvalidArgumentError, InvalidStateError, NotFoundError
 from ...rpc import CHUNK_BYTES
 from ..files import listing, tar
 from ..runtime import FileEntry, FileKind, FilePart, FileState, Listing
@@ -198,10 +198,11 @@ class _NotThereError(InvalidStateError):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Raise `InvalidStateError` for what is in the way in the box, which the engine reports as its own fault."""
+    """Raise `InvalidStateError` for what is in the way in the box, which the engine reports as its own fault or, of a
+    newer version, as a fault of the request."""
     try:
         yield
-    except EngineError as exc:
+    except (EngineError, InvalidArgumentError) as exc:
         text = exc.message.lower()
         if any(part in text for part in _LOOPS):
             raise InvalidStateError(

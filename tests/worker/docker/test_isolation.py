@@ -93,7 +93,9 @@ print(tried(lambda: libc.ptrace(16, 1, 0, 0)))
 print(tried(lambda: libc.ptrace(0x4206, 1, 0, 0)))
 print(tried(lambda: open("/proc/1/mem", "rb")))
 print(tried(lambda: os.open("/proc/1/fd/0", os.O_RDONLY)))
-print(tried(lambda: libc.syscall(310, 1, None, 0, None, 0, 0)))
+area = ctypes.create_string_buffer(8)
+areas = (ctypes.c_size_t * 2)(ctypes.addressof(area), 8)
+print(tried(lambda: libc.syscall(310, 1, areas, 1, areas, 1, 0)))
 """
     assert set(attack(target.runtime, box, script).splitlines()) <= {"EPERM", "EACCES"}
 
