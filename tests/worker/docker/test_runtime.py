@@ -294,9 +294,8 @@ def test_cpu_and_network_are_measured(site: Site, monkeypatch: pytest.MonkeyPatc
     first = site.runtime.measure(box)
     assert site.runtime.measure(box) == first  # the engine would have us wait for a second one
     monkeypatch.setattr(stats, "SAMPLE_SECONDS", 0)
+    wait_until(lambda: 1 < (site.runtime.measure(box).cpu_percent or 0) < 1000, "the loop has had its share of a cpu")
     usage = site.runtime.measure(box)
-    assert usage.cpu_percent is not None
-    assert 1 < usage.cpu_percent < 1000
     assert usage.network_bytes_sent is not None
     assert usage.network_bytes_received is not None
     busy.kill()
