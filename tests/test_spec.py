@@ -33,7 +33,8 @@ TAG_OF: dict[str, str] = {
         "Identity": "getCurrentPrincipal createToken createTicket",
         "Boxes": "createBox listBoxes getBox boxExists updateBox waitForBox removeBox startBox stopBox",
         "Executions": "startExecution listExecutions getExecution killExecution attachExecution attachBox"
-        " streamExecutionOutput runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs",
+        " streamExecutionOutput runCommand sendExecutionInput signalExecution resizeExecution openTerminal readBoxLogs"
+        " signalBox",
         "Files": "uploadFiles downloadFiles readFile writeFile statFile listDirectory",
         "Snapshots": "createSnapshot listSnapshots getSnapshot removeSnapshot restoreSnapshot"
         " cloneBox exportBox importBox",

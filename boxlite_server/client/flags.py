@@ -19,6 +19,24 @@ _MEBIBYTE = 1 << 20
 _MAX_ENV_FILE = 1 << 20  # bytes
 
 
+SIGKILL = 9
+
+# The names of Linux's signals, whatever the system of the client. Between RTMIN and RTMAX they are those of bash.
+_SIGNALS = {
+    **{
+        name: number
+        for number, name in enumerate(
+            "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN "
+            "TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS".split(),
+            1,
+        )
+    },
+    **{"IOT": 6, "CLD": 17, "POLL": 29, "RTMIN": 34, "RTMAX": 64},
+    **{f"RTMIN+{n}": 34 + n for n in range(1, 16)},
+    **{f"RTMAX-{n}": 64 - n for n in range(1, 15)},
+}
+
+
 # ---- flags that several commands have -----------------------------------------------------------------------
 
 
@@ -163,6 +181,14 @@ def seconds(text: str) -> float:
     if 0 <= number < float("inf"):
         return number
     raise ArgumentTypeError(f"'{text}' is no number of seconds")
+
+
+def signal_number(text: str) -> int:
+    """Linux's number of a signal: its name, with or without SIG, or the number itself."""
+    number = int(text) if text.isascii() and text.isdigit() else _SIGNALS.get(text.upper().removeprefix("SIG"), 0)
+    if 1 <= number <= _SIGNALS["RTMAX"]:
+        return number
+    raise ArgumentTypeError(f"'{text}' is no signal; write a name such as HUP or SIGTERM, or a number such as 15")
 
 
 def duration(text: str) -> int:

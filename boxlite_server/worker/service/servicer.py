@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 
 import grpc
 
@@ -208,6 +208,12 @@ class WorkerService(FileCalls):
     @answers
     def AttachBox(self, request: pb.AttachBoxRequest, context: grpc.ServicerContext) -> pb.Execution:
         return messages.execution(self._executions.attach_box(messages.ref(request.box), request.hangup_seconds))
+
+    @answers
+    def SignalBox(self, request: pb.SignalBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
+        with closing(self._runtime.attach_main(messages.ref(request.box))) as main:
+            main.signal(request.signal)
+        return pb.Empty()
 
     @answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:

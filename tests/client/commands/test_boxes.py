@@ -125,16 +125,51 @@ def test_environment_files_that_cannot_be_used(
     assert not server.requests
 
 
-def test_kill_stops_without_patience(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
-    server.on("POST", "/v1/boxes/web/stop", (200, BOX))
-    assert boxlite("kill", "web") == 0
-    assert boxlite("kill", "-s", "SIGKILL", "web") == 0
-    assert boxlite("kill", "--signal", "9", "web") == 0
-    assert [seen.body for seen in server.requests] == [{"timeout_seconds": 0}] * 3
-    capsys.readouterr()
-    assert boxlite("kill", "-s", "HUP", "web") == 1
-    assert "the API sends no SIGHUP to a box's main command" in capsys.readouterr().err
-    assert len(server.requests) == 3
+@pytest.mark.parametrize(
+    ("signal", "number"),
+    [
+        ("HUP", 1),
+        ("SIGHUP", 1),
+        ("sigterm", 15),
+        ("10", 10),
+        ("CLD", 17),
+        ("SYS", 31),
+        ("RTMIN+3", 37),
+        ("SIGRTMAX-1", 63),
+    ],
+)
+def test_kill_sends_a_signal_by_name_or_number(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], signal: str, number: int
+) -> None:
+    server.on("POST", "/v1/boxes/web/signal", (204, b""))
+    assert boxlite("kill", "-s", signal, "web") == 0
+    assert [seen.body for seen in server.requests] == [{"signal": number}]
+    assert capsys.readouterr().out == "web\n"
+
+
+def test_kill_kills_and_waits_for_the_end(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = {"status": "stopped", "exit_code": 137}
+    server.on("POST", "/v1/boxes/web/signal", (204, b""))
+    server.on("POST", "/v1/boxes/short/signal", (204, b""))
+    path = "/v1/boxes/web/wait?until=stopped&timeout=60"
+    server.on("GET", path, (200, {"reached": False, "box": BOX}), (200, {"reached": True, "box": BOX | stopped}))
+    assert boxlite("kill", "web", "gone", "short") == 1  # "short" is removed when it stops
+    assert [seen.body for seen in server.requests if seen.method == "POST"] == [{"signal": 9}] * 3
+    assert server.lines.count(f"GET {path}") == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("web\nshort\n", "Error: no such box\n")
+
+
+@pytest.mark.parametrize("text", ["BOGUS", "SIG", "0", "65", "-1", "9.0", "", "KILLALL"])
+def test_what_is_no_signal_is_sent_to_nobody(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        boxlite("kill", f"--signal={text}", "web")
+    assert f"'{text}' is no signal; write a name such as HUP" in capsys.readouterr().err
+    assert not server.requests
 
 
 def test_rename_and_update_change_what_they_are_told(server: FakeServer, boxlite: Boxlite) -> None:
