@@ -15,6 +15,7 @@ FORMATS = ("table", "json", "yaml")
 DOCUMENT_FORMATS = ("yaml", "json")
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])i?)?(b)?", re.ASCII | re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _MEBIBYTE = 1 << 20
 _MAX_ENV_FILE = 1 << 20  # bytes
 
@@ -192,12 +193,13 @@ def signal_number(text: str) -> int:
 
 
 def duration(text: str) -> int:
-    """Whole seconds, or a number with a unit: s, m, h or d."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    number = text[:-1] if unit else text
-    if number.isascii() and number.isdigit():
-        return int(number) * (unit or 1)
-    raise ArgumentTypeError(f"'{text}' is no duration; write seconds, or 30s, 15m, 2h, 7d")
+    """Whole seconds, or numbers with the units d, h, m and s, in this order."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        raise ArgumentTypeError(f"'{text}' is no duration; write seconds, or 30s, 15m, 1h30m, 7d")
+    return sum(int(number or 0) * unit for number, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
 
 
 def memory(text: str) -> int:

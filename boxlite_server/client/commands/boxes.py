@@ -58,6 +58,8 @@ def _add_ends(commands: Commands) -> None:
         sub.add_argument(
             "-t",
             "--time",
+            "--timeout",
+            dest="time",
             type=flags.seconds,
             metavar="SECONDS",
             help="wait this long between SIGTERM and SIGKILL (server default: 30)",

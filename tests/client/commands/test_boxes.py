@@ -62,6 +62,7 @@ def test_create_of_an_image_alone_sends_nothing_it_was_not_told(server: FakeServ
         ("-m 300", {"memory_mib": 300}),
         ("-l team=blue -l bare -l a=b=c", {"labels": {"team": "blue", "bare": "", "a": "b=c"}}),
         ("--network none", {"network": {"mode": "disabled"}}),
+        ("--net none", {"network": {"mode": "disabled"}}),
         ("--network bridge", {"network": {"mode": "enabled"}}),
         ("--allow-net a.example --allow-net b", {"network": {"mode": "enabled", "allow_net": ["a.example", "b"]}}),
         ("--inbound enabled", {"network": {"outbound": {"mode": "enabled"}, "inbound": {"mode": "enabled"}}}),
@@ -346,7 +347,7 @@ def test_stop_and_restart_pass_the_time_on(server: FakeServer, boxlite: Boxlite)
     server.on("POST", "/v1/boxes/web/start", (200, BOX))
     assert boxlite("stop", "web") == 0
     assert boxlite("stop", "-t", "1.5", "web") == 0
-    assert boxlite("restart", "--time", "0", "web") == 0
+    assert boxlite("restart", "--timeout", "0", "web") == 0
     assert [seen.body for seen in server.requests] == [None, {"timeout_seconds": 1.5}, {"timeout_seconds": 0}, None]
     assert server.lines[2:] == ["POST /v1/boxes/web/stop", "POST /v1/boxes/web/start"]
 
@@ -490,6 +491,7 @@ def test_output_into_a_closed_pipe_is_quiet(server: FakeServer, popen: Callable[
         ("--auto-stop 90", {"auto_stop": 90}),
         ("--auto-stop 15m --auto-delete 7d", {"auto_stop": 900, "auto_delete": 604800}),
         ("--auto-stop 0 --auto-delete 0s", {"auto_stop": 0, "auto_delete": 0}),
+        ("--auto-stop 1h30m --auto-delete 1d12h", {"auto_stop": 5400, "auto_delete": 129600}),
         ("--no-auto-resume --auto-delete 2h", {"auto_resume": False, "auto_delete": 7200}),
     ],
 )
@@ -501,7 +503,17 @@ def test_lifetimes_are_sent_in_seconds(
     assert sent.items() <= server.requests[0].body.items()
 
 
-@pytest.mark.parametrize("flags", ["--auto-stop 5x", "--auto-stop -1", "--auto-delete m", "--rm --auto-delete 5"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--auto-stop 5x",
+        "--auto-stop 1h5",
+        "--auto-stop 5m1h",
+        "--auto-stop -1",
+        "--auto-delete m",
+        "--rm --auto-delete 5",
+    ],
+)
 def test_lifetimes_that_cannot_be(server: FakeServer, boxlite: Boxlite, flags: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         boxlite("create", *flags.split(), "alpine:latest")
