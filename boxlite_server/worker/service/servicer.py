@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import grpc
 
@@ -211,8 +211,7 @@ class WorkerService(FileCalls):
 
     @answers
     def SignalBox(self, request: pb.SignalBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
-        with closing(self._runtime.attach_main(messages.ref(request.box))) as main:
-            main.signal(request.signal)
+        self._runtime.signal(messages.ref(request.box), request.signal)
         return pb.Empty()
 
     @answers
