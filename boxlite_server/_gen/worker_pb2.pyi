@@ -313,6 +313,14 @@ class AttachBoxRequest(_message.Message):
     hangup_seconds: float
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., hangup_seconds: _Optional[float] = ...) -> None: ...
 
+class SignalBoxRequest(_message.Message):
+    __slots__ = ("box", "signal")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    box: BoxRef
+    signal: int
+    def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., signal: _Optional[int] = ...) -> None: ...
+
 class Execution(_message.Message):
     __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input", "events")
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -89,6 +89,11 @@ class WorkerServiceStub:
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.AttachBoxRequest.SerializeToString,
                 response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
                 _registered_method=True)
+        self.SignalBox = channel.unary_unary(
+                '/boxlite.worker.v1.WorkerService/SignalBox',
+                request_serializer=boxlite__server_dot___gen_dot_worker__pb2.SignalBoxRequest.SerializeToString,
+                response_deserializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
+                _registered_method=True)
         self.GetExecution = channel.unary_unary(
                 '/boxlite.worker.v1.WorkerService/GetExecution',
                 request_serializer=boxlite__server_dot___gen_dot_worker__pb2.ExecutionRef.SerializeToString,
@@ -316,6 +321,13 @@ class WorkerServiceServicer:
 
     def AttachBox(self, request, context):
         """the box's main command as an execution
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignalBox(self, request, context):
+        """to the box's main command
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -569,6 +581,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.AttachBox,
                     request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.AttachBoxRequest.FromString,
                     response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Execution.SerializeToString,
+            ),
+            'SignalBox': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalBox,
+                    request_deserializer=boxlite__server_dot___gen_dot_worker__pb2.SignalBoxRequest.FromString,
+                    response_serializer=boxlite__server_dot___gen_dot_worker__pb2.Empty.SerializeToString,
             ),
             'GetExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExecution,
@@ -1018,6 +1035,33 @@ class WorkerService:
             '/boxlite.worker.v1.WorkerService/AttachBox',
             boxlite__server_dot___gen_dot_worker__pb2.AttachBoxRequest.SerializeToString,
             boxlite__server_dot___gen_dot_worker__pb2.Execution.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalBox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/boxlite.worker.v1.WorkerService/SignalBox',
+            boxlite__server_dot___gen_dot_worker__pb2.SignalBoxRequest.SerializeToString,
+            boxlite__server_dot___gen_dot_worker__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,9 @@ class ApiClient:
         body = None if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
         return self.post(self.path("boxes", box, "stop"), body)
 
+    def signal_box(self, box: str, number: int) -> None:
+        self.request("POST", self.path("boxes", box, "signal"), {"signal": number})
+
     def change_box(self, box: str, fields: Json) -> Json:
         return self.parsed(self.request("PATCH", self.path("boxes", box), fields))
 

@@ -9,7 +9,7 @@ from . import flags
 from .api import Json
 
 # The networks that docker's users name.
-_NETWORKS = {"enabled": "enabled", "disabled": "disabled", "none": "disabled", "bridge": "enabled"}
+NETWORKS = {"enabled": "enabled", "disabled": "disabled", "none": "disabled", "bridge": "enabled"}
 
 _PORT = re.compile(
     r"(?:(?:(?P<ip>\[[0-9a-fA-F:]+\]|\d+(?:\.\d+){3}):)?(?P<host>\d*):)?(?P<guest>\d+)(?:/(?P<protocol>tcp|udp))?",
@@ -92,7 +92,8 @@ def _default(given: str | None, of_server: str) -> str:
 def _add_network(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--network",
-        choices=tuple(_NETWORKS),
+        "--net",
+        choices=tuple(NETWORKS),
         metavar="MODE",
         help="give the box a network, or none: enabled or bridge, disabled or none "
         "(default: enabled, but disabled with --security maximum)",
@@ -170,7 +171,7 @@ def create_body(args: Namespace) -> Json:
 
 def _network(args: Namespace) -> Json:
     default = "disabled" if args.security == "maximum" else "enabled"
-    outbound: Json = {"mode": _NETWORKS[args.network] if args.network else default}
+    outbound: Json = {"mode": NETWORKS[args.network] if args.network else default}
     if args.allow_net:
         outbound["allow_net"] = args.allow_net
     return {"outbound": outbound, "inbound": {"mode": args.inbound}} if args.inbound else outbound

@@ -15,8 +15,27 @@ FORMATS = ("table", "json", "yaml")
 DOCUMENT_FORMATS = ("yaml", "json")
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])i?)?(b)?", re.ASCII | re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _MEBIBYTE = 1 << 20
 _MAX_ENV_FILE = 1 << 20  # bytes
+
+
+SIGKILL = 9
+
+# The names of Linux's signals, whatever the system of the client. Between RTMIN and RTMAX they are those of bash.
+_SIGNALS = {
+    **{
+        name: number
+        for number, name in enumerate(
+            "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN "
+            "TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS".split(),
+            1,
+        )
+    },
+    **{"IOT": 6, "CLD": 17, "POLL": 29, "RTMIN": 34, "RTMAX": 64},
+    **{f"RTMIN+{n}": 34 + n for n in range(1, 16)},
+    **{f"RTMAX-{n}": 64 - n for n in range(1, 15)},
+}
 
 
 # ---- flags that several commands have -----------------------------------------------------------------------
@@ -165,13 +184,22 @@ def seconds(text: str) -> float:
     raise ArgumentTypeError(f"'{text}' is no number of seconds")
 
 
+def signal_number(text: str) -> int:
+    """Linux's number of a signal: its name, with or without SIG, or the number itself."""
+    number = int(text) if text.isascii() and text.isdigit() else _SIGNALS.get(text.upper().removeprefix("SIG"), 0)
+    if 1 <= number <= _SIGNALS["RTMAX"]:
+        return number
+    raise ArgumentTypeError(f"'{text}' is no signal; write a name such as HUP or SIGTERM, or a number such as 15")
+
+
 def duration(text: str) -> int:
-    """Whole seconds, or a number with a unit: s, m, h or d."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    number = text[:-1] if unit else text
-    if number.isascii() and number.isdigit():
-        return int(number) * (unit or 1)
-    raise ArgumentTypeError(f"'{text}' is no duration; write seconds, or 30s, 15m, 2h, 7d")
+    """Whole seconds, or numbers with the units d, h, m and s, in this order."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        raise ArgumentTypeError(f"'{text}' is no duration; write seconds, or 30s, 15m, 1h30m, 7d")
+    return sum(int(number or 0) * unit for number, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
 
 
 def memory(text: str) -> int:

@@ -26,6 +26,11 @@ _KNOWN_ELSEWHERE = {
     "logout": "auth logout",
     "whoami": "auth whoami",
     "container": "list",
+    "image": "images",
+    "top": "stats",
+    "commit": "snapshot create",
+    "save": "export",
+    "load": "import",
     "serve": "boxlite-server dev",
 }
 

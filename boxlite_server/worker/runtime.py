@@ -471,6 +471,9 @@ class BoxRuntime(Protocol):
     def attach_main(self, box: BoxRef) -> Process:
         """The box's main command. Of a box at rest: its next run, which begins with `start`."""
 
+    def signal(self, box: BoxRef, number: int) -> None:
+        """Send a signal to the box's main command. Raises InvalidStateError when the box does not run."""
+
     def files(self, box: BoxRef) -> BoxFiles:
         """The box's files; the caller closes them."""
 

@@ -66,6 +66,8 @@ def test_each_help_has_examples_and_the_parser_takes_them(prog: str) -> None:
     [
         ("lst", "unknown command 'lst'; did you mean 'list'? See 'boxlite --help'"),
         ("login", "unknown command 'login'; did you mean 'auth login'? See 'boxlite --help'"),
+        ("commit web", "unknown command 'commit'; did you mean 'snapshot create'? See 'boxlite --help'"),
+        ("top web", "unknown command 'top'; did you mean 'stats'? See 'boxlite --help'"),
         ("frobnicate", "unknown command 'frobnicate'; see 'boxlite --help'"),
         ("volume crate", "unknown command 'crate'; did you mean 'create'? See 'boxlite volume --help'"),
         ("ps --filtr name=web", "unknown flag '--filtr'; did you mean '--filter'? See 'boxlite list --help'"),
@@ -79,9 +81,12 @@ def test_each_help_has_examples_and_the_parser_takes_them(prog: str) -> None:
         ("ps --filter nmae=web", "-f/--filter: 'nmae=web' is not KEY=VALUE with one of the keys ancestor, before"),
         ("create --cpus two alpine", "--cpus: 'two' is no number of 1 or more; see 'boxlite create --help'"),
         ("create -m lots alpine", "-m/--memory: 'lots' is no amount of memory; write 512m or 2g, or a number of MiB"),
-        ("create --network host alpine", "--network: 'host' is none of enabled, disabled, none, bridge"),
+        ("create --network host alpine", "--network/--net: 'host' is none of enabled, disabled, none, bridge"),
         ("logs --since yesterday web", "--since: 'yesterday' is no time; write 10m for ten minutes ago"),
-        ("kill -s NOPE web", "-s/--signal: 'NOPE' is no signal; write KILL, SIGKILL or 9"),
+        (
+            "kill -s NOPE web",
+            "-s/--signal: 'NOPE' is no signal; write a name such as HUP or SIGTERM, or a number such as 15",
+        ),
         ("update web", "nothing to change: give a flag such as --memory 1g; see 'boxlite update --help'"),
         ("auth login --api-key secret", "unknown flag '--api-key'; did you mean '--api-key-stdin'?"),
     ],

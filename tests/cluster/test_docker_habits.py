@@ -222,6 +222,37 @@ def test_wait_prints_the_exit_code(says: Says, web: str, environment: dict[str, 
     assert says("wait web") in ("137", "143")
 
 
+def test_kill_sends_signals_to_the_main_command(says: Says, typed: Type, cluster: Cluster, test_image: str) -> None:
+    script = "trap 'echo hup' HUP; trap 'echo usr1' USR1; echo ready; while :; do sleep 0.1; done"
+    box = says("run", "-d", test_image, "sh", "-c", script)
+    try:
+        wait_until(lambda: "ready" in says("logs", box), "it has its handlers")
+        assert says("kill", "-s", "HUP", box) == box
+        wait_until(lambda: "hup" in says("logs", box), "the first signal came")
+        says("kill", "--signal", "10", box)
+        wait_until(lambda: "usr1" in says("logs", box), "the second signal came")
+        assert status_of(cluster, box) == "running"
+        assert cluster.http("GET", f"/v1/boxes/{box}/executions")[2]["executions"] == []
+        says("kill", box)
+        assert says("wait", box) == "137"
+        for words in ((), ("-s", "HUP")):  # as docker, which kills no container at rest
+            refused = typed("kill", *words, box)
+            assert (refused.returncode, refused.stdout) == (1, b"")
+            assert refused.stderr == f"Error: box '{box}' does not run; start it first\n".encode()
+    finally:
+        says("rm", "-f", box)
+
+
+def test_a_signal_that_ends_the_main_command_reaches_the_attached_client(
+    says: Says, typed: Type, web: str, environment: dict[str, str]
+) -> None:
+    with subprocess.Popen([BOXLITE, "attach", "--no-stdin", web], stdout=subprocess.PIPE, env=environment) as attached:
+        wait_until(lambda: typed("attach", web).returncode == 125, "it is attached")
+        says("kill", "-s", "SIGTERM", web)
+        assert attached.wait(60) == 143
+    assert says("wait", web) == "143"
+
+
 def test_logs_since_and_with_times(says: Says, cluster: Cluster, test_image: str) -> None:
     script = "echo one; sleep 1.2; echo two; sleep 60"
     box = says("run", "-d", test_image, "sh", "-c", script)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from support.boxes import create, start
 from support.cluster import Cluster
+from support.declared import undeclared
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 MIB = 1 << 20
@@ -28,7 +29,9 @@ class Files:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], Any]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.cluster.http(method, self.url("content", path), headers=named)
+        status, answered, body = self.cluster.http(method, self.url("content", path), headers=named)
+        assert not undeclared(method, self.url("content", path), status, answered)
+        return status, answered, body
 
     def put(self, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], Any]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

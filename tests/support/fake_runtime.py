@@ -455,6 +455,13 @@ class FakeRuntime:
             found.attached.append(main)
             return main
 
+    def signal(self, box: BoxRef, number: int) -> None:
+        with self._lock:
+            found = self._find(box)
+        if found.main is None or found.status is not BoxStatus.RUNNING:
+            raise InvalidStateError("the main command does not run")
+        found.main.signal(number)
+
     def files(self, box: BoxRef) -> FakeFiles:
         with self._lock:
             found = self._find(box)

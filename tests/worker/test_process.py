@@ -244,6 +244,21 @@ class TestMain:
         assert collect(process) == (b"first\n", b"second\n", 5)
         site.runtime.remove(box, force=False)
 
+    def test_signals_without_being_attached(self, site: Site) -> None:
+        box = site.new_box(cmd=("sh", "-c", "trap 'echo hup; exit 3' HUP; echo ready; while :; do sleep 0.1; done"))
+        with pytest.raises(InvalidStateError):
+            site.runtime.signal(box, 1)
+        process = site.runtime.attach_main(box)
+        site.runtime.start(box)
+        assert process.read() == (1, b"ready\n")
+        with pytest.raises(InvalidArgumentError):
+            site.runtime.signal(box, 65)
+        site.runtime.signal(box, 1)
+        assert collect(process) == (b"hup\n", b"", 3)
+        with pytest.raises(InvalidStateError):
+            site.runtime.signal(box, 1)
+        site.runtime.remove(box, force=False)
+
     def test_input_and_its_end(self, site: Site) -> None:
         box = site.new_box(cmd=("cat",))
         process = site.runtime.attach_main(box)

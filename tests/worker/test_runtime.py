@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from support.sites import ALL_RUNTIMES, Site, collect
@@ -106,7 +107,8 @@ def test_a_failed_image_leaves_the_former_generation_alone(site: Site) -> None:
 
 def test_unknown_box(site: Site) -> None:
     box = BoxRef(ids.new_id(), 1)
-    for verb in (site.runtime.start, site.runtime.inspect, site.runtime.attach_main):
+    signal = partial(site.runtime.signal, number=1)
+    for verb in (site.runtime.start, site.runtime.inspect, site.runtime.attach_main, signal):
         with pytest.raises(NotFoundError):
             verb(box)
     site.runtime.remove(box, force=False)

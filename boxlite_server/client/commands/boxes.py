@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction, Namespace
+from contextlib import suppress
 from urllib.parse import urlencode
 
-from ...errors import NotFoundError, UnsupportedError
+from ...errors import NotFoundError
 from .. import boxflags, flags
 from ..api import ApiClient, Json
 from ..output import document, each, print_error, print_warning, version
 from ..parser import Commands
 
-WAIT_SECONDS = 60  # for one request of `wait`; the next one follows
+WAIT_SECONDS = 60  # for one request that waits; the next one follows
 
 
 def add_to(commands: Commands) -> None:
@@ -33,26 +33,7 @@ def add_to(commands: Commands) -> None:
     sub = commands.add("start", start, "Start boxes", examples=("boxlite start web db",))
     flags.add_boxes(sub)
 
-    for name, act, text in (
-        ("stop", stop, "Stop running boxes"),
-        ("restart", restart, "Stop boxes and start them again"),
-    ):
-        sub = commands.add(name, act, text, examples=(f"boxlite {name} web db", f"boxlite {name} -t 2 web"))
-        sub.add_argument(
-            "-t",
-            "--time",
-            type=flags.seconds,
-            metavar="SECONDS",
-            help="wait this long between SIGTERM and SIGKILL (server default: 30)",
-        )
-        flags.add_boxes(sub)
-
-    sub = commands.add("kill", kill, "Stop boxes at once", examples=("boxlite kill web", "boxlite kill -s KILL web db"))
-    sub.add_argument(
-        "-s", "--signal", type=signal_flag, default=signal.SIGKILL, metavar="SIGNAL", help="KILL, the only one so far"
-    )
-    flags.add_boxes(sub)
-
+    _add_ends(commands)
     sub = commands.add(
         "rm", remove, "Remove boxes", examples=("boxlite rm web", "boxlite rm -f web db"), check=_check_remove
     )
@@ -66,6 +47,40 @@ def add_to(commands: Commands) -> None:
     )
     flags.add_format(sub, choices=flags.DOCUMENT_FORMATS)
     commands.add_local("version", show_version, "Show the version of this command", examples=("boxlite version",))
+
+
+def _add_ends(commands: Commands) -> None:
+    for name, act, text in (
+        ("stop", stop, "Stop running boxes"),
+        ("restart", restart, "Stop boxes and start them again"),
+    ):
+        sub = commands.add(name, act, text, examples=(f"boxlite {name} web db", f"boxlite {name} -t 2 web"))
+        sub.add_argument(
+            "-t",
+            "--time",
+            "--timeout",
+            dest="time",
+            type=flags.seconds,
+            metavar="SECONDS",
+            help="wait this long between SIGTERM and SIGKILL (server default: 30)",
+        )
+        flags.add_boxes(sub)
+
+    sub = commands.add(
+        "kill",
+        kill,
+        "Kill running boxes, or send a signal to their main commands",
+        examples=("boxlite kill web db", "boxlite kill -s HUP web"),
+    )
+    sub.add_argument(
+        "-s",
+        "--signal",
+        type=flags.signal_number,
+        default=flags.SIGKILL,
+        metavar="SIGNAL",
+        help="send this signal: a name with or without SIG, or a number (default: KILL)",
+    )
+    flags.add_boxes(sub)
 
 
 def _add_changes(commands: Commands) -> None:
@@ -138,23 +153,14 @@ def restart(api: ApiClient, args: Namespace) -> int:
     return each(args.boxes, once, echo=True)
 
 
-def signal_flag(text: str) -> signal.Signals:
-    """Parse a signal's name, with or without SIG, or its number. Raises ArgumentTypeError."""
-    try:
-        if text.isdecimal():
-            return signal.Signals(int(text))
-        return signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"]
-    except (KeyError, ValueError):
-        raise ArgumentTypeError(f"'{text}' is no signal; write KILL, SIGKILL or 9") from None
-
-
 def kill(api: ApiClient, args: Namespace) -> int:
-    if args.signal != signal.SIGKILL:
-        raise UnsupportedError(
-            f"the API sends no {args.signal.name} to a box's main command; "
-            "type 'boxlite stop' for its stop signal, or 'boxlite attach', which passes signals on"
-        )
-    return each(args.boxes, lambda box: api.stop_box(box, 0), echo=True)
+    def send(box: str) -> None:
+        api.signal_box(box, args.signal)
+        if args.signal == flags.SIGKILL:
+            with suppress(NotFoundError):  # the box was made to be removed when it stops
+                _until_stopped(api, box)
+
+    return each(args.boxes, send, echo=True)
 
 
 def rename(api: ApiClient, args: Namespace) -> int:
@@ -200,12 +206,18 @@ def wait(api: ApiClient, args: Namespace) -> int:
 
 def _exit_code(api: ApiClient, box: str) -> int:
     """The exit code of the box's main command, as soon as the box has stopped."""
+    if (stopped := _until_stopped(api, box)) is None:
+        raise NotFoundError(f"box '{box}' was removed, and its exit code with it")
+    return int(stopped.get("exit_code") or 0)
+
+
+def _until_stopped(api: ApiClient, box: str) -> Json | None:
+    """The box, as soon as it has stopped; None when it was removed."""
     path = api.path("boxes", box, "wait") + "?" + urlencode({"until": "stopped", "timeout": WAIT_SECONDS})
     while not (answer := api.get(path))["reached"]:
         pass
-    if not answer.get("box"):
-        raise NotFoundError(f"box '{box}' was removed, and its exit code with it")
-    return int(answer["box"].get("exit_code") or 0)
+    stopped: Json | None = answer.get("box")
+    return stopped
 
 
 def remove(api: ApiClient, args: Namespace) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ... import references
 from ...errors import InvalidArgumentError, NotFoundError
-from .. import flags, output
+from .. import boxflags, flags, output
 from ..api import ApiClient, Json
 from ..output import each
 from ..parser import Commands
@@ -17,8 +18,11 @@ _ACTIVE = frozenset({"running", "stopping", "paused", "unknown"})  # an unknown 
 _COMMAND_WIDTH = 20  # characters
 _HEADER = ("ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES")
 
-# Docker's words for statuses, beside those of the API.
-_STATUSES = {"created": "configured", "exited": "stopped", "dead": "failed", "removing": "stopping"}
+# The API's statuses, by their names and by docker's.
+_STATUSES = {
+    **{name: name for name in ("configured", "running", "stopping", "stopped", "paused", "failed", "unknown")},
+    **{"created": "configured", "exited": "stopped", "dead": "failed", "removing": "stopping"},
+}
 
 Filter = tuple[str, str]  # key and value
 _Test = Callable[[Json, str], bool]
@@ -123,9 +127,21 @@ def filter_flag(text: str) -> Filter:
     key, equals, value = text.partition("=")
     if key not in _TESTS or not equals or not value:
         raise ArgumentTypeError(f"'{text}' is not KEY=VALUE with one of the keys {', '.join(sorted(_TESTS))}")
-    if key == "exited" and not value.isdecimal():
-        raise ArgumentTypeError(f"'{text}': an exit code is a number")
-    return key, _STATUSES.get(value, value) if key == "status" else value
+    match key:
+        case "exited" if not value.isdecimal():
+            raise ArgumentTypeError(f"'{text}': an exit code is a number")
+        case "status" if value not in _STATUSES:
+            raise ArgumentTypeError(f"'{text}': the statuses are {', '.join(sorted(_STATUSES))}")
+        case "network" if value not in boxflags.NETWORKS:
+            raise ArgumentTypeError(f"'{text}': the networks are {', '.join(sorted(boxflags.NETWORKS))}")
+        case "publish":
+            _box_port(value)
+        case "name":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ArgumentTypeError(f"'{text}' is no regular expression: {error}") from None
+    return key, value
 
 
 def _fitting(boxes: list[Json], filters: Iterable[Filter], candidates: list[Json]) -> list[Json]:
@@ -153,6 +169,12 @@ def _has_label(box: Json, text: str) -> bool:
     return key in labels and (not equals or labels[key] == value)
 
 
+def _is_named(box: Json, pattern: str) -> bool:
+    """Docker's names begin with a slash, which its users may write."""
+    name = box.get("name") or ""
+    return any(re.search(pattern, text) for text in (name, f"/{name}")) if name else False
+
+
 def _is_of(box: Json, image: str) -> bool:
     try:
         return references.parse(image).tagged() == references.parse(box["image"]).tagged()
@@ -162,11 +184,13 @@ def _is_of(box: Json, image: str) -> bool:
 
 _TESTS: dict[str, _Test] = {
     "id": lambda box, value: str(box["box_id"]).startswith(value),
-    "name": lambda box, value: value in (box.get("name") or ""),
+    "name": _is_named,
     "label": _has_label,
-    "status": lambda box, value: bool(box["status"] == value),
+    "status": lambda box, value: bool(box["status"] == _STATUSES[value]),
     "exited": lambda box, value: box["status"] == "stopped" and box.get("exit_code") == int(value),
     "ancestor": _is_of,
+    "network": lambda box, value: bool(box.get("network_mode") == boxflags.NETWORKS[value]),
+    "publish": lambda box, value: _box_port(value) in [_place(port) for port in box.get("ports") or ()],
     "before": lambda box, created: str(box["created_at"]) < created,
     "since": lambda box, created: str(box["created_at"]) > created,
 }
@@ -288,6 +312,10 @@ def _box_port(text: str) -> tuple[int, str]:
     return int(number), protocol or "tcp"
 
 
+def _place(port: Json) -> tuple[int, str]:
+    return port["guest_port"], port["protocol"]
+
+
 def port(api: ApiClient, args: Namespace) -> int:
     box = api.get_box(args.box)
     ports = [port for port in box.get("ports") or [] if port.get("address")]
@@ -296,7 +324,7 @@ def port(api: ApiClient, args: Namespace) -> int:
             print(f"{port['guest_port']}/{port['protocol']} -> {port['address']}")
         return 0
     number, protocol = args.port
-    found = [port for port in ports if (port["guest_port"], port["protocol"]) == (number, protocol)]
+    found = [port for port in ports if _place(port) == (number, protocol)]
     if not found:
         running = "" if box["status"] == "running" else f"; the box is {box['status']}"
         raise NotFoundError(f"box '{args.box}' has no published port {number}/{protocol}{running}")

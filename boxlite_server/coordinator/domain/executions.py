@@ -20,6 +20,7 @@ from ...metrics import coordinator as metrics
 from ..fleet.calls import Calls
 from ..leases import Lease, Leases
 from ..spec import checked_env
+from ..states import BoxStatus
 from ..store import Box
 from .boxes import Boxes
 from .counting import Counting
@@ -34,6 +35,8 @@ T = TypeVar("T")
 LEAVING_SECONDS = 5.0  # for which a client waits until the input of the client before it is handed on
 MAX_BRIEF = 128  # commands whose output waits for its reader here
 RECONNECT_GRACE = 300.0  # seconds, as in upstream's server
+
+_STARTED = (BoxStatus.RUNNING, BoxStatus.STOPPING, BoxStatus.PAUSED)  # the worker refuses a paused box
 
 
 class Brief:
@@ -226,6 +229,13 @@ class Executions:
         tied = box.spec.tty and not box.spec.detach
         request = pb.AttachBoxRequest(box=ref(box), hangup_seconds=self._grace if tied else 0)
         return box, await self._calls.attach_box(box.worker_id, request)
+
+    async def signal_box(self, prefix: str, id_or_name: str, number: int) -> None:
+        """Send a signal to the box's main command. Raises InvalidStateError when the box does not run."""
+        box = await self._turns.get(prefix, id_or_name)
+        if box.status not in _STARTED:
+            raise errors.InvalidStateError(f"box '{id_or_name}' does not run; start it first")
+        await self._calls.signal_box(box.worker_id, pb.SignalBoxRequest(box=ref(box), signal=number))
 
     async def list(
         self, prefix: str, id_or_name: str, *, after: tuple[int, str], count: int

@@ -108,6 +108,9 @@ class Calls:
     def attach_box(self, worker: Worker | str, request: pb.AttachBoxRequest) -> Awaitable[pb.Execution]:
         return self._unary(worker, "AttachBox", request, EXECUTION_SECONDS)
 
+    def signal_box(self, worker: Worker | str, request: pb.SignalBoxRequest) -> Awaitable[pb.Empty]:
+        return self._unary(worker, "SignalBox", request, EXECUTION_SECONDS)
+
     def get_execution(self, worker: Worker | str, execution: pb.ExecutionRef) -> Awaitable[pb.Execution]:
         return self._unary(worker, "GetExecution", execution, EXECUTION_SECONDS)
 

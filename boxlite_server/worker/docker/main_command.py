@@ -132,17 +132,9 @@ class MainProcess:
     # ---- control ----
 
     def signal(self, number: int) -> None:
-        check_signal(number)
         with engine_errors("cannot signal the main command"):
             found = self._engine.api.inspect_container(self._container_id)
-            container = {**found, "Config": self._config}
-            if number == signal.SIGSTOP and has_init(container):
-                _stop_below_init(container)
-                return
-            if is_dropped(container, number):
-                number = signal.SIGKILL
-            self._watch.signalling(self._container_id, number)
-            self._engine.api.kill(self._container_id, signal=number)
+        send(self._engine, self._watch, {**found, "Config": self._config}, number)
 
     def kill(self) -> None:
         try:
@@ -221,6 +213,22 @@ def not_executed(said: str) -> str:
     """What the first process said against the main command, in the last lines of its log; empty: nothing."""
     found = [match for line in said.splitlines() if (match := _NOT_EXECUTED.fullmatch(line.strip()))]
     return (found[-1].group(found[-1].lastgroup or 0)).strip() if found else ""
+
+
+def send(engine: Engine, watch: Watch, container: Mapping[str, Any], number: int) -> None:
+    """Send a signal to the main command of a container. Raises InvalidArgumentError for what is no signal, and
+    InvalidStateError when the container does not run."""
+    check_signal(number)
+    if not container["State"]["Running"]:
+        raise InvalidStateError("the main command does not run")
+    with engine_errors("cannot signal the main command"):
+        if number == signal.SIGSTOP and has_init(container):
+            _stop_below_init(container)
+            return
+        if is_dropped(container, number):
+            number = signal.SIGKILL
+        watch.signalling(container["Id"], number)
+        engine.api.kill(container["Id"], signal=number)
 
 
 def is_dropped(container: Mapping[str, Any], number: int) -> bool:

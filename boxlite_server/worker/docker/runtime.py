@@ -481,10 +481,9 @@ class DockerRuntime:
             raise StoppedError(f"box {box.box_id} is not running: {end}; if it always does, {GO_ON}") from exc
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
-        container = self._containers.get(box)
         if handle.startswith(HANDLE_PREFIX):
-            return self._supervisors.readopt(container, handle)
-        return readopt(self._engine, container, handle, self._watch, self._holder)
+            return self._supervisors.readopt(self._containers.get(box), handle)
+        return readopt(self._engine, self._containers.get(box), handle, self._watch, self._holder)
 
     def attach_main(self, box: BoxRef) -> Process:
         container = self._containers.get(box)
@@ -492,8 +491,10 @@ class DockerRuntime:
             raise InvalidStateError(f"box {box.box_id} is paused; resume it first")
         return MainProcess(self._engine, container, self._watch, self._holder)
 
+    def signal(self, box: BoxRef, number: int) -> None:
+        main_command.send(self._engine, self._watch, self._containers.get(box), number)
+
     def read_logs(
         self, box: BoxRef, tail: int | None, follow: bool, *, since: float | None = None, timestamps: bool = False
     ) -> LogReader:
-        container = self._containers.get(box)
-        return DockerLog(self._engine, container, tail, follow, since=since, timestamps=timestamps)
+        return DockerLog(self._engine, self._containers.get(box), tail, follow, since=since, timestamps=timestamps)

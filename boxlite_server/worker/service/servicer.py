@@ -210,6 +210,11 @@ class WorkerService(FileCalls):
         return messages.execution(self._executions.attach_box(messages.ref(request.box), request.hangup_seconds))
 
     @answers
+    def SignalBox(self, request: pb.SignalBoxRequest, context: grpc.ServicerContext) -> pb.Empty:
+        self._runtime.signal(messages.ref(request.box), request.signal)
+        return pb.Empty()
+
+    @answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
         return messages.execution(self._executions.get(request.box_id, request.execution_id))
 

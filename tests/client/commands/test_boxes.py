@@ -62,6 +62,7 @@ def test_create_of_an_image_alone_sends_nothing_it_was_not_told(server: FakeServ
         ("-m 300", {"memory_mib": 300}),
         ("-l team=blue -l bare -l a=b=c", {"labels": {"team": "blue", "bare": "", "a": "b=c"}}),
         ("--network none", {"network": {"mode": "disabled"}}),
+        ("--net none", {"network": {"mode": "disabled"}}),
         ("--network bridge", {"network": {"mode": "enabled"}}),
         ("--allow-net a.example --allow-net b", {"network": {"mode": "enabled", "allow_net": ["a.example", "b"]}}),
         ("--inbound enabled", {"network": {"outbound": {"mode": "enabled"}, "inbound": {"mode": "enabled"}}}),
@@ -125,16 +126,51 @@ def test_environment_files_that_cannot_be_used(
     assert not server.requests
 
 
-def test_kill_stops_without_patience(server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]) -> None:
-    server.on("POST", "/v1/boxes/web/stop", (200, BOX))
-    assert boxlite("kill", "web") == 0
-    assert boxlite("kill", "-s", "SIGKILL", "web") == 0
-    assert boxlite("kill", "--signal", "9", "web") == 0
-    assert [seen.body for seen in server.requests] == [{"timeout_seconds": 0}] * 3
-    capsys.readouterr()
-    assert boxlite("kill", "-s", "HUP", "web") == 1
-    assert "the API sends no SIGHUP to a box's main command" in capsys.readouterr().err
-    assert len(server.requests) == 3
+@pytest.mark.parametrize(
+    ("signal", "number"),
+    [
+        ("HUP", 1),
+        ("SIGHUP", 1),
+        ("sigterm", 15),
+        ("10", 10),
+        ("CLD", 17),
+        ("SYS", 31),
+        ("RTMIN+3", 37),
+        ("SIGRTMAX-1", 63),
+    ],
+)
+def test_kill_sends_a_signal_by_name_or_number(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], signal: str, number: int
+) -> None:
+    server.on("POST", "/v1/boxes/web/signal", (204, b""))
+    assert boxlite("kill", "-s", signal, "web") == 0
+    assert [seen.body for seen in server.requests] == [{"signal": number}]
+    assert capsys.readouterr().out == "web\n"
+
+
+def test_kill_kills_and_waits_for_the_end(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = {"status": "stopped", "exit_code": 137}
+    server.on("POST", "/v1/boxes/web/signal", (204, b""))
+    server.on("POST", "/v1/boxes/short/signal", (204, b""))
+    path = "/v1/boxes/web/wait?until=stopped&timeout=60"
+    server.on("GET", path, (200, {"reached": False, "box": BOX}), (200, {"reached": True, "box": BOX | stopped}))
+    assert boxlite("kill", "web", "gone", "short") == 1  # "short" is removed when it stops
+    assert [seen.body for seen in server.requests if seen.method == "POST"] == [{"signal": 9}] * 3
+    assert server.lines.count(f"GET {path}") == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("web\nshort\n", "Error: no such box\n")
+
+
+@pytest.mark.parametrize("text", ["BOGUS", "SIG", "0", "65", "-1", "9.0", "", "KILLALL"])
+def test_what_is_no_signal_is_sent_to_nobody(
+    server: FakeServer, boxlite: Boxlite, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        boxlite("kill", f"--signal={text}", "web")
+    assert f"'{text}' is no signal; write a name such as HUP" in capsys.readouterr().err
+    assert not server.requests
 
 
 def test_rename_and_update_change_what_they_are_told(server: FakeServer, boxlite: Boxlite) -> None:
@@ -311,7 +347,7 @@ def test_stop_and_restart_pass_the_time_on(server: FakeServer, boxlite: Boxlite)
     server.on("POST", "/v1/boxes/web/start", (200, BOX))
     assert boxlite("stop", "web") == 0
     assert boxlite("stop", "-t", "1.5", "web") == 0
-    assert boxlite("restart", "--time", "0", "web") == 0
+    assert boxlite("restart", "--timeout", "0", "web") == 0
     assert [seen.body for seen in server.requests] == [None, {"timeout_seconds": 1.5}, {"timeout_seconds": 0}, None]
     assert server.lines[2:] == ["POST /v1/boxes/web/stop", "POST /v1/boxes/web/start"]
 
@@ -455,6 +491,7 @@ def test_output_into_a_closed_pipe_is_quiet(server: FakeServer, popen: Callable[
         ("--auto-stop 90", {"auto_stop": 90}),
         ("--auto-stop 15m --auto-delete 7d", {"auto_stop": 900, "auto_delete": 604800}),
         ("--auto-stop 0 --auto-delete 0s", {"auto_stop": 0, "auto_delete": 0}),
+        ("--auto-stop 1h30m --auto-delete 1d12h", {"auto_stop": 5400, "auto_delete": 129600}),
         ("--no-auto-resume --auto-delete 2h", {"auto_resume": False, "auto_delete": 7200}),
     ],
 )
@@ -466,7 +503,17 @@ def test_lifetimes_are_sent_in_seconds(
     assert sent.items() <= server.requests[0].body.items()
 
 
-@pytest.mark.parametrize("flags", ["--auto-stop 5x", "--auto-stop -1", "--auto-delete m", "--rm --auto-delete 5"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--auto-stop 5x",
+        "--auto-stop 1h5",
+        "--auto-stop 5m1h",
+        "--auto-stop -1",
+        "--auto-delete m",
+        "--rm --auto-delete 5",
+    ],
+)
 def test_lifetimes_that_cannot_be(server: FakeServer, boxlite: Boxlite, flags: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         boxlite("create", *flags.split(), "alpine:latest")

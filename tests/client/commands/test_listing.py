@@ -28,9 +28,9 @@ def box(number: int, name: str | None, status: str = "running", **fields: Any) -
 BOXES = [
     box(1, "web", labels={"team": "blue", "tier": "front"}, ports=PORTS, cmd=["nginx", "-g", "daemon off;\n"]),
     box(2, "web-old", "stopped", exit_code=137, labels={"team": "blue"}, entrypoint=["sh", "-c"], cmd=["exit 137"]),
-    box(3, "db", image="docker.io/library/postgres:16", labels={"team": "red"}),
+    box(3, "db", image="docker.io/library/postgres:16", labels={"team": "red"}, network_mode="disabled"),
     box(4, None, "configured", labels={"tier": ""}, ports=[{**PORTS[0], "address": None}]),
-    box(5, "gone", "stopped", exit_code=0),
+    box(5, "gone", "stopped", exit_code=0, network_mode="enabled"),
 ]
 
 
@@ -50,6 +50,8 @@ def boxes(server: FakeServer) -> FakeServer:
         ("-f name=web", ["web"]),
         ("-a --filter name=web", ["web-old", "web"]),
         ("--filter name=web --filter name=db", ["db", "web"]),
+        ("-a --filter name=^web$", ["web"]),
+        ("-a --filter name=^/web", ["web-old", "web"]),
         ("--filter status=stopped", ["gone", "web-old"]),
         ("--filter status=exited --filter status=created", ["gone", "", "web-old"]),
         ("--filter exited=137", ["web-old"]),
@@ -63,6 +65,11 @@ def boxes(server: FakeServer) -> FakeServer:
         ("-a --filter id=Box000000002", ["web-old"]),
         ("-a --filter before=db", ["web-old", "web"]),
         ("-a --filter since=Box000000003 --filter status=stopped", ["gone"]),
+        ("-a --filter network=none", ["db"]),
+        ("-a --filter network=bridge --filter network=none", ["gone", "db"]),
+        ("-a --filter publish=443", ["", "web"]),
+        ("-a --filter publish=53/udp", ["web"]),
+        ("-a --filter publish=80/udp --filter publish=81/tcp", []),
     ],
 )
 def test_filters_are_those_of_docker(
@@ -77,10 +84,26 @@ def test_a_filter_by_a_box_that_is_not_there(boxes: FakeServer, boxlite: Boxlite
     assert capsys.readouterr().err == "Error: --filter: there is no box 'nosuch'\n"
 
 
-@pytest.mark.parametrize("text", ["name", "name=", "size=3", "exited=x"])
-def test_filters_that_mean_nothing(boxes: FakeServer, boxlite: Boxlite, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name", "is not KEY=VALUE with one of the keys ancestor, before,"),
+        ("name=", "is not KEY=VALUE"),
+        ("size=3", "is not KEY=VALUE"),
+        ("exited=x", "an exit code is a number"),
+        ("status=runing", "the statuses are configured, created, dead, exited,"),
+        ("network=host", "the networks are bridge, disabled, enabled, none"),
+        ("publish=http", "is no port; write 80 or 53/udp"),
+        ("name=[", "is no regular expression"),
+    ],
+)
+def test_filters_that_mean_nothing(boxes: FakeServer, boxlite: Boxlite, capsys: Capture, text: str, said: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         boxlite("ps", "--filter", text)
+    error = capsys.readouterr().err
+    assert f"'{text}'" in error or "'http'" in error
+    assert said in error
+    assert not boxes.requests
 
 
 def test_the_table_has_the_columns_of_docker(boxes: FakeServer, boxlite: Boxlite, capsys: Capture) -> None:

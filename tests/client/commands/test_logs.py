@@ -50,7 +50,7 @@ def test_since_and_timestamps(server: FakeServer, boxlite: Boxlite) -> None:
     assert boxlite("logs", "--tail", "all", "--since", "2026-01-31T12:00:00.0Z", "web") == 0
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400)])
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400), ("1h30m", 5400)])
 def test_since_a_while_ago(text: str, seconds: int) -> None:
     before = datetime.now(UTC).timestamp()
     since = datetime.fromisoformat(logs.since_flag(text)).timestamp()

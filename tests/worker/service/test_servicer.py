@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from support.calls import EPOCH, SECRET, Client, create_request, execute, refusal, service_of
+from support.cluster import wait_until
 from support.fake_runtime import PULLABLE_IMAGE
 from support.sites import Site, in_thread
 
@@ -271,6 +272,18 @@ def test_attach_box(fake_site: Site, client: Client) -> None:
     chunk, last = reading(client, request)
     assert chunk.chunk.data == b"hi\n"
     assert last.ended.exit_code == 4
+    client.RemoveBox(pb.RemoveBoxRequest(box=ref))
+
+
+def test_a_signal_to_the_main_command_needs_no_execution(fake_site: Site, client: Client) -> None:
+    ref = pb.BoxRef(box_id=ids.new_id(), generation=1)
+    client.CreateBox(create_request(fake_site, ref, cmd=["sleep", "1000"]))
+    request = pb.SignalBoxRequest(box=ref, signal=15)
+    assert refusal(client.SignalBox, request)[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "invalid_state")
+    client.StartBox(ref)
+    client.SignalBox(request)
+    assert not client.ListExecutions(pb.ListExecutionsRequest(box=ref, count=10)).executions
+    wait_until(lambda: client.GetBox(ref).exit_code == 143, "it has ended")
     client.RemoveBox(pb.RemoveBoxRequest(box=ref))
 
 

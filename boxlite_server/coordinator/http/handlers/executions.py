@@ -71,6 +71,11 @@ async def signal_execution(core: Core, prefix: str, box_id: str, execution_id: s
     return None, 204
 
 
+async def signal_box(core: Core, prefix: str, box_id: str, body: dict[str, Any]) -> Any:
+    await core.executions.signal_box(prefix, box_id, body["signal"])
+    return None, 204
+
+
 async def resize_execution(core: Core, prefix: str, box_id: str, execution_id: str, body: dict[str, Any]) -> Any:
     await core.executions.resize(await core.boxes.get(prefix, box_id), execution_id, body["cols"], body["rows"])
     return None, 204
