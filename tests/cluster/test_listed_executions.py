@@ -42,5 +42,6 @@ def test_executions_come_in_pages_that_hold_each_once(cluster: Cluster, new_box:
         seen += [each["execution_id"] for each in found["executions"]]
         token, pages = found["next_page_token"], pages + 1
     assert (sorted(seen), pages) == (sorted(made), 3)
+    assert page(cluster, box, "page_size=5")["next_page_token"] is None
     for wrong in ("x", "WzFlNDAwLCAieCJd"):
         assert cluster.http("GET", f"/v1/boxes/{box}/executions?page_token={wrong}")[0] == 400

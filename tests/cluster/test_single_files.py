@@ -108,7 +108,9 @@ def test_a_file_that_the_client_has_is_not_sent_again(files: Files) -> None:
         status, headers, body = files.get("/srv/g", If_None_Match=known)
         assert (status, headers["etag"], body) == (304, etag, b"")
     assert files.get("/srv/g", If_None_Match='"other"')[0] == 200
-    assert files.get("/srv/g", If_Match='"other"')[0] == 412
+    assert files.get("/srv/g", If_Match=etag)[0] == 200
+    for condition in ('"other"', f"W/{etag}"):
+        assert files.get("/srv/g", If_Match=condition)[0] == 412
     files.sh("echo more >> /srv/g")
     assert files.get("/srv/g", If_None_Match=etag)[0] == 200
 
@@ -211,7 +213,10 @@ def test_a_path_tells_what_it_is(files: Files) -> None:
         "link_target": None,
         "etag": etag,
     }
-    assert files.cluster.http("GET", files.url("stat", "/"))[2]["type"] == "directory"
+    root = files.cluster.http("GET", files.url("stat", "/"))[2]
+    assert (root["type"], root["etag"]) == ("directory", None)
+    files.sh("chmod 4755 /srv/stat")
+    assert files.cluster.http("GET", files.url("stat", "/srv/stat"))[2]["mode"] == "4755"
     assert files.cluster.http("GET", files.url("stat", "/srv/nosuch"))[0] == 404
 
 

@@ -81,6 +81,14 @@ def _clone(core: Core, archive: bytes) -> Any:
     return _once(core, "clone", lambda key: core.snapshots.clone(PREFIX, NAME, "copy", request_key=key))
 
 
+def _change_size(core: Core, archive: bytes) -> Any:
+    return core.boxes.update(PREFIX, NAME, {"cpus": 2, "memory_mib": 384})
+
+
+def _shrink(core: Core, archive: bytes) -> Any:
+    return core.boxes.update(PREFIX, NAME, {"memory_mib": 128})
+
+
 def _volume(core: Core, archive: bytes) -> Any:
     return _once(core, "volume", lambda key: core.volumes.create(PREFIX, "data", request_key=key))
 
@@ -206,6 +214,16 @@ KINDS = {
     "clone": Kind(
         ("create", "start"), _clone, ("insert boxes", "call CloneBox", "update boxes to configured"), leases=3
     ),
+    "change the size": Kind(
+        ("create", "start"),
+        _change_size,
+        ("update boxes", "call UpdateBox", "update boxes (2)"),
+    ),
+    "shrink a stopped box": Kind(
+        ("create", "start", "stop"),
+        _shrink,
+        ("update boxes", "call UpdateBox", "update boxes (2)"),
+    ),
     "volume": Kind((), _volume, ("insert volumes", "call CreateVolume", "update volumes to ready"), leases=2),
     "remove volume": Kind(
         ("volume",),
@@ -257,16 +275,20 @@ class Watcher:
 
     def look(self) -> Look:
         """Of each box that somebody owns: what its row says, what its container does, which snapshots there are of it,
-        and the environment that its worker was told. Of each volume: what its row says; and how many there are at the
-        workers."""
+        the environment and the size that its worker was told, and the size in its row. Of each volume: what its row
+        says; and how many there are at the workers."""
         there = {box_id: state for host in self.cluster.hosts for box_id, state in host.containers().items()}
-        told = {box_id: str(host.told(box_id)) for host in self.cluster.hosts for box_id in host.containers()}
+        told = {
+            box_id: f"{host.told(box_id)} {host.size(box_id)}"
+            for host in self.cluster.hosts
+            for box_id in host.containers()
+        }
         boxes = {
             str(row.name): (
                 row.status,
                 str(there[row.id].status),
                 frozenset(self.truth.snapshots(row.id)),
-                told[row.id],
+                f"{told[row.id]} {(row.cpus, row.memory_mib)}",
             )
             for row in self.truth.rows()
             if row.prefix != WARM_PREFIX

@@ -61,6 +61,11 @@ class Host:
         """The environment that the box was made with."""
         return dict(self.runtime.spec_of(box_id).env)
 
+    def size(self, box_id: str) -> tuple[int, int]:
+        """The cpus and MiB of memory that the box has."""
+        spec = self.runtime.spec_of(box_id)
+        return spec.cpus, spec.memory_mib
+
     def containers(self) -> dict[str, Any]:
         """What is really there, by box id."""
         return {state.box.box_id: state for state in self.runtime.list_boxes()}

@@ -59,6 +59,7 @@ class FakeWorker:
         self.private: set[str] = set()  # images whose registry gets credentials of the host
         self.pulls = False  # whether each create has to pull its image, with credentials of the host
         self.specs: dict[str, pb.BoxSpec] = {}  # by box id: what it was last told to make
+        self.used: dict[str, int] = {}  # by box id: MiB of memory that it uses
         self.sizes: dict[str, tuple[int, int]] = {}  # by box id: cpus and MiB that it was given last
         self.prepares = True  # whether it can; an older version makes boxes that run the image's command
         self.streams: dict[str, AsyncIterator[Any]] = {}  # by method: the answers of a streaming call
@@ -239,6 +240,8 @@ class FakeWorker:
 
     def _UpdateBox(self, request: pb.UpdateBoxRequest) -> pb.Box:
         self._find(request.box)
+        if request.memory_mib < self.used.get(request.box.box_id, 0):
+            raise errors.InvalidStateError("it uses more")
         self.sizes[request.box.box_id] = (request.cpus, request.memory_mib)
         return self._answer(request.box)
 

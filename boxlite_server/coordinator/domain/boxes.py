@@ -26,7 +26,7 @@ from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Page, Store, Tables, Worker
 from .deadlines import Schedule, lifetimes
 from .observing import RESTARTED, Observer
-from .turns import Turns, ref
+from .turns import Turns, ref, size
 from .verdict import state_of, was_gone
 from .warm import Warm
 
@@ -124,16 +124,17 @@ class Boxes:
 
         Raises AlreadyExistsError for a name that is taken, ResourceExhaustedError when the box's worker has no room,
         QuotaExceededError, and InvalidStateError when the box uses more memory than it is to have; nothing has changed
-        then. After an error of `UNCERTAIN`, the larger size stays reserved until the change is made again.
+        then. After an error of `UNCERTAIN`, the larger size stays reserved until the box has its former size again; see
+        `Observer.follow`.
         """
         async with self._turns.turn(prefix, id_or_name) as box:
             if box.status == BoxStatus.REMOVING:
                 raise errors.InvalidStateError(f"box '{id_or_name}' is being removed")
             spec = dataclasses.replace(box.spec, **changes)
             await self._check_name(self._store, box, spec.name)
-            if (spec.cpus, spec.memory_mib) != (box.cpus, box.memory_mib):
+            if box.resizing or (spec.cpus, spec.memory_mib) != (box.cpus, box.memory_mib):
                 await self._resize(box, spec.cpus, spec.memory_mib)
-            columns = {"name": spec.name, "labels": dict(spec.labels), "cpus": spec.cpus, "memory_mib": spec.memory_mib}
+            columns = {"name": spec.name, "labels": dict(spec.labels), **size(spec), "resizing": False}
             async with self._turns.writing(box.id) as tx:
                 await self._check_name(tx, box, spec.name)
                 changed = await self._turns.write(tx, box.id, spec=spec.to_json(), **columns)
@@ -153,14 +154,16 @@ class Boxes:
         await self._refuse_restoring(box)
         need = Need(cpus, memory_mib, worker.id, boxes=0)
         if box.status in RESERVING:
-            await self._with_room(need, partial(self._turns.reserve_more, box, worker, need))
+            begun = await self._with_room(need, partial(self._turns.reserve_more, box, worker, need))
+        else:
+            begun = await self._turns.change(box.id, resizing=True, wish=box.wish + 1)
         try:
-            request = pb.UpdateBoxRequest(box=ref(box), cpus=cpus, memory_mib=memory_mib)
+            request = pb.UpdateBoxRequest(box=ref(begun), cpus=cpus, memory_mib=memory_mib)
             await self._calls.update_box(worker, request)
         except UNCERTAIN:
             raise
         except errors.BoxliteError:
-            await self._turns.change(box.id, cpus=box.cpus, memory_mib=box.memory_mib)
+            await self._turns.change(box.id, cpus=box.cpus, memory_mib=box.memory_mib, resizing=box.resizing)
             raise
 
     # ---- starting -------------------------------------------------------------------------------------

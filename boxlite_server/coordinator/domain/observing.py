@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from ..fleet.registry import Fleet
 from ..limits import DEFAULT_STOP_SECONDS
 from ..states import BoxStatus, DesiredState
 from ..store import RESERVING, Box, Store, Worker
-from .turns import Turns, ref
+from .turns import Turns, ref, size
 from .verdict import (
     GONE,
     OVER,
@@ -87,6 +88,8 @@ class Observer:
             state: pb.Box | None = await self._calls.get_box(worker, ref(box))
         except errors.NotFoundError:
             state = None
+        if box.resizing and box.status != BoxStatus.REMOVING:
+            box = await self._undo_resizing(box, is_there=state is not None)
         life = (state.engine_life if state else None) or worker.engine_life
         verdict = judge(state_of(box), seen_of(state) if state else None, life)
         kind = verdict.kind if verdict else None
@@ -109,6 +112,20 @@ class Observer:
             case _ if state is not None and (verdict or box.status == STATUS[state.status]):
                 await self._adopt(box, state, worker)
         return kind
+
+    async def _undo_resizing(self, box: Box, *, is_there: bool) -> Box:
+        """Give a box whose change of size was broken off its former size again, or, where the box uses more memory than
+        that by now, the size that is reserved for it. Returns its row, which says so."""
+        spec = box.spec
+        if is_there:
+            box = await self._turns.change(box.id, wish=box.wish + 1)  # the call that was broken off comes too late now
+            try:
+                await self._calls.update_box(box.worker_id, pb.UpdateBoxRequest(box=ref(box), **size(spec)))
+            except errors.InvalidStateError:
+                spec = dataclasses.replace(spec, cpus=box.cpus, memory_mib=box.memory_mib)
+                await self._calls.update_box(box.worker_id, pb.UpdateBoxRequest(box=ref(box), **size(spec)))
+        changed = await self._turns.change(box.id, spec=spec.to_json(), **size(spec), resizing=False)
+        return changed._replace(spec=spec)
 
     async def _await_restart(self, box: Box, state: pb.Box | None, reason: str) -> None:
         changes: dict[str, Any] = {"pid": None, "published": [], "error": f"{reason}; it is being started again"}

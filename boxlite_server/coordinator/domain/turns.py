@@ -16,6 +16,7 @@ from ..fleet import placement
 from ..fleet.placement import Candidate, Need
 from ..fleet.registry import Fleet
 from ..leases import Leases
+from ..spec import Spec
 from ..states import BoxStatus, DesiredState
 from ..store import Box, Store, Tables, Use, Worker
 from ..tenants.quotas import QuotaRows
@@ -134,9 +135,9 @@ class Turns:
                 )
             return await self.write(tx, box.id, status=BoxStatus.CONFIGURED, **changes)
 
-    async def reserve_more(self, box: Box, worker: Worker, need: Need) -> None:
-        """Reserve what `need` is larger than the box, which has its room already. Raises what `reserve_again`
-        raises."""
+    async def reserve_more(self, box: Box, worker: Worker, need: Need) -> Box:
+        """Reserve what `need` is larger than the box, which has its room already, and note that the box's size is about
+        to change; returns the row. Raises what `reserve_again` raises."""
         cpus, memory_mib = max(need.cpus, box.cpus), max(need.memory_mib, box.memory_mib)
         async with self.writing(box.id) as tx:
             more = Use(cpus=cpus - box.cpus, memory_mib=memory_mib - box.memory_mib)
@@ -149,12 +150,17 @@ class Turns:
                     f"box {box.id} cannot grow: its worker {worker.name} {reason}; stop another box there first",
                     f"box {box.id} cannot grow: its worker has no room for that now; try again later",
                 )
-            await self.write(tx, box.id, cpus=cpus, memory_mib=memory_mib)
+            return await self.write(tx, box.id, cpus=cpus, memory_mib=memory_mib, resizing=True, wish=box.wish + 1)
 
 
 def ref(box: Box) -> pb.BoxRef:
     """The box as a worker knows it."""
     return pb.BoxRef(box_id=box.id, generation=box.generation, wish=box.wish)
+
+
+def size(spec: Spec) -> dict[str, Any]:
+    """The columns of a box's row that say what is reserved for it, by its spec."""
+    return {"cpus": spec.cpus, "memory_mib": spec.memory_mib}
 
 
 def forgotten(box_id: str) -> errors.BoxliteError:

@@ -53,6 +53,7 @@ class Box(NamedTuple):
     supervisor: str | None = None  # what runs the commands of a running box, as its worker says
     warm: str | None = None  # what a request has to ask for to claim this warm box; None: it is no warm box
     image_id: str | None = None  # of a warm box: the image that it is made of
+    resizing: bool = False  # a change of its size is under way or was broken off; `spec` tells the former size
 
 
 class BoxState(NamedTuple):
@@ -90,7 +91,14 @@ def _spec(text: str) -> Spec:
 
 
 _box = reader(
-    Box, Box._fields, status=BoxStatus, desired=DesiredState, spec=_spec, labels=from_json, published=from_json
+    Box,
+    Box._fields,
+    status=BoxStatus,
+    desired=DesiredState,
+    spec=_spec,
+    labels=from_json,
+    published=from_json,
+    resizing=bool,
 )
 _state = reader(BoxState, BoxState._fields, status=BoxStatus, desired=DesiredState, auto_remove=bool)
 
@@ -191,6 +199,7 @@ class Boxes(Table):
         rows = await self._read(
             "SELECT id, worker_id FROM boxes WHERE status IN ('creating', 'stopping', 'removing') "
             "OR (status = 'configured' AND desired = 'running') "
+            "UNION SELECT id, worker_id FROM boxes WHERE resizing "
             "UNION SELECT boxes.id, worker_id FROM snapshots JOIN boxes ON boxes.id = box_id WHERE state != 'ready'"
         )
         return [Unsettled(*row) for row in rows]

@@ -46,7 +46,7 @@ class BoxOrder:
         Raises `InvalidStateError`
         - when a call of a later generation has been seen, unless the call is right for `any_generation`;
         - for a call that `makes` a box, when that generation or a later one was removed;
-        - for a call with a `wish` (start and stop), when a later wish has been seen;
+        - for a call with a `wish` (start, stop and a change of size), when a later wish has been seen;
         - when the caller is no longer waiting: it may have sent another call since, which this one must not follow.
         """
         with self._exclusive.of(box.box_id):
@@ -84,7 +84,9 @@ class BoxOrder:
             if makes and box.generation <= self._removed.get(box.box_id, 0):
                 raise InvalidStateError(f"box {box.box_id}: generation {box.generation} has been removed")
             if wish is not None and box.generation == newest and wish < last_wish:
-                raise InvalidStateError(f"box {box.box_id}: this start or stop came too late, after a newer one")
+                raise InvalidStateError(
+                    f"box {box.box_id}: this start, stop or change came too late, after a newer one"
+                )
             last_wish = max(wish or 0, last_wish if box.generation == newest else 0)
             _note(self._newest, box.box_id, (box.generation, last_wish))
 

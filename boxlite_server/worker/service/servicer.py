@@ -134,7 +134,7 @@ class WorkerService(FileCalls):
         box = messages.ref(request.box)
         if not request.cpus or not request.memory_mib:
             raise InvalidArgumentError("a box has one cpu and one MiB of memory at least")
-        with self._turn(box, context):
+        with self._turn(box, context, wish=request.box.wish):
             return messages.box(self._runtime.resize(box, request.cpus, request.memory_mib))
 
     @answers

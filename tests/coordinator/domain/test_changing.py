@@ -127,7 +127,7 @@ def test_a_size_that_the_worker_refuses_is_not_reserved(tell: Any) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_size_of_which_nobody_knows_stays_reserved_until_it_is_set_again(tell: Any, after: bool) -> None:
+def test_a_size_of_which_nobody_knows_is_undone_when_the_worker_answers_again(tell: Any, after: bool) -> None:
     async def story(site: CoordinatorSite) -> None:
         one = await site.register("one")
         box = await site.create(memory_mib=512)
@@ -136,9 +136,66 @@ def test_a_size_of_which_nobody_knows_stays_reserved_until_it_is_set_again(tell:
             await update(site, box, memory_mib=1024)
         assert await load(site) == (1, 1024)
         one.recover()
-        await site.beat("one")
-        await update(site, box, memory_mib=512)
+        await site.look()
         assert (await load(site), one.sizes[box.id]) == ((1, 512), (1, 512))
+        now = await site.core.boxes.get("default", box.id)
+        assert (now.spec, now.resizing) == (box.spec, False)
+        calls = len(one.calls)
+        await site.look()
+        assert "UpdateBox" not in one.calls[calls:]
+
+    tell(story)
+
+
+def test_a_size_that_cannot_be_undone_is_kept(tell: Any) -> None:
+    """The box has begun to use what it was given."""
+
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        box = await site.create(memory_mib=512)
+        one.lose("UpdateBox", after=True)
+        with pytest.raises(errors.UnreachableError):
+            await update(site, box, memory_mib=1024)
+        one.recover()
+        one.used[box.id] = 600
+        await site.look()
+        now = await site.core.boxes.get("default", box.id)
+        assert (await load(site), one.sizes[box.id]) == ((1, 1024), (1, 1024))
+        assert (now.memory_mib, now.spec.memory_mib, now.resizing) == (1024, 1024, False)
+
+    tell(story)
+
+
+def test_a_size_of_a_box_that_has_gone_is_undone_too(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        box = await site.create(memory_mib=512)
+        one.lose("UpdateBox", after=True)
+        with pytest.raises(errors.UnreachableError):
+            await update(site, box, memory_mib=1024)
+        one.recover()
+        del one.boxes[box.id]
+        await site.look()
+        now = await site.core.boxes.get("default", box.id)
+        assert (now.status, now.memory_mib, now.resizing, await load(site)) == ("failed", 512, False, (0, 0))
+
+    tell(story)
+
+
+def test_a_name_that_is_taken_meanwhile_leaves_the_size_as_it_was(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        box = await site.create(memory_mib=512)
+        begun, go = one.hold("UpdateBox")
+        changing = asyncio.create_task(update(site, box, name="web", memory_mib=1024))
+        await begun.wait()
+        await site.create(name="web")
+        go.set()
+        with pytest.raises(errors.AlreadyExistsError):
+            await changing
+        await site.look()
+        assert one.sizes[box.id] == (1, 512)
+        assert (await site.core.boxes.get("default", box.id)).memory_mib == 512
 
     tell(story)
 
@@ -148,11 +205,26 @@ def test_a_stopped_box_reserves_its_new_size_at_its_start(tell: Any) -> None:
         one = await site.register("one")
         box = await site.create(start=True, memory_mib=512)
         await site.core.boxes.stop("default", box.id, None)
-        assert await load(site) == (0, 0)
+        other = await site.create(memory_mib=7000)  # which leaves no room for the new size
         await update(site, box, memory_mib=2048)
+        await site.core.boxes.remove("default", other.id, force=True)
         assert (await load(site), one.sizes[box.id]) == ((0, 0), (1, 2048))
         await site.core.boxes.start("default", box.id)
         assert await load(site) == (1, 2048)
+
+    tell(story)
+
+
+def test_a_box_that_is_being_removed_is_not_changed(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        box = await site.create()
+        one.lose("RemoveBox", after=False)
+        with pytest.raises(errors.UnreachableError):
+            await site.core.boxes.remove("default", box.id, force=False)
+        one.recover()
+        with pytest.raises(errors.InvalidStateError, match="is being removed"):
+            await update(site, box, labels={"a": "1"})
 
     tell(story)
 

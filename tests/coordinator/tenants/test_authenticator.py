@@ -283,6 +283,30 @@ async def test_a_token_dies_with_the_secret_that_it_was_made_from(site: Site) ->
     await site.refused(token)
 
 
+async def opened(site: Site, ticket: str, authorized: str = "/it?") -> Principal:
+    return await site.auth.authenticate_ticket(ticket, lambda _: authorized, "192.0.2.1")
+
+
+async def test_a_ticket_cannot_be_prolonged_nor_made_another_keys(site: Site) -> None:
+    _, text = await new_key(site.store)
+    other, _ = await new_key(site.store)
+    ticket, _ = await site.auth.issue_ticket(await site.enter(text), "/it?", 60)
+    _, key_id, expiry, signature = ticket.split("_")
+    assert (await opened(site, ticket)).sub == key_id
+    for forged in (f"bli_{key_id}_{int(expiry) + 1}_{signature}", f"bli_{other.id}_{expiry}_{signature}"):
+        with pytest.raises(errors.AuthError, match="not valid for this request"):
+            await opened(site, forged)
+
+
+async def test_a_ticket_dies_with_the_secret_that_it_was_made_from(site: Site) -> None:
+    key, text = await new_key(site.store)
+    ticket, _ = await site.auth.issue_ticket(await site.enter(text), "/it?", 60)
+    await site.store.rotate_key(key.id, keys.mint(key.id).secret_sha256, site.clock.now)
+    site.later(keys.FRESH_SECONDS)
+    with pytest.raises(errors.AuthError):
+        await opened(site, ticket)
+
+
 async def test_a_token_lasts_no_longer_than_its_key(site: Site) -> None:
     _, text = await new_key(site.store, expires_at=site.clock.now + 30)
     grant = await site.auth.issue_token(text, "")

@@ -128,7 +128,7 @@ def test_a_box_that_cannot_be_started_at_once_is_not_left(fake_site: Site, clien
     assert refusal(client.GetBox, ref)[1] == "not_found"
 
 
-def test_a_late_start_or_stop_is_refused(fake_site: Site, client: Client) -> None:
+def test_a_late_start_stop_or_change_of_size_is_refused(fake_site: Site, client: Client) -> None:
     def wish(number: int) -> pb.BoxRef:
         return pb.BoxRef(box_id="a-box-that-is-wished-for", generation=1, wish=number)
 
@@ -140,6 +140,9 @@ def test_a_late_start_or_stop_is_refused(fake_site: Site, client: Client) -> Non
     client.StartBox(wish(3))
     assert refusal(client.StopBox, pb.StopBoxRequest(box=wish(2)))[1] == "invalid_state"
     assert client.StartBox(wish(3)).status == pb.BOX_STATUS_RUNNING
+    client.UpdateBox(pb.UpdateBoxRequest(box=wish(5), cpus=1, memory_mib=128))
+    late = pb.UpdateBoxRequest(box=wish(4), cpus=1, memory_mib=256)
+    assert refusal(client.UpdateBox, late)[1] == "invalid_state"
     client.RemoveBox(pb.RemoveBoxRequest(box=wish(0), force=True))
 
 

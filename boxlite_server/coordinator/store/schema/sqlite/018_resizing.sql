@@ -1,0 +1,5 @@
+-- Whether a change of the box's cpus or memory is under way or was broken off. Its `spec` tells the former size then,
+-- and `cpus` and `memory_mib` what is reserved, the larger of each.
+
+ALTER TABLE boxes ADD COLUMN resizing INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX boxes_resizing ON boxes (worker_id) WHERE resizing;
