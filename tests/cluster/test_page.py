@@ -308,6 +308,40 @@ def test_an_operator_sees_keys_quotas_and_the_audit(tab: Tab, key: str, ask: Cal
     expect(page.get_by_role("row").filter(has_text="/v1/admin/quotas/blue").first).to_be_visible()
 
 
+def test_an_operator_makes_a_key_that_is_shown_once_and_revokes_it(tab: Tab, ask: Callable[..., Any]) -> None:
+    page = tab.open("#/admin/keys")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="New key").press("Enter")
+    form = page.get_by_role("form", name="New key")
+    expect(form.get_by_label("Name")).to_be_focused()
+    page.keyboard.type("night <b>jobs</b>")
+    expect(form.get_by_label("Prefix")).to_have_value("acme")
+    for scope in ("box:delete", "box:write"):
+        form.get_by_label(scope, exact=True).uncheck()
+    form.get_by_label("Ends after").select_option("7 days")
+    page.get_by_role("button", name="Make the key").press("Enter")
+    secret = page.get_by_role("textbox", name="The key night <b>jobs</b>")
+    text = secret.input_value()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    listed = {key["name"]: key for key in ask("GET", "admin/keys")["keys"]}["night <b>jobs</b>"]
+    assert (listed["prefix"], listed["id"]) == ("acme", text.split("_")[1])
+    assert {"box:read", "box:exec"} <= set(listed["scopes"]) and "box:delete" not in listed["scopes"]
+    assert "worker:admin" not in listed["scopes"] and listed["expires_at"]
+    page.reload()
+    row = page.get_by_role("row").filter(has_text="night <b>jobs</b>")
+    expect(row).to_contain_text("active")
+    assert text not in page.content() and page.locator("input.secret").count() == 0
+    row.get_by_role("button", name="Revoke").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(row).to_contain_text("active")
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(row).to_contain_text("revoked")
+    expect(row.get_by_role("button", name="Revoke")).to_have_count(0)
+
+
 def test_changes_made_elsewhere_show_at_once(tab: Tab, ask: Callable[..., Any]) -> None:
     page = tab.open()
     made = ask("POST", "boxes", {"name": "elsewhere", "image": IMAGE})["box_id"]
@@ -391,6 +425,15 @@ def test_everybody_can_use_it(
         page = tab.open("#/boxes")
         page.get_by_role("button", name="New box").click()
         page.get_by_text("More settings").click()
+        assert _findings(tab, axe) == []
+        page.keyboard.press("Escape")
+        page = tab.open("#/admin/keys")
+        page.get_by_role("button", name="New key").click()
+        assert _findings(tab, axe) == []
+        page.get_by_label("Name").fill(f"{scheme} {width}")
+        page.get_by_role("button", name="Make the key").click()
+        expect(page.get_by_role("button", name="Copy")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert _findings(tab, axe) == []
 
 
