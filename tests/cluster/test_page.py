@@ -123,6 +123,7 @@ def test_a_key_shows_what_it_may_do_and_no_more(stranger: Tab, site: Cluster, bo
     expect(page.get_by_role("navigation", name="Main").get_by_role("link")).to_have_text(["Boxes"])
     expect(page.get_by_role("navigation", name="Box").get_by_role("link")).to_have_text(["Overview", "Logs"])
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    expect(page.get_by_role("button", name="Change")).to_have_count(0)
 
 
 def test_from_the_form_to_a_command_in_the_terminal(tab: Tab, ask: Callable[..., Any]) -> None:
@@ -148,6 +149,36 @@ def test_from_the_form_to_a_command_in_the_terminal(tab: Tab, ask: Callable[...,
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(page.get_by_role("heading", name="Boxes")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="made")).to_have_count(0)
+
+
+def test_a_running_box_gets_another_size_name_and_labels(tab: Tab, ask: Callable[..., Any]) -> None:
+    labels = {"team": "blue, green", "old": ""}
+    wanted = {"name": "small", "image": IMAGE, "memory_mib": 128, "labels": labels, "start": True}
+    made = ask("POST", "boxes", wanted)["box_id"]
+    page = tab.open(f"#/boxes/{made}")
+    page.get_by_role("button", name="Change").press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_label("Name")).to_be_focused()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("larger")
+    dialog.get_by_label("Memory in MiB").fill("1000000")
+    expect(dialog.get_by_label("Labels")).to_have_value("team=blue, green\nold=")
+    dialog.get_by_label("Labels").fill("team=blue, green\nnew=a=b")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).not_to_be_empty()
+    assert ask("GET", f"boxes/{made}")["name"] == "small"
+    dialog.get_by_label("Memory in MiB").fill("256")
+    dialog.get_by_label("Stop when idle for").fill("3600")
+    dialog.get_by_role("button", name="Save").press("Enter")
+    expect(page.get_by_role("heading", name="larger")).to_be_visible()
+    expect(page.get_by_role("button", name="Change")).to_be_focused()
+    expect(page.locator(".facts")).to_contain_text("new=a=b")
+    expect(page.locator(".gauges")).to_contain_text(re.compile(r"of 256\sMiB"))
+    box = ask("GET", "boxes/larger")
+    assert (box["status"], box["memory_mib"], box["auto_stop"]) == ("running", 256, 3600)
+    assert box["labels"] == {"team": "blue, green", "new": "a=b"}
+    ask("DELETE", f"boxes/{made}?force=true")
+    tab.complaints.clear()  # the console has the 429, and perhaps a 404 of the removed box
 
 
 def test_an_open_server_asks_for_no_key(browser: Browser, cluster: Cluster, new_box: Callable[..., str]) -> None:
@@ -336,6 +367,7 @@ def test_an_operator_makes_a_key_that_is_shown_once_and_revokes_it(tab: Tab, ask
     row.get_by_role("button", name="Revoke").press("Enter")
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     expect(row).to_contain_text("active")
+    expect(row.get_by_role("button", name="Revoke")).to_be_focused()
     row.get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked")
@@ -425,6 +457,11 @@ def test_everybody_can_use_it(
         page = tab.open("#/boxes")
         page.get_by_role("button", name="New box").click()
         page.get_by_text("More settings").click()
+        assert _findings(tab, axe) == []
+        page.keyboard.press("Escape")
+        page = tab.open(f"#/boxes/{box}")
+        page.get_by_role("button", name="Change").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert _findings(tab, axe) == []
         page.keyboard.press("Escape")
         page = tab.open("#/admin/keys")

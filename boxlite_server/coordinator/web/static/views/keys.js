@@ -28,8 +28,8 @@ export async function keys(page) {
 
   async function revoke(control, key) {
     const who = key.id === me.sub ? "It is your own: you are signed out." : key.prefix ? "Whoever uses it is refused within seconds." : "Workers that use it cannot register any more.";
-    if (!(await confirm(`Revoke ${key.name}?`, `${who} It cannot be given back.`, "Revoke"))) return;
     await act(control, async () => {
+      if (!(await confirm(`Revoke ${key.name}?`, `${who} It cannot be given back.`, "Revoke"))) return;
       await api.remove(`admin/keys/${encodeURIComponent(key.id)}`);
       await read();
     });
