@@ -296,6 +296,21 @@ def test_logs_come_as_they_are_written_and_markup_stays_text(tab: Tab, box: str)
     assert page.locator("main img, main b").count() == 0
 
 
+def test_a_box_is_started_and_shows_where_its_ports_are(tab: Tab, ask: Callable[..., Any]) -> None:
+    ports = [{"guest_port": 8080}, {"guest_port": 53, "protocol": "udp"}]
+    made = ask("POST", "boxes", {"name": "served", "image": IMAGE, "cmd": ["sleep", "600"], "ports": ports})["box_id"]
+    page = tab.open(f"#/boxes/{made}")
+    table = page.get_by_role("table", name="Ports")
+    expect(table.get_by_role("row").filter(has_text="8080/tcp")).to_contain_text("while it runs")
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".bar .badge")).to_have_text("running")
+    (tcp, udp) = ask("GET", f"boxes/{made}")["ports"]
+    expect(table.get_by_role("row").filter(has_text="8080/tcp")).to_contain_text(tcp["address"])
+    expect(table.get_by_role("row").filter(has_text="53/udp")).to_contain_text(udp["address"])
+    ask("DELETE", f"boxes/{made}?force=true")
+    tab.complaints.clear()  # the console may have a 404 of the removed box
+
+
 def test_a_snapshot_is_taken_and_removed(tab: Tab, box: str) -> None:
     page = tab.open(f"#/boxes/{box}/snapshots")
     page.get_by_label("Name").fill("clean")
