@@ -48,7 +48,7 @@ TAG_OF: dict[str, str] = {
         "setWorkerStatus getWorkerByBox "
         "reconcile getWarmPools setWarmPools proveCoordinator",
         "Quotas": "listQuotas getQuotas setQuotas removeQuotas",
-        "Keys": "listKeys",
+        "Keys": "listKeys createKey revokeKey",
         "Audit": "listAudit",
     }.items()
     for operation_id in operation_ids.split()
@@ -311,7 +311,7 @@ def test_security_is_off_only_where_it_must_be(operation: Operation) -> None:
 def test_whatever_changes_something_takes_an_idempotency_key(operation: Operation) -> None:
     takes = "Idempotency-Key" in [parameter["name"] for parameter in operation.parameters]
     changes = operation.method not in ("get", "head")
-    without = ("createToken", "createTicket", "exportBox", "proveCoordinator")
+    without = ("createToken", "createTicket", "createKey", "exportBox", "proveCoordinator")
     assert takes == (changes and operation.spec["operationId"] not in without)
 
 

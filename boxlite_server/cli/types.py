@@ -230,7 +230,9 @@ def statuses(text: str) -> range:
 
 
 def key_name(text: str) -> str:
-    if 1 <= len(text) <= 128 and text.isprintable():
+    from ..coordinator.tenants.keys import is_name
+
+    if is_name(text):
         return text
     raise argparse.ArgumentTypeError("a name has 1 to 128 printable characters")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import wheel
+from support.browser import Tab, chromium
 from support.child import BOUND
 from support.cluster import call, free_port
 
@@ -74,6 +75,26 @@ def test_what_dev_prints_is_all_that_a_new_user_needs(environment: dict[str, str
         assert (ran["exit_code"], ran["stdout"]) == (0, "over REST\n")
         assert call(port, "GET", f"/v1/boxes/{box}")[2]["supervisor"] == "init"  # its program was in the wheel
         assert call(port, "DELETE", f"/v1/boxes/{box}?force=true")[0] == 204
+
+
+def test_from_the_command_to_a_shell_in_the_browser(environment: dict[str, str]) -> None:
+    """Only what the page itself offers is used, from the address that `dev` prints."""
+    port = free_port()
+    with dev(environment, "--port", str(port)) as (_, shown), chromium() as browser:
+        (address,) = re.findall(rf"(http://127\.0\.0\.1:{port})/ui/", shown)
+        with browser.new_context() as context:
+            tab = Tab(context, address)
+            page = tab.open()
+            page.get_by_role("button", name="New box").click()
+            page.get_by_label("Image").fill("alpine:latest")
+            page.get_by_role("button", name="Create").click()
+            page.get_by_role("link", name="Terminal").click()
+            tab.until(r"[#$] ")
+            tab.types("echo $((6 * 7))", r"\s42\s")
+            assert tab.complaints == []
+            page.get_by_role("button", name="Remove").click()
+            page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+            page.get_by_role("heading", name="Boxes").wait_for()
 
 
 def test_boxes_run_on_and_are_there_after_the_next_start(environment: dict[str, str]) -> None:

@@ -123,6 +123,7 @@ def test_a_key_shows_what_it_may_do_and_no_more(stranger: Tab, site: Cluster, bo
     expect(page.get_by_role("navigation", name="Main").get_by_role("link")).to_have_text(["Boxes"])
     expect(page.get_by_role("navigation", name="Box").get_by_role("link")).to_have_text(["Overview", "Logs"])
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    expect(page.get_by_role("button", name="Change")).to_have_count(0)
 
 
 def test_from_the_form_to_a_command_in_the_terminal(tab: Tab, ask: Callable[..., Any]) -> None:
@@ -148,6 +149,36 @@ def test_from_the_form_to_a_command_in_the_terminal(tab: Tab, ask: Callable[...,
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(page.get_by_role("heading", name="Boxes")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="made")).to_have_count(0)
+
+
+def test_a_running_box_gets_another_size_name_and_labels(tab: Tab, ask: Callable[..., Any]) -> None:
+    labels = {"team": "blue, green", "old": ""}
+    wanted = {"name": "small", "image": IMAGE, "memory_mib": 128, "labels": labels, "start": True}
+    made = ask("POST", "boxes", wanted)["box_id"]
+    page = tab.open(f"#/boxes/{made}")
+    page.get_by_role("button", name="Change").press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_label("Name")).to_be_focused()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("larger")
+    dialog.get_by_label("Memory in MiB").fill("1000000")
+    expect(dialog.get_by_label("Labels")).to_have_value("team=blue, green\nold=")
+    dialog.get_by_label("Labels").fill("team=blue, green\nnew=a=b")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).not_to_be_empty()
+    assert ask("GET", f"boxes/{made}")["name"] == "small"
+    dialog.get_by_label("Memory in MiB").fill("256")
+    dialog.get_by_label("Stop when idle for").fill("3600")
+    dialog.get_by_role("button", name="Save").press("Enter")
+    expect(page.get_by_role("heading", name="larger")).to_be_visible()
+    expect(page.get_by_role("button", name="Change")).to_be_focused()
+    expect(page.locator(".facts")).to_contain_text("new=a=b")
+    expect(page.locator(".gauges")).to_contain_text(re.compile(r"of 256\sMiB"))
+    box = ask("GET", "boxes/larger")
+    assert (box["status"], box["memory_mib"], box["auto_stop"]) == ("running", 256, 3600)
+    assert box["labels"] == {"team": "blue, green", "new": "a=b"}
+    ask("DELETE", f"boxes/{made}?force=true")
+    tab.complaints.clear()  # the console has the 429, and perhaps a 404 of the removed box
 
 
 def test_an_open_server_asks_for_no_key(browser: Browser, cluster: Cluster, new_box: Callable[..., str]) -> None:
@@ -265,6 +296,21 @@ def test_logs_come_as_they_are_written_and_markup_stays_text(tab: Tab, box: str)
     assert page.locator("main img, main b").count() == 0
 
 
+def test_a_box_is_started_and_shows_where_its_ports_are(tab: Tab, ask: Callable[..., Any]) -> None:
+    ports = [{"guest_port": 8080}, {"guest_port": 53, "protocol": "udp"}]
+    made = ask("POST", "boxes", {"name": "served", "image": IMAGE, "cmd": ["sleep", "600"], "ports": ports})["box_id"]
+    page = tab.open(f"#/boxes/{made}")
+    table = page.get_by_role("table", name="Ports")
+    expect(table.get_by_role("row").filter(has_text="8080/tcp")).to_contain_text("while it runs")
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".bar .badge")).to_have_text("running")
+    (tcp, udp) = ask("GET", f"boxes/{made}")["ports"]
+    expect(table.get_by_role("row").filter(has_text="8080/tcp")).to_contain_text(tcp["address"])
+    expect(table.get_by_role("row").filter(has_text="53/udp")).to_contain_text(udp["address"])
+    ask("DELETE", f"boxes/{made}?force=true")
+    tab.complaints.clear()  # the console may have a 404 of the removed box
+
+
 def test_a_snapshot_is_taken_and_removed(tab: Tab, box: str) -> None:
     page = tab.open(f"#/boxes/{box}/snapshots")
     page.get_by_label("Name").fill("clean")
@@ -306,6 +352,41 @@ def test_an_operator_sees_keys_quotas_and_the_audit(tab: Tab, key: str, ask: Cal
     page.get_by_label("Operation").fill("setQuotas")
     page.get_by_role("button", name="Show").click()
     expect(page.get_by_role("row").filter(has_text="/v1/admin/quotas/blue").first).to_be_visible()
+
+
+def test_an_operator_makes_a_key_that_is_shown_once_and_revokes_it(tab: Tab, ask: Callable[..., Any]) -> None:
+    page = tab.open("#/admin/keys")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="New key").press("Enter")
+    form = page.get_by_role("form", name="New key")
+    expect(form.get_by_label("Name")).to_be_focused()
+    page.keyboard.type("night <b>jobs</b>")
+    expect(form.get_by_label("Prefix")).to_have_value("acme")
+    for scope in ("box:delete", "box:write"):
+        form.get_by_label(scope, exact=True).uncheck()
+    form.get_by_label("Ends after").select_option("7 days")
+    page.get_by_role("button", name="Make the key").press("Enter")
+    secret = page.get_by_role("textbox", name="The key night <b>jobs</b>")
+    text = secret.input_value()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    listed = {key["name"]: key for key in ask("GET", "admin/keys")["keys"]}["night <b>jobs</b>"]
+    assert (listed["prefix"], listed["id"]) == ("acme", text.split("_")[1])
+    assert {"box:read", "box:exec"} <= set(listed["scopes"]) and "box:delete" not in listed["scopes"]
+    assert "worker:admin" not in listed["scopes"] and listed["expires_at"]
+    page.reload()
+    row = page.get_by_role("row").filter(has_text="night <b>jobs</b>")
+    expect(row).to_contain_text("active")
+    assert text not in page.content() and page.locator("input.secret").count() == 0
+    row.get_by_role("button", name="Revoke").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(row).to_contain_text("active")
+    expect(row.get_by_role("button", name="Revoke")).to_be_focused()
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(row).to_contain_text("revoked")
+    expect(row.get_by_role("button", name="Revoke")).to_have_count(0)
 
 
 def test_changes_made_elsewhere_show_at_once(tab: Tab, ask: Callable[..., Any]) -> None:
@@ -391,6 +472,20 @@ def test_everybody_can_use_it(
         page = tab.open("#/boxes")
         page.get_by_role("button", name="New box").click()
         page.get_by_text("More settings").click()
+        assert _findings(tab, axe) == []
+        page.keyboard.press("Escape")
+        page = tab.open(f"#/boxes/{box}")
+        page.get_by_role("button", name="Change").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert _findings(tab, axe) == []
+        page.keyboard.press("Escape")
+        page = tab.open("#/admin/keys")
+        page.get_by_role("button", name="New key").click()
+        assert _findings(tab, axe) == []
+        page.get_by_label("Name").fill(f"{scheme} {width}")
+        page.get_by_role("button", name="Make the key").click()
+        expect(page.get_by_role("button", name="Copy")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert _findings(tab, axe) == []
 
 

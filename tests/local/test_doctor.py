@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cluster import Cluster, wait_until
+from support.cluster import Cluster, free_port, wait_until
 
 from boxlite_server.local import dockerd, machine
 from boxlite_server.local.doctor import fleet, holes
@@ -224,6 +224,19 @@ def test_an_operator_sees_both_ways_and_a_tenant_one(keyed: Cluster, docker_host
     ask = ("--coordinator", keyed.url, "--api-key", keyed.api_key)
     wait_until(lambda: (Level.PROBLEM, "ports") in said(docker_host, tmp_path, *ask), "the worker is missed")
     assert "--advertise URL" in said(docker_host, tmp_path, *ask)[Level.PROBLEM, "ports"]
+
+
+def test_a_worker_that_is_heard_and_cannot_be_called_is_a_problem(
+    keyed: Cluster, docker_host: str, tmp_path: Path
+) -> None:
+    assert keyed.api_key
+    closed = f"http://127.0.0.1:{free_port()}"
+    keyed.start_worker("--api-key", keyed.api_key, "--advertise", closed, name="behind-a-wall")
+    workers = keyed.http("GET", "/v1/admin/workers")[2]["workers"]
+    assert {worker["name"]: worker["status"] for worker in workers}["behind-a-wall"] == "active"
+    found = said(docker_host, tmp_path, "--coordinator", keyed.url, "--api-key", keyed.api_key)
+    assert "does not reach worker behind-a-wall" in found[Level.PROBLEM, "ports"]
+    assert (Level.OK, "ports") not in found or "reaches its workers" not in found[Level.OK, "ports"]
 
 
 @pytest.mark.parametrize(("late", "level"), [(0, Level.OK), (-30, Level.PROBLEM), (30, Level.PROBLEM)])

@@ -32,7 +32,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024  # of an answer; a larger answer is a stream, a
 _METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REPLAYED = (b"idempotency-replayed", b"true")
 
-_KEYLESS = frozenset({"exportBox", "createTicket"})  # operations that change nothing
+_KEYLESS = frozenset({"exportBox", "createTicket", "createKey"})  # operations that change nothing, or answer a secret
 
 REQUEST_KEY = "boxlite.request_key"  # key of the ASGI scope: owner and key of the current request
 
@@ -188,7 +188,9 @@ def _claim(scope: Scope, key: str) -> Claim:
         raise errors.InvalidArgumentError(f"an Idempotency-Key has 1 to {MAX_KEY} printable characters")
     principal = scope.get(PRINCIPAL)
     if principal is None or scope.get(OPERATION) in _KEYLESS:
-        raise errors.UnsupportedError("this operation takes no Idempotency-Key: it changes nothing; leave it out")
+        raise errors.UnsupportedError(
+            "this operation takes no Idempotency-Key: its answer is kept nowhere; leave it out"
+        )
     return f"{principal.sub} {''.join(scope['path'].split('/')[2:3])}", key
 
 

@@ -45,6 +45,11 @@ def mint(key_id: str) -> Minted:
     return Minted(f"blx_{key_id}_{secret}", digest(secret))
 
 
+def is_name(text: str) -> bool:
+    """Whether a key can have this name."""
+    return 1 <= len(text) <= 128 and text.isprintable()
+
+
 def digest(secret: str) -> str:
     """The SHA-256 of a secret, or of whatever a client sends in its place, as hexadecimal digits."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

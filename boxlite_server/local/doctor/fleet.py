@@ -19,6 +19,7 @@ from ...tls.files import client_context
 from .findings import Finding, ok, problem, skipped, warning
 
 SECONDS = 10.0  # for a connection, and for an answer
+CALL_SECONDS = 90.0  # for an answer that waits until the coordinator has called all workers
 CLOCKS = 2.0  # seconds by which clocks of coordinators may differ
 SOON = timedelta(days=14)  # in which keys and certificates have to be renewed
 MANY_BYTES = 16 << 20  # in an answer
@@ -36,23 +37,32 @@ class Coordinator(NamedTuple):
     def get(self, path: str) -> tuple[int, dict[str, str], Any]:
         """Status, headers with names in lower case, and JSON; None where the body is none. Raises OSError,
         http.client.HTTPException and InvalidArgumentError."""
+        return self._ask("GET", path, None, SECONDS)
+
+    def post(self, path: str, body: dict[str, Any], seconds: float) -> tuple[int, dict[str, str], Any]:
+        """What `get` answers, to a request with a body in JSON; `seconds` for the answer."""
+        return self._ask("POST", path, json.dumps(body), seconds)
+
+    def _ask(self, method: str, path: str, body: str | None, seconds: float) -> tuple[int, dict[str, str], Any]:
         parts = urlsplit(self.url)
         key = split_join_token(self.api_key)[0]
         host = parts.hostname or ""
         if parts.scheme == "https":
             context = client_context(self.ca_cert) if self.ca_cert else ssl.create_default_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, parts.port, timeout=SECONDS, context=context
+                host, parts.port, timeout=seconds, context=context
             )
         else:
-            connection = http.client.HTTPConnection(host, parts.port, timeout=SECONDS)
+            connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
         with closing(connection):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
+            if body is not None:
+                headers["Content-Type"] = "application/json"
+            connection.request(method, parts.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
-            body = response.read(MANY_BYTES)
+            content = response.read(MANY_BYTES)
         try:
-            answer = json.loads(body)
+            answer = json.loads(content)
         except ValueError:
             answer = None
         return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
@@ -133,16 +143,32 @@ def _key(principal: dict[str, Any]) -> Finding:
 
 
 def _workers(coordinator: Coordinator) -> Iterator[Finding]:
+    """Have the coordinator call each worker, which changes nothing. Heartbeats say nothing of the way back."""
     status, _, answer = coordinator.get("/v1/admin/workers")
     workers = answer.get("workers", []) if status == 200 and isinstance(answer, dict) else []
-    lost = [worker for worker in workers if worker.get("status") == "unreachable"]
+    if not workers:
+        yield warning("ports", "no worker is registered", f"boxlite-server worker --coordinator {coordinator.url}")
+        return
+    try:
+        lost = _not_called(coordinator)
+    except (OSError, http.client.HTTPException) as exc:
+        yield problem("ports", f"the coordinator does not say which workers it reaches: {exc}", "read its log")
+        return
     for worker in lost:
         yield problem(
             "ports",
-            f"the coordinator does not reach worker {worker.get('name')}: {worker.get('reason')}",
+            f"the coordinator does not reach worker {worker.get('worker')}: {worker.get('reason')}",
             "start the worker, open its port to the coordinator, or start it with --advertise URL",
         )
-    if workers and not lost:
+    if not lost:
         yield ok("ports", f"the coordinator reaches its workers, {len(workers)} in number")
-    if not workers:
-        yield warning("ports", "no worker is registered", f"boxlite-server worker --coordinator {coordinator.url}")
+
+
+def _not_called(coordinator: Coordinator) -> list[dict[str, Any]]:
+    """The workers that the coordinator cannot call now, each with the reason. Raises OSError and
+    http.client.HTTPException."""
+    status, _, answer = coordinator.post("/v1/admin/reconcile", {"dry_run": True}, CALL_SECONDS)
+    if status != 200 or not isinstance(answer, dict):
+        raise http.client.HTTPException(f"it answers with {status}")
+    lost: list[dict[str, Any]] = answer.get("unreachable", [])
+    return lost

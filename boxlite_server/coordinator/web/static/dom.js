@@ -81,7 +81,8 @@ export function tell(message, isError = false) {
   if (!isError) setTimeout(() => toast.remove(), 6000);
 }
 
-/** Run `action` for a control, which is disabled meanwhile; a failure is told. Returns whether it went well. */
+/** Run `action` for a control, which is disabled meanwhile, and has the focus again where nothing else took it; a failure is
+ * told. Returns whether it went well. */
 export async function act(control, action) {
   control.disabled = true;
   control.setAttribute("aria-busy", "true");
@@ -94,6 +95,7 @@ export async function act(control, action) {
   } finally {
     control.disabled = false;
     control.removeAttribute("aria-busy");
+    if (document.activeElement === document.body) control.focus();
   }
 }
 

@@ -1,8 +1,8 @@
 // Keys, quotas and the audit, for operators.
 
 import { act, button, confirm, field, fill, h, table } from "../dom.js";
-import { age, time } from "../format.js";
 import { QUOTAS } from "./account.js";
+import { keys, moment } from "./keys.js";
 
 const TABS = [["keys", "Keys", keys], ["quotas", "Quotas", quotas], ["audit", "Audit", audit]];
 
@@ -13,18 +13,6 @@ export async function show(page) {
   return h("div", { class: "view" }, h("div", { class: "bar" }, h("h1", {}, "Administration")),
     h("nav", { class: "tabs", "aria-label": "Administration" }, TABS.map(([other, text]) => h("a", { href: `#/admin/${other}`, "aria-current": other === name ? "page" : null }, text))),
     await tab(page));
-}
-
-const moment = (text) => text && h("time", { datetime: text, title: time(text), data: { age: "" } }, age(text));
-
-async function keys(page) {
-  const { keys: found } = await page.api.get("admin/keys", null, page.signal);
-  return h("div", { class: "tab" },
-    h("p", { class: "muted" }, "Keys are made, rotated and revoked on the coordinator's host, with ", h("code", {}, "boxlite-server keys"), "."),
-    table("Keys", ["Name", "Id", "Prefix", "State", "Made", "Ends", "Last use", "Scopes"], found.map((key) => [
-      key.name, h("code", {}, key.id), key.prefix || "(workers)", h("span", { class: "badge", data: { status: key.status } }, key.status),
-      moment(key.created_at), key.expires_at ? time(key.expires_at) : "never", moment(key.last_used_at) || "never",
-      h("span", { class: "scopes", title: key.scopes.join(" ") }, key.scopes.join(" "))]), "No key was made. Without any, a coordinator on loopback is open."));
 }
 
 async function quotas(page) {

@@ -2,6 +2,7 @@
 
 import { act, button, fill, h, tell } from "../dom.js";
 import { badge, removeBox } from "./boxes.js";
+import { editBox } from "./edit.js";
 import { cloneBox, overview } from "./overview.js";
 import { files } from "./files.js";
 import { logs } from "./logs.js";
@@ -92,6 +93,10 @@ class BoxView {
       page.may("box:write") && (this.isUp
         ? change("power", "Stop", async () => this.take(await api.post(`${path}/stop`)))
         : change("power", "Start", async () => this.take(await api.post(`${path}/start`)))),
+      page.may("box:write") && change("edit", "Change", async () => {
+        await editBox(this);
+        this.head.querySelector('[data-name="edit"]').focus(); // the button may be another one by now
+      }),
       page.may("box:write") && change("clone", "Clone", () => cloneBox(this)),
       page.may("box:delete") && change("remove", "Remove", async () => (await removeBox(page, box)) && (location.hash = "#/boxes"), { class: "danger" }));
     if (focused) this.head.querySelector(`[data-name="${focused}"]`)?.focus();

@@ -14,7 +14,7 @@ export async function overview(view) {
   const draw = () => {
     fill(facts, describe(view.box));
     fill(ports, view.box.ports?.length ? [h("h2", {}, "Ports"), portTable(view.box)] : null);
-    gauges.element.hidden = !view.isUp;
+    gauges.draw();
   };
   view.onChange(draw);
   draw();
@@ -68,10 +68,18 @@ function portTable(box) {
 class Gauges {
   constructor(view) {
     this.view = view;
-    this.cpu = new Curve("CPU", 100 * view.box.cpus, (percent) => `${percent.toFixed(percent < 10 ? 1 : 0)} %`);
-    this.memory = new Curve("Memory", view.box.memory_mib * 1048576, bytes);
+    this.cpu = new Curve("CPU", (percent) => `${percent.toFixed(percent < 10 ? 1 : 0)} %`);
+    this.memory = new Curve("Memory", bytes);
     this.rest = h("p", { class: "muted rest" });
     this.element = h("section", { class: "gauges", "aria-label": "Now" }, this.cpu.element, this.memory.element, this.rest);
+    this.draw();
+  }
+
+  /** Take the limits of the box, which may have changed. */
+  draw() {
+    this.element.hidden = !this.view.isUp;
+    this.cpu.limit(100 * this.view.box.cpus);
+    this.memory.limit(this.view.box.memory_mib * 1048576);
   }
 
   begin() {
@@ -96,15 +104,21 @@ class Gauges {
 }
 
 class Curve {
-  constructor(name, most, format) {
-    this.most = most;
+  constructor(name, format) {
+    this.most = 0;
     this.format = format;
     this.values = [];
     this.line = svg("polyline", { fill: "none", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" });
     this.area = svg("polygon", {});
     this.now = h("strong", {}, "–");
-    this.element = h("figure", {}, h("figcaption", {}, name, " ", this.now, h("span", { class: "muted" }, ` of ${format(most)}`)),
+    this.limits = h("span", { class: "muted" });
+    this.element = h("figure", {}, h("figcaption", {}, name, " ", this.now, this.limits),
       svg("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", "aria-hidden": "true" }, this.area, this.line));
+  }
+
+  limit(most) {
+    this.most = most;
+    put(this.limits, ` of ${this.format(most)}`);
   }
 
   add(value) {
