@@ -17,6 +17,7 @@ from connexion.spec import OpenAPISpecification
 from jsonschema import Draft4Validator, ValidationError
 
 from boxlite_server import errors
+from boxlite_server.coordinator.tenants import scopes
 
 SPEC_FILE = Path(__file__).parent.parent / "openapi.yaml"
 METHODS = ("head", "get", "put", "post", "patch", "delete")
@@ -511,3 +512,8 @@ def test_the_example_check_can_fail() -> None:
     for change in ({"cpus": 256}, {"status": "gone"}, {"labels": None}, {"pid": -1}, {"box_id": None}):
         with pytest.raises(ValidationError):
             check(good | change, schema)
+
+
+def test_a_new_key_may_have_every_scope_of_a_client() -> None:
+    asked = SPEC["components"]["schemas"]["CreateKeyRequest"]["properties"]["scopes"]
+    assert asked["items"]["enum"] == [*scopes.CLIENT]

@@ -244,13 +244,17 @@ def test_kill_sends_signals_to_the_main_command(says: Says, typed: Type, cluster
 
 
 def test_a_signal_that_ends_the_main_command_reaches_the_attached_client(
-    says: Says, typed: Type, web: str, environment: dict[str, str]
+    says: Says, test_image: str, environment: dict[str, str]
 ) -> None:
-    with subprocess.Popen([BOXLITE, "attach", "--no-stdin", web], stdout=subprocess.PIPE, env=environment) as attached:
-        wait_until(lambda: typed("attach", web).returncode == 125, "it is attached")
-        says("kill", "-s", "SIGTERM", web)
+    box = says("run", "-d", test_image, "sh", "-c", "while echo on; do sleep 0.2; done")
+    with subprocess.Popen([BOXLITE, "attach", "--no-stdin", box], stdout=subprocess.PIPE, env=environment) as attached:
+        assert attached.stdout is not None
+        assert attached.stdout.readline() == b"on\n"
+        says("kill", "-s", "SIGTERM", box)
+        attached.stdout.read()
         assert attached.wait(60) == 143
-    assert says("wait", web) == "143"
+    assert says("wait", box) == "143"
+    says("rm", "-f", box)
 
 
 def test_logs_since_and_with_times(says: Says, cluster: Cluster, test_image: str) -> None:

@@ -54,11 +54,6 @@ def _scopes(principal: Principal, wanted: list[str] | None) -> tuple[str, ...]:
         wanted = [scope for scope in scopes.TENANT if scope in principal.scopes]
         if not wanted:
             raise InvalidArgumentError("your key has no scope of its prefix; name the scopes of the new key")
-    unknown = [scope for scope in wanted if scope not in scopes.CLIENT]
-    if unknown:
-        raise InvalidArgumentError(
-            f"'{unknown[0]}' is no scope of a client's key; there are {', '.join(scopes.CLIENT)}"
-        )
     lacking = [scope for scope in wanted if scope not in principal.scopes]
     if lacking:
         raise PermissionDeniedError(f"your key lacks {', '.join(lacking)}, and cannot make a key with more than it has")

@@ -133,6 +133,7 @@ def test_what_nobody_waits_for_any_more_is_not_done(
     late = client.stub.StopBox.future(pb.StopBoxRequest(box=box), metadata=metadata, timeout=0.2)
     with pytest.raises(grpc.RpcError):
         late.result()
+    client.ListBoxes(pb.Empty())  # the server reads this after the end of the late call
     release.set()
     assert under_way.result().status == pb.BOX_STATUS_RUNNING
     monkeypatch.setattr(fake_site.runtime, "start", start)
