@@ -101,7 +101,7 @@ class Journal:
                 for unused in self._directory.glob(pattern):
                     unused.unlink(missing_ok=True)
             for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
-                if (execution_id := self._take(path.read_bytes())) is not None:
+                if (execution_id := self._take(_content(path))) is not None:
                     self._long.add(execution_id)
                 else:
                     path.unlink(missing_ok=True)
@@ -194,6 +194,15 @@ class Journal:
     def _path(self, execution_id: str) -> Path:
         assert self._directory is not None
         return self._directory / f"{quote(execution_id, safe='')}{_SUFFIX}"
+
+
+def _content(path: Path) -> bytes:
+    """The content of a file; empty if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        log.warning("a record of an execution cannot be read, dropping it: %s", exc)
+        return b""
 
 
 class _Pages:

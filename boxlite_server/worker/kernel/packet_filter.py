@@ -165,6 +165,7 @@ class PacketFilter:
         self._nft(self._text(everything), dry_run=True)
 
     def look(self) -> Mark:
+        """The mark of bridge and filter as they are now."""
         return self._namespace.within(self._look)
 
     def _look(self) -> Mark:

@@ -24,6 +24,14 @@ async def update(site: CoordinatorSite, box: Box, **changes: Any) -> Box:
     return await site.core.boxes.update("default", box.id, spec.changes(changes))
 
 
+async def broken_off(site: CoordinatorSite, worker: Any, box: Box) -> None:
+    """Have the box's memory grow to 1024 MiB at its worker, whose answer is lost."""
+    worker.lose("UpdateBox", after=True)
+    with pytest.raises(errors.UnreachableError):
+        await update(site, box, memory_mib=1024)
+    worker.recover()
+
+
 def test_what_is_not_named_stays(tell: Any) -> None:
     async def story(site: CoordinatorSite) -> None:
         await site.register("one")
@@ -153,10 +161,7 @@ def test_a_size_that_cannot_be_undone_is_kept(tell: Any) -> None:
     async def story(site: CoordinatorSite) -> None:
         one = await site.register("one")
         box = await site.create(memory_mib=512)
-        one.lose("UpdateBox", after=True)
-        with pytest.raises(errors.UnreachableError):
-            await update(site, box, memory_mib=1024)
-        one.recover()
+        await broken_off(site, one, box)
         one.used[box.id] = 600
         await site.look()
         now = await site.core.boxes.get("default", box.id)
@@ -170,10 +175,7 @@ def test_a_size_of_a_box_that_has_gone_is_undone_too(tell: Any) -> None:
     async def story(site: CoordinatorSite) -> None:
         one = await site.register("one")
         box = await site.create(memory_mib=512)
-        one.lose("UpdateBox", after=True)
-        with pytest.raises(errors.UnreachableError):
-            await update(site, box, memory_mib=1024)
-        one.recover()
+        await broken_off(site, one, box)
         del one.boxes[box.id]
         await site.look()
         now = await site.core.boxes.get("default", box.id)
