@@ -444,8 +444,11 @@ class BoxRuntime(Protocol):
         Survives an engine that goes away and comes back, and reports that as a change.
         """
 
-    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
-        """Start a command in a running box. Returns only once the command is spawned.
+    def spawn(
+        self, box: BoxRef, spec: ExecSpec, on_begun: Callable[[Process], object] = lambda process: None
+    ) -> Process:
+        """Start a command in a running box. Returns only once the command is spawned. `on_begun` is called with the
+        process once its start has begun, and again if another process takes its place.
 
         Raises `ExecutionError` when the command cannot be spawned (with "not found" in its text when that is the
         reason), `StoppedError` when the box does not run, with the end of its main command in the text unless it was

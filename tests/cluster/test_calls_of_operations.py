@@ -33,14 +33,14 @@ PREFIX = "default"
 OWNER = Owner(ids.new_id(), ids.new_id())
 
 # Of the engine.
-LIST, IMAGE, IMAGES = "GET containers/json", "GET images/*/json", "GET images/json"
+LIST, IMAGES = "GET containers/json", "GET images/json"
 CREATE, START, INSPECT = "POST containers/create", "POST containers/*/start", "GET containers/*/json"
 STOP, DELETE = "POST containers/*/stop", "DELETE containers/*"
 # By operation: calls to the engine, calls to the worker, and how often the client waits for the coordinator's disk.
 TABLE = {
-    "create": ([IMAGE, CREATE], ["CreateBox"], 1),
+    "create": ([CREATE], ["CreateBox"], 1),
     "start": ([START, INSPECT], ["StartBox"], 1),
-    "create and start": ([IMAGE, CREATE, START, INSPECT], ["CreateBox"], 1),
+    "create and start": ([CREATE, START, INSPECT], ["CreateBox"], 1),
     "stop": ([INSPECT, STOP, INSPECT], ["StopBox"], 1),
     "start again": ([INSPECT, START, INSPECT], ["StartBox"], 1),
     "command in a stopped box": ([INSPECT, START, INSPECT], ["StartBox", "StartExecution"], 1),  # before the command
@@ -170,8 +170,9 @@ def test_an_operation_makes_no_call_that_it_does_not_need(
         store = await Store.open(tmp_path / "coordinator.db")
         core = Core.over(store, None, connect=lambda worker: CountedLink(worker, count))
         await store.put_worker(worker)
-        first = await core.creation.create(PREFIX, {"image": test_image, "start": True})  # some is asked only once
-        await core.boxes.remove(PREFIX, first.id, force=True)
+        for _ in range(2):  # some is asked only once: in the first box, and with the life of the engine that it tells
+            former = await core.creation.create(PREFIX, {"image": test_image, "start": True})
+            await core.boxes.remove(PREFIX, former.id, force=True)
         for name, operate in (await operations(core, test_image)).items():
             count.begin()
             await operate()

@@ -93,8 +93,8 @@ class SimRuntime(FakeRuntime):
     def capacity(self) -> Capacity:
         return Capacity(cpus=CPUS, memory_mib=MEMORY_MIB, engine_version="fake")
 
-    def spawn(self, box: BoxRef, spec: ExecSpec) -> Any:
-        process = super().spawn(box, spec)
+    def spawn(self, box: BoxRef, spec: ExecSpec, on_begun: Callable[[Any], object] = lambda process: None) -> Any:
+        process = super().spawn(box, spec, on_begun)
         self._started.append(process)  # type: ignore[arg-type]
         return process
 

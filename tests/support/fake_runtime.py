@@ -418,7 +418,9 @@ class FakeRuntime:
                 self._changes.get(timeout=0.05)
                 on_change()
 
-    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+    def spawn(
+        self, box: BoxRef, spec: ExecSpec, on_begun: Callable[[Process], object] = lambda process: None
+    ) -> Process:
         with self._lock:
             found = self._find(box)
             if found.status is not BoxStatus.RUNNING:
@@ -429,7 +431,8 @@ class FakeRuntime:
             full = replace(spec, working_dir=spec.working_dir or own.working_dir, user=spec.user or own.user)
             process = self._spawn(full, found.directory, dict(own.env))
             self._commands[box.box_id].append(process)
-            return process
+        on_begun(process)
+        return process
 
     def readopt(self, box: BoxRef, handle: str) -> Process:
         with self._lock:

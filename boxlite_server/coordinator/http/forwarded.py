@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,7 +27,7 @@ class Forwarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and (client := scope.get("client")):
-            found = self._client(_address(client[0]), scope["headers"])
+            found = self._client(_caller(client[0]), scope["headers"])
             if found is not None and str(found) != client[0]:
                 scope["client"] = (str(found), 0)
         await self._app(scope, receive, send)
@@ -57,3 +58,6 @@ def _address(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+_caller = lru_cache(maxsize=1024)(_address)  # of callers alone, whose addresses are short

@@ -98,8 +98,10 @@ class _Validation(RequestValidationOperation):  # type: ignore[misc]
     def __init__(self, next_app: ASGIApp, *, operation: Any, **options: Any) -> None:
         super().__init__(next_app, operation=operation, **options)
         self._parser = _parser(operation)
+        # Connexion adds the parameters of a path once more each time that it reads one of its operations.
+        parameters = {(parameter["in"], parameter["name"]): parameter for parameter in operation.parameters}
         self._parameters = self._validator_map["parameter"](
-            operation.parameters, uri_parser=self._parser, strict_validation=self.strict_validation
+            parameters.values(), uri_parser=self._parser, strict_validation=self.strict_validation
         )
         self._body_of = functools.lru_cache(_CONTENT_TYPES)(self._body)
 

@@ -16,6 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -413,6 +414,12 @@ class Engine:
             made = _process_behind(self._socket_path())
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {made}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def architecture(self) -> str:
+        """What the engine runs, in its own words; empty if it does not say. It is asked once."""
+        with engine_errors("cannot ask the engine for its version"):
+            return str(self.api.version(api_version=False).get("Arch") or "")
 
     def refuse_when_ending(self) -> None:
         """Raise `EngineError` when the engine takes no new connections. An engine that ends still answers on those that

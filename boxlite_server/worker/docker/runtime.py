@@ -80,6 +80,7 @@ from .storage.disks import DockerDisks
 from .storage.images import DockerImages
 from .storage.quota import GB, Quota
 from .storage.registries import Registries
+from .storage.tags import Tags
 from .storage.volumes import DockerVolumes
 from .supervised import Supervisors
 from .system_files import SystemFiles
@@ -129,10 +130,10 @@ class DockerRuntime:
         self._watch = Watch(self._engine, owner)
         self._meter = Meter(self._engine)
         self._starting_with_paths = threading.Lock()
-        self._architecture: str | None = None  # of the engine; None: not asked yet
         copies = Copies(self._engine)
         self._bases = Bases(self._engine, copies, owner, max_layers)
-        self.images = DockerImages(self._engine, self._bases, Registries(self._policy.registries))
+        tags = Tags(self._engine, self._watch.known_life)
+        self.images = DockerImages(self._engine, self._bases, Registries(self._policy.registries), tags)
         self.volumes = DockerVolumes(self._engine, owner)
         self._quota = Quota(self._engine, enforce=enforce_disk_limit, gb=gb)
         self._reasons = StopReasons(stop_reasons)
@@ -281,13 +282,10 @@ class DockerRuntime:
 
     def _foreign(self, image: Mapping[str, Any]) -> str:
         """That the image is built for another architecture than the engine's; empty if it is not."""
-        if self._architecture is None:
-            with engine_errors("cannot ask the engine for its version"):
-                self._architecture = str(self._engine.api.version(api_version=False).get("Arch") or "")
         built_for = image.get("Architecture") or ""
-        if not platforms.is_foreign(built_for, self._architecture):
+        if not platforms.is_foreign(built_for, self._engine.architecture):
             return ""
-        return f"the image is built for {built_for}, and this worker's engine runs {self._architecture}"
+        return f"the image is built for {built_for}, and this worker's engine runs {self._engine.architecture}"
 
     def _start(self, box: BoxRef) -> BoxState:
         life = self._watch.life()
@@ -454,7 +452,9 @@ class DockerRuntime:
 
     # ---- commands ----
 
-    def spawn(self, box: BoxRef, spec: ExecSpec) -> Process:
+    def spawn(
+        self, box: BoxRef, spec: ExecSpec, on_begun: Callable[[Process], object] = lambda process: None
+    ) -> Process:
         if container_name(box) in self._prepared:
             raise StoppedError(f"box {box.box_id} is not running: it was not started yet")
         began = time.perf_counter()
@@ -463,12 +463,12 @@ class DockerRuntime:
         try:
             if container is not None:
                 run = self._supervisors.reached(container)
-            if run is not None and (process := self._supervisors.spawn(run, spec)) is not None:
+            if run is not None and (process := self._supervisors.spawn(run, spec, on_begun)) is not None:
                 metrics.START_SECONDS["supervisor"].observe(time.perf_counter() - began)
                 return process
             container = container or self._containers.get(box)
             spec = with_settings(spec, container)
-            by_engine = ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder)
+            on_begun(by_engine := ExecProcess.spawn(self._engine, container, box.box_id, spec, self._holder))
             metrics.START_SECONDS["engine"].observe(time.perf_counter() - began)
             self._supervisors.note_by_engine(container, run)
             return by_engine

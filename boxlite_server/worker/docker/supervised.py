@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any
@@ -209,10 +209,10 @@ class Supervisors:
             return None
         return run
 
-    def spawn(self, run: _Run, spec: ExecSpec) -> Process | None:
-        """Start a command. None: the supervisor cannot, and has started nothing. Raises as `BoxRuntime.spawn` does."""
+    def spawn(self, run: _Run, spec: ExecSpec, on_begun: Callable[[Process], object]) -> Process | None:
+        """Start a command, as `BoxRuntime.spawn` does. None: the supervisor cannot, and has started nothing."""
         try:
-            return SupervisedProcess.spawn(run.link, run.box, spec, self._holder)
+            return SupervisedProcess.spawn(run.link, run.box, spec, self._holder, on_begun)
         except (UnheardError, BeyondSupervisorError) as exc:
             log.debug("left to the engine's exec: %s", exc)
             return None

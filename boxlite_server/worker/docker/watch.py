@@ -94,6 +94,11 @@ class Watch:
                 self._life = life
         return life
 
+    def known_life(self) -> str | None:
+        """`life`, where the engine need not be asked for it."""
+        with self._changed:
+            return self._life or None
+
     # ---- ends ----
 
     def starting(self, container_id: str) -> None:

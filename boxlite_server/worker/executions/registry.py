@@ -114,32 +114,38 @@ class Executions:
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            process = self._spawn(execution_id, entry, box, replace(spec, is_kept=not owned), tenant)
             tied = owned or bool(stdin)
             fields = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "tenant": tenant.prefix}
-            record = Record.started(execution_id, box, process.handle, timeout, **fields)
-            self._journal.add(record)
-            self._begin(record, process, entry, tenant, pumped=not owned)
+            record = Record.started(execution_id, box, "", timeout, **fields)
+            begun = self._spawn(record, entry, box, replace(spec, is_kept=not owned), tenant)
+            self._begin(record, begun, entry, pumped=not owned)
             if stdin is not None:
-                entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
+                begun.feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
         execution = entry.result()
         if execution.box.box_id != box.box_id or (owned and not is_new):
             raise InvalidStateError(f"execution {execution_id} belongs to another box or request")
         return execution.state
 
     def _spawn(
-        self, execution_id: str, entry: Future[Execution], box: BoxRef, spec: ExecSpec, tenant: Tenant
-    ) -> Process:
+        self, record: Record, entry: Future[Execution], box: BoxRef, spec: ExecSpec, tenant: Tenant
+    ) -> Execution:
         """Start the command of a new entry. If that fails, the entry goes, and those who wait for it get the error."""
+        begun: list[Execution] = []
+
+        def on_begun(process: Process) -> None:
+            self._journal.add(replace(record, handle=process.handle))
+            begun.append(self._execution(record, process, tenant))
+
         try:
-            process = self._runtime.spawn(box, spec)
+            self._runtime.spawn(box, spec, on_begun)
             self.tally(box.box_id).started()
-            return process
+            return begun[-1]
         except BaseException as exc:
             if isinstance(exc, ExecutionError):
                 self.tally(box.box_id).failed()
+            self._journal.remove(record.execution_id)
             with self._changed:
-                del self._entries[execution_id]
+                del self._entries[record.execution_id]
                 self._uncount(box.box_id, tenant.prefix)
             entry.set_exception(exc)
             raise
@@ -174,7 +180,7 @@ class Executions:
                 self._entries[execution_id] = entry
             record = Record.started(execution_id, box, "", is_main=True, hangup=hangup, tenant=tenant.prefix)
             self._journal.add(record)
-            self._begin(record, process, entry, tenant)
+            self._begin(record, self._execution(record, process, tenant), entry)
         return entry.result().state
 
     def get(self, box_id: str, execution_id: str) -> ExecutionState:
@@ -365,17 +371,7 @@ class Executions:
 
     # ---- the registry ----
 
-    def _begin(
-        self,
-        record: Record,
-        process: Process,
-        entry: Future[Execution],
-        tenant: Tenant,
-        kept: Kept | None = None,
-        *,
-        pumped: bool = True,
-    ) -> None:
-        execution = self._execution(record, process, tenant, kept)
+    def _begin(self, record: Record, execution: Execution, entry: Future[Execution], *, pumped: bool = True) -> None:
         if pumped:
             self._threads.run(f"execution {record.execution_id}", partial(self._run, execution))
         entry.set_result(execution)
@@ -443,8 +439,8 @@ class Executions:
         self._enter(record, entry)
         if record.is_main:
             self._mains[BoxRef(record.box_id, record.generation)] = entry
-        self._begin(record, process, entry, Tenant(record.tenant), self.logs.of_running(record, process))
-        execution = entry.result()
+        execution = self._execution(record, process, Tenant(record.tenant), self.logs.of_running(record, process))
+        self._begin(record, execution, entry)
         if record.tied:
             execution.lose_input(RESTARTED)
             self._alarms.set(0.0, lambda: self.abandon(execution))

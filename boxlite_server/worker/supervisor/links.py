@@ -25,6 +25,7 @@ class Links:
     def __init__(self, root: Path, program: Path) -> None:
         self._root = root.absolute()
         self._program = program
+        self._kept: Path | None = None  # once it was found by this process
         self._poller = Poller()
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
@@ -44,6 +45,8 @@ class Links:
         """This version of the program on the disk of the root, so that boxes can have links to it. A box's user who is
         not root cannot read it: nobody traces a process that runs what its user cannot read, from its first instruction
         on."""
+        if self._kept is not None and self._kept.exists():
+            return self._kept
         content = self._program.read_bytes()
         kept = self._root / _PROGRAMS / hashlib.sha256(content).hexdigest()[:16]
         if not kept.exists():
@@ -55,6 +58,7 @@ class Links:
                 if former != kept and not former.suffix:  # boxes have links of their own
                     former.unlink(missing_ok=True)
         kept.chmod(0o711)
+        self._kept = kept
         return kept
 
     def link(self, name: str) -> Link:

@@ -28,7 +28,17 @@ from ...errors import (
     ResourceExhaustedError,
     UnsupportedError,
 )
-from ..commands import END_OF_TRANSMISSION, GONE_EXIT_CODE, STDERR, STDOUT, Durable, ExecSpec, Sink, check_signal
+from ..commands import (
+    END_OF_TRANSMISSION,
+    GONE_EXIT_CODE,
+    STDERR,
+    STDOUT,
+    Durable,
+    ExecSpec,
+    Process,
+    Sink,
+    check_signal,
+)
 from ..holder import Holder
 from ..kernel.cgroup import Cgroup, MemoryLimit
 from ..kernel.processes import child_inside, family, kill_all
@@ -93,28 +103,45 @@ class SupervisedProcess(Durable):
         self._box = box
         self._holder = holder
         self._is_kept = is_kept
-        self._ends = ends
         self._memory = memory
-        feeding = next((ends[name] for name in _INPUTS if name in ends), None)
-        keep = partial(holder.keep, f"{self.handle} in") if holder and is_kept else lambda *descriptors: None
-        self._input = Input(feeding, keep, fed) if feeding is not None else None
-        self._had_input = self._input is not None
+        self._ends: dict[str, End] = {}
+        self._input: Input | None = None
+        self._had_input = False
         self._input_lock = threading.Lock()
-        self._outputs = {end.fileno(): (stream, end) for name, stream in _OUTPUTS.items() if (end := ends.get(name))}
+        self._outputs: dict[int, tuple[int, End]] = {}  # by their descriptors
         self._poll = select.poll()
-        for number in (command.news.fileno(), *self._outputs):
-            self._poll.register(number, select.POLLIN)
+        self._poll.register(command.news, select.POLLIN)
+        self._connect(ends, fed)
         self._pieces: deque[tuple[int, bytes]] = deque()
         self._is_new = True  # its terminal's relay may hold what a former process has left there
         self._unread: dict[int, int] | None = None  # bytes still to be read once the command has ended, by descriptor
         self._is_closed = False
         self._lost = ""
 
+    def _connect(self, ends: dict[str, End], fed: Sequence[int] = ()) -> None:
+        """Take these ends, of which there were none so far."""
+        self._ends = ends
+        feeding = next((ends[name] for name in _INPUTS if name in ends), None)
+        if feeding is not None:
+            holder = self._holder if self._is_kept else None
+            keep = partial(holder.keep, f"{self.handle} in") if holder else lambda *descriptors: None
+            self._input, self._had_input = Input(feeding, keep, fed), True
+        self._outputs = {end.fileno(): (stream, end) for name, stream in _OUTPUTS.items() if (end := ends.get(name))}
+        for number in self._outputs:
+            self._poll.register(number, select.POLLIN)
+
     @classmethod
-    def spawn(cls, link: Link, box: Surroundings, spec: ExecSpec, holder: Holder | None) -> SupervisedProcess:
-        """Start the command. Raises `ExecutionError` when it cannot be started, `UnheardError` and
-        `BeyondSupervisorError` when nothing was started and another way may do, `EngineError` when nobody knows
-        whether it runs."""
+    def spawn(
+        cls,
+        link: Link,
+        box: Surroundings,
+        spec: ExecSpec,
+        holder: Holder | None,
+        on_begun: Callable[[Process], object] = lambda process: None,
+    ) -> SupervisedProcess:
+        """Start the command. `on_begun` is as in `BoxRuntime.spawn`. Raises `ExecutionError` when it cannot be started,
+        `UnheardError` and `BeyondSupervisorError` when nothing was started and another way may do, `EngineError` when
+        nobody knows whether it runs."""
         memory = MemoryLimit(box.cgroup, box.memory_mib)
         try:
             content = wire.spec(spec.user, spec.working_dir or box.working_dir, spec.command, box.environment(spec))
@@ -128,10 +155,10 @@ class SupervisedProcess(Durable):
             except OSError as exc:
                 raise ResourceExhaustedError(f"the worker cannot start another command now: {exc.strerror}") from exc
             command = link.start(described, size, streams)
-        made = partial(cls, link, command, box, holder, memory=memory, is_kept=spec.is_kept)
-        process = made(ends)  # while the command is being started
+        process = cls(link, command, box, holder, ends, memory, is_kept=spec.is_kept)
+        on_begun(process)
         if (terminal := _started(link, command, spec)) is not None:
-            process = made({"terminal": Terminal(terminal)})
+            process._connect({"terminal": Terminal(terminal)})
         process._keep()
         return process
 

@@ -399,7 +399,8 @@ class TestHostileEngine:
     def stuck(self, fake_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[StuckProcess]:
         process = StuckProcess()
 
-        def spawn(box: BoxRef, spec: ExecSpec) -> Process:
+        def spawn(box: BoxRef, spec: ExecSpec, on_begun: Callable[[Process], object]) -> Process:
+            on_begun(process)
             return process
 
         monkeypatch.setattr(fake_site.runtime, "spawn", spawn)

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Limits for reading on after a refusal: a client that is interrupted in the middle of its body loses the answer.
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 * 1024 * 1024
+UNWATCHED_SECONDS = 0.01  # at the beginning of an operation, which is most often over by then
 
 
 def bounded(receive: Receive, seconds: float) -> Receive:
@@ -49,6 +50,7 @@ async def unless_gone(receive: Receive, act: Awaitable[T]) -> T:
     InvalidArgumentError then."""
     acting = asyncio.current_task()
     assert acting is not None
+    watching: asyncio.Future[None] | None = None
     has_left = is_over = False
 
     def leave(watching: asyncio.Future[None]) -> None:
@@ -57,8 +59,12 @@ async def unless_gone(receive: Receive, act: Awaitable[T]) -> T:
             has_left = True
             acting.cancel()
 
-    watching = asyncio.ensure_future(_disconnected(receive))
-    watching.add_done_callback(leave)
+    def watch() -> None:
+        nonlocal watching
+        watching = asyncio.ensure_future(_disconnected(receive))
+        watching.add_done_callback(leave)
+
+    beginning = asyncio.get_running_loop().call_later(UNWATCHED_SECONDS, watch)
     try:
         return await act
     except asyncio.CancelledError:
@@ -67,7 +73,9 @@ async def unless_gone(receive: Receive, act: Awaitable[T]) -> T:
         raise errors.InvalidArgumentError("the client went away before the answer") from None
     finally:
         is_over = True
-        watching.cancel()
+        beginning.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -30,6 +30,7 @@ from ..engine import Engine, engine_errors, refusal
 from ..labels import IMAGE_LABEL, image_labels, is_base
 from .bases import Bases
 from .registries import NEEDS_NO_LOGIN, Registries, failure
+from .tags import Tags
 
 PULL_TIMEOUT = 900.0  # seconds
 _MAX_LOGGED = 1000  # characters of what the engine or a registry says
@@ -42,10 +43,11 @@ log = logging.getLogger(__name__)
 class DockerImages:
     """The `Images` of Docker Engine. Several callers who pull the same image share one pull."""
 
-    def __init__(self, engine: Engine, bases: Bases, registries: Registries) -> None:
+    def __init__(self, engine: Engine, bases: Bases, registries: Registries, tags: Tags) -> None:
         self._engine = engine
         self._bases = bases
         self._registries = registries
+        self._tags = tags
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
 
@@ -65,7 +67,7 @@ class DockerImages:
                 return self._found(reference), False
             wanted = _parsed(reference)
             with suppress(NotFoundError):
-                return self._found(str(wanted)), False
+                return self._tagged(str(wanted)), False
             if ask_first:
                 self._refuse_private(wanted)
             for _ in self._fetch(wanted, reference):
@@ -158,6 +160,15 @@ class DockerImages:
         description = self._inspect(reference)
         if _is_own(image_labels(description)) or is_base(reference):
             raise ImageError(f"image '{reference}' is not for boxes")
+        return description
+
+    def _tagged(self, tag: str) -> dict[str, Any]:
+        """`_found` for a tag."""
+        mark = self._tags.mark()
+        description = self._tags.get(tag, mark)
+        if description is None:
+            description = self._found(tag)
+            self._tags.put(tag, mark, description)
         return description
 
     def _inspect(self, reference: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ static struct command {
     unsigned asked; /* requests that the keeper has not answered yet */
     struct packet started, answer, ended; /* what the keeper has said; type 0: nothing */
     bool tell_started, tell_answer, tell_ended; /* the worker is to be told */
-} commands[MAX_COMMANDS];
+} commands[MAX_COMMANDS], *used = commands; /* entries from `used` on are free */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int connection = -1;        /* to the worker */
@@ -85,10 +85,10 @@ static int64_t now(void)
 /* Find a command by its id; 0 finds a free entry. */
 static struct command *find(uint32_t id)
 {
-    for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
+    for (struct command *c = commands; c < used; c++)
         if (c->id == id)
             return c;
-    return NULL;
+    return id || used == commands + MAX_COMMANDS ? NULL : used++;
 }
 
 static void close_descriptor(int *descriptor)
@@ -104,6 +104,8 @@ static void forget(struct command *command)
     close_descriptor(&command->master);
     *command->pid = 0;
     *command = (struct command){.socket = -1, .master = -1, .pid = command->pid};
+    while (used > commands && !used[-1].id)
+        used--;
 }
 
 /* End the connection. What was asked for on it is answered on no other. */
@@ -113,7 +115,7 @@ static void disconnect(void)
     next_dial = now() + next_pause;
     next_pause = next_pause * 2 < MAX_PAUSE ? next_pause * 2 : MAX_PAUSE;
     tell_own_answer = false;
-    for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
+    for (struct command *c = commands; c < used; c++) {
         c->asked = 0;
         c->tell_answer = false;
     }
@@ -128,7 +130,7 @@ static void dial(void)
         return;
     }
     tell_hello = true;
-    for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
+    for (struct command *c = commands; c < used; c++) {
         c->tell_ended = c->ended.type;
         c->tell_started = c->started.type && (!c->ended.type || c->master >= 0);
     }
@@ -165,11 +167,11 @@ static bool tell_of(struct command *command)
 static bool tell_all(void)
 {
     struct packet hello = {.type = HELLO, .flags = awaits_main ? AWAITS_MAIN : 0, .a = PROTOCOL};
-    for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
+    for (struct command *c = commands; c < used; c++)
         hello.b += c->id != 0;
     if (!tell(&tell_hello, &hello, -1) || !tell(&tell_own_answer, &own_answer, -1))
         return false;
-    for (struct command *c = commands; c < commands + MAX_COMMANDS; c++)
+    for (struct command *c = commands; c < used; c++)
         if (c->id && !tell_of(c))
             return false;
     return true;
@@ -235,7 +237,7 @@ static void reap(void)
         }
         if (pid == main_pid && !WIFSTOPPED(status))
             _exit((int)exited(0, status).a);
-        for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
+        for (struct command *c = commands; c < used; c++) {
             if (c->keeper == pid && WIFSTOPPED(status))
                 kill(pid, SIGCONT); /* somebody in the box has stopped it */
             else if (c->keeper == pid)
@@ -291,7 +293,7 @@ static int spawn(struct received *request)
     if (keeper == 0) {
         close(pair[0]);
         close_descriptor(&connection);
-        for (struct command *c = commands; c < commands + MAX_COMMANDS; c++) {
+        for (struct command *c = commands; c < used; c++) {
             close_descriptor(&c->socket);
             close_descriptor(&c->master);
         }
@@ -435,16 +437,13 @@ static void step(void)
     static struct pollfd events[2 + MAX_COMMANDS];
     bool is_blocked = connection >= 0 && !tell_all() && connection >= 0;
     int64_t patience = connection < 0 ? next_dial - now() : -1;
-    nfds_t count = 2;
+    nfds_t count = 2 + (is_blocked ? 0 : (nfds_t)(used - commands));
     if (connection < 0 && patience <= 0)
         return dial();
     events[0] = (struct pollfd){.fd = signals, .events = POLLIN};
     events[1] = (struct pollfd){.fd = connection, .events = is_blocked ? POLLOUT : POLLIN};
-    for (size_t i = 0; i < MAX_COMMANDS && !is_blocked; i++) {
-        events[2 + i] = (struct pollfd){.fd = commands[i].id ? commands[i].socket : -1, .events = POLLIN};
-        if (commands[i].id)
-            count = i + 3;
-    }
+    for (nfds_t i = 2; i < count; i++)
+        events[i] = (struct pollfd){.fd = commands[i - 2].socket, .events = POLLIN};
     if (!wait_for_events(events, count, has_reaped_all ? (int)patience : 0)) {
         if (connection >= 0)
             disconnect(); /* so that the worker does not wait for answers */
