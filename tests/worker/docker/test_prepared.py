@@ -138,7 +138,7 @@ def seen_of(workers: Workers, box: BoxRef) -> dict[str, Any]:
     seen["command"] = workers.run(box, look)
     seen["own"] = workers.run(box, look, env={"A": "own"}, working_dir="/")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime._supervisors, "spawn", lambda run, spec: None)
+        patch.setattr(runtime._supervisors, "spawn", lambda run, spec, on_begun: None)
         process = runtime.spawn(box, ExecSpec(("true",)))
         assert not isinstance(process, SupervisedProcess)
         collect(process)
