@@ -114,38 +114,42 @@ class Executions:
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            tied = owned or bool(stdin)
-            fields = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "tenant": tenant.prefix}
-            record = Record.started(execution_id, box, "", timeout, **fields)
-            begun = self._spawn(record, entry, box, replace(spec, is_kept=not owned), tenant)
-            self._begin(record, begun, entry, pumped=not owned)
+            how = {"hangup": hangup, "awaits_reader": expects_reader, "tied": owned or bool(stdin)}
+            begun: list[tuple[Record, Execution]] = []
+
+            def on_begun(process: Process) -> None:  # while the command is being started
+                record = Record.started(execution_id, box, process.handle, timeout, tenant=tenant.prefix, **how)
+                self._journal.add(record)
+                begun.append((record, self._execution(record, process, tenant)))
+
+            self._spawn(execution_id, entry, box, replace(spec, is_kept=not owned), tenant, on_begun)
+            self._begin(*begun[-1], entry, pumped=not owned)
             if stdin is not None:
-                begun.feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
+                entry.result().feed(stdin, lambda: self._journal.update(execution_id, tied=owned))
         execution = entry.result()
         if execution.box.box_id != box.box_id or (owned and not is_new):
             raise InvalidStateError(f"execution {execution_id} belongs to another box or request")
         return execution.state
 
     def _spawn(
-        self, record: Record, entry: Future[Execution], box: BoxRef, spec: ExecSpec, tenant: Tenant
-    ) -> Execution:
+        self,
+        execution_id: str,
+        entry: Future[Execution],
+        box: BoxRef,
+        spec: ExecSpec,
+        tenant: Tenant,
+        on_begun: Callable[[Process], None],
+    ) -> None:
         """Start the command of a new entry. If that fails, the entry goes, and those who wait for it get the error."""
-        begun: list[Execution] = []
-
-        def on_begun(process: Process) -> None:
-            self._journal.add(replace(record, handle=process.handle))
-            begun.append(self._execution(record, process, tenant))
-
         try:
             self._runtime.spawn(box, spec, on_begun)
             self.tally(box.box_id).started()
-            return begun[-1]
         except BaseException as exc:
             if isinstance(exc, ExecutionError):
                 self.tally(box.box_id).failed()
-            self._journal.remove(record.execution_id)
+            self._journal.remove(execution_id)
             with self._changed:
-                del self._entries[record.execution_id]
+                del self._entries[execution_id]
                 self._uncount(box.box_id, tenant.prefix)
             entry.set_exception(exc)
             raise

@@ -56,10 +56,10 @@ class Tags:
         try:
             with engine_errors("cannot ask the engine for its directory"):
                 info = self._engine.api.info()
-            root = Path(f"/proc/{self._engine.pid}/root") / str(info["DockerRootDir"]).lstrip("/")
+            root = Path(f"/proc/{self._engine.pid}/root") / str(info.get("DockerRootDir")).lstrip("/")
         except BoxliteError:
             return None
-        return root / "image" / str(info["Driver"]) / "repositories.json"
+        return root / "image" / str(info.get("Driver")) / "repositories.json"
 
     def get(self, tag: str, mark: Mark | None) -> dict[str, Any] | None:
         """The description of the image that the tag names in the state of `mark`, if it is known."""
