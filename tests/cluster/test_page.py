@@ -322,6 +322,27 @@ def test_a_snapshot_is_taken_and_removed(tab: Tab, box: str) -> None:
     expect(row).to_have_count(0)
 
 
+def test_a_box_is_restored_from_a_snapshot(tab: Tab, ask: Callable[..., Any]) -> None:
+    box = ask("POST", "boxes", {"name": "restored", "image": IMAGE, "start": True})["box_id"]
+
+    def said(script: str) -> str:
+        return str(ask("POST", f"boxes/{box}/run", {"command": "sh", "args": ["-c", script]})["stdout"])
+
+    said("echo former > /tmp/state")
+    ask("POST", f"boxes/{box}/stop")
+    page = tab.open(f"#/boxes/{box}/snapshots")
+    page.get_by_label("Name").fill("former")
+    page.get_by_role("button", name="Take a snapshot").click()
+    expect(page.get_by_role("row").filter(has_text="former")).to_be_visible()
+    said("echo present > /tmp/state")  # which starts the box
+    ask("POST", f"boxes/{box}/stop")
+    page.get_by_role("button", name="Restore former").click()
+    page.get_by_role("dialog").get_by_role("button", name="Restore").click()
+    expect(page.get_by_role("status")).to_contain_text("The disk of restored is that of former.")
+    assert said("cat /tmp/state") == "former\n"
+    ask("DELETE", f"boxes/{box}?force=true")
+
+
 def test_a_volume_is_made_and_removed_and_images_are_listed(tab: Tab) -> None:
     page = tab.open("#/volumes")
     page.get_by_label("Name").fill("data")
