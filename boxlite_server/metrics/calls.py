@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 from .registry import LONG, counters, histograms
 
 
@@ -14,7 +12,7 @@ class Calls:
         self._ended = counters(f"{name}_calls", f"{what}, by what became of them.", "method", "code")
         self._seconds = histograms(f"{name}_duration_seconds", f"{what}: how long.", "method", buckets=LONG)
 
-    def ended(self, method: str, code: str, began: float) -> None:
-        """Note the end of a call. `code`: that of its error, "ok" or "cancelled"; `began`: of `perf_counter`."""
+    def ended(self, method: str, code: str, seconds: float) -> None:
+        """Note the end of a call. `code`: that of its error, "ok" or "cancelled"; `seconds`: it took."""
         self._ended[method, code].inc()
-        self._seconds[method].observe(perf_counter() - began)
+        self._seconds[method].observe(seconds)

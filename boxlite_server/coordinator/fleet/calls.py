@@ -264,7 +264,7 @@ class Calls:
                 self._fleet.note_silence(worker, exc.message)
             raise
         finally:
-            metrics.CALLS.ended(method, code, began)
+            metrics.CALLS.ended(method, code, perf_counter() - began)
 
     async def _link(self, worker: Worker | str) -> tuple[Worker, Link]:
         """The one connection to this life of the worker, at its present address."""

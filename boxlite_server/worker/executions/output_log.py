@@ -194,9 +194,10 @@ class OutputLog:
         """Close the log and remove its file. Only readers that are attached can still read."""
         self.close()
         with self._changed:
-            if self._readers and self._has_file:
-                self._file = self._path.open("rb", buffering=0)
-            self._path.unlink(missing_ok=True)
+            if self._has_file:
+                if self._readers:
+                    self._file = self._path.open("rb", buffering=0)
+                self._path.unlink(missing_ok=True)
             if self._room is not None:
                 self._room.close()
 

@@ -6,11 +6,24 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 MAX_IDLE = 64  # threads that wait for the next function; others end
 
 log = logging.getLogger(__name__)
+_own = threading.local()
+
+
+def afterwards(function: Callable[[], object]) -> None:
+    """Have this thread call a function, with the present context, when it has done what it does now, such as answering
+    a call. A thread that is none of `Threads` calls it at once."""
+    waiting: list[Callable[[], object]] | None = getattr(_own, "waiting", None)
+    if waiting is None:
+        function()
+    else:
+        waiting.append(partial(copy_context().run, function))
 
 
 class _Place:
@@ -66,16 +79,24 @@ class Threads(Executor):
 
     def _work(self, name: str, function: Callable[[], object]) -> None:
         thread, place = threading.current_thread(), _Place()
+        waiting = _own.waiting = [function]
+        del function  # and what it refers to
         while True:
             thread.name = name
-            try:
-                function()
-            except Exception:
-                log.exception("fault in a thread")
-            del function  # and what it refers to
+            while waiting:
+                _call(waiting.pop(0))
             thread.name = "idle"
             with self._lock:
                 if len(self._idle) == MAX_IDLE:
                     return
                 self._idle.append(place)
             name, function = place.take()
+            waiting.append(function)
+            del function
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:
+        log.exception("fault in a thread")

@@ -14,6 +14,7 @@ import grpc
 from ... import ids, rpc
 from ...errors import BoxliteError
 from ...metrics import worker as metrics
+from ..executions.threads import afterwards
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,22 @@ class Call:
         ids.current_request.set(self._request_id)
 
     def done(self) -> None:
-        metrics.CALLS.ended(self._name, "ok", self._began)
-        if self._name not in _QUIET:
-            self._log("done in %.3f s", perf_counter() - self._began)
+        took = perf_counter() - self._began
+
+        def note() -> None:
+            metrics.CALLS.ended(self._name, "ok", took)
+            if self._name not in _QUIET:
+                self._log("done in %.3f s", took)
+
+        afterwards(note)  # nobody waits for that
 
     def left(self) -> None:
         """Note that the caller has left before the end of the answers."""
-        metrics.CALLS.ended(self._name, "cancelled", self._began)
+        metrics.CALLS.ended(self._name, "cancelled", perf_counter() - self._began)
 
     def failed(self, error: BaseException) -> None:
         code = error.code if isinstance(error, BoxliteError) else BoxliteError.code
-        metrics.CALLS.ended(self._name, code, self._began)
+        metrics.CALLS.ended(self._name, code, perf_counter() - self._began)
         if isinstance(error, BoxliteError):  # any other error is logged as a fault
             self._log("%s: %s", error.code, error.message)
 
