@@ -16,7 +16,7 @@ from support.cluster import wait_until
 from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import EngineError, NotFoundError
+from boxlite_server.errors import EngineError, ExecutionError, NotFoundError
 from boxlite_server.worker.commands import Durable, ExecSpec
 from boxlite_server.worker.executions.execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from boxlite_server.worker.executions.journal import Journal, Record
@@ -312,6 +312,13 @@ def test_a_box_that_was_removed_in_between(worker: Worker, site: Site) -> None:
     assert "box was removed" in state.error_message
 
 
+def test_a_command_that_could_not_be_started_leaves_no_record(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    executions = Executions(site.runtime, tmp_path, journal=Journal(tmp_path))
+    with pytest.raises(ExecutionError):
+        executions.start(ids.execution_id(), box, ExecSpec(("/no/such/command",)))
+    assert Journal(tmp_path).load() == []
+
+
 def test_a_command_that_the_engine_has_forgotten(site: Site, box: BoxRef, tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.add(Record("gone", box.box_id, box.generation, "no-such-handle", False, 1000))
@@ -361,6 +368,15 @@ class TestJournal:
         (tmp_path / "x.json").write_text("{")
         (tmp_path / "y.json").write_text('{"unknown": 1}')
         (tmp_path / "records").write_bytes(b"{".ljust(4096) + b'{"unknown": 1}'.ljust(4096) + bytes(4096))
+        assert Journal(tmp_path).load() == []
+        assert [path.name for path in tmp_path.iterdir()] == ["records"]
+
+    def test_what_the_disk_does_not_give_back_is_dropped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(path: Path) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        (tmp_path / "x.json").write_text(json.dumps(asdict(self.RECORD)))
+        monkeypatch.setattr(Path, "read_bytes", broken)
         assert Journal(tmp_path).load() == []
         assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
