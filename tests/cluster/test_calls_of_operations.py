@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from docker.transport.unixconn import UnixHTTPConnection
 from support.calls import EPOCH, SECRET, service_of
-from support.sites import Site
+from support.sites import Site, hearing
 
 from boxlite_server import ids
 from boxlite_server.coordinator.core import Core
@@ -85,18 +84,12 @@ def links(request: pytest.FixtureRequest, tmp_path: Path) -> Links | None:
 @pytest.fixture
 def runtime(docker_host: str, test_image: str, tmp_path: Path, links: Links | None) -> Iterator[DockerRuntime]:
     """A runtime that hears the engine's events, as a worker's does."""
-    runtime = DockerRuntime(
-        lambda: OWNER, docker_host, holder=Holder(tmp_path), records=tmp_path / "system-files", links=links
-    )
-    stopping, heard = threading.Event(), threading.Event()
-    watching = threading.Thread(target=runtime.watch, args=(heard.set, stopping), daemon=True)
-    watching.start()
-    assert heard.wait(30)
-    yield runtime
-    for state in runtime.list_boxes():
-        runtime.remove(state.box, force=True)
-    stopping.set()
-    runtime.close()
+    with hearing(
+        DockerRuntime(
+            lambda: OWNER, docker_host, holder=Holder(tmp_path), records=tmp_path / "system-files", links=links
+        )
+    ) as runtime:
+        yield runtime
 
 
 @contextmanager

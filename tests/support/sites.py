@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,3 +122,16 @@ def in_thread(target: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     return thread
+
+
+@contextmanager
+def hearing(runtime: DockerRuntime) -> Iterator[DockerRuntime]:
+    """A runtime that hears the engine's events in the `with` block, as a worker's does. None of its boxes is left."""
+    stopping, heard = threading.Event(), threading.Event()
+    threading.Thread(target=runtime.watch, args=(heard.set, stopping), daemon=True).start()
+    assert heard.wait(30)
+    yield runtime
+    for state in runtime.list_boxes():
+        runtime.remove(state.box, force=True)
+    stopping.set()
+    runtime.close()

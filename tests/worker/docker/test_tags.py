@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import docker
 import pytest
+from support.sites import hearing
 
 from boxlite_server import ids
 from boxlite_server.errors import EngineError, ImageError
@@ -31,16 +31,8 @@ def tag(docker_host: str, api: docker.APIClient) -> Iterator[str]:
 @pytest.fixture
 def runtime(docker_host: str, tag: str) -> Iterator[DockerRuntime]:
     """A runtime that hears the engine's events, and knows the life of its engine."""
-    runtime = DockerRuntime(lambda: OWNER, docker_host)
-    stopping, heard = threading.Event(), threading.Event()
-    watching = threading.Thread(target=runtime.watch, args=(heard.set, stopping), daemon=True)
-    watching.start()
-    assert heard.wait(30)
-    yield runtime
-    for state in runtime.list_boxes():
-        runtime.remove(state.box, force=True)
-    stopping.set()
-    runtime.close()
+    with hearing(DockerRuntime(lambda: OWNER, docker_host)) as runtime:
+        yield runtime
 
 
 @pytest.fixture
