@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BoxliteError
-from . import connection, output
+from . import connection, output, unserved
 from .api import ApiClient
 
-WRONG_USAGE, WRONG_USAGE_AS_DOCKER = 2, 125
+REFUSED, WRONG_USAGE, WRONG_USAGE_AS_DOCKER = 1, 2, 125
 
 Act = Callable[[ApiClient, argparse.Namespace], int]
 LocalAct = Callable[[argparse.Namespace], int]
@@ -27,11 +27,9 @@ _KNOWN_ELSEWHERE = {
     "whoami": "auth whoami",
     "container": "list",
     "image": "images",
-    "top": "stats",
     "commit": "snapshot create",
     "save": "export",
     "load": "import",
-    "serve": "boxlite-server dev",
 }
 
 
@@ -82,15 +80,25 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             if word.startswith("-") and word != "-":
                 flag = word.partition("=")[0]
+                if flag in unserved.FLAGS:
+                    self._decline(flag, unserved.FLAGS[flag])
                 known = [name for action in self._actions for name in action.option_strings]
                 self.error(f"unknown flag '{flag}'{_instead(flag, known)}")
         self.error(f"unexpected argument '{words[0]}'")
+
+    def _decline(self, what: str, reason: str) -> NoReturn:
+        """Answer what upstream's command has and this one has not, with the exit code of a server's refusal."""
+        output.print_error(f"{what}: {reason}")
+        self.exit(REFUSED if self._usage_code == WRONG_USAGE else self._usage_code)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
         known = [str(choice) for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):
+            words = f"{self.prog} {value}"
+            if reason := unserved.COMMANDS.get(words.removeprefix("boxlite ")):
+                self._decline(words, reason)
             instead = _KNOWN_ELSEWHERE.get(value) if self.prog == "boxlite" else None
             hint = f"; did you mean '{instead}'?" if instead else _instead(value, known)
             raise argparse.ArgumentError(None, f"unknown command '{value}'{hint}")

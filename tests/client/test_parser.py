@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable, Iterator
 
 import pytest
 from support.fake_server import FakeServer, error
 
-from boxlite_server.client import cli
+from boxlite_server.client import cli, unserved
 from boxlite_server.client.parser import Parser
 
 Boxlite = Callable[..., int]
@@ -67,7 +68,6 @@ def test_each_help_has_examples_and_the_parser_takes_them(prog: str) -> None:
         ("lst", "unknown command 'lst'; did you mean 'list'? See 'boxlite --help'"),
         ("login", "unknown command 'login'; did you mean 'auth login'? See 'boxlite --help'"),
         ("commit web", "unknown command 'commit'; did you mean 'snapshot create'? See 'boxlite --help'"),
-        ("top web", "unknown command 'top'; did you mean 'stats'? See 'boxlite --help'"),
         ("frobnicate", "unknown command 'frobnicate'; see 'boxlite --help'"),
         ("volume crate", "unknown command 'crate'; did you mean 'create'? See 'boxlite volume --help'"),
         ("ps --filtr name=web", "unknown flag '--filtr'; did you mean '--filter'? See 'boxlite list --help'"),
@@ -115,6 +115,7 @@ def test_commands_that_need_no_server_ask_for_none(monkeypatch: pytest.MonkeyPat
         ("create --allow-net example.com alpine", "POST /v1/boxes"),
         ("create --rootfs /srv/root sh", "POST /v1/boxes"),
         ("update --inbound enabled web", "PUT /v1/boxes/web/network/inbound"),
+        ("network inbound web enabled", "PUT /v1/boxes/web/network/inbound"),
         ("network tunnel web 8080", "POST /v1/boxes/web/network/tunnel?port=8080"),
     ],
 )
@@ -126,6 +127,71 @@ def test_what_a_server_does_not_serve_is_refused_with_its_reason(
     assert boxlite(*line.split()) == 1
     assert server.lines == [request_line]
     assert capsys.readouterr().err == "Error: this server opens none\n"
+
+
+# How upstream's documentation has users type each flag: the words in front of it, and its value.
+WITH_UPSTREAMS_FLAGS = {
+    "--registry": "pull --registry ghcr.io alpine",
+    "--config": "list --config boxlite.json",
+    "--home": "info --home=/srv/boxlite",
+    "--net-tx-kbps": "create --net-tx-kbps 100 alpine",
+    "--net-rx-kbps": "create --net-rx-kbps 100 alpine",
+    "--mount": "create --mount type=volume,source=data,target=/data alpine",
+    "--listen": "network tunnel web 8080 --listen 127.0.0.1:8080",
+    "--method": "auth login --method browser",
+    "--no-browser": "auth login --no-browser",
+    "--issuer": "auth login --issuer https://id.example",
+    "--client-id": "auth login --client-id cli",
+    "--audience": "auth login --audience boxes",
+    "--callback-port": "auth login --callback-port 5555",
+}
+
+
+@pytest.mark.parametrize("flag", unserved.FLAGS)
+@pytest.mark.parametrize("in_front", [False, True])
+def test_a_flag_that_only_upstream_has_is_refused_with_the_reason(
+    server: FakeServer, boxlite: Boxlite, capsys: Capture, flag: str, in_front: bool
+) -> None:
+    line = f"{flag} x ps" if in_front else WITH_UPSTREAMS_FLAGS[flag]
+    with pytest.raises(SystemExit) as exit:
+        boxlite(*line.split())
+    assert exit.value.code == 1
+    assert capsys.readouterr().err == f"Error: {flag}: {unserved.FLAGS[flag]}\n"
+    assert not server.requests
+
+
+@pytest.mark.parametrize("words", unserved.COMMANDS)
+def test_a_command_that_only_upstream_has_is_refused_with_the_reason(
+    server: FakeServer, boxlite: Boxlite, capsys: Capture, words: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        boxlite(*words.split(), "web", "--path", "/data")
+    assert exit.value.code == 1
+    assert capsys.readouterr().err == f"Error: boxlite {words}: {unserved.COMMANDS[words]}\n"
+    assert not server.requests
+
+
+def test_run_ends_with_its_own_code_for_a_flag_that_only_upstream_has(boxlite: Boxlite, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        boxlite("run", "--net-tx-kbps", "100", "alpine", "true")
+    assert exit.value.code == 125
+    assert "no server limits how fast" in capsys.readouterr().err
+
+
+def test_reasons_name_commands_and_flags_that_there_are(boxlite: Boxlite) -> None:
+    known = {" ".join(prog.split()[1:3]) for prog in ALL} | {prog.split()[1] for prog in ALL[1:]}
+    for reason in (*unserved.FLAGS.values(), *unserved.COMMANDS.values()):
+        for quoted in re.findall(r"'boxlite ([^']+)'", reason):
+            command = quoted.split()
+            assert {command[0], " ".join(command[:2])} & known, quoted
+
+
+def test_nothing_that_is_served_is_refused_as_upstreams() -> None:
+    served = {
+        name for parser in parsers(cli.build_parser()) for action in parser._actions for name in action.option_strings
+    }
+    assert not served & unserved.FLAGS.keys()
+    assert not {prog.removeprefix("boxlite ") for prog in ALL} & unserved.COMMANDS.keys()
 
 
 def test_a_parser_has_the_same_rules_below_it() -> None:
