@@ -322,7 +322,7 @@ class SignalBoxRequest(_message.Message):
     def __init__(self, box: _Optional[_Union[BoxRef, _Mapping]] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class Execution(_message.Message):
-    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input", "events")
+    __slots__ = ("execution_id", "status", "exit_code", "started_at_ms", "duration_ms", "error_message", "delivered", "counts_input", "events", "command", "args", "command_truncated")
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +332,9 @@ class Execution(_message.Message):
     DELIVERED_FIELD_NUMBER: _ClassVar[int]
     COUNTS_INPUT_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     execution_id: str
     status: ExecutionStatus
     exit_code: int
@@ -341,7 +344,10 @@ class Execution(_message.Message):
     delivered: Delivered
     counts_input: bool
     events: _containers.RepeatedCompositeFieldContainer[OutputEvent]
-    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ..., counts_input: _Optional[bool] = ..., events: _Optional[_Iterable[_Union[OutputEvent, _Mapping]]] = ...) -> None: ...
+    command: str
+    args: _containers.RepeatedScalarFieldContainer[str]
+    command_truncated: bool
+    def __init__(self, execution_id: _Optional[str] = ..., status: _Optional[_Union[ExecutionStatus, str]] = ..., exit_code: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., error_message: _Optional[str] = ..., delivered: _Optional[_Union[Delivered, _Mapping]] = ..., counts_input: _Optional[bool] = ..., events: _Optional[_Iterable[_Union[OutputEvent, _Mapping]]] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., command_truncated: _Optional[bool] = ...) -> None: ...
 
 class Delivered(_message.Message):
     __slots__ = ("bytes", "position", "bytes_at_position")

@@ -201,6 +201,9 @@ def test_states_of_an_execution(box: Box) -> None:
         "status": "running",
         "exit_code": None,
         "started_at": "",
+        "command": "sleep",
+        "args": ["600"],
+        "command_truncated": False,
         "duration_ms": None,
         "error_message": None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support.boxes import execute, start, state
@@ -45,3 +46,47 @@ def test_executions_come_in_pages_that_hold_each_once(cluster: Cluster, new_box:
     assert page(cluster, box, "page_size=5")["next_page_token"] is None
     for wrong in ("x", "WzFlNDAwLCAieCJd"):
         assert cluster.http("GET", f"/v1/boxes/{box}/executions?page_token={wrong}")[0] == 400
+
+
+def named(listed: list[dict[str, Any]]) -> list[tuple[str | None, list[str], bool]]:
+    return [(each["command"], each["args"], each["command_truncated"]) for each in listed]
+
+
+def test_a_listed_execution_names_its_command_also_after_a_restart_of_the_worker(
+    cluster: Cluster, new_box: Callable[..., str]
+) -> None:
+    box = new_box()
+    start(cluster, box)
+    long = ["sh", "-c", "exit 0", "x" * 3000, "y"]
+    for command, *args in (["sleep", "1000"], long, ["true", *["ü"] * 1000]):
+        body = {"command": command, "args": args, "env": {"TOKEN": "secret"}}
+        status, _, answer = cluster.http("POST", f"/v1/boxes/{box}/exec", body)
+        assert status == 201, answer
+    at_most = 1024
+    shown = [
+        ("sleep", ["1000"], False),
+        ("sh", ["-c", "exit 0", "x" * (at_most - len("sh -c exit 0 "))], True),
+        ("true", ["ü"] * ((at_most - len("true ")) // 2 + 1), True),
+    ]
+    listed = page(cluster, box)["executions"]
+    assert named(listed) == shown
+    assert "secret" not in str(listed)
+    cluster.workers[0].restart()
+    wait_until(lambda: cluster.http("GET", f"/v1/boxes/{box}/executions")[0] == 200, "the worker's return")
+    assert named(page(cluster, box)["executions"]) == shown
+    assert named([state(cluster, box, each["execution_id"]) for each in listed]) == shown
+
+
+def test_a_command_that_a_request_waits_for_is_listed_by_its_name(
+    cluster: Cluster, new_box: Callable[..., str]
+) -> None:
+    box = new_box()
+    start(cluster, box)
+    body = {"command": "sh", "args": ["-c", "until [ -e /end ]; do sleep 0.05; done; echo seen"]}
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(cluster.http, "POST", f"/v1/boxes/{box}/run", body)
+        wait_until(lambda: page(cluster, box)["executions"], "the command")
+        assert named(page(cluster, box)["executions"]) == [(body["command"], body["args"], False)]
+        execute(cluster, box, "touch /end")
+        assert running.result()[2]["stdout"] == "seen\n"
+        assert "command" not in running.result()[2]

@@ -217,7 +217,7 @@ def test_a_terminal_comes_back_without_loss(tab: Tab, box: str, site: Cluster) -
     tab.types("echo af''ter", "after")
     page.get_by_role("link", name="Overview").click()
     commands = page.get_by_role("region", name="Commands")
-    expect(commands.get_by_role("row").filter(has_text="running")).not_to_have_count(0)
+    expect(commands.get_by_role("row").filter(has_text="running").filter(has_text="sh")).not_to_have_count(0)
     page.get_by_role("link", name="Terminal").click()
     tab.until("after")
     assert page.get_by_role("button", name=re.compile(r"^Shell \d")).count() == 1

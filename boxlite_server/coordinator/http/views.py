@@ -136,12 +136,21 @@ def snapshot(row: Snapshot) -> dict[str, Any]:
 
 
 def execution(message: pb.Execution) -> dict[str, Any]:
-    """An ExecutionInfo."""
+    """An Execution."""
+    return {
+        **_outcome(message),
+        "started_at": timestamp(message.started_at_ms / 1000),
+        "command": message.command or None,
+        "args": list(message.args),
+        "command_truncated": message.command_truncated,
+    }
+
+
+def _outcome(message: pb.Execution) -> dict[str, Any]:
     return {
         "execution_id": message.execution_id,
         "status": _EXECUTION_STATUS[message.status],
         "exit_code": message.exit_code if message.HasField("exit_code") else None,
-        "started_at": timestamp(message.started_at_ms / 1000),
         "duration_ms": message.duration_ms if message.HasField("duration_ms") else None,
         "error_message": message.error_message or None,
     }
@@ -150,8 +159,7 @@ def execution(message: pb.Execution) -> dict[str, Any]:
 def run(result: pb.RunResult, *, raw: bool) -> dict[str, Any]:
     """A RunCommandResponse. `raw`: output is base64 of its bytes; otherwise it is text, in which bytes that are not
     UTF-8 become U+FFFD, and which does not end inside a character where it was cut."""
-    view = execution(result.ended)
-    del view["started_at"]
+    view = _outcome(result.ended)
     view["error_message"] = view["error_message"] or result.loss or None
     for name, data, dropped in (
         ("stdout", result.stdout, result.stdout_dropped_bytes),

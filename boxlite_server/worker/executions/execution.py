@@ -149,6 +149,7 @@ class Execution:
         source: Source = Source(),
         on_source: Callable[[Source], None] = lambda source: None,
         tenant: str = "",
+        command: tuple[tuple[str, ...], bool] = ((), False),
     ) -> None:
         """`started_at_ms` is Unix time. `gap` is None for an execution that this process started. For one that a
         former process started, it is the reason why earlier output is lost, or empty if none is lost. `source`: who has
@@ -157,6 +158,7 @@ class Execution:
         self.box = box
         self.is_main = is_main
         self.tenant = tenant  # the prefix on whose behalf the command was started
+        self.command, self.is_command_cut = command  # as in `Record`
         self.hangup = hangup  # seconds from the last reader's leaving to SIGHUP; 0: never
         self.output = output
         self.has_run = not is_main  # clients may attach to a main command before it starts

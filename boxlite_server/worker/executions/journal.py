@@ -22,6 +22,8 @@ from urllib.parse import quote
 from ..runtime import BoxRef
 from .execution import Delivered, ExecutionState, Source
 
+Words = tuple[str, ...]
+
 log = logging.getLogger(__name__)
 
 _PAGES = "records"  # the file
@@ -29,6 +31,7 @@ _PAGE = 4096  # bytes, of the kernel's page cache
 _SUFFIX = ".json"  # of a file for one record
 _FEW = 256  # pages; a file with more is emptied when no record is left
 _FREE = b"\n"  # what a page without a record begins with
+MAX_COMMAND = 1024  # characters of a command that are kept, each of its words with one more
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,19 @@ class Record:
     duration_ms: int = 0
     error_message: str = ""
     tenant: str = ""  # the prefix on whose behalf it was started; empty: nobody's
+    command: Words = ()  # the program and its arguments; empty: they are not known
+    is_command_cut: bool = False  # `command` is only the beginning
 
     @classmethod
-    def started(cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, **fields: Any) -> Self:
+    def started(
+        cls, execution_id: str, box: BoxRef, handle: str, timeout: float = 0, command: Words = (), **fields: Any
+    ) -> Self:
         """The record of an execution that starts now. `timeout` is in seconds, 0 means none."""
         now = now_ms()
+        kept = beginning(command)
         deadline_ms = now + int(timeout * 1000) if timeout > 0 else 0
         fields = {"is_main": False, "started_at_ms": now, "deadline_ms": deadline_ms, "has_output": False, **fields}
+        fields |= {"command": kept, "is_command_cut": kept != command}
         return cls(execution_id, box.box_id, box.generation, handle, **fields)
 
     @property
@@ -113,7 +122,8 @@ class Journal:
         try:
             if not content.strip():
                 return None
-            record = Record(**json.loads(content))
+            fields = json.loads(content)
+            record = Record(**fields | {"command": tuple(fields.get("command", ()))})
         except (ValueError, TypeError) as exc:
             log.warning("a record of an execution is damaged, dropping it: %s", exc)
             return None
@@ -194,6 +204,19 @@ class Journal:
     def _path(self, execution_id: str) -> Path:
         assert self._directory is not None
         return self._directory / f"{quote(execution_id, safe='')}{_SUFFIX}"
+
+
+def beginning(command: Words) -> Words:
+    """The words of a command as far as `MAX_COMMAND` goes, the last of them cut if need be."""
+    if sum(map(len, command)) + len(command) <= MAX_COMMAND:
+        return command
+    words, left = [], MAX_COMMAND
+    for word in command:
+        if left <= 0:
+            break
+        words.append(word[:left])
+        left -= len(word) + 1
+    return tuple(words)
 
 
 def _content(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ... import ids
 from ...errors import (
@@ -114,7 +115,8 @@ class Executions:
                 entry = self._entries[execution_id] = Future()
                 self._counts[box.box_id] += 1
         if is_new:
-            how = {"hangup": hangup, "awaits_reader": expects_reader, "tied": owned or bool(stdin)}
+            tied, command = owned or bool(stdin), spec.command
+            how: dict[str, Any] = {"hangup": hangup, "awaits_reader": expects_reader, "tied": tied, "command": command}
             begun: list[tuple[Record, Execution]] = []
 
             def on_begun(process: Process) -> None:  # while the command is being started
@@ -196,10 +198,8 @@ class Executions:
         with self._changed:
             self._forget_old()
             entry = self._entries.get(execution_id)
-        if entry is not None:
-            execution = entry.result()
-            if execution.box.box_id == box_id:
-                return execution
+        if entry is not None and (execution := entry.result()).box.box_id == box_id:
+            return execution
         raise NotFoundError(
             f"execution {execution_id} not found: it never was in box {box_id}, or ended over "
             f"{KEEP_FINISHED / 60:.0f} minutes ago"
@@ -349,9 +349,8 @@ class Executions:
                 raise
             log.warning("cannot end execution %s (attempt %d): %s", execution.execution_id, attempt, exc)
             if attempt == MAX_KILLS or isinstance(exc, UnsupportedError):
-                what = (
-                    "ran into its time limit" if status is ExecutionStatus.TIMED_OUT else "is not waited for any more"
-                )
+                is_late = status is ExecutionStatus.TIMED_OUT
+                what = "ran into its time limit" if is_late else "is not waited for any more"
                 execution.give_up(f"the command {what}, and runs on because it cannot be killed: {exc.message}", status)
             else:
                 delay = min(2.0 ** (attempt - 1), MAX_KILL_INTERVAL)
@@ -402,6 +401,7 @@ class Executions:
             source=record.source,
             on_source=lambda source: self._journal.record_source(execution_id, source),
             tenant=record.tenant,
+            command=(record.command, record.is_command_cut),
         )
         execution.confirm(kept.delivered if kept else Delivered())
         return execution

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..._gen import worker_pb2 as pb
 from ...errors import InvalidArgumentError, UpstreamUnavailableError
 from ..commands import DEFAULT_COLS, DEFAULT_ROWS, STDERR, STDOUT, ExecSpec
-from ..executions.execution import Ended, ExecutionState, ExecutionStatus
+from ..executions.execution import Ended, Execution, ExecutionState, ExecutionStatus
 from ..executions.output_log import Chunk, Dropped, Gap
 from ..executions.run import Cut, Event, Result, Started
 from ..executions.tally import Counts
@@ -157,6 +157,15 @@ def execution(state: ExecutionState) -> pb.Execution:
         ),
         counts_input=state.counts_input,
     )
+
+
+def described(one: Execution) -> pb.Execution:
+    """An execution together with its command."""
+    message = execution(one.state)
+    message.command = "".join(one.command[:1])
+    message.args.extend(one.command[1:])
+    message.command_truncated = one.is_command_cut
+    return message
 
 
 def exec_spec(message: pb.StartExecutionRequest) -> ExecSpec:

@@ -12,7 +12,7 @@ from ... import rpc
 from ..._gen import worker_pb2 as pb
 from ..._gen import worker_pb2_grpc as pb_grpc
 from ...errors import BoxliteError, InvalidArgumentError
-from ..executions.execution import Delivered, ExecutionState
+from ..executions.execution import Delivered, Execution
 from ..executions.registry import Executions
 from ..executions.run import Event, collect, follow, head, run
 from ..executions.threads import Threads
@@ -216,17 +216,17 @@ class WorkerService(FileCalls):
 
     @answers
     def GetExecution(self, request: pb.ExecutionRef, context: grpc.ServicerContext) -> pb.Execution:
-        return messages.execution(self._executions.get(request.box_id, request.execution_id))
+        return messages.described(self._executions.find(request.box_id, request.execution_id))
 
     @answers
     def ListExecutions(
         self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext
     ) -> pb.ListExecutionsResponse:
         after, count = (request.after_ms, request.after_id), min(request.count, MAX_LISTED)
-        states = [each.state for each in self._executions.begun() if each.box.box_id == request.box.box_id]
-        behind = [state for state in states if not request.after_id or _place(state) > after]
+        of_box = [each for each in self._executions.begun() if each.box.box_id == request.box.box_id]
+        behind = [each for each in of_box if not request.after_id or _place(each) > after]
         first = heapq.nsmallest(count + 1, behind, key=_place)
-        listed = [messages.execution(state) for state in first[:count]]
+        listed = [messages.described(each) for each in first[:count]]
         return pb.ListExecutionsResponse(executions=listed, more=len(first) > count)
 
     @answers
@@ -406,9 +406,9 @@ class WorkerService(FileCalls):
         return messages.metrics(usage, self._executions.tally(request.box_id).counts)
 
 
-def _place(state: ExecutionState) -> tuple[int, str]:
+def _place(execution: Execution) -> tuple[int, str]:
     """The place of an execution in a list."""
-    return state.started_at_ms, state.execution_id
+    return execution.state.started_at_ms, execution.execution_id
 
 
 def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:

@@ -133,6 +133,9 @@ class Curve {
   }
 }
 
+/** The command of an execution in one line, as far as its worker keeps it. */
+const line = (one) => [one.command, ...one.args].join(" ") + (one.command_truncated ? " …" : "");
+
 /** The executions that the box's worker knows of. */
 class Commands {
   constructor(view) {
@@ -149,6 +152,7 @@ class Commands {
     if (!found) return; // what is shown stays
     const rows = [...found.executions].reverse().map((one) => [
       h("code", { title: one.execution_id }, one.execution_id.slice(0, 12)),
+      one.command && h("code", { class: "command", title: line(one) }, line(one)),
       h("span", { class: "badge", data: { status: one.status } }, one.status),
       one.exit_code === null || one.exit_code === undefined ? "" : String(one.exit_code),
       h("time", { datetime: one.started_at, title: time(one.started_at), data: { age: "" } }, age(one.started_at)),
@@ -156,7 +160,7 @@ class Commands {
       one.error_message || "",
       this.view.page.may("box:exec") && one.status === "running" && button("Kill", () => this.kill(one), { class: "quiet", "aria-label": `Kill ${one.execution_id}` }),
     ]);
-    fill(this.body, table("Commands", ["Id", "State", "Exit", "Age", "Took", "Reason", ""], rows, "No command ran in the last minutes."));
+    fill(this.body, table("Commands", ["Id", "Command", "State", "Exit", "Age", "Took", "Reason", ""], rows, "No command ran in the last minutes."));
   }
 
   async kill(execution) {
