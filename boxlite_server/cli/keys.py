@@ -91,7 +91,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 
 async def create(store: Store, arguments: argparse.Namespace) -> None:
-    """Make a key and print it. Raises InvalidArgumentError."""
+    """Make a key and print it. Raises InvalidArgumentError, ResourceExhaustedError."""
     from .. import ids
     from ..coordinator.store import WORKER_PREFIX, Key
     from ..coordinator.tenants import keys, scopes
@@ -114,7 +114,7 @@ async def create(store: Store, arguments: argparse.Namespace) -> None:
         expires_at=None if arguments.expires is None else now + arguments.expires,
     )
     async with store.transaction() as tx:
-        await tx.insert_key(key)
+        await keys.add(tx, key)
         await note(tx, "createKey", key.prefix, key.id)
     _print_key(key, completed(minted.text), arguments.format)
 

@@ -18,7 +18,7 @@ from .counters import CounterRows, Counters
 from .deadlines import Deadlines
 from .history.audit import GAP, NO_REQUEST, OPERATOR, Audit, AuditFilter, AuditLine
 from .history.events import Event, Events
-from .keys import WORKER_PREFIX, Key, Keys
+from .keys import MAX_KEYS, MAX_KEYS_OF_PREFIX, WORKER_PREFIX, Key, Keys
 from .leases import Leases
 from .meta import Meta
 from .snapshots import Snapshot, Snapshots
@@ -31,6 +31,8 @@ from .workers import Load, Worker, Workers
 __all__ = [
     "ANY_PREFIX",
     "GAP",
+    "MAX_KEYS",
+    "MAX_KEYS_OF_PREFIX",
     "NO_REQUEST",
     "OPERATOR",
     "RESERVING",

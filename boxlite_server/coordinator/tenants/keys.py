@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ... import errors, ids
 from ...formats import timestamp
 from ..loops import Loop
-from ..store import Key, Store
+from ..store import MAX_KEYS, MAX_KEYS_OF_PREFIX, Key, Store, Tables
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ def parse(credential: str) -> tuple[str, str] | None:
     """The id and the hash of the secret of a key's text; None for any other text."""
     match = _TEXT.fullmatch(credential)
     return (match[1], digest(match[2])) if match else None
+
+
+async def add(tables: Tables, key: Key) -> None:
+    """Write down a new key. Raises ResourceExhaustedError where as many keys work as may."""
+    if not await tables.insert_key(key):
+        owner = f"the prefix {key.prefix}" if key.prefix else "the workers"
+        raise errors.ResourceExhaustedError(
+            f"{owner} may have {MAX_KEYS_OF_PREFIX} API keys that work, and all together {MAX_KEYS}; revoke some first"
+        )
 
 
 def status(key: Key, now: float) -> str:

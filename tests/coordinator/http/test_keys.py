@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -50,6 +52,42 @@ def test_a_key_is_made_works_at_once_and_ends_when_it_is_revoked(lonely: Cluster
         return {line["action"] for line in ask(lonely, admin, "GET", "admin/audit")[1]["lines"]}
 
     wait_until(lambda: {"createKey", "revokeKey"} <= actions(), "the lines of the audit are written")
+
+
+def test_keys_are_listed_page_by_page(lonely: Cluster) -> None:
+    for name in "abc":
+        assert ask(lonely, ADMIN_KEY, "POST", "admin/keys", {"name": name, "prefix": "pages"})[0] == 201
+    whole = ask(lonely, ADMIN_KEY, "GET", "admin/keys")[1]
+    assert len(whole["keys"]) >= 3 and whole["next_page_token"] is None
+    seen: list[Any] = []
+    token, query = "", "page_size=2"
+    while token is not None:
+        page = ask(lonely, ADMIN_KEY, "GET", f"admin/keys?{query}")[1]
+        assert 1 <= len(page["keys"]) <= 2
+        seen += page["keys"]
+        token = page["next_page_token"]
+        query = f"pageSize=2&pageToken={token}"
+    assert [key["id"] for key in seen] == [key["id"] for key in whole["keys"]]
+    assert ask(lonely, ADMIN_KEY, "GET", "admin/keys?page_token=x")[0] == 400
+
+
+def test_a_prefix_has_only_so_many_keys_that_work(lonely: Cluster) -> None:
+    def fill() -> None:
+        with sqlite3.connect(lonely.database) as database:
+            row = "printf('crowd%07d', n), 'crowd', 'crowd', '[]', '', 1.0"
+            numbers = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1000)"
+            columns = "id, name, prefix, scopes, secret_sha256, created_at"
+            database.execute(f"INSERT INTO keys ({columns}) {numbers} SELECT {row} FROM numbers")
+
+    fill()
+    status, refused = ask(lonely, ADMIN_KEY, "POST", "admin/keys", {"name": "x", "prefix": "crowd"})
+    assert (status, refused["error"]["code"]) == (429, "resource_exhausted")
+    assert "the prefix crowd may have 1000 API keys" in refused["error"]["message"]
+    with pytest.raises(CalledProcessError) as failed:
+        lonely.new_key("--prefix", "crowd")
+    assert "the prefix crowd may have 1000 API keys" in failed.value.stderr
+    assert ask(lonely, ADMIN_KEY, "DELETE", "admin/keys/crowd0000001")[0] == 204
+    assert ask(lonely, ADMIN_KEY, "POST", "admin/keys", {"name": "x", "prefix": "crowd"})[0] == 201
 
 
 def test_a_key_makes_none_that_may_do_more_than_it(lonely: Cluster) -> None:

@@ -14,6 +14,7 @@ from support.rows import open_store
 
 from boxlite_server import errors
 from boxlite_server.coordinator.store import Store, schema
+from boxlite_server.coordinator.store import keys as table
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +35,35 @@ async def test_a_key_is_kept_as_it_was_made(store: Store) -> None:
     assert (await store.has_keys(), await store.has_keys(of_workers=True)) == (True, False)
     await new_key(store, prefix="")
     assert await store.has_keys(of_workers=True)
+
+
+async def test_only_so_many_keys_work_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MAX_KEYS_OF_PREFIX", 2)
+    monkeypatch.setattr(table, "MAX_KEYS", 3)
+    first, _ = await new_key(store)
+    await new_key(store, expires_at=50.0)
+    more = first._replace(id="more")
+    assert not await store.insert_key(more)  # of the prefix
+    await new_key(store, prefix="blue")
+    assert not await store.insert_key(more._replace(prefix="green"))  # in all
+    assert await store.get_key("more") is None
+    assert await store.insert_key(more._replace(created_at=50.0))  # one has expired
+    await store.revoke_key(first.id, 50.0)
+    assert await store.insert_key(more._replace(id="another", created_at=51.0))
+
+
+async def test_keys_that_have_ended_are_kept_up_to_a_number(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MAX_ENDED_KEYS", 2)
+    of_workers, _ = await new_key(store, prefix="", expires_at=1.0)
+    ended = [(await new_key(store, created_at=float(number), expires_at=5.0))[0] for number in range(4)]
+    working, _ = await new_key(store, created_at=9.0)
+    assert set(await store.list_keys()) == {of_workers, *ended[2:], working}
+
+
+async def test_keys_come_in_pages(store: Store) -> None:
+    made = [(await new_key(store, created_at=float(number)))[0] for number in range(3)]
+    assert await store.list_keys(limit=2) == made[:2]
+    assert await store.list_keys(after=(1.0, made[1].id), limit=2) == made[2:]
 
 
 async def test_a_key_is_revoked_once(store: Store) -> None:

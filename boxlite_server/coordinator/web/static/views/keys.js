@@ -17,7 +17,8 @@ export async function keys(page) {
   const made = h("div", {});
 
   async function read() {
-    const { keys: found } = await api.get("admin/keys", null, page.signal);
+    const found = [];
+    for await (const some of api.pages("admin/keys", "keys", null, page.signal)) found.push(...some);
     fill(body, table("Keys", ["Name", "Id", "Prefix", "State", "Made", "Ends", "Last use", "Scopes", ""], found.map((key) => [
       key.name, h("code", {}, key.id), key.prefix || "(workers)", h("span", { class: "badge", data: { status: key.status } }, key.status),
       moment(key.created_at), key.expires_at ? time(key.expires_at) : "never", moment(key.last_used_at) || "never",
