@@ -91,7 +91,8 @@ def test_a_reader_asks_for_a_box_and_for_kinds(cluster: Cluster) -> None:
     with followed(cluster.port, after="0", box=mine, follow="false") as everything:
         assert about(everything.to_the_end(), mine) == ["placed", "created", "removing", "removed"]
     assert cluster.http("GET", "/v1/events?kind=box.exploded")[0] == 400
-    assert cluster.http("GET", "/v1/events", headers={"Last-Event-ID": "x"})[0] == 400
+    for wrong in ("x", "-1", str(2**63)):
+        assert cluster.http("GET", "/v1/events", headers={"Last-Event-ID": wrong})[0] == 400
 
 
 def test_no_secret_and_no_environment_is_told(cluster: Cluster) -> None:

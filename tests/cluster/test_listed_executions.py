@@ -9,6 +9,8 @@ from typing import Any
 from support.boxes import execute, start, state
 from support.cluster import Cluster, wait_until
 
+from boxlite_server.coordinator.http import views
+
 
 def page(cluster: Cluster, box: str, query: str = "") -> dict[str, Any]:
     status, _, answer = cluster.http("GET", f"/v1/boxes/{box}/executions?{query}")
@@ -35,7 +37,7 @@ def test_executions_are_listed_while_they_run_and_when_they_have_ended(
 def test_executions_come_in_pages_that_hold_each_once(cluster: Cluster, new_box: Callable[..., str]) -> None:
     box = new_box()
     start(cluster, box)
-    made = [execute(cluster, box, "true") for _ in range(5)]
+    made = [execute(cluster, box, "true") for _ in range(6)]
     seen: list[str] = []
     token, pages = "", 0
     while token is not None:
@@ -43,8 +45,8 @@ def test_executions_come_in_pages_that_hold_each_once(cluster: Cluster, new_box:
         seen += [each["execution_id"] for each in found["executions"]]
         token, pages = found["next_page_token"], pages + 1
     assert (sorted(seen), pages) == (sorted(made), 3)
-    assert page(cluster, box, "page_size=5")["next_page_token"] is None
-    for wrong in ("x", "WzFlNDAwLCAieCJd"):
+    assert page(cluster, box, "page_size=6")["next_page_token"] is None
+    for wrong in ("x", "WzFlNDAwLCAieCJd", views.encode_token((2**63, "x"))):
         assert cluster.http("GET", f"/v1/boxes/{box}/executions?page_token={wrong}")[0] == 400
 
 

@@ -73,6 +73,7 @@ def test_a_download_is_opened_by_its_ticket_and_nothing_else_is(
     others = [
         f"/v1/boxes/{box}/files/content?path=/etc/hostname",
         f"{path}&path=/etc/hostname",
+        f"{path}&a=",
         f"/v1/boxes/{box}/files?path=%2Fsrv%2Fa%20b",
         f"/v1/boxes/{box}",
         "/v1/boxes",
@@ -81,6 +82,15 @@ def test_a_download_is_opened_by_its_ticket_and_nothing_else_is(
     assert [opened(cluster, path, ticket, method) for method in ("HEAD", "PUT", "DELETE", "POST")] == [401] * 4
     assert opened(cluster, path, ticket[:-1] + ("0" if ticket[-1] != "0" else "1")) == 401
     assert opened(cluster, path, "nonsense") == opened(cluster, path, "") == 401
+
+
+def test_a_key_counts_more_than_a_ticket_beside_it(cluster: Cluster, box: str, new_ticket: Callable[..., str]) -> None:
+    path = f"/v1/boxes/{box}"
+    stranger = cluster.new_key("--prefix", "other")
+    for key, expected in (("wrong", 401), (stranger, 404)):
+        headers = {"Authorization": f"Bearer {key}"}
+        url = f"{path}?ticket={new_ticket(path)}"
+        assert call(cluster.port, "GET", url, headers=headers, tls=cluster.tls)[0] == expected
 
 
 def test_a_terminal_is_opened_by_its_ticket(cluster: Cluster, box: str, new_ticket: Callable[..., str]) -> None:

@@ -131,6 +131,24 @@ async def test_a_reader_that_is_slow_is_told_of_what_it_missed(store: Store, eve
         assert await read(2) == [Gap(await store.last_event() - 1), "three"]
 
 
+async def test_what_comes_while_a_reader_looks_is_not_slept_through(
+    store: Store, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, list_events, told = await events.reader("a"), store.list_events, list[str]()
+
+    async def late(prefix: str | None, after: int, limit: int) -> list[Event]:
+        found = await list_events(prefix, after, limit)
+        if not told:
+            told.append("one")
+            await tell(store, *told)
+            await reader._watch.news.wait()
+        return found
+
+    monkeypatch.setattr(store, "list_events", late)
+    async with reading(reader) as read:
+        assert (await read(1), told) == (["one"], ["one"])
+
+
 async def test_an_id_that_was_never_given_is_a_gap(store: Store, events: Events) -> None:
     async with reading(await events.reader("a", 10**15)) as read:
         assert await read(1) == [Gap(await store.last_event())]

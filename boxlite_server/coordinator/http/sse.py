@@ -93,8 +93,8 @@ async def _output(
 ) -> AsyncIterator[bytes]:
     joiner = Utf8Joiner()
     try:
-        async with contextlib.aclosing(output):
-            async for event in _until_stopping(core, output):
+        async with _until_stopping(core, output) as events:
+            async for event in events:
                 if event is None:
                     yield keepalive_event()
                     continue
@@ -119,8 +119,8 @@ async def _output(
 
 async def _logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> AsyncIterator[bytes]:
     try:
-        async with contextlib.aclosing(chunks):
-            async for chunk in _until_stopping(core, chunks):
+        async with _until_stopping(core, chunks) as pieces:
+            async for chunk in pieces:
                 yield keepalive_event() if chunk is None else log_event(chunk.stream, chunk.data)
         if not core.stopping.is_set():
             yield end_event()
@@ -131,8 +131,8 @@ async def _logs(core: Core, chunks: AsyncGenerator[pb.OutputChunk, None]) -> Asy
 async def _events(core: Core, reader: Reader, view: Callable[[Event], dict[str, Any]]) -> AsyncIterator[bytes]:
     yield f"retry: {RETRY_MS}\n".encode() + position_event(reader.position)
     try:
-        async with contextlib.aclosing(reader.items()) as events:
-            async for event in _until_stopping(core, events):
+        async with _until_stopping(core, reader.items()) as events:
+            async for event in events:
                 if event is None:
                     yield keepalive_event() + position_event(reader.position)
                 elif isinstance(event, Gap):
@@ -143,7 +143,15 @@ async def _events(core: Core, reader: Reader, view: Callable[[Event], dict[str, 
         yield error_event(shown(exc))
 
 
-async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncIterator[T | None]:
+@contextlib.asynccontextmanager
+async def _until_stopping(core: Core, source: AsyncGenerator[T, None]) -> AsyncIterator[AsyncIterator[T | None]]:
+    """What `_following` yields, for the duration of the `with` block. Nothing reads the `source` any more when it is
+    closed in the end."""
+    async with contextlib.aclosing(source), contextlib.aclosing(_following(core, source)) as items:
+        yield items
+
+
+async def _following(core: Core, source: AsyncGenerator[T, None]) -> AsyncGenerator[T | None, None]:
     """Yield the items of `source`, and None after KEEPALIVE_SECONDS without one; stop when the coordinator stops."""
     stopping = asyncio.create_task(core.stopping.wait())
     following = asyncio.ensure_future(anext(source, None))

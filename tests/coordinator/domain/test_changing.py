@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from support.coordinator_site import CoordinatorSite
 from support.fake_worker import id_of
+from support.tasks import settle
 
 from boxlite_server import errors
+from boxlite_server._gen import worker_pb2 as pb
 from boxlite_server.coordinator import spec
 from boxlite_server.coordinator.domain import boxes
+from boxlite_server.coordinator.domain.warm import pool_of
 from boxlite_server.coordinator.store import Box, Quotas
 
 
@@ -245,6 +248,26 @@ def test_lifetimes_that_change_move_the_deadline(tell: Any) -> None:
     tell(story)
 
 
+def test_a_box_that_grows_on_a_full_worker_gets_the_room_of_warm_boxes(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        one.images = [pb.Image(reference="docker.io/library/alpine:latest", image_id=one.image_id)]
+        async with site.core.store.transaction() as tx:
+            await tx.put_warm_pools([pool_of("alpine", 2, memory_mib=2048)])
+        for _ in range(2):
+            await site.pass_time(5)
+            await site.core.pools.look()
+            await settle()
+        box = await site.create(memory_mib=1024)
+        assert len(await site.core.store.warm_boxes()) == 2
+        assert (await update(site, box, memory_mib=5000)).memory_mib == 5000
+        assert len(await site.core.store.warm_boxes()) == 1
+        with pytest.raises(errors.ResourceExhaustedError, match="cannot grow"):
+            await update(site, box, memory_mib=8193)
+
+    tell(story)
+
+
 # ---- waiting --------------------------------------------------------------------------------------------
 
 
@@ -259,6 +282,11 @@ def counted(site: CoordinatorSite, monkeypatch: pytest.MonkeyPatch) -> asyncio.Q
 
     monkeypatch.setattr(site.core.store, "get_box", noted)
     return looks
+
+
+async def wait(site: CoordinatorSite, box: Box, until: boxes.Awaited, seconds: float = 0) -> tuple[bool, str | None]:
+    is_reached, seen = await site.core.boxes.wait("default", box.id, until, seconds, asyncio.Event())
+    return is_reached, seen and seen.status
 
 
 def test_who_waits_is_woken_by_the_change_and_reads_nothing_meanwhile(
@@ -303,5 +331,61 @@ def test_nobody_waits_for_a_coordinator_that_stops(tell: Any, monkeypatch: pytes
         stopping.set()
         is_reached, seen = await asyncio.wait_for(wait, 60)
         assert (is_reached, seen and seen.status) == (False, "running")
+
+    tell(story)
+
+
+def test_a_box_that_has_failed_has_stopped_and_does_not_run(tell: Any) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        one = await site.register("one")
+        box = await site.create(start=True)
+        del one.boxes[box.id]
+        await site.look()
+        assert await site.status(box) == "failed"
+        reached = {until: await wait(site, box, until) for until in boxes.Awaited}
+        assert reached == {"running": (False, "failed"), "stopped": (True, "failed"), "removed": (False, "failed")}
+
+    tell(story)
+
+
+def test_a_box_that_goes_while_it_is_awaited_has_stopped_and_does_not_run(
+    tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        await site.register("one")
+        box = await site.create()
+        looks = counted(site, monkeypatch)
+        waits = [asyncio.create_task(wait(site, box, until, 600)) for until in boxes.Awaited]
+        for _ in waits:
+            await looks.get()
+        await site.core.boxes.remove("default", box.id, force=True)
+        reached = await asyncio.wait_for(asyncio.gather(*waits), 60)
+        assert reached == [(until != "running", None) for until in boxes.Awaited]
+
+    tell(story)
+
+
+def test_a_change_between_a_look_and_the_wait_is_not_slept_through(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(site: CoordinatorSite) -> None:
+        await site.register("one")
+        box = await site.create(start=True)
+        get_box, looked, go = site.core.store.get_box, asyncio.Event(), asyncio.Event()
+
+        async def late(box_id: str) -> Box | None:
+            row = await get_box(box_id)
+            if asyncio.current_task() is waiting and not go.is_set():
+                looked.set()
+                await go.wait()
+            return row
+
+        monkeypatch.setattr(site.core.store, "get_box", late)
+        waiting = asyncio.create_task(wait(site, box, boxes.Awaited.STOPPED, 600))
+        await looked.wait()
+        [watch] = site.core.events._watches[("box", box.id)]
+        await site.core.boxes.stop("default", box.id, None)
+        await asyncio.wait_for(watch.news.wait(), 60)
+        go.set()
+        assert await asyncio.wait_for(waiting, 60) == (True, "stopped")
+        assert not site.core.events._watches
 
     tell(story)

@@ -359,6 +359,23 @@ async def test_wrong_keys_are_slowed_by_address_and_right_ones_never(site: Site)
     assert auth.refused["wrong"] == 1001
 
 
+async def test_wrong_tickets_count_as_wrong_keys_of_their_address(site: Site) -> None:
+    key, text = await new_key(site.store)
+    right, _ = await site.auth.issue_ticket(await site.enter(text), "/it?", 60)
+    held = []
+
+    async def hold(seconds: float) -> None:
+        held.append(seconds)
+
+    auth = Authenticator(site.store, site.rows, None, site.clock, Attempts(site.clock, hold))
+    for ticket, target in ((right, "/other?"), (right[:-64] + "0" * 64, "/it?"), ("nonsense", "/it?")) * 4:
+        with pytest.raises(errors.AuthError):
+            await auth.authenticate_ticket(ticket, lambda _, target=target: target, "192.0.2.1")  # type: ignore[misc]
+    assert (auth.refused["wrong"], len(held)) == (12, 2)  # 10 are free
+    assert (await auth.authenticate_ticket(right, lambda _: "/it?", "192.0.2.1")).sub == key.id
+    assert len(held) == 2
+
+
 async def test_an_address_is_forgiven_with_time(site: Site) -> None:
     held = []
 

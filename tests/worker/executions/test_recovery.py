@@ -380,6 +380,21 @@ class TestJournal:
         assert Journal(tmp_path).load() == []
         assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
+    def test_a_damaged_page_costs_its_record_alone(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        journal = Journal(tmp_path)
+        for number in range(4):
+            journal.add(replace(self.RECORD, execution_id=str(number)))
+        content = bytearray((tmp_path / "records").read_bytes())
+        content[4096:8192] = b"\xff\x80{" * 1365 + b"\xff"  # no UTF-8
+        content[8192:8200] = b"[1, 2]  "
+        (tmp_path / "records").write_bytes(content)
+        journal = Journal(tmp_path)
+        assert [record.execution_id for record in journal.load()] == ["0", "3"]
+        assert len(caplog.records) == 2
+        journal.add(replace(self.RECORD, execution_id="new"))
+        assert {record.execution_id for record in Journal(tmp_path).load()} == {"0", "3", "new"}
+        assert (tmp_path / "records").stat().st_size == 4 * 4096
+
     def test_room_is_used_again(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path)
         for number in range(5):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from support.clock import Clock
 from support.cluster import wait_until
-from support.sites import ALL_RUNTIMES, Site, in_thread
+from support.sites import ALL_RUNTIMES, Site, collect, in_thread
 
 from boxlite_server import ids
 from boxlite_server.errors import (
@@ -24,6 +24,7 @@ from boxlite_server.worker.commands import ExecSpec, Process
 from boxlite_server.worker.executions import output_log as output_log_module
 from boxlite_server.worker.executions import registry as executions_module
 from boxlite_server.worker.executions.execution import BRIEF_BYTES, Delivered, Ended
+from boxlite_server.worker.executions.journal import Journal
 from boxlite_server.worker.executions.output_log import Chunk, Dropped
 from boxlite_server.worker.executions.registry import (
     KEEP_FINISHED,
@@ -197,6 +198,21 @@ def test_spawn_failure_says_so_and_frees_the_id(executions: Executions, box: Box
         executions.get(box.box_id, execution)
     executions.start(execution, box, ExecSpec(("true",)))
     assert read(executions, box, execution)[2].exit_code == 0
+
+
+def test_a_start_that_fails_leaves_nothing_for_the_next_worker(site: Site, box: BoxRef, tmp_path: Path) -> None:
+    def fail_late(box: BoxRef, spec: ExecSpec, on_begun: Callable[[Process], object]) -> Process:
+        process = spawn(box, ExecSpec(("true",)), on_begun)
+        collect(process)
+        raise ExecutionError("it could not be started")
+
+    (tmp_path / "journal").mkdir()
+    executions = Executions(site.runtime, tmp_path, journal=Journal(tmp_path / "journal"))
+    spawn = site.runtime.spawn
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExecutionError):
+        patch.setattr(site.runtime, "spawn", fail_late)
+        executions.start(ids.execution_id(), box, ExecSpec(("true",)))
+    assert Journal(tmp_path / "journal").load() == []
 
 
 def test_a_repeated_start_starts_nothing(executions: Executions, box: BoxRef) -> None:

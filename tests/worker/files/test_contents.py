@@ -6,7 +6,9 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sites import Site, collect
@@ -17,7 +19,7 @@ from boxlite_server.worker.files import listing
 from boxlite_server.worker.files.contents import Condition, Contents
 from boxlite_server.worker.files.spool import Spool
 from boxlite_server.worker.files.transfer import Files
-from boxlite_server.worker.runtime import BoxRef, ExecSpec, FileKind
+from boxlite_server.worker.runtime import ArchiveStream, BoxFiles, BoxRef, ExecSpec, FileKind, WholeArchive
 
 MIB = 1 << 20
 
@@ -28,6 +30,7 @@ class Box:
     def __init__(self, site: Site, spool: Path, ref: BoxRef, home: str) -> None:
         self.ref = ref
         self.home = home
+        self.spool = spool
         self.contents = Contents(site.runtime, Spool(spool))
         self._files = Files(site.runtime, Spool(spool))
 
@@ -130,6 +133,59 @@ def test_another_version_is_not_read(box: Box) -> None:
     box.write("/f", b"1")
     with box.contents.read(box.ref, f"{box.home}/f", "other", 0, 1) as (entry, pieces):
         assert (entry.size, list(pieces)) == (1, [])
+
+
+class Changed:
+    """The files of a box, of which one changes between the look at it and its reading."""
+
+    def __init__(self, files: BoxFiles, change: Callable[[], object]) -> None:
+        self._files = files
+        self._change = change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def get(self, path: str) -> ArchiveStream:
+        self._change()
+        return self._files.get(path)
+
+
+@pytest.mark.parametrize("content", [b"longer than it was", b"b"])
+def test_a_file_that_changes_while_it_is_read_is_not_read(
+    box: Box, site: Site, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    box.write("/f", b"a")
+    files = site.runtime.files
+    with closing(files(box.ref)) as found:
+        if len(content) == 1 and not isinstance(found.get(f"{box.home}/f"), WholeArchive):
+            pytest.skip("an archive of the engine tells the size and the second of the change alone")
+    changed = Box(site, box.spool, box.ref, box.home)
+    with monkeypatch.context() as patch:
+
+        def change() -> None:
+            patch.setattr(site.runtime, "files", files)
+            changed.write("/f", content)
+
+        patch.setattr(site.runtime, "files", lambda ref: Changed(files(ref), change))
+        entry = box.contents.stat(box.ref, f"{box.home}/f", follow=True)
+        with (
+            pytest.raises(InvalidStateError, match="changes while it is read"),
+            box.contents.read(box.ref, f"{box.home}/f", entry.version, 0, 1) as (_, pieces),
+        ):
+            list(pieces)
+    assert box.read("/f") == content
+
+
+def test_a_new_file_belongs_to_the_user_of_the_box(site: Site, tmp_path: Path) -> None:
+    if not isinstance(site.runtime, DockerRuntime):
+        pytest.skip("the runtime sets no owners of its own")
+    box = Box(site, tmp_path, site.new_box(user="box"), "/srv")
+    box.write("/at/rest", b"")
+    site.runtime.start(box.ref)
+    box.write("/as/running", b"")
+    owned = "set -e; cd /srv; for f in at at/rest as as/running; do test -O $f; done"
+    assert collect(site.runtime.spawn(box.ref, ExecSpec(("sh", "-c", owned))))[2] == 0
+    site.runtime.remove(box.ref, force=True)
 
 
 def test_links_are_followed_inside_the_box_and_no_further(box: Box) -> None:

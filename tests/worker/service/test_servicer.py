@@ -207,6 +207,22 @@ def test_an_execution_over_the_wire(client: Client, box: pb.BoxRef) -> None:
     assert again == [last]
 
 
+def test_a_page_of_executions_is_bounded_whatever_is_asked(
+    client: Client, box: pb.BoxRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "MAX_LISTED", 2)
+    for _ in range(3):
+        execute(client, box, "true")
+    page = client.ListExecutions(pb.ListExecutionsRequest(box=box, count=2**31 - 1))
+    assert (len(page.executions), page.more) == (2, True)
+    last = page.executions[-1]
+    behind = pb.ListExecutionsRequest(box=box, count=1, after_ms=last.started_at_ms, after_id=last.execution_id)
+    page = client.ListExecutions(behind)
+    assert (len(page.executions), page.more) == (1, False)
+    beside = pb.BoxRef(box_id="another", generation=1)
+    assert not client.ListExecutions(pb.ListExecutionsRequest(box=beside, count=1)).executions
+
+
 def test_a_resumed_reading_goes_on_behind_what_was_received(client: Client, box: pb.BoxRef) -> None:
     ref = execute(client, box, "sh", "-c", "echo one; read line; echo $line")
     first, fresh = itertools.islice(reading(client, pb.ReadOutputRequest(execution=ref, resume=True)), 2)
