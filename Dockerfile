@@ -18,7 +18,7 @@ FROM ${PYTHON}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libnftables1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --home-dir /var/lib/boxlite --create-home boxlite
+    && useradd --uid 10001 --shell /usr/sbin/nologin --home-dir /var/lib/boxlite --create-home boxlite
 COPY --from=build /opt/boxlite /opt/boxlite
 COPY deploy/healthcheck.py /opt/boxlite/healthcheck.py
 ENV PATH=/opt/boxlite/bin:$PATH PYTHONUNBUFFERED=1 BOXLITE_HOME=/var/lib/boxlite \
