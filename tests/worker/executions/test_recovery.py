@@ -16,7 +16,7 @@ from support.cluster import wait_until
 from support.sites import ALL_RUNTIMES, Site, abandon, collect, in_thread
 
 from boxlite_server import ids
-from boxlite_server.errors import EngineError, ExecutionError, NotFoundError
+from boxlite_server.errors import EngineError, NotFoundError
 from boxlite_server.worker.commands import Durable, ExecSpec
 from boxlite_server.worker.executions.execution import Delivered, Ended, ExecutionState, ExecutionStatus
 from boxlite_server.worker.executions.journal import Journal, Record
@@ -310,13 +310,6 @@ def test_a_box_that_was_removed_in_between(worker: Worker, site: Site) -> None:
     state = read(next_life(), box, execution)[2]
     assert (state.status, state.exit_code) == (ExecutionStatus.COMPLETED, 137)
     assert "box was removed" in state.error_message
-
-
-def test_a_command_that_could_not_be_started_leaves_no_record(site: Site, box: BoxRef, tmp_path: Path) -> None:
-    executions = Executions(site.runtime, tmp_path, journal=Journal(tmp_path))
-    with pytest.raises(ExecutionError):
-        executions.start(ids.execution_id(), box, ExecSpec(("/no/such/command",)))
-    assert Journal(tmp_path).load() == []
 
 
 def test_a_command_that_the_engine_has_forgotten(site: Site, box: BoxRef, tmp_path: Path) -> None:
