@@ -31,7 +31,7 @@ def cold(bench: Bench) -> Iterator[Result]:
         return _removal(bench, box)
 
     title = "create and start, cold, against the SDK with equal options"
-    yield compare("cold-start", title, ours, lambda: removal(bench.sdk.start()), bench.rounds(40))
+    yield compare("cold-start", title, ours, lambda: removal(bench.sdk.start()), bench.rounds(60))
 
 
 def cold_at_once(bench: Bench) -> Iterator[Result]:

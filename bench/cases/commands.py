@@ -64,7 +64,7 @@ def execute(bench: Bench) -> Iterator[Result]:
 
 def _short(bench: Bench, name: str, title: str, ours: Action, theirs: Action) -> Iterator[Result]:
     """A short command as an agent has them, several in a row, and alone between two commands of the other side."""
-    yield compare(name, title, ours, theirs, bench.rounds(20), IN_A_ROW)
+    yield compare(name, title, ours, theirs, bench.rounds(60), IN_A_ROW)
     yield compare(f"{name}-alone", f"{title}, each after one of the SDK", ours, theirs, bench.rounds(50))
 
 
