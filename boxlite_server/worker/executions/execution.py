@@ -165,7 +165,7 @@ class Execution:
         self._process = process
         self._clock = clock
         self._tally = tally
-        self._started_at_ms = started_at_ms
+        self.started_at_ms = started_at_ms
         self._started = clock() - max(time.time() - started_at_ms / 1000, 0.0)
         self.gap = gap or ""
         self.is_inherited = gap is not None
@@ -186,7 +186,7 @@ class Execution:
     @property
     def state(self) -> ExecutionState:
         with self._lock:
-            running = ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self._started_at_ms)
+            running = ExecutionState(self.execution_id, ExecutionStatus.RUNNING, self.started_at_ms)
             state = self._final or replace(running, counts_input=self._counts_input)
             return replace(state, delivered=self._delivered)
 
@@ -460,7 +460,7 @@ class Execution:
             self._final = ExecutionState(
                 self.execution_id,
                 killed or ExecutionStatus.COMPLETED,
-                self._started_at_ms,
+                self.started_at_ms,
                 exit_code,
                 int((self._clock() - self._started) * 1000),
                 message,

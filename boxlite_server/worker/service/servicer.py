@@ -408,7 +408,7 @@ class WorkerService(FileCalls):
 
 def _place(execution: Execution) -> tuple[int, str]:
     """The place of an execution in a list."""
-    return execution.state.started_at_ms, execution.execution_id
+    return execution.started_at_ms, execution.execution_id
 
 
 def make_server(service: WorkerService, secret: str, epoch: str | None = None) -> grpc.Server:

@@ -82,13 +82,20 @@ static int64_t now(void)
     return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-/* Find a command by its id; 0 finds a free entry. */
+/* Find a command by its id; 0 finds a free entry before `used`. */
 static struct command *find(uint32_t id)
 {
     for (struct command *c = commands; c < used; c++)
         if (c->id == id)
             return c;
-    return id || used == commands + MAX_COMMANDS ? NULL : used++;
+    return NULL;
+}
+
+/* A free entry; NULL where there is none. */
+static struct command *free_entry(void)
+{
+    struct command *entry = find(0);
+    return entry ? entry : used < commands + MAX_COMMANDS ? used++ : NULL;
 }
 
 static void close_descriptor(int *descriptor)
@@ -285,7 +292,7 @@ static int spawn(struct received *request)
     }
     if (request->is_cut)
         return EMFILE;
-    if (!(command = find(0)))
+    if (!(command = free_entry()))
         return EAGAIN;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return errno;
